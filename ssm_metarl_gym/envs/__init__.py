@@ -1,0 +1,37 @@
+"""The environments of the ``ssm_metarl`` namespace, and their registration with Gymnasium."""
+
+from typing import Any
+
+import gymnasium as gym
+
+from ssm_metarl_gym.envs.cartpole import TaskCartPoleEnv
+from ssm_metarl_gym.envs.pendulum import TaskPendulumEnv
+
+__all__ = ["TaskCartPoleEnv", "TaskPendulumEnv", "register_environments"]
+
+# On average one change in a trial of 200 steps.
+_SWITCHING: dict[str, Any] = {"switch": {"probability": 0.005}}
+_TRIALS: dict[str, Any] = {"on_failure": "restart"}
+
+# Family, entry point, time limit and the keyword arguments that differ from the constructor's defaults.
+_REGISTRATIONS: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
+    ("CartPole", "cartpole:TaskCartPoleEnv", 500, {}),
+    ("CartPolePolarity", "cartpole:TaskCartPoleEnv", 200, _TRIALS),
+    ("CartPoleSwitch", "cartpole:TaskCartPoleEnv", 200, _TRIALS | _SWITCHING),
+    ("Pendulum", "pendulum:TaskPendulumEnv", 200, {}),
+    ("PendulumPolarity", "pendulum:TaskPendulumEnv", 200, {}),
+    ("PendulumSwitch", "pendulum:TaskPendulumEnv", 200, _SWITCHING),
+)
+
+
+def register_environments() -> None:
+    """Register every family as ``ssm_metarl/<family>-v0``. Calling it again changes nothing."""
+    for family, entry_point, max_episode_steps, kwargs in _REGISTRATIONS:
+        env_id = f"ssm_metarl/{family}-v0"
+        if env_id not in gym.registry:
+            gym.register(
+                id=env_id,
+                entry_point=f"ssm_metarl_gym.envs.{entry_point}",
+                max_episode_steps=max_episode_steps,
+                kwargs={"family": family, **kwargs},
+            )

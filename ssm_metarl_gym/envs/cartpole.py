@@ -1,0 +1,157 @@
+"""CartPole with a hidden task."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+
+from ssm_metarl_gym.envs.hidden_task import HiddenTask, TaskParameter, check_reset_options, parse_state
+from ssm_metarl_gym.tasks import CartPoleTask, check_choice
+
+__all__ = ["TaskCartPoleEnv"]
+
+# What a fall costs in a trial. With the reward of 1 for the step itself, a fall is rewarded with -9.
+FAILURE_PENALTY: Final = 10.0
+
+
+class TaskCartPoleEnv(HiddenTask[CartPoleTask], CartPoleEnv):
+    """Gymnasium's CartPole, with physics that are drawn anew at every reset and that the agent is not told.
+
+    With the default task it steps bit for bit like ``CartPole-v1``. Physics and ranges: Packer et al. 2018,
+    https://arxiv.org/abs/1810.12282.
+
+    ## Action space
+    ``Discrete(2)``: push the cart to the left (0) or to the right (1); the other way round where ``polarity`` is -1.
+
+    ## Observation space
+    ``Box`` of cart position (m), cart velocity (m/s), pole angle (rad) and pole angular velocity (rad/s); with
+    ``context="visible"`` followed by the parameters that vary in the family, scaled to [-1, 1] over the training
+    range.
+
+    ## Rewards
+    1 for every step. In a trial, 1 - 10 for a step in which the pole falls or the cart leaves the track.
+
+    ## Starting state
+    Every component uniform in [-0.05, 0.05], or within the options ``low`` and ``high``.
+
+    ## Episode end
+    The pole leans more than 12 degrees or the cart is more than 2.4 m from the centre (not in a trial), or the time
+    limit: 500 steps for ``CartPole-v0``, 200 for ``CartPolePolarity-v0`` and ``CartPoleSwitch-v0``.
+
+    ## Arguments
+    * ``split``: ``"train"``, ``"interpolation"`` (the training ranges, from a stream of its own) or
+      ``"extrapolation"``.
+    * ``context``: ``"hidden"``, or ``"visible"`` to append the parameters to the observation.
+    * ``task``: a dictionary of parameters (see ``CartPoleTask``) that every episode has, or ``None`` to draw them.
+    * ``switch``: ``{"step": n}`` flips the polarity after n steps, ``{"probability": p}`` after any step with
+      probability p, ``None`` never.
+    * ``on_failure``: ``"terminate"``, or ``"restart"`` for a trial: a fall costs a penalty of 10 and re-draws the
+      state, the task stays, and only the time limit ends the episode.
+
+    ``reset(options=...)`` takes ``task`` (a dictionary or a ``CartPoleTask``, for this episode), ``state`` (the four
+    components) and Gymnasium's ``low`` and ``high`` (a number, or one for each component). ``info`` holds ``task_id``,
+    ``task_params`` (those of the *next* step) and ``restarted`` (the observation starts a new attempt of a trial).
+
+    ## Version history
+    * v0: initial version.
+    """
+
+    # Reset options under which random actions visit the states that matter: x +-2, angle +-0.18, speeds +-1.5.
+    wide_start: ClassVar[dict[str, Any]] = {"low": [-2.0, -1.5, -0.18, -1.5], "high": [2.0, 1.5, 0.18, 1.5]}
+
+    gravity = TaskParameter()
+    masscart = TaskParameter()
+    masspole = TaskParameter()
+    length = TaskParameter()
+    force_mag = TaskParameter()
+
+    def __init__(
+        self,
+        family: str = "CartPole",
+        *,
+        split: str = "train",
+        context: str = "hidden",
+        task: Mapping[str, float] | None = None,
+        switch: Mapping[str, float] | None = None,
+        on_failure: str = "terminate",
+        render_mode: str | None = None,
+    ) -> None:
+        check_choice("on_failure", on_failure, ("terminate", "restart"))
+        self._on_failure = on_failure
+        self._low = self._high = np.zeros(4)
+        super().__init__(
+            family=family, split=split, context=context, task=task, switch=switch, render_mode=render_mode
+        )
+        # Gymnasium's constructor has just set every parameter to its default.
+        self.task = self._fixed_task or CartPoleTask()
+
+    @property
+    def total_mass(self) -> float:
+        """Mass of cart and pole, kg."""
+        return self.masspole + self.masscart
+
+    @total_mass.setter
+    def total_mass(self, value: float) -> None:
+        """Ignored: Gymnasium's constructor assigns it, but it always follows from the task."""
+
+    @property
+    def polemass_length(self) -> float:
+        """Mass of the pole times half its length, kg m."""
+        return self.masspole * self.length
+
+    @polemass_length.setter
+    def polemass_length(self, value: float) -> None:
+        """Ignored: Gymnasium's constructor assigns it, but it always follows from the task."""
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        """Start an episode with a new task and a new state."""
+        options = check_reset_options(options, ("task", "state", "low", "high"))
+        low, high = (_parse_bound(name, options.get(name, default)) for name, default in _DEFAULT_BOUNDS)
+        if np.any(low > high):
+            raise ValueError(f"the option 'low' must not be greater than 'high'; got {low} and {high}.")
+        gym.Env.reset(self, seed=seed)
+        self._begin_task(seed, options.get("task"))
+        self._low, self._high = low, high
+        self._draw_state()
+        if "state" in options:
+            self.state = parse_state(options["state"], 4)
+        if self.render_mode == "human":
+            self.render()
+        return self._observe(np.array(self.state, dtype=np.float32)), self._info() | {"restarted": False}
+
+    def step(self, action: Any) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """Push the cart for 0.02 s."""
+        if not self.action_space.contains(action):
+            raise ValueError(f"an action must be 0 or 1; got {action!r}.")
+        if self.state is None:
+            raise gym.error.ResetNeeded("reset() must be called before step().")
+        observation, reward, terminated, truncated, _ = super().step(action if self.task.polarity > 0 else 1 - action)
+        restarted = terminated and self._on_failure == "restart"
+        if restarted:
+            reward, terminated = reward - FAILURE_PENALTY, False
+            self._draw_state()
+            observation = np.array(self.state, dtype=np.float32)
+        self._end_step()
+        return self._observe(observation), reward, terminated, truncated, self._info() | {"restarted": restarted}
+
+    def _draw_state(self) -> None:
+        self.state = self.np_random.uniform(self._low, self._high)
+        self.steps_beyond_terminated = None
+
+
+_DEFAULT_BOUNDS: Final = (("low", -0.05), ("high", 0.05))
+
+
+def _parse_bound(name: str, bound: Any) -> npt.NDArray[np.float64]:
+    try:
+        parsed = np.broadcast_to(np.asarray(bound, dtype=np.float64), (4,))
+    except (TypeError, ValueError):
+        parsed = np.full(4, np.nan)
+    if not np.isfinite(parsed).all():
+        raise ValueError(f"the option {name!r} must be a finite number or four of them; got {bound!r}.")
+    return parsed

@@ -1,0 +1,179 @@
+"""What the environments with a hidden task share: drawing it, switching it, observing it and showing it."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final, Generic, TypeVar, cast
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from ssm_metarl_gym.tasks import FAMILIES, Task, check_choice
+
+__all__ = ["HiddenTask", "TaskParameter"]
+
+# Bounds of an observation that has none: finite, because environment checkers warn of infinite ones.
+_UNBOUNDED: Final = float(np.finfo(np.float32).max)
+_CONTEXTS: Final = ("hidden", "visible")
+
+SomeTask = TypeVar("SomeTask", bound=Task)
+
+
+class HiddenTask(gym.Env[npt.NDArray[np.float32], Any], Generic[SomeTask]):
+    """A mixin for one of Gymnasium's environments, which adds a task that is drawn anew at every reset.
+
+    The task has a random stream of its own, seeded with the environment: whether a task is drawn or given never
+    changes the physical states that a seed leads to.
+    """
+
+    def __init__(
+        self,
+        *,
+        family: str,
+        split: str,
+        context: str,
+        task: Mapping[str, float] | None,
+        switch: Mapping[str, float] | None,
+        **kwargs: Any,
+    ) -> None:
+        check_choice("family", family, tuple(FAMILIES))
+        check_choice("context", context, _CONTEXTS)
+        self._family = FAMILIES[family]
+        self._distribution = self._family.distribution(split)
+        self._task_type = cast("type[SomeTask]", self._distribution.task_type)
+        self._split = split
+        self._context_visible = context == "visible"
+        self._fixed_task = None if task is None else self._task_type.from_dict(task)
+        self._switch = _check_switch(switch)
+        self._task_rng: np.random.Generator | None = None
+        self._steps_to_switch: int | None = None
+        self.task = self._fixed_task or self._task_type()
+        super().__init__(**kwargs)
+        self.observation_space = self._observable(cast("spaces.Box", self.observation_space))
+
+    @property
+    def task(self) -> SomeTask:
+        """The task that governs the next step."""
+        return self._task
+
+    @task.setter
+    def task(self, task: SomeTask) -> None:
+        if not isinstance(task, self._task_type):
+            raise ValueError(f"task must be a {self._task_type.__name__}; got {task!r}.")
+        self._task = task
+        self._task_id = task.task_id
+
+    def _observable(self, space: spaces.Box) -> spaces.Box:
+        """The space of the observations: finite bounds, and room for the parameters where they are visible."""
+        high = np.nan_to_num(space.high, posinf=_UNBOUNDED)
+        if self._context_visible:
+            high = np.append(high, np.full(len(self._distribution.parameters), _UNBOUNDED)).astype(np.float32)
+        return spaces.Box(-high, high, dtype=np.float32)
+
+    def _observe(self, observation: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """What the agent sees: the physical observation and, where they are visible, the normalised parameters."""
+        if not self._context_visible:
+            return observation
+        return np.concatenate([observation, self._family.train.normalise(self._task)])
+
+    def _info(self) -> dict[str, Any]:
+        return {"task_id": self._task_id, "task_params": self._task.to_dict()}
+
+    def _begin_task(self, seed: int | None, task: SomeTask | Mapping[str, float] | None) -> None:
+        """Start an episode: seed the task stream where ``seed`` is given, choose the task, draw the first switch.
+
+        The draws are made even where a given task makes them needless, so that later episodes do not depend on it.
+        """
+        if seed is not None or self._task_rng is None:
+            # A generator that the user set has no known seed (-1): then the stream starts from a draw of it.
+            known = self.np_random_seed if self.np_random_seed >= 0 else int(self.np_random.integers(2**63))
+            self._task_rng = self._family.generator(self._split, known)
+        drawn = cast("SomeTask", self._distribution.sample(self._task_rng))
+        if task is None:
+            self.task = self._fixed_task or drawn
+        else:
+            self.task = self._task_type.from_dict(task) if isinstance(task, Mapping) else task
+        self._steps_to_switch = self._draw_switch(first=True)
+
+    def _draw_switch(self, *, first: bool) -> int | None:
+        """The number of steps until the polarity flips, or None where it does not flip any more."""
+        if "probability" in self._switch and self._switch["probability"] > 0.0:
+            rng = cast("np.random.Generator", self._task_rng)
+            return int(rng.geometric(self._switch["probability"]))
+        return int(self._switch["step"]) if first and "step" in self._switch else None
+
+    def _end_step(self) -> None:
+        """Flip the polarity where a switch is due, so that ``task`` is always the one of the next step."""
+        if self._steps_to_switch is None:
+            return
+        self._steps_to_switch -= 1
+        if self._steps_to_switch == 0:
+            self.task = replace(self._task, polarity=-self._task.polarity)
+            self._steps_to_switch = self._draw_switch(first=False)
+
+    def render(self) -> Any:
+        """Gymnasium's picture of the physics, with the hidden task as a caption."""
+        frame = super().render()
+        screen = getattr(self, "screen", None)
+        if screen is None or self.render_mode is None:
+            return frame
+        import pygame
+
+        pygame.font.init()
+        shown = [f"polarity {self._task.polarity:+d}"]
+        shown += [f"{name} {getattr(self._task, name):.3g}" for name in self._distribution.parameters if name != "polarity"]
+        text = "   ".join(shown)
+        caption = pygame.font.Font(None, 24).render(text, True, (60, 60, 60), (255, 255, 255))
+        area = screen.blit(caption, (10, 10))
+        if self.render_mode == "human":
+            pygame.display.update(area)
+            return None
+        return np.transpose(np.array(pygame.surfarray.pixels3d(screen)), axes=(1, 0, 2))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Pygame's surfaces can be neither copied nor pickled; the next render makes new ones.
+        return self.__dict__ | {name: None for name in ("screen", "clock", "surf") if name in self.__dict__}
+
+
+class TaskParameter:
+    """A parameter that lives in the task alone, so that it, the task and what is derived from both never disagree."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, env: HiddenTask[Any], owner: type | None = None) -> float:
+        return float(getattr(env.task, self._name))
+
+    def __set__(self, env: HiddenTask[Any], value: float) -> None:
+        env.task = replace(env.task, **{self._name: value})
+
+
+def check_reset_options(options: Mapping[str, Any] | None, valid: tuple[str, ...]) -> Mapping[str, Any]:
+    """The options of a reset, or a ValueError that names the nearest valid key where one does not exist."""
+    for name in options or {}:
+        check_choice("an option of reset", name, valid)
+    return options or {}
+
+
+def parse_state(state: Any, size: int) -> npt.NDArray[np.float64]:
+    """The physical state that a user gave: ``Float[size]``, finite."""
+    parsed = np.array(state, dtype=np.float64)
+    if parsed.shape != (size,) or not np.isfinite(parsed).all():
+        raise ValueError(f"the option 'state' must be {size} finite numbers; got {state!r}.")
+    return parsed
+
+
+def _check_switch(switch: Mapping[str, float] | None) -> dict[str, float]:
+    if switch is None:
+        return {}
+    if isinstance(switch, Mapping) and len(switch) == 1:
+        name, value = next(iter(switch.items()))
+        if name == "probability" and isinstance(value, (int, float)) and 0.0 <= value <= 1.0:
+            return {name: value}
+        if name == "step" and isinstance(value, (int, np.integer)) and value >= 1:
+            return {name: value}
+    raise ValueError(
+        "switch must be None, {'probability': p} with p in [0, 1] or {'step': n} with a whole number n >= 1; "
+        f"got {switch!r}."
+    )

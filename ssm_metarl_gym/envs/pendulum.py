@@ -1,0 +1,117 @@
+"""Pendulum with a hidden task."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
+
+from ssm_metarl_gym.envs.hidden_task import HiddenTask, TaskParameter, check_reset_options, parse_state
+from ssm_metarl_gym.tasks import PendulumTask
+
+__all__ = ["TaskPendulumEnv"]
+
+# The torque that the action 1 commands, N m: that of Gymnasium's Pendulum.
+MAX_TORQUE = 2.0
+
+
+class TaskPendulumEnv(HiddenTask[PendulumTask], PendulumEnv):
+    """Gymnasium's Pendulum, with physics that are drawn anew at every reset and that the agent is not told.
+
+    With the default task it steps bit for bit like ``Pendulum-v1`` under twice the action. Physics and ranges: Packer
+    et al. 2018, https://arxiv.org/abs/1810.12282.
+
+    ## Action space
+    ``Box(-1, 1, (1,))``: the torque as a fraction of 2 N m. (Gymnasium's own takes the torque itself; a normalised
+    action is what SB3 and both environment checkers ask for.) The torque that acts is ``polarity * gain`` times that.
+
+    ## Observation space
+    ``Box`` of the cosine and the sine of the angle (0 is upright) and the angular velocity (rad/s, at most 8); with
+    ``context="visible"`` followed by the parameters that vary in the family, scaled to [-1, 1] over the training
+    range.
+
+    ## Rewards
+    ``-(angle^2 + 0.1 * velocity^2 + 0.001 * torque^2)``, with the torque that acts, before the step.
+
+    ## Starting state
+    Angle uniform in [-pi, pi], angular velocity in [-1, 1], or within the options ``x_init`` and ``y_init``.
+
+    ## Episode end
+    The time limit of 200 steps.
+
+    ## Arguments
+    * ``split``: ``"train"``, ``"interpolation"`` (the training ranges, from a stream of its own) or
+      ``"extrapolation"``.
+    * ``context``: ``"hidden"``, or ``"visible"`` to append the parameters to the observation.
+    * ``task``: a dictionary of parameters (see ``PendulumTask``) that every episode has, or ``None`` to draw them.
+    * ``switch``: ``{"step": n}`` flips the polarity after n steps, ``{"probability": p}`` after any step with
+      probability p, ``None`` never.
+
+    ``reset(options=...)`` takes ``task`` (a dictionary or a ``PendulumTask``, for this episode), ``state`` (angle and
+    angular velocity) and Gymnasium's ``x_init`` and ``y_init``. ``info`` holds ``task_id`` and ``task_params`` (those
+    of the *next* step).
+
+    ## Version history
+    * v0: initial version.
+    """
+
+    # Reset options under which random actions visit the states that matter: any angle, speeds up to the limit.
+    wide_start: ClassVar[dict[str, Any]] = {"x_init": np.pi, "y_init": 8.0}
+
+    g = TaskParameter()
+    m = TaskParameter()
+    l = TaskParameter()  # noqa: E741 - Gymnasium's own name for it
+
+    def __init__(
+        self,
+        family: str = "Pendulum",
+        *,
+        split: str = "train",
+        context: str = "hidden",
+        task: Mapping[str, float] | None = None,
+        switch: Mapping[str, float] | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        super().__init__(
+            family=family, split=split, context=context, task=task, switch=switch, render_mode=render_mode
+        )
+        # Gymnasium's constructor has just set every parameter to its default.
+        self.task = self._fixed_task or PendulumTask()
+        self.action_space = spaces.Box(-1.0, 1.0, shape=(1,), dtype=np.float32)
+        self.state: npt.NDArray[np.float64] | None = None
+
+    @property
+    def max_torque(self) -> float:
+        """The greatest torque that can act, N m: that of Gymnasium times the gain."""
+        return MAX_TORQUE * self.task.gain
+
+    @max_torque.setter
+    def max_torque(self, value: float) -> None:
+        """Ignored: Gymnasium's constructor assigns it, but it always follows from the task."""
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        """Start an episode with a new task and a new state."""
+        options = check_reset_options(options, ("task", "state", "x_init", "y_init"))
+        gym.Env.reset(self, seed=seed)
+        self._begin_task(seed, options.get("task"))
+        PendulumEnv.reset(self, options=dict(options))
+        if "state" in options:
+            self.state = parse_state(options["state"], 2)
+        return self._observe(self._get_obs()), self._info()
+
+    def step(self, action: Any) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """Apply a torque for 0.05 s; an action outside [-1, 1] counts as the nearest bound, as in Gymnasium's."""
+        action = np.asarray(action)
+        if action.shape != (1,) or not np.isfinite(action).all():
+            raise ValueError(f"an action must be one finite number in an array of shape (1,); got {action!r}.")
+        if self.state is None:
+            raise gym.error.ResetNeeded("reset() must be called before step().")
+        torque = np.clip(action, -1.0, 1.0) * (MAX_TORQUE * self.task.gain * self.task.polarity)
+        observation, reward, terminated, truncated, _ = super().step(torque)
+        self._end_step()
+        return self._observe(observation), float(reward), terminated, truncated, self._info()
