@@ -201,6 +201,7 @@ class TaskDistribution:
     def __post_init__(self) -> None:
         for name in self.parameters:
             check_choice(f"a parameter of {self.task_type.__name__}", name, self.task_type.parameter_names())
+        object.__setattr__(self, "parameters", dict(self.parameters))  # the caller may change its own later
         object.__setattr__(self, "_key", tuple(self.parameters.items()))
 
     def sample(self, rng: np.random.Generator) -> Task:

@@ -62,6 +62,8 @@ class TaskCartPoleEnv(HiddenTask[CartPoleTask], CartPoleEnv):
     # Reset options under which random actions visit the states that matter: x +-2, angle +-0.18, speeds +-1.5.
     wide_start: ClassVar[dict[str, Any]] = {"low": [-2.0, -1.5, -0.18, -1.5], "high": [2.0, 1.5, 0.18, 1.5]}
 
+    task_type = CartPoleTask
+    polarity = TaskParameter()
     gravity = TaskParameter()
     masscart = TaskParameter()
     masspole = TaskParameter()

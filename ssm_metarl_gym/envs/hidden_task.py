@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, ClassVar, Final, Generic, TypeVar, cast
 
 import gymnasium as gym
 import numpy as np
@@ -27,6 +27,8 @@ class HiddenTask(gym.Env[npt.NDArray[np.float32], Any], Generic[SomeTask]):
     changes the physical states that a seed leads to.
     """
 
+    task_type: ClassVar[type[Task]]
+
     def __init__(
         self,
         *,
@@ -37,7 +39,7 @@ class HiddenTask(gym.Env[npt.NDArray[np.float32], Any], Generic[SomeTask]):
         switch: Mapping[str, float] | None,
         **kwargs: Any,
     ) -> None:
-        check_choice("family", family, tuple(FAMILIES))
+        check_choice("family", family, [name for name in FAMILIES if FAMILIES[name].train.task_type is self.task_type])
         check_choice("context", context, _CONTEXTS)
         self._family = FAMILIES[family]
         self._distribution = self._family.distribution(split)
@@ -47,6 +49,7 @@ class HiddenTask(gym.Env[npt.NDArray[np.float32], Any], Generic[SomeTask]):
         self._fixed_task = None if task is None else self._task_type.from_dict(task)
         self._switch = _check_switch(switch)
         self._task_rng: np.random.Generator | None = None
+        self._switch_rng: np.random.Generator | None = None
         self._steps_to_switch: int | None = None
         self.task = self._fixed_task or self._task_type()
         super().__init__(**kwargs)
@@ -89,6 +92,8 @@ class HiddenTask(gym.Env[npt.NDArray[np.float32], Any], Generic[SomeTask]):
             # A generator that the user set has no known seed (-1): then the stream starts from a draw of it.
             known = self.np_random_seed if self.np_random_seed >= 0 else int(self.np_random.integers(2**63))
             self._task_rng = self._family.generator(self._split, known)
+            # Another stream for the switches: how many an episode sees must not change the tasks of later ones.
+            (self._switch_rng,) = self._task_rng.spawn(1)
         drawn = cast("SomeTask", self._distribution.sample(self._task_rng))
         if task is None:
             self.task = self._fixed_task or drawn
@@ -99,7 +104,7 @@ class HiddenTask(gym.Env[npt.NDArray[np.float32], Any], Generic[SomeTask]):
     def _draw_switch(self, *, first: bool) -> int | None:
         """The number of steps until the polarity flips, or None where it does not flip any more."""
         if "probability" in self._switch and self._switch["probability"] > 0.0:
-            rng = cast("np.random.Generator", self._task_rng)
+            rng = cast("np.random.Generator", self._switch_rng)
             return int(rng.geometric(self._switch["probability"]))
         return int(self._switch["step"]) if first and "step" in self._switch else None
 
@@ -158,7 +163,10 @@ def check_reset_options(options: Mapping[str, Any] | None, valid: tuple[str, ...
 
 def parse_state(state: Any, size: int) -> npt.NDArray[np.float64]:
     """The physical state that a user gave: ``Float[size]``, finite."""
-    parsed = np.array(state, dtype=np.float64)
+    try:
+        parsed = np.array(state, dtype=np.float64)
+    except (TypeError, ValueError):
+        parsed = np.full(size, np.nan)
     if parsed.shape != (size,) or not np.isfinite(parsed).all():
         raise ValueError(f"the option 'state' must be {size} finite numbers; got {state!r}.")
     return parsed

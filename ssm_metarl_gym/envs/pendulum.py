@@ -61,6 +61,9 @@ class TaskPendulumEnv(HiddenTask[PendulumTask], PendulumEnv):
     # Reset options under which random actions visit the states that matter: any angle, speeds up to the limit.
     wide_start: ClassVar[dict[str, Any]] = {"x_init": np.pi, "y_init": 8.0}
 
+    task_type = PendulumTask
+    polarity = TaskParameter()
+    gain = TaskParameter()
     g = TaskParameter()
     m = TaskParameter()
     l = TaskParameter()  # noqa: E741 - Gymnasium's own name for it
@@ -102,6 +105,8 @@ class TaskPendulumEnv(HiddenTask[PendulumTask], PendulumEnv):
         PendulumEnv.reset(self, options=dict(options))
         if "state" in options:
             self.state = parse_state(options["state"], 2)
+            if self.render_mode == "human":
+                self.render()
         return self._observe(self._get_obs()), self._info()
 
     def step(self, action: Any) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:

@@ -1,0 +1,23 @@
+"""What learns: the state-space model, meta-learning, test-time adaptation and the model of the dynamics."""
+
+if __name__ != "ssm_metarl_gym.agents":
+    # The folder is also importable as a top-level `agents`, which would make a second copy of every class.
+    raise ImportError(f"import ssm_metarl_gym.agents instead of {__name__}.")
+
+from ssm_metarl_gym.agents.adaptation import AdaptationConfig, Adapter, AdapterStats
+from ssm_metarl_gym.agents.dynamics import DynamicsModel
+from ssm_metarl_gym.agents.features import SSMFeaturesExtractor
+from ssm_metarl_gym.agents.meta_maml import MetaMAML
+from ssm_metarl_gym.agents.meta_trainer import MetaTrainer
+from ssm_metarl_gym.agents.ssm import SSM
+
+__all__ = [
+    "SSM",
+    "AdaptationConfig",
+    "Adapter",
+    "AdapterStats",
+    "DynamicsModel",
+    "MetaMAML",
+    "MetaTrainer",
+    "SSMFeaturesExtractor",
+]

@@ -1,0 +1,154 @@
+"""The state-space model: a stack of diagonal linear recurrences with gated outputs."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssm_metarl_gym.agents.scan import scan
+
+__all__ = ["SSM"]
+
+
+class SSM(nn.Module):
+    """A state-space model that maps an observation, or a sequence of them, to features.
+
+    Each layer is the linear recurrent unit of Orvieto et al. 2023 (https://arxiv.org/abs/2303.06349),
+    ``h_t = lambda * h_tm1 + sqrt(1 - |lambda|^2) * B LN(x_t)`` with ``lambda = exp(-exp(nu) + i exp(theta))``, which is
+    stable whatever the parameters, followed by ``x_t + GLU(W gelu(C [Re h_t, Im h_t] + D LN(x_t)))``.
+
+    ``forward`` keeps nothing between calls: whoever needs memory across calls carries the state, see :meth:`scan` and
+    :meth:`step`. Every operation is safe under ``torch.func`` (vmap, grad and their compositions).
+
+    Example:
+        >>> SSM(state_dim=10, hidden_dim=128, output_dim=32)(torch.randn(32, 10)).shape
+        torch.Size([32, 32])
+
+    Args:
+        state_dim: Width of the input (the observation).
+        hidden_dim: Width of the layers, even: each has ``hidden_dim / 2`` complex states.
+        output_dim: Width of the output.
+        device: Where the parameters live.
+        num_layers: Number of layers.
+
+    Raises:
+        ValueError: A size is not a positive integer, or ``hidden_dim`` is odd.
+    """
+
+    def __init__(
+        self, state_dim: int, hidden_dim: int = 128, output_dim: int = 32, device: str = "cpu", *, num_layers: int = 2
+    ) -> None:
+        super().__init__()
+        sizes = {"state_dim": state_dim, "hidden_dim": hidden_dim, "output_dim": output_dim, "num_layers": num_layers}
+        for name, size in sizes.items():
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} must be an int >= 1; got {size!r}.")
+        if hidden_dim % 2:
+            raise ValueError(f"hidden_dim must be even (two real numbers make a complex state); got {hidden_dim}.")
+        self.state_dim, self.hidden_dim, self.output_dim, self.num_layers = sizes.values()
+        self.encoder = nn.Linear(state_dim, hidden_dim)
+        self.layers = nn.ModuleList(_Layer(hidden_dim) for _ in range(num_layers))
+        self.decoder = nn.Linear(hidden_dim, output_dim)
+        self.to(device)
+
+    def forward(self, x: Tensor, hidden_state: Tensor | None = None) -> Tensor:
+        """Features of one step or of a sequence, from the zero state or from ``hidden_state``.
+
+        Args:
+            x: ``Float[B state_dim]`` for one step or ``Float[B T state_dim]`` for a sequence.
+            hidden_state: ``Float[B L 2 P]``, as made by :meth:`initial_state`, :meth:`step` or :meth:`scan`.
+
+        Returns:
+            ``Float[B output_dim]`` or ``Float[B T output_dim]``: always one tensor, never the new state.
+        """
+        if x.ndim == 3:
+            return self.scan(x, hidden_state)[0]
+        if hidden_state is not None:
+            return self.step(x, hidden_state)[0]
+        # From the zero state the state after one step is its input: no need to make and decay zeros.
+        self._check_input(x, (2,))
+        features = self.encoder(x)
+        for layer in self.layers:
+            features, _ = layer(features)
+        return self.decoder(features)  # type: ignore[no-any-return]
+
+    def initial_state(self, batch_size: int) -> Tensor:
+        """The state before anything was seen: zeros ``Float[B L 2 P]`` on the device and of the type of the model."""
+        return self.decoder.weight.new_zeros(batch_size, self.num_layers, 2, self.hidden_dim // 2)
+
+    def step(self, x: Tensor, state: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One step of :meth:`scan`: ``Float[B state_dim]``, ``start`` ``Bool[B]`` -> ``Float[B output_dim]``, state."""
+        self._check_input(x, (2,))
+        y, state = self.scan(x[:, None], state, None if start is None else start[:, None])
+        return y[:, 0], state
+
+    def scan(self, x: Tensor, state: Tensor | None = None, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Features of every step of a sequence, and the state after its last step.
+
+        Args:
+            x: ``Float[B T state_dim]``.
+            state: ``Float[B L 2 P]``; None for the zero state.
+            start: ``Bool[B T]``, true at the first steps of episodes: the state is cleared *before* such a step.
+
+        Returns:
+            ``Float[B T output_dim]`` and ``Float[B L 2 P]``.
+        """
+        self._check_input(x, (3,))
+        state = self.initial_state(x.shape[0]) if state is None else state
+        expected = (x.shape[0], self.num_layers, 2, self.hidden_dim // 2)
+        if state.shape != expected:
+            raise ValueError(
+                f"the state must have shape {expected} (batch, layers, 2, hidden_dim / 2); got {tuple(state.shape)}. "
+                "Start from initial_state(batch_size)."
+            )
+        if start is not None:
+            if start.shape != x.shape[:2]:
+                raise ValueError(f"start must have the shape {tuple(x.shape[:2])} of the steps; got {start.shape}.")
+            start = start.bool()
+        features, states = self.encoder(x), []
+        for layer, layer_state in zip(self.layers, state.unbind(1), strict=True):
+            features, layer_state = layer(features, layer_state, start)
+            states.append(layer_state)
+        return self.decoder(features), torch.stack(states, dim=1)
+
+    def _check_input(self, x: Tensor, ndims: tuple[int, ...]) -> None:
+        if x.ndim not in ndims or x.shape[-1] != self.state_dim:
+            raise ValueError(
+                f"the input must have shape (batch, {self.state_dim}) for one step or (batch, time, {self.state_dim}) "
+                f"for a sequence; got {tuple(x.shape)}."
+            )
+
+
+class _Layer(nn.Module):
+    """One linear recurrent unit with its normalisation, gate and residual connection."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        num_states = width // 2
+        # |lambda| between 0.5 and 0.99, so that memories of one step and of a hundred are there from the start.
+        radius = torch.empty(num_states).uniform_(0.5, 0.99)
+        self.nu = nn.Parameter(torch.log(-torch.log(radius)))
+        self.theta = nn.Parameter(torch.log(torch.empty(num_states).uniform_(0.01, math.pi / 2)))
+        self.norm = nn.LayerNorm(width)
+        self.input = nn.Linear(width, 2 * num_states, bias=False)  # B
+        self.output = nn.Linear(2 * num_states, width, bias=False)  # C
+        self.skip = nn.Parameter(torch.randn(width))  # D
+        self.gate = nn.Linear(width, 2 * width)  # W
+
+    def forward(
+        self, x: Tensor, state: Tensor | None = None, start: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """``x`` ``Float[B (T) H]``, ``state`` ``Float[B 2 P]`` -> the same; no state where none was given."""
+        normed = self.norm(x)
+        rate = torch.exp(self.nu)  # P
+        inputs = self.input(normed).unflatten(-1, (2, -1)) * torch.sqrt(-torch.expm1(-2.0 * rate))  # B (T) 2 P
+        if state is None:
+            states = inputs
+        else:
+            angle, radius = torch.exp(self.theta), torch.exp(-rate)
+            decay = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)])  # 2 P
+            states = scan(decay, inputs, state, start)  # B T 2 P
+            state = states[:, -1]
+        mixed = F.gelu(self.output(states.flatten(-2)) + self.skip * normed)  # B (T) H
+        return x + F.glu(self.gate(mixed), dim=-1), state

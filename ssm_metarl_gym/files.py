@@ -1,0 +1,26 @@
+"""Writing files so that a half-written one never replaces a good one."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["replacing"]
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` to write to; it takes the place of ``path`` when the block ends well.
+
+    Example:
+        >>> with replacing("results.json") as temporary:
+        ...     temporary.write_text("{}")
+    """
+    path = Path(path)
+    # The suffix stays the last part of the name, because writers choose the format by it.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

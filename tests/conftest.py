@@ -1,0 +1,24 @@
+"""Settings that must precede the first import of pygame and torch, and what several test modules share."""
+
+import os
+
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch reads it at import: small tensors are fastest on one thread
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def rollout():
+    """A function that plays the same random actions in every environment and returns all that these give back."""
+
+    def play(env, num_steps, seed=None):
+        history = [] if seed is None else [env.reset(seed=seed)]
+        env.action_space.seed(7)
+        for _ in range(num_steps):
+            history.append(env.step(env.action_space.sample()))
+            if history[-1][2] or history[-1][3]:
+                history.append(env.reset())
+        return [(observation.tolist(), *rest) for observation, *rest in history]
+
+    return play

@@ -1,0 +1,76 @@
+import importlib
+import subprocess
+import sys
+
+import gymnasium as gym
+import pytest
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils.env_checker import check_env
+
+import ssm_metarl_gym
+
+IDS = [
+    f"ssm_metarl/{physics}{family}-v0" for physics in ("CartPole", "Pendulum") for family in ("", "Polarity", "Switch")
+]
+OPTIONS = [
+    {},
+    {"split": "interpolation"},
+    {"split": "extrapolation", "context": "visible"},
+    {"context": "visible"},
+    {"task": {}},
+    {"task": {"polarity": -1}},
+    {"switch": None},
+    {"switch": {"step": 2}},
+    {"switch": {"probability": 1.0}},
+]
+ON_FAILURE = [{"on_failure": "terminate"}, {"on_failure": "restart"}]
+VARIANTS = [
+    pytest.param(env_id, kwargs, id=f"{env_id}-{kwargs}")
+    for env_id in IDS
+    for kwargs in OPTIONS + (ON_FAILURE if "CartPole" in env_id else [])
+]
+
+
+def test_all_families_are_registered():
+    assert {env_id for env_id in gym.registry if env_id.startswith("ssm_metarl/")} == set(IDS)
+
+
+@pytest.mark.parametrize(("env_id", "kwargs"), VARIANTS)
+def test_gymnasium_finds_no_fault(env_id, kwargs):
+    check_env(gym.make(env_id, **kwargs).unwrapped)
+
+
+@pytest.mark.parametrize(("env_id", "kwargs"), VARIANTS)
+def test_stable_baselines3_finds_no_fault(env_id, kwargs):
+    from stable_baselines3.common.env_checker import check_env
+
+    check_env(gym.make(env_id, **kwargs))
+
+
+@pytest.mark.parametrize(("env_id", "kwargs"), VARIANTS)
+def test_a_spec_in_json_makes_the_same_environment(env_id, kwargs, rollout):
+    env = gym.make(env_id, **kwargs)
+    copy = gym.make(EnvSpec.from_json(env.spec.to_json()))
+    assert copy.spec == env.spec
+    assert rollout(copy, 30, seed=1) == rollout(env, 30, seed=1)
+
+
+def test_unknown_ids_get_a_suggestion():
+    with pytest.raises(gym.error.NameNotFound, match="Did you mean: `CartPole`"):
+        gym.make("ssm_metarl/CartPol-v0")
+
+
+def test_registering_again_changes_nothing():
+    specs = {env_id: gym.spec(env_id) for env_id in IDS}
+    importlib.reload(ssm_metarl_gym)
+    ssm_metarl_gym.envs.register_environments()
+    assert all(gym.spec(env_id) is spec for env_id, spec in specs.items())
+
+
+def test_gymnasium_imports_the_plugin_by_its_name_and_without_torch():
+    script = """if True:
+        import sys, gymnasium
+        gymnasium.make("ssm_metarl_gym:ssm_metarl/CartPole-v0").reset()
+        assert not {"torch", "stable_baselines3"} & set(sys.modules)
+    """
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)  # noqa: S603

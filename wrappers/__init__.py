@@ -1,0 +1,10 @@
+"""What stands between an environment and an agent: history and online adaptation."""
+
+if __name__ != "ssm_metarl_gym.wrappers":
+    # The folder is also importable as a top-level `wrappers`, which would make a second copy of every class.
+    raise ImportError(f"import ssm_metarl_gym.wrappers instead of {__name__}.")
+
+from ssm_metarl_gym.wrappers.history_window import HistoryWindow
+from ssm_metarl_gym.wrappers.online_adaptation import OnlineAdaptation
+
+__all__ = ["HistoryWindow", "OnlineAdaptation"]
