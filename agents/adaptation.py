@@ -94,6 +94,14 @@ class _Snapshot:
     stats: AdapterStats
 
 
+@dataclass(frozen=True)
+class _Step:
+    """An accepted gradient step: whether its gradient was clipped, and whether it ended on the trust region's border."""
+
+    clipped: bool
+    projected: bool
+
+
 class Adapter:
     """Takes a few bounded gradient steps on a module, in place, whenever it is given a batch.
 
@@ -131,6 +139,10 @@ class Adapter:
                 "the model must have a parameter that requires a gradient; it has none. "
                 "Unfreeze one with requires_grad_(True)."
             )
+        # Walking the module tree takes longer than a step of a small model, so it is done once.
+        self._modules = list(model.modules())
+        self._buffers = list(model.buffers())
+        self._sizes = [parameter.numel() for parameter in self._parameters]
         self._averaged = self._flat_weights()
         self._stats = AdapterStats()
         self._source = self._snapshot()
@@ -162,7 +174,7 @@ class Adapter:
         if len(states) == 0:
             self._stats = replace(self._stats, empty_calls=self._stats.empty_calls + 1)
             return math.nan
-        with torch.inference_mode(False), torch.enable_grad(), _frozen_behaviour(self.model):
+        with torch.inference_mode(False), torch.enable_grad(), _frozen_behaviour(self._modules, self._parameters):
             if states.is_inference() or targets.is_inference():
                 states, targets = states.clone(), targets.clone()  # autograd cannot save tensors of inference mode
             try:
@@ -214,8 +226,7 @@ class Adapter:
                 self._flatten(state_dict[key]) for key in ("weights", "averaged_weights", "source_weights")
             )
             buffers, source_buffers = (
-                [stored.to(own.dtype).reshape(own.shape) for stored, own in zip(state_dict[key], own_buffers, strict=True)]
-                for own_buffers in [list(self.model.buffers())]
+                [stored.to(own.dtype).reshape(own.shape) for stored, own in zip(state_dict[key], self._buffers, strict=True)]
                 for key in ("buffers", "source_buffers")
             )
             stats = AdapterStats(**state_dict["stats"])
@@ -227,26 +238,45 @@ class Adapter:
         self._before_call = None
 
     def _descend(self, loss_fn: Callable[[Any, Tensor], Tensor], states: Tensor, targets: Tensor) -> float:
-        # With nowhere to go, evaluating is all there is to do.
-        frozen = self.cfg.lr == 0.0 or self.cfg.trust_region_eps == 0.0
-        num_steps = 0 if frozen else self.cfg.max_steps_per_call
-        loss, objective = self._measure(loss_fn, states, targets)
-        if not math.isfinite(loss):
-            return self._reject()
-        self._track(loss)
-        for _ in range(num_steps):
-            before = self._snapshot()
-            if not self._step(objective):
-                return self._reject()
-            loss, objective = self._measure(loss_fn, states, targets)
-            if not math.isfinite(loss):
-                self._restore(before)
-                return self._reject()
-        if num_steps:
+        """Take the steps, and put what happened into the statistics."""
+        steps: list[_Step] = []
+        loss = self._take_steps(loss_fn, states, targets, steps)
+        distance = self._stats.distance
+        if steps:
             weights = self._flat_weights()
             self._averaged = torch.lerp(weights, self._averaged, self.cfg.ema_decay)
-            distance = float(torch.linalg.vector_norm(weights - self._source.weights))
-            self._stats = replace(self._stats, distance=distance / self._source_norm if distance else 0.0)
+            offset = float(torch.linalg.vector_norm(weights - self._source.weights))
+            distance = offset / self._source_norm if offset else 0.0
+        self._stats = replace(
+            self._stats,
+            steps=self._stats.steps + len(steps),
+            rejected_steps=self._stats.rejected_steps + math.isnan(loss),
+            clipped_steps=self._stats.clipped_steps + sum(step.clipped for step in steps),
+            projected_steps=self._stats.projected_steps + sum(step.projected for step in steps),
+            distance=distance,
+        )
+        return loss
+
+    def _take_steps(
+        self, loss_fn: Callable[[Any, Tensor], Tensor], states: Tensor, targets: Tensor, steps: list[_Step]
+    ) -> float:
+        """The loss after the last step, nan where a step was undone; the accepted steps are appended to ``steps``."""
+        # With nowhere to go, evaluating is all there is to do.
+        frozen = self.cfg.lr == 0.0 or self.cfg.trust_region_eps == 0.0
+        loss, objective = self._measure(loss_fn, states, targets)
+        if math.isnan(loss):
+            return loss
+        self._track(loss)
+        for _ in range(0 if frozen else self.cfg.max_steps_per_call):
+            before = self._snapshot()
+            step = self._step(objective)
+            if step is None:
+                return math.nan
+            loss, objective = self._measure(loss_fn, states, targets)
+            if math.isnan(loss):
+                self._restore(before)
+                return loss
+            steps.append(step)
         return loss
 
     def _measure(self, loss_fn: Callable[[Any, Tensor], Tensor], states: Tensor, targets: Tensor) -> tuple[float, Tensor]:
@@ -259,42 +289,28 @@ class Adapter:
             objective = loss + self.cfg.entropy_weight * prediction.entropy().mean()
         return (loss.item() if math.isfinite(objective.item()) else math.nan), objective
 
-    def _step(self, objective: Tensor) -> bool:
-        """One clipped and projected gradient step; False, and nothing changed, where it would not be finite."""
+    def _step(self, objective: Tensor) -> _Step | None:
+        """One clipped and projected gradient step; None, and nothing changed, where it would not be finite."""
         gradients = torch.autograd.grad(objective, self._parameters, allow_unused=True)
         with torch.no_grad():
-            gradient = torch.cat(
-                [
-                    (torch.zeros_like(p) if g is None else g).flatten()
-                    for p, g in zip(self._parameters, gradients, strict=True)
-                ]
-            )
+            pairs = zip(self._parameters, gradients, strict=True)
+            gradient = torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in pairs])
             norm = float(torch.linalg.vector_norm(gradient))
             if not math.isfinite(norm):
-                return False
+                return None
             clipped = norm > self.cfg.grad_clip_norm
             lr = self.cfg.lr * (self.cfg.grad_clip_norm / norm if clipped else 1.0)
             weights = torch.sub(self._flat_weights(), gradient, alpha=lr)
             offset = weights - self._source.weights
             distance, radius = float(torch.linalg.vector_norm(offset)), self.cfg.trust_region_eps * self._source_norm
             if not math.isfinite(distance):
-                return False
+                return None
             projected = distance > radius
             if projected:
                 # A hair inside, so that rounding cannot leave the ball.
                 weights = self._source.weights + offset * (radius * (1.0 - 1e-6) / distance)
             self._assign(weights)
-        self._stats = replace(
-            self._stats,
-            steps=self._stats.steps + 1,
-            clipped_steps=self._stats.clipped_steps + clipped,
-            projected_steps=self._stats.projected_steps + projected,
-        )
-        return True
-
-    def _reject(self) -> float:
-        self._stats = replace(self._stats, rejected_steps=self._stats.rejected_steps + 1)
-        return math.nan
+        return _Step(clipped, projected)
 
     def _track(self, loss: float) -> None:
         """Update the running mean and variance with the loss before adaptation."""
@@ -313,8 +329,7 @@ class Adapter:
         return torch.cat([parameter.detach().flatten() for parameter in self._parameters])
 
     def _assign(self, weights: Tensor) -> None:
-        sizes = [parameter.numel() for parameter in self._parameters]
-        for parameter, part in zip(self._parameters, weights.split(sizes), strict=True):
+        for parameter, part in zip(self._parameters, weights.split(self._sizes), strict=True):
             parameter.detach().copy_(part.view_as(parameter))
 
     def _flatten(self, named: Mapping[str, Tensor]) -> Tensor:
@@ -322,18 +337,17 @@ class Adapter:
         return torch.cat(parts)
 
     def _unflatten(self, weights: Tensor) -> dict[str, Tensor]:
-        sizes = [parameter.numel() for parameter in self._parameters]
-        parts = zip(self._names, self._parameters, weights.split(sizes), strict=True)
+        parts = zip(self._names, self._parameters, weights.split(self._sizes), strict=True)
         return {name: part.view_as(parameter).clone() for name, parameter, part in parts}
 
     def _snapshot(self) -> _Snapshot:
-        buffers = [buffer.detach().clone() for buffer in self.model.buffers()]
+        buffers = [buffer.detach().clone() for buffer in self._buffers]
         return _Snapshot(self._flat_weights(), self._averaged, buffers, self._stats)
 
     def _restore(self, snapshot: _Snapshot) -> None:
         with torch.inference_mode(False), torch.no_grad():
             self._assign(snapshot.weights)
-            for buffer, stored in zip(self.model.buffers(), snapshot.buffers, strict=True):
+            for buffer, stored in zip(self._buffers, snapshot.buffers, strict=True):
                 buffer.copy_(stored)
         self._averaged, self._stats = snapshot.averaged, snapshot.stats
 
@@ -356,10 +370,10 @@ def _parse_batch(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _frozen_behaviour(model: nn.Module) -> Iterator[None]:
+def _frozen_behaviour(modules: list[nn.Module], parameters: list[nn.Parameter]) -> Iterator[None]:
     """Evaluation mode and the random streams of the model's devices, put back at the end."""
-    training = [module for module in model.modules() if module.training]
-    devices = {parameter.get_device() for parameter in model.parameters() if parameter.is_cuda}
+    training = [module for module in modules if module.training]
+    devices = {parameter.get_device() for parameter in parameters if parameter.is_cuda}
     with torch.random.fork_rng(devices=devices):
         for module in training:
             # cuDNN's recurrent layers have no gradient in evaluation mode, and no randomness without dropout.

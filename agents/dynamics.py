@@ -103,8 +103,9 @@ class DynamicsModel(nn.Module):
         """The predicted change ``Float[B D]``, normalised, from what :meth:`encode` gave."""
         return cast("Tensor", self.head(encoded if self.adapts == "last_layer" else self.core(encoded)))
 
-    def freeze_core_unless_it_adapts(self) -> None:
-        """Let exactly those parameters require a gradient that adapt at test time."""
+    def prepare_to_adapt(self) -> None:
+        """Go to evaluation mode, and let exactly those parameters require a gradient that adapt at test time."""
+        self.eval()
         self.core.requires_grad_(self.adapts == "all")
         self.head.requires_grad_(True)
 

@@ -97,7 +97,7 @@ class MetaTrainer:
             inner_steps=inner_steps,
             adapts=lambda name: self.model.adapts == "all" or name.startswith("1."),
         )
-        self.model.freeze_core_unless_it_adapts()
+        self.model.prepare_to_adapt()
 
     def learn(
         self,
@@ -128,7 +128,7 @@ class MetaTrainer:
                     if callback is not None and callback(self, loss) is False:
                         break
         finally:
-            self.model.freeze_core_unless_it_adapts()
+            self.model.prepare_to_adapt()
         return self
 
     def evaluate(self, split: str = "interpolation", *, num_tasks: int = 100, seed: int = 0) -> list[float]:
@@ -148,7 +148,7 @@ class MetaTrainer:
                 for steps in range(self.options["inner_steps"] + 1)
             ]
         finally:
-            self.model.freeze_core_unless_it_adapts()
+            self.model.prepare_to_adapt()
 
     def adaptation_config(self) -> AdaptationConfig:
         """How to adapt the model online as it was trained to: the same steps, clipped, within a wide trust region."""

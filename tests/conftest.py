@@ -6,6 +6,14 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch reads it at import: small tensors are fastest on one thread
 
 import pytest
+from gymnasium.envs.classic_control import CartPoleEnv, PendulumEnv
+
+
+@pytest.fixture
+def fast_windows(monkeypatch):
+    """Windows that do not wait for real time to pass."""
+    for env_type in (CartPoleEnv, PendulumEnv):
+        monkeypatch.setitem(env_type.metadata, "render_fps", 10_000)
 
 
 @pytest.fixture(scope="session")

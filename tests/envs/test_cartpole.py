@@ -38,7 +38,8 @@ def test_one_step_solves_the_equations_of_motion(action, polarity):
     env.reset(options={"state": [0.1, -0.2, 0.15, 0.4]})
     observation = env.step(action)[0]
     x, x_dot, theta, theta_dot = 0.1, -0.2, 0.15, 0.4
-    # (M + m) x'' + m l cos(theta) theta'' = F + m l sin(theta) theta'^2 and cos(theta) x'' + 4/3 l theta'' = g sin(theta)
+    # (M + m) x'' + m l cos(theta) theta'' = F + m l sin(theta) theta'^2
+    # cos(theta) x'' + 4/3 l theta'' = g sin(theta)
     force = 12.0 * polarity * (2 * action - 1)
     x_acc, theta_acc = np.linalg.solve(
         [[2.0 + 0.3, 0.3 * 0.8 * math.cos(theta)], [math.cos(theta), 4 / 3 * 0.8]],
@@ -85,7 +86,7 @@ def test_restarts_draw_from_the_bounds_of_their_reset():
     env = make(on_failure="restart")
     low, high = np.array([0.1, 0.2, -0.1, 0.4]), np.array([0.2, 0.3, 0.1, 0.5])
     env.reset(seed=0, options={"state": FALLING, "low": low, "high": high})
-    observation, *_ = env.step(0)
+    env.step(0)
     assert np.all((low <= env.unwrapped.state) & (env.unwrapped.state <= high))
     env.reset(options={"low": 0.01, "high": 0.02})
     assert np.all((env.unwrapped.state >= 0.01) & (env.unwrapped.state <= 0.02))

@@ -66,7 +66,11 @@ def test_the_starting_state_follows_its_options():
     env = make().unwrapped
     env.reset(options={"state": [1.0, -4.0]})
     assert env.state.tolist() == [1.0, -4.0]
-    for options, bounds in ({}, [np.pi, 1.0]), ({"x_init": 0.1, "y_init": 0.2}, [0.1, 0.2]), (env.wide_start, [np.pi, 8.0]):
+    for options, bounds in (
+        ({}, [np.pi, 1.0]),
+        ({"x_init": 0.1, "y_init": 0.2}, [0.1, 0.2]),
+        (env.wide_start, [np.pi, 8.0]),
+    ):
         states = np.abs([env.reset(seed=seed, options=options) and env.state for seed in range(50)])
         assert np.all(states <= bounds)
         assert np.all(np.max(states, axis=0) > 0.9 * np.array(bounds))
