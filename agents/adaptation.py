@@ -96,7 +96,7 @@ class _Snapshot:
 
 @dataclass(frozen=True)
 class _Step:
-    """An accepted gradient step: whether its gradient was clipped, and whether it ended on the trust region's border."""
+    """An accepted gradient step: was its gradient clipped, did it end on the border of the trust region?"""
 
     clipped: bool
     projected: bool
@@ -226,12 +226,17 @@ class Adapter:
                 self._flatten(state_dict[key]) for key in ("weights", "averaged_weights", "source_weights")
             )
             buffers, source_buffers = (
-                [stored.to(own.dtype).reshape(own.shape) for stored, own in zip(state_dict[key], self._buffers, strict=True)]
+                [
+                    stored.to(own.dtype).reshape(own.shape)
+                    for stored, own in zip(state_dict[key], self._buffers, strict=True)
+                ]
                 for key in ("buffers", "source_buffers")
             )
             stats = AdapterStats(**state_dict["stats"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"the state must be of an adapter of the same model; got one that differs: {error}.") from None
+            raise ValueError(
+                f"the state must be of an adapter of the same model; got one that differs: {error}."
+            ) from None
         self._source = _Snapshot(source, source.clone(), source_buffers, AdapterStats())
         self._source_norm = float(torch.linalg.vector_norm(source))
         self._restore(_Snapshot(weights, averaged, buffers, stats))
@@ -240,53 +245,63 @@ class Adapter:
     def _descend(self, loss_fn: Callable[[Any, Tensor], Tensor], states: Tensor, targets: Tensor) -> float:
         """Take the steps, and put what happened into the statistics."""
         steps: list[_Step] = []
-        loss = self._take_steps(loss_fn, states, targets, steps)
-        distance = self._stats.distance
+        first_loss, loss = self._take_steps(loss_fn, states, targets, steps)
+        stats = replace(
+            self._stats,
+            steps=self._stats.steps + len(steps),
+            clipped_steps=self._stats.clipped_steps + sum(step.clipped for step in steps),
+            projected_steps=self._stats.projected_steps + sum(step.projected for step in steps),
+        )
         if steps:
             weights = self._flat_weights()
             self._averaged = torch.lerp(weights, self._averaged, self.cfg.ema_decay)
             offset = float(torch.linalg.vector_norm(weights - self._source.weights))
-            distance = offset / self._source_norm if offset else 0.0
-        self._stats = replace(
-            self._stats,
-            steps=self._stats.steps + len(steps),
-            rejected_steps=self._stats.rejected_steps + math.isnan(loss),
-            clipped_steps=self._stats.clipped_steps + sum(step.clipped for step in steps),
-            projected_steps=self._stats.projected_steps + sum(step.projected for step in steps),
-            distance=distance,
-        )
+            stats = replace(stats, distance=offset / self._source_norm if offset else 0.0)
+        if math.isnan(loss):
+            self._stats = replace(stats, rejected_steps=stats.rejected_steps + 1)
+        else:
+            self._stats = self._track(stats, first_loss)
         return loss
 
     def _take_steps(
         self, loss_fn: Callable[[Any, Tensor], Tensor], states: Tensor, targets: Tensor, steps: list[_Step]
-    ) -> float:
-        """The loss after the last step, nan where a step was undone; the accepted steps are appended to ``steps``."""
+    ) -> tuple[float, float]:
+        """The losses before the first step and after the last, nan where the last was undone.
+
+        The accepted steps are appended to ``steps``.
+        """
         # With nowhere to go, evaluating is all there is to do.
         frozen = self.cfg.lr == 0.0 or self.cfg.trust_region_eps == 0.0
-        loss, objective = self._measure(loss_fn, states, targets)
-        if math.isnan(loss):
-            return loss
-        self._track(loss)
-        for _ in range(0 if frozen else self.cfg.max_steps_per_call):
-            before = self._snapshot()
+        num_steps = 0 if frozen else self.cfg.max_steps_per_call
+        last_good = self._snapshot()
+        first_loss, objective = self._measure(loss_fn, states, targets, with_gradient=num_steps > 0)
+        loss = first_loss
+        while len(steps) < num_steps and not math.isnan(loss):
             step = self._step(objective)
             if step is None:
-                return math.nan
-            loss, objective = self._measure(loss_fn, states, targets)
-            if math.isnan(loss):
-                self._restore(before)
-                return loss
-            steps.append(step)
-        return loss
+                loss = math.nan
+                break
+            loss, objective = self._measure(loss_fn, states, targets, with_gradient=len(steps) + 1 < num_steps)
+            if not math.isnan(loss):
+                steps.append(step)
+                last_good = self._snapshot()
+        if math.isnan(loss):
+            self._restore(last_good)
+        return first_loss, loss
 
-    def _measure(self, loss_fn: Callable[[Any, Tensor], Tensor], states: Tensor, targets: Tensor) -> tuple[float, Tensor]:
+    def _measure(
+        self, loss_fn: Callable[[Any, Tensor], Tensor], states: Tensor, targets: Tensor, *, with_gradient: bool
+    ) -> tuple[float, Tensor]:
         """The loss, nan where it or the objective is not finite, and the objective to descend."""
-        prediction = self.model(states)
-        loss = objective = loss_fn(prediction, targets)
-        if loss.ndim:
-            raise ValueError(f"loss_fn must return a scalar; got shape {tuple(loss.shape)}. Average over the batch.")
-        if self.cfg.entropy_weight and isinstance(prediction, Distribution):
-            objective = loss + self.cfg.entropy_weight * prediction.entropy().mean()
+        with torch.set_grad_enabled(with_gradient):
+            prediction = self.model(states)
+            loss = objective = loss_fn(prediction, targets)
+            if loss.ndim:
+                raise ValueError(
+                    f"loss_fn must return a scalar; got shape {tuple(loss.shape)}. Average over the batch."
+                )
+            if self.cfg.entropy_weight and isinstance(prediction, Distribution):
+                objective = loss + self.cfg.entropy_weight * prediction.entropy().mean()
         return (loss.item() if math.isfinite(objective.item()) else math.nan), objective
 
     def _step(self, objective: Tensor) -> _Step | None:
@@ -312,14 +327,12 @@ class Adapter:
             self._assign(weights)
         return _Step(clipped, projected)
 
-    def _track(self, loss: float) -> None:
-        """Update the running mean and variance with the loss before adaptation."""
-        stats = self._stats
+    def _track(self, stats: AdapterStats, loss: float) -> AdapterStats:
+        """The statistics with the running mean and variance moved towards a loss before adaptation."""
         if math.isnan(stats.loss_mean):
-            self._stats = replace(stats, loss_mean=loss)
-            return
+            return replace(stats, loss_mean=loss)
         decay, deviation = self.cfg.ema_decay, loss - stats.loss_mean
-        self._stats = replace(
+        return replace(
             stats,
             loss_mean=stats.loss_mean + (1.0 - decay) * deviation,
             loss_variance=decay * (stats.loss_variance + (1.0 - decay) * deviation**2),
@@ -333,7 +346,9 @@ class Adapter:
             parameter.detach().copy_(part.view_as(parameter))
 
     def _flatten(self, named: Mapping[str, Tensor]) -> Tensor:
-        parts = [named[name].reshape(p.shape).flatten().to(p) for name, p in zip(self._names, self._parameters, strict=True)]
+        parts = [
+            named[name].reshape(p.shape).flatten().to(p) for name, p in zip(self._names, self._parameters, strict=True)
+        ]
         return torch.cat(parts)
 
     def _unflatten(self, weights: Tensor) -> dict[str, Tensor]:

@@ -33,12 +33,17 @@ class SSMFeaturesExtractor(BaseFeaturesExtractor):
     """
 
     def __init__(
-        self, observation_space: spaces.Space[object], features_dim: int = 64, *, hidden_dim: int = 64, num_layers: int = 2
+        self,
+        observation_space: spaces.Space[object],
+        features_dim: int = 64,
+        *,
+        hidden_dim: int = 64,
+        num_layers: int = 2,
     ) -> None:
         if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) not in (1, 2):
             raise ValueError(
-                "SSMFeaturesExtractor needs a Box of shape (observation,), or a window of shape (time, observation + 1) "
-                f"as made by HistoryWindow; got {observation_space}."
+                "SSMFeaturesExtractor needs a Box of shape (observation,), or of shape (time, observation + 1) as "
+                f"HistoryWindow gives it; got {observation_space}."
             )
         super().__init__(observation_space, features_dim)
         self._is_window = len(observation_space.shape) == 2

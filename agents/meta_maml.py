@@ -137,7 +137,7 @@ class MetaMAML:
         for index, (support_x, support_y, query_x, query_y) in enumerate(tasks):
             _check_set(f"support of task {index}", support_x, support_y)
             _check_set(f"query of task {index}", query_x, query_y)
-        weights = {name: self.model.get_parameter(name) for name in self._trained}
+        weights: _Weights = {name: self.model.get_parameter(name) for name in self._trained}
 
         def query_loss(support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor) -> Tensor:
             adapted = self._inner_loop(self.model, weights, support_x, support_y, loss_fn, num_steps)
@@ -145,7 +145,9 @@ class MetaMAML:
 
         if self._together and all(_shapes(task) == _shapes(tasks[0]) for task in tasks):
             try:
-                return vmap(query_loss, randomness="different")(*(torch.stack(part) for part in zip(*tasks, strict=True)))
+                return vmap(query_loss, randomness="different")(
+                    *(torch.stack(part) for part in zip(*tasks, strict=True))
+                )
             except RuntimeError as error:
                 losses = [query_loss(*task) for task in tasks]  # a fault of the tasks themselves is raised again here
                 self._together = False

@@ -132,9 +132,9 @@ class MetaTrainer:
         return self
 
     def evaluate(self, split: str = "interpolation", *, num_tasks: int = 100, seed: int = 0) -> list[float]:
-        """The mean prediction error (in variances of the change) after 0, 1, ... ``inner_steps`` steps on 16 transitions.
+        """The mean prediction error, in variances of the change, after 0, 1, ... ``inner_steps`` steps.
 
-        The tasks are fresh ones of ``split``, all of whose support counts.
+        The tasks are fresh ones of ``split``, and their whole support counts.
         """
         window = self.options["window"]
         tasks = [
@@ -203,7 +203,6 @@ class MetaTrainer:
         trainer._rng.bit_generator.state = state["rng"]
         trainer.num_updates = state["num_updates"]
         return trainer
-
 
     def _default_model(self) -> DynamicsModel:
         env = _make_env(self.env_id, "train", self.options["env_kwargs"])

@@ -28,7 +28,9 @@ class Streams:
     restarted: npt.NDArray[np.bool_]
 
 
-def collect_streams(env: gym.Env[Any, Any], num_streams: int, stream_length: int, *, seed: np.random.SeedSequence) -> Streams:
+def collect_streams(
+    env: gym.Env[Any, Any], num_streams: int, stream_length: int, *, seed: np.random.SeedSequence
+) -> Streams:
     """Take random actions for ``stream_length`` steps in each of ``num_streams`` tasks.
 
     Every stream starts with a reset, which draws a task. An episode that ends within a stream goes on with the same

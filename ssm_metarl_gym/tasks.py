@@ -11,16 +11,15 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Self
 
 __all__ = ["FAMILIES", "SPLITS", "CartPoleTask", "Choice", "PendulumTask", "Task", "TaskDistribution", "Uniform"]
 
 SPLITS: Final = ("train", "interpolation", "extrapolation")
-
-SomeTask = TypeVar("SomeTask", bound="Task")
 
 
 def check_choice(what: str, value: object, valid: Sequence[str]) -> None:
@@ -73,7 +72,7 @@ class Task:
         return dict(self.__dict__)
 
     @classmethod
-    def from_dict(cls: type[SomeTask], parameters: Mapping[str, float]) -> SomeTask:
+    def from_dict(cls, parameters: Mapping[str, Any]) -> Self:
         """A task with the given parameters, and the defaults for those not given.
 
         Raises:
@@ -206,15 +205,13 @@ class TaskDistribution:
 
     def sample(self, rng: np.random.Generator) -> Task:
         """Draw one task, with one call of ``rng`` for each parameter that varies."""
-        return self.task_type(**{name: distribution.sample(rng) for name, distribution in self._key})
+        return self.task_type.from_dict({name: distribution.sample(rng) for name, distribution in self._key})
 
     def contains(self, task: Task) -> bool:
         """Whether a draw can give ``task``."""
         return isinstance(task, self.task_type) and all(
             self.parameters[name].contains(value) if name in self.parameters else value == default
-            for (name, value), default in zip(
-                task.to_dict().items(), self.task_type().to_dict().values(), strict=True
-            )
+            for (name, value), default in zip(task.to_dict().items(), self.task_type().to_dict().values(), strict=True)
         )
 
     def normalise(self, task: Task) -> npt.NDArray[np.float32]:
@@ -258,9 +255,7 @@ def _family(
     extrapolation: dict[str, Uniform | Choice],
     **shared: Uniform | Choice,
 ) -> TaskFamily:
-    return TaskFamily(
-        TaskDistribution(task_type, train | shared), TaskDistribution(task_type, extrapolation | shared)
-    )
+    return TaskFamily(TaskDistribution(task_type, train | shared), TaskDistribution(task_type, extrapolation | shared))
 
 
 # The ranges R ("random") and E ("extreme") of Packer et al. 2018, "Assessing Generalization in Deep Reinforcement

@@ -99,7 +99,7 @@ class OnlineAdaptation(
         self._every, self._warmup, self._restore, self._loss_fn = every, warmup, restore, loss_fn
         self._clip = clip
         probes = _probe_actions(env.action_space, probe_actions) if observe_predictions else []
-        self._probes = np.asarray(probes, dtype=env.action_space.dtype).reshape(-1, *env.action_space.shape)
+        self._probes = np.asarray(probes, dtype=env.action_space.dtype).reshape(-1, *(env.action_space.shape or ()))
         if observe_predictions:
             self.observation_space = self._with_predictions(env.observation_space)
         self._transitions: deque[tuple[Tensor, Tensor]] = deque(maxlen=window)
@@ -165,7 +165,7 @@ class OnlineAdaptation(
             "num_transitions": len(self._transitions),
         }
 
-    def _with_predictions(self, space: spaces.Space[Any]) -> spaces.Box:
+    def _with_predictions(self, space: spaces.Space[Any]) -> Any:
         if not isinstance(space, spaces.Box):
             raise ValueError(f"the observation space must be a Box; got {space}.")
         bound = np.full(len(self._probes) * space.shape[0], self._clip, dtype=np.float32)
@@ -178,8 +178,8 @@ def _check_model(adapter: Adapter, env: gym.Env[Any, Any]) -> DynamicsModel:
         raise ValueError(f"OnlineAdaptation needs an adapter of a DynamicsModel; got one of {type(model).__name__}.")
     if env.action_space != model.action_space or env.observation_space.shape != (model.observation_dim,):
         raise ValueError(
-            f"the model must be made for the spaces of the environment, {env.observation_space} and {env.action_space}; "
-            f"it is for {model.observation_dim} observations and {model.action_space}."
+            f"the model must be made for the spaces of the environment, {env.observation_space} and "
+            f"{env.action_space}; it is for {model.observation_dim} observations and {model.action_space}."
         )
     return model
 

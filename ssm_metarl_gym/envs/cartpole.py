@@ -84,9 +84,7 @@ class TaskCartPoleEnv(HiddenTask[CartPoleTask], CartPoleEnv):
         check_choice("on_failure", on_failure, ("terminate", "restart"))
         self._on_failure = on_failure
         self._low = self._high = np.zeros(4)
-        super().__init__(
-            family=family, split=split, context=context, task=task, switch=switch, render_mode=render_mode
-        )
+        super().__init__(family=family, split=split, context=context, task=task, switch=switch, render_mode=render_mode)
         # Gymnasium's constructor has just set every parameter to its default.
         self.task = self._fixed_task or CartPoleTask()
 

@@ -53,7 +53,7 @@ class HiddenTask(gym.Env[npt.NDArray[np.float32], Any], Generic[SomeTask]):
         self._steps_to_switch: int | None = None
         self.task = self._fixed_task or self._task_type()
         super().__init__(**kwargs)
-        self.observation_space = self._observable(cast("spaces.Box", self.observation_space))
+        self.observation_space = self._observable(self.observation_space)
 
     @property
     def task(self) -> SomeTask:
@@ -67,7 +67,7 @@ class HiddenTask(gym.Env[npt.NDArray[np.float32], Any], Generic[SomeTask]):
         self._task = task
         self._task_id = task.task_id
 
-    def _observable(self, space: spaces.Box) -> spaces.Box:
+    def _observable(self, space: Any) -> Any:
         """The space of the observations: finite bounds, and room for the parameters where they are visible."""
         high = np.nan_to_num(space.high, posinf=_UNBOUNDED)
         if self._context_visible:
@@ -127,7 +127,9 @@ class HiddenTask(gym.Env[npt.NDArray[np.float32], Any], Generic[SomeTask]):
 
         pygame.font.init()
         shown = [f"polarity {self._task.polarity:+d}"]
-        shown += [f"{name} {getattr(self._task, name):.3g}" for name in self._distribution.parameters if name != "polarity"]
+        shown += [
+            f"{name} {getattr(self._task, name):.3g}" for name in self._distribution.parameters if name != "polarity"
+        ]
         text = "   ".join(shown)
         caption = pygame.font.Font(None, 24).render(text, True, (60, 60, 60), (255, 255, 255))
         area = screen.blit(caption, (10, 10))

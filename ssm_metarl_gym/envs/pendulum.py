@@ -78,13 +78,11 @@ class TaskPendulumEnv(HiddenTask[PendulumTask], PendulumEnv):
         switch: Mapping[str, float] | None = None,
         render_mode: str | None = None,
     ) -> None:
-        super().__init__(
-            family=family, split=split, context=context, task=task, switch=switch, render_mode=render_mode
-        )
+        super().__init__(family=family, split=split, context=context, task=task, switch=switch, render_mode=render_mode)
         # Gymnasium's constructor has just set every parameter to its default.
         self.task = self._fixed_task or PendulumTask()
         self.action_space = spaces.Box(-1.0, 1.0, shape=(1,), dtype=np.float32)
-        self.state: npt.NDArray[np.float64] | None = None
+        self.state: Any = None
 
     @property
     def max_torque(self) -> float:
