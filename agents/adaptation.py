@@ -141,7 +141,7 @@ class Adapter:
             )
         # Walking the module tree takes longer than a step of a small model, so it is done once.
         self._modules = list(model.modules())
-        self._buffers = list(model.buffers())
+        self._buffers = [(module, name) for module in self._modules for name, _ in module.named_buffers(recurse=False)]
         self._sizes = [parameter.numel() for parameter in self._parameters]
         self._averaged = self._flat_weights()
         self._stats = AdapterStats()
@@ -169,18 +169,19 @@ class Adapter:
             ValueError: The batch lacks a key, holds something else than tensors, or has two lengths.
         """
         states, targets = _parse_batch(batch_dict)
-        self._before_call = self._snapshot()
-        self._stats = replace(self._stats, calls=self._stats.calls + 1)
-        if len(states) == 0:
-            self._stats = replace(self._stats, empty_calls=self._stats.empty_calls + 1)
+        before_call = self._before_call = self._snapshot()
+        empty = len(states) == 0
+        stats = replace(self._stats, calls=self._stats.calls + 1, empty_calls=self._stats.empty_calls + empty)
+        if empty:
+            self._stats = stats
             return math.nan
         with torch.inference_mode(False), torch.enable_grad(), _frozen_behaviour(self._modules, self._parameters):
             if states.is_inference() or targets.is_inference():
                 states, targets = states.clone(), targets.clone()  # autograd cannot save tensors of inference mode
             try:
-                return self._descend(loss_fn, states, targets)
+                return self._descend(loss_fn, states, targets, before_call, stats)
             except BaseException:
-                self._restore(self._before_call)
+                self._restore(before_call)
                 raise
 
     def reset(self) -> None:
@@ -226,14 +227,11 @@ class Adapter:
                 self._flatten(state_dict[key]) for key in ("weights", "averaged_weights", "source_weights")
             )
             buffers, source_buffers = (
-                [
-                    stored.to(own.dtype).reshape(own.shape)
-                    for stored, own in zip(state_dict[key], self._buffers, strict=True)
-                ]
+                [_like(own, stored) for own, stored in zip(self._current_buffers(), state_dict[key], strict=True)]
                 for key in ("buffers", "source_buffers")
             )
             stats = AdapterStats(**state_dict["stats"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"the state must be of an adapter of the same model; got one that differs: {error}."
             ) from None
@@ -242,21 +240,30 @@ class Adapter:
         self._restore(_Snapshot(weights, averaged, buffers, stats))
         self._before_call = None
 
-    def _descend(self, loss_fn: Callable[[Any, Tensor], Tensor], states: Tensor, targets: Tensor) -> float:
+    def _descend(
+        self,
+        loss_fn: Callable[[Any, Tensor], Tensor],
+        states: Tensor,
+        targets: Tensor,
+        before_call: _Snapshot,
+        stats: AdapterStats,
+    ) -> float:
         """Take the steps, and put what happened into the statistics."""
         steps: list[_Step] = []
-        first_loss, loss = self._take_steps(loss_fn, states, targets, steps)
+        first_loss, loss = self._take_steps(loss_fn, states, targets, before_call, steps)
         stats = replace(
-            self._stats,
-            steps=self._stats.steps + len(steps),
-            clipped_steps=self._stats.clipped_steps + sum(step.clipped for step in steps),
-            projected_steps=self._stats.projected_steps + sum(step.projected for step in steps),
+            stats,
+            steps=stats.steps + len(steps),
+            clipped_steps=stats.clipped_steps + sum(step.clipped for step in steps),
+            projected_steps=stats.projected_steps + sum(step.projected for step in steps),
         )
         if steps:
             weights = self._flat_weights()
             self._averaged = torch.lerp(weights, self._averaged, self.cfg.ema_decay)
             offset = float(torch.linalg.vector_norm(weights - self._source.weights))
-            stats = replace(stats, distance=offset / self._source_norm if offset else 0.0)
+            # Away from a source of zeros, any distance is infinitely many times its norm.
+            relative = offset / self._source_norm if self._source_norm else math.inf
+            stats = replace(stats, distance=relative if offset else 0.0)
         if math.isnan(loss):
             self._stats = replace(stats, rejected_steps=stats.rejected_steps + 1)
         else:
@@ -264,7 +271,12 @@ class Adapter:
         return loss
 
     def _take_steps(
-        self, loss_fn: Callable[[Any, Tensor], Tensor], states: Tensor, targets: Tensor, steps: list[_Step]
+        self,
+        loss_fn: Callable[[Any, Tensor], Tensor],
+        states: Tensor,
+        targets: Tensor,
+        before_call: _Snapshot,
+        steps: list[_Step],
     ) -> tuple[float, float]:
         """The losses before the first step and after the last, nan where the last was undone.
 
@@ -273,10 +285,12 @@ class Adapter:
         # With nowhere to go, evaluating is all there is to do.
         frozen = self.cfg.lr == 0.0 or self.cfg.trust_region_eps == 0.0
         num_steps = 0 if frozen else self.cfg.max_steps_per_call
-        last_good = self._snapshot()
+        last_good = before_call
         first_loss, objective = self._measure(loss_fn, states, targets, with_gradient=num_steps > 0)
         loss = first_loss
         while len(steps) < num_steps and not math.isnan(loss):
+            if steps:
+                last_good = self._snapshot()
             step = self._step(objective)
             if step is None:
                 loss = math.nan
@@ -284,7 +298,6 @@ class Adapter:
             loss, objective = self._measure(loss_fn, states, targets, with_gradient=len(steps) + 1 < num_steps)
             if not math.isnan(loss):
                 steps.append(step)
-                last_good = self._snapshot()
         if math.isnan(loss):
             self._restore(last_good)
         return first_loss, loss
@@ -322,8 +335,9 @@ class Adapter:
                 return None
             projected = distance > radius
             if projected:
-                # A hair inside, so that rounding cannot leave the ball.
-                weights = self._source.weights + offset * (radius * (1.0 - 1e-6) / distance)
+                # Inside by what the rounding of the weights can add, so that it cannot leave the ball.
+                rounding = torch.finfo(weights.dtype).eps * (self._source_norm + radius)
+                weights = self._source.weights + offset * (max(radius - rounding, 0.0) / distance)
             self._assign(weights)
         return _Step(clipped, projected)
 
@@ -346,23 +360,27 @@ class Adapter:
             parameter.detach().copy_(part.view_as(parameter))
 
     def _flatten(self, named: Mapping[str, Tensor]) -> Tensor:
-        parts = [
-            named[name].reshape(p.shape).flatten().to(p) for name, p in zip(self._names, self._parameters, strict=True)
-        ]
-        return torch.cat(parts)
+        if set(named) != set(self._names):
+            raise ValueError(f"the parameters are {sorted(named)} instead of {sorted(self._names)}")
+        parts = [_like(own, named[name]) for name, own in zip(self._names, self._parameters, strict=True)]
+        return torch.cat([part.flatten() for part in parts])
 
     def _unflatten(self, weights: Tensor) -> dict[str, Tensor]:
         parts = zip(self._names, self._parameters, weights.split(self._sizes), strict=True)
         return {name: part.view_as(parameter).clone() for name, parameter, part in parts}
 
+    def _current_buffers(self) -> list[Tensor]:
+        # By name, because a module may assign a new tensor instead of writing into the old one.
+        return [getattr(module, name) for module, name in self._buffers]
+
     def _snapshot(self) -> _Snapshot:
-        buffers = [buffer.detach().clone() for buffer in self._buffers]
+        buffers = [buffer.detach().clone() for buffer in self._current_buffers()]
         return _Snapshot(self._flat_weights(), self._averaged, buffers, self._stats)
 
     def _restore(self, snapshot: _Snapshot) -> None:
         with torch.inference_mode(False), torch.no_grad():
             self._assign(snapshot.weights)
-            for buffer, stored in zip(self._buffers, snapshot.buffers, strict=True):
+            for buffer, stored in zip(self._current_buffers(), snapshot.buffers, strict=True):
                 buffer.copy_(stored)
         self._averaged, self._stats = snapshot.averaged, snapshot.stats
 
@@ -371,9 +389,16 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def _like(own: Tensor, stored: Tensor) -> Tensor:
+    """A copy of ``stored`` with the type and the device of ``own``, whose shape it must have."""
+    if stored.shape != own.shape:
+        raise ValueError(f"a tensor has the shape {tuple(stored.shape)} instead of {tuple(own.shape)}")
+    return stored.to(own, copy=True)
+
+
 def _parse_batch(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     if not isinstance(batch, Mapping) or not all(isinstance(batch.get(key), Tensor) for key in ("states", "targets")):
-        got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        got = list(batch) if isinstance(batch, Mapping) else type(batch).__name__
         raise ValueError(f"the batch must be a dictionary with the tensors 'states' and 'targets'; got {got}.")
     states, targets = batch["states"], batch["targets"]
     if states.ndim == 0 or targets.ndim == 0 or len(states) != len(targets):
@@ -386,15 +411,22 @@ def _parse_batch(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def _frozen_behaviour(modules: list[nn.Module], parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Evaluation mode and the random streams of the model's devices, put back at the end."""
+    """Evaluation mode, distributions that do not refuse NaN, and the random streams of the model's devices.
+
+    All are put back at the end.
+    """
     training = [module for module in modules if module.training]
     devices = {parameter.get_device() for parameter in parameters if parameter.is_cuda}
+    validates = Distribution._validate_args
     with torch.random.fork_rng(devices=devices):
+        # A distribution would raise where a NaN should lead to a loss of NaN, which is undone.
+        Distribution.set_default_validate_args(False)
         for module in training:
             # cuDNN's recurrent layers have no gradient in evaluation mode, and no randomness without dropout.
             module.training = isinstance(module, nn.RNNBase) and module.dropout == 0.0
         try:
             yield
         finally:
+            Distribution.set_default_validate_args(validates)
             for module in training:
                 module.training = True

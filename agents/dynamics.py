@@ -58,8 +58,9 @@ class DynamicsModel(nn.Module):
                 features = self.core(torch.zeros(1, input_dim))
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"the core must take an input of shape (batch, {input_dim}): {error}") from error
-        if features.ndim != 2:
-            raise ValueError(f"the core must give features of shape (batch, features); got {tuple(features.shape)}.")
+        if not isinstance(features, Tensor) or features.ndim != 2:
+            got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise ValueError(f"the core must give a tensor of shape (batch, features); got {got}.")
         self.head = nn.Linear(features.shape[1], self.observation_dim)
         self.register_buffer("input_shift", torch.zeros(input_dim))
         self.register_buffer("input_scale", torch.ones(input_dim))

@@ -17,6 +17,7 @@ MetaTask: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 _Weights: TypeAlias = dict[str, Tensor]
 
 _logger = logging.getLogger(__name__)
+_ONE_BY_ONE = "tasks are computed one after the other, because torch.func.vmap does not suit the model: %s"
 
 
 class MetaMAML:
@@ -26,9 +27,9 @@ class MetaMAML:
     ``loss(query; w - inner_lr * grad loss(support; w))``, here with Adam outside. By default the outer gradient is
     exact, through the inner gradient (second order); ``first_order`` takes the inner gradient as a constant.
 
-    Tasks of equal shapes are computed together, others (and modules that ``torch.func.vmap`` refuses, such as
-    ``nn.LSTM``) one after the other; the result is the same. Frozen parameters (``requires_grad=False``) stay as
-    they are.
+    Tasks of equal shapes are computed together, others (and modules that ``torch.func.vmap`` refuses or gets wrong,
+    such as ``nn.LSTM`` and ``nn.LayerNorm``) one after the other; the result is the same. Frozen parameters
+    (``requires_grad=False``) stay as they are.
 
     Example:
         >>> maml = MetaMAML(nn.Linear(4, 1), inner_lr=0.01, outer_lr=0.001)
@@ -78,7 +79,12 @@ class MetaMAML:
                 "Unfreeze one with requires_grad_(True)."
             )
         self.optimizer = torch.optim.Adam((model.get_parameter(name) for name in self._trained), lr=outer_lr)
-        self._together = True
+        # What vmap refuses, and what it gets wrong in second order: https://github.com/pytorch/functorch/issues/534.
+        unfit = (nn.RNNBase,) if first_order else (nn.RNNBase, nn.LayerNorm, nn.modules.batchnorm._NormBase)
+        found = {type(module).__name__ for module in model.modules() if isinstance(module, unfit)}
+        self._together = not found
+        if found:
+            _logger.warning(_ONE_BY_ONE, f"it cannot compute {', '.join(sorted(found))}")
 
     def adapt(self, support_x: Tensor, support_y: Tensor, loss_fn: LossFunction, num_steps: int) -> nn.Module:
         """A copy of the model after ``num_steps`` gradient steps on a support set; the model itself is untouched.
@@ -151,7 +157,7 @@ class MetaMAML:
             except RuntimeError as error:
                 losses = [query_loss(*task) for task in tasks]  # a fault of the tasks themselves is raised again here
                 self._together = False
-                _logger.warning("tasks are computed one after the other, because vmap refused the model: %s", error)
+                _logger.warning(_ONE_BY_ONE, error)
                 return torch.stack(losses)
         return torch.stack([query_loss(*task) for task in tasks])
 

@@ -1,9 +1,10 @@
 """Meta-training of a dynamics model over the tasks of an environment."""
 
+import pickle
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -61,9 +62,9 @@ class MetaTrainer:
         *,
         env_kwargs: Mapping[str, Any] | None = None,
         seed: int = 0,
-        inner_lr: float = 0.1,
+        inner_lr: float = 0.3,
         outer_lr: float = 2e-3,
-        inner_steps: int = 3,
+        inner_steps: int = 1,
         window: int = 16,
         meta_batch_size: int = 32,
         num_streams: int = 1000,
@@ -85,7 +86,7 @@ class MetaTrainer:
             "stream_length": stream_length,
             **sizes,
         }
-        self.model = self._default_model() if model is None else model
+        self.model = _default_model(env_id, self.options) if model is None else model
         self.num_updates = 0
         self._rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
         self._streams: tuple[Tensor, Tensor] | None = None
@@ -116,7 +117,7 @@ class MetaTrainer:
             This trainer. What adapts at test time requires a gradient, the rest of the model does not.
         """
         if self._streams is None:
-            self._streams = self._collect("train", self.options["num_streams"], self.options["seed"])
+            self._streams = self._collect("train", self.options["num_streams"], self.options["seed"], training=True)
         self.model.requires_grad_(True)
         try:
             with tqdm(total=total_updates, desc="meta-training", unit="update", disable=not progress_bar) as bar:
@@ -187,13 +188,19 @@ class MetaTrainer:
         Raises:
             ValueError: The file is not of a trainer, or of another model.
         """
-        state = torch.load(path, weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, EOFError, RuntimeError):
+            state = None
         if not isinstance(state, dict) or state.get("format") != _FORMAT:
             raise ValueError(f"{path} must be a file written by MetaTrainer.save in format {_FORMAT}; it is not.")
         options = state["options"]
         if model is None:
-            env = _make_env(state["env_id"], "train", options["env_kwargs"])
-            model = DynamicsModel(env.observation_space, env.action_space, adapts=state["adapts"])
+            model = _default_model(state["env_id"], options, state["adapts"])
+        if model.adapts != state["adapts"]:
+            raise ValueError(
+                f"the model must have adapts={state['adapts']!r} like the one in {path}; got {model.adapts!r}."
+            )
         trainer = cls(state["env_id"], model, **options)
         try:
             trainer.model.load_state_dict(state["model"])
@@ -204,23 +211,16 @@ class MetaTrainer:
         trainer.num_updates = state["num_updates"]
         return trainer
 
-    def _default_model(self) -> DynamicsModel:
-        env = _make_env(self.env_id, "train", self.options["env_kwargs"])
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.options["seed"])
-            return DynamicsModel(env.observation_space, env.action_space)
-
-    def _collect(self, split: str, num_streams: int, seed: int) -> tuple[Tensor, Tensor]:
+    def _collect(self, split: str, num_streams: int, seed: int, *, training: bool = False) -> tuple[Tensor, Tensor]:
         """Normalised inputs ``Float[S T in]``, and targets with a weight as last column ``Float[S T D+1]``.
 
-        The first streams of a training run also set the normalisation of the model.
+        The streams of a training run also set the normalisation of the model before its first update.
         """
         env = _make_env(self.env_id, split, self.options["env_kwargs"])
-        # The same seed gives other streams for another split: the environment sees to that for the tasks, the key here
-        # for states and actions.
-        key = zlib.crc32(split.encode())
+        # The same seed gives other streams for another split, and for evaluation on the split of training.
+        spawn_key = (1 if training else 2, zlib.crc32(split.encode()))
         streams = collect_streams(
-            env, num_streams, self.options["stream_length"], seed=np.random.SeedSequence(seed, spawn_key=(1, key))
+            env, num_streams, self.options["stream_length"], seed=np.random.SeedSequence(seed, spawn_key=spawn_key)
         )
         env.close()
         flat = [
@@ -228,7 +228,7 @@ class MetaTrainer:
             for array in (streams.observations, streams.actions, streams.next_observations)
         ]
         weights = ~streams.restarted.reshape(-1)
-        if split == "train" and self.num_updates == 0:
+        if training and self.num_updates == 0:
             self.model.set_normalisation(*(array[weights] for array in flat))
         inputs = self.model.inputs(flat[0], flat[1])
         targets = self.model.targets(flat[0], flat[2])
@@ -256,6 +256,15 @@ def weighted_mse(prediction: Tensor, target: Tensor) -> Tensor:
     weight = target[..., -1:]
     errors = (prediction - target[..., :-1]).square() * weight
     return errors.sum() / (weight.sum().clamp(min=1.0) * prediction.shape[-1])
+
+
+def _default_model(
+    env_id: str, options: Mapping[str, Any], adapts: Literal["last_layer", "all"] = "last_layer"
+) -> DynamicsModel:
+    env = _make_env(env_id, "train", options["env_kwargs"])
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(options["seed"])  # torch.manual_seed would seed other devices too
+        return DynamicsModel(env.observation_space, env.action_space, adapts=adapts)
 
 
 def _make_env(env_id: str, split: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:

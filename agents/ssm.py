@@ -113,15 +113,18 @@ class SSM(nn.Module):
         return self.decoder(features), torch.stack(states, dim=1)
 
     def _check_input(self, x: Tensor, ndims: tuple[int, ...]) -> None:
-        if x.ndim not in ndims or x.shape[-1] != self.state_dim:
+        if x.ndim not in ndims or x.shape[-1] != self.state_dim or 0 in x.shape[1:]:
             raise ValueError(
                 f"the input must have shape (batch, {self.state_dim}) for one step or (batch, time, {self.state_dim}) "
-                f"for a sequence; got {tuple(x.shape)}."
+                f"for a sequence of one step or more; got {tuple(x.shape)}."
             )
 
 
 class _Layer(nn.Module):
-    """One linear recurrent unit with its normalisation, gate and residual connection."""
+    """One linear recurrent unit with its normalisation, gate and residual connection.
+
+    Its parameters lie here and not in submodules, whose calls would take as long as the arithmetic of a single step.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -130,25 +133,34 @@ class _Layer(nn.Module):
         radius = torch.empty(num_states).uniform_(0.5, 0.99)
         self.nu = nn.Parameter(torch.log(-torch.log(radius)))
         self.theta = nn.Parameter(torch.log(torch.empty(num_states).uniform_(0.01, math.pi / 2)))
-        self.norm = nn.LayerNorm(width)
-        self.input = nn.Linear(width, 2 * num_states, bias=False)  # B
-        self.output = nn.Linear(2 * num_states, width, bias=False)  # C
-        self.skip = nn.Parameter(torch.randn(width))  # D
-        self.gate = nn.Linear(width, 2 * width)  # W
+        self.norm_weight = nn.Parameter(torch.ones(width))
+        self.norm_bias = nn.Parameter(torch.zeros(width))
+        self.b = _linear_weight(2 * num_states, width)
+        self.c = _linear_weight(width, 2 * num_states)
+        self.d = nn.Parameter(torch.randn(width))
+        self.gate_weight = _linear_weight(2 * width, width)  # W
+        self.gate_bias = nn.Parameter(torch.zeros(2 * width))
 
     def forward(
         self, x: Tensor, state: Tensor | None = None, start: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """``x`` ``Float[B (T) H]``, ``state`` ``Float[B 2 P]`` -> the same; no state where none was given."""
-        normed = self.norm(x)
+        # Scaled by a second operation, because vmap gets second derivatives of an affine layer_norm wrong
+        # (https://github.com/pytorch/functorch/issues/534).
+        normed = torch.addcmul(self.norm_bias, F.layer_norm(x, self.norm_weight.shape), self.norm_weight)
         rate = torch.exp(self.nu)  # P
-        inputs = self.input(normed).unflatten(-1, (2, -1)) * torch.sqrt(-torch.expm1(-2.0 * rate))  # B (T) 2 P
-        if state is None:
-            states = inputs
-        else:
+        scale = torch.sqrt(-torch.expm1(-2.0 * rate))  # P, sqrt(1 - |lambda|^2)
+        states = F.linear(normed, self.b) * torch.cat([scale, scale])  # B (T) 2P
+        if state is not None:
             angle, radius = torch.exp(self.theta), torch.exp(-rate)
             decay = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)])  # 2 P
-            states = scan(decay, inputs, state, start)  # B T 2 P
-            state = states[:, -1]
-        mixed = F.gelu(self.output(states.flatten(-2)) + self.skip * normed)  # B (T) H
-        return x + F.glu(self.gate(mixed), dim=-1), state
+            pairs = scan(decay, states.unflatten(-1, (2, -1)), state, start)  # B T 2 P
+            states, state = pairs.flatten(-2), pairs[:, -1]
+        mixed = F.gelu(torch.addcmul(F.linear(states, self.c), self.d, normed))  # B (T) H
+        return x + F.glu(F.linear(mixed, self.gate_weight, self.gate_bias), dim=-1), state
+
+
+def _linear_weight(num_outputs: int, num_inputs: int) -> nn.Parameter:
+    """A weight matrix drawn like that of ``nn.Linear``."""
+    bound = 1.0 / math.sqrt(num_inputs)
+    return nn.Parameter(torch.empty(num_outputs, num_inputs).uniform_(-bound, bound))

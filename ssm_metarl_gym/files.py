@@ -14,7 +14,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Example:
         >>> with replacing("results.json") as temporary:
-        ...     temporary.write_text("{}")
+        ...     _ = temporary.write_text("{}")
     """
     path = Path(path)
     # The suffix stays the last part of the name, because writers choose the format by it.

@@ -114,7 +114,7 @@ class OnlineAdaptation(
             self.adapter.reset()
         self._transitions.clear()
         self._num_steps = 0
-        self._observation = observation
+        self._observation = observation.copy()  # the caller may change its own
         return self._observe(observation, self._encode_probes(observation)), info | {"adaptation": self._report(None)}
 
     def step(self, action: Any) -> tuple[npt.NDArray[np.float32], SupportsFloat, bool, bool, dict[str, Any]]:
@@ -127,7 +127,7 @@ class OnlineAdaptation(
         loss = None
         if len(self._transitions) >= self._warmup and self._num_steps % self._every == 0:
             loss = self._adapt()
-        self._observation = observation
+        self._observation = observation.copy()
         info = info | {"adaptation": self._report(loss)}
         return self._observe(observation, encoded[1:]), reward, terminated, truncated, info
 
@@ -169,10 +169,13 @@ class OnlineAdaptation(
         if not isinstance(space, spaces.Box):
             raise ValueError(f"the observation space must be a Box; got {space}.")
         bound = np.full(len(self._probes) * space.shape[0], self._clip, dtype=np.float32)
-        return spaces.Box(np.append(space.low, -bound), np.append(space.high, bound), dtype=np.float32)
+        low, high = np.append(space.low, -bound), np.append(space.high, bound)
+        return spaces.Box(low, high, dtype=low.dtype.type)
 
 
 def _check_model(adapter: Adapter, env: gym.Env[Any, Any]) -> DynamicsModel:
+    if not isinstance(adapter, Adapter):
+        raise ValueError(f"OnlineAdaptation needs an adapter of a DynamicsModel; got {type(adapter).__name__}.")
     model = adapter.model
     if not isinstance(model, DynamicsModel):
         raise ValueError(f"OnlineAdaptation needs an adapter of a DynamicsModel; got one of {type(model).__name__}.")
@@ -193,8 +196,11 @@ def _probe_actions(space: spaces.Space[Any], given: Sequence[Any] | None) -> Seq
             given = [space.low, np.clip(np.zeros_like(space.low), space.low, space.high), space.high]
         else:
             raise ValueError(f"probe_actions must be given for the action space {space}.")
-    probes = [np.asarray(action, dtype=space.dtype) for action in given]
-    outside = [action for action in probes if not space.contains(action)]
-    if not probes or outside:
+    try:
+        # Numbers may lose precision but not their fractions: 0.5 is no action of a Discrete space.
+        probes = [np.asarray(action).astype(space.dtype, casting="same_kind") for action in given]
+    except (TypeError, ValueError):
+        probes = []
+    if not probes or not all(space.contains(action) for action in probes):
         raise ValueError(f"probe_actions must be one or more actions of {space}; got {given!r}.")
     return probes

@@ -1,0 +1,342 @@
+"""An ordinary SB3 policy copes with physics it was never told about, because it adapts online.
+
+Meta-trains a model of the dynamics on the training tasks of CartPolePolarity (hidden masses, lengths and forces, and a
+hidden sign of the force), then trains Stable-Baselines3's own PPO("MlpPolicy") four times from the same seed, each
+time on another observation, and evaluates each on tasks that it has never met:
+
+    mlp                  the plain observation
+    frozen_predictions   and what the model predicts for each action, the model standing still
+    adapted_predictions  and what the model predicts, adapted online by Adapter.adapt within the episode
+    oracle               and the hidden parameters themselves
+
+Writes results.json, switch.png, comparison.gif, the model and the four policies into the output folder.
+"""
+
+import argparse
+import copy
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import matplotlib as mpl
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
+from tqdm import tqdm
+
+import ssm_metarl_gym  # noqa: F401 - registers the environments
+from ssm_metarl_gym.agents import Adapter, MetaTrainer
+from ssm_metarl_gym.files import replacing
+from ssm_metarl_gym.wrappers import OnlineAdaptation
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+ENV_ID = "ssm_metarl/CartPolePolarity-v0"
+# The longest job first, so that the others fill the second core.
+AGENTS = ("adapted_predictions", "frozen_predictions", "mlp", "oracle")
+LABELS = {
+    "mlp": "plain PPO",
+    "frozen_predictions": "predictions, frozen",
+    "adapted_predictions": "predictions, adapted online",
+    "oracle": "told the parameters",
+}
+SWITCH_STEP = 100
+SPLITS: dict[str, dict[str, Any]] = {
+    "interpolation": {"split": "interpolation"},
+    "extrapolation": {"split": "extrapolation"},
+    "switch": {"split": "interpolation", "switch": {"step": SWITCH_STEP}},
+}
+# Brings positions, speeds, angles and angular speeds to a similar size, as PPO likes them.
+OBSERVATION_SCALE = np.array([0.5, 0.5, 5.0, 0.7], dtype=np.float32)
+REWARD_SCALE = 0.05
+NUM_TRAINING_ENVS = 64
+NUM_EVALUATION_ENVS = 20
+EVALUATION_SEED = 1_000_000
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    quick: bool = field(default=False, metadata={"help": "fewer steps and tasks, the same story"})
+    seed: int = field(default=0, metadata={"help": "seeds everything: one seed gives one result"})
+    output: Path = field(default=Path("output/quickstart"), metadata={"help": "folder for the results"})
+    num_tasks: int | None = field(default=None, metadata={"help": "tasks per split (default: 100, quick: 20)"})
+    ppo_steps: int | None = field(default=None, metadata={"help": "steps of each PPO (default: 40960, quick: 32768)"})
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is done: gradient updates of the meta-training, steps of each PPO, tasks of each evaluation."""
+
+    meta_updates: int
+    ppo_steps: int
+    num_tasks: int
+
+
+FULL_BUDGET = Budget(meta_updates=300, ppo_steps=40_960, num_tasks=100)
+QUICK_BUDGET = Budget(meta_updates=150, ppo_steps=32_768, num_tasks=20)
+
+
+def make_env(agent: str, trainer: MetaTrainer, **env_kwargs: Any) -> gym.Env[Any, Any]:
+    """The environment as an agent sees it; rewards are not scaled yet."""
+    env = gym.make(ENV_ID, context="visible" if agent == "oracle" else "hidden", **env_kwargs)
+    if agent.endswith("predictions"):
+        config = trainer.adaptation_config()
+        if agent == "frozen_predictions":
+            config = replace(config, trust_region_eps=0.0)
+        # Each environment adapts a model of its own.
+        adapter = Adapter(copy.deepcopy(trainer.model), config)
+        env = OnlineAdaptation(env, adapter, observe_predictions=True)
+    width = env.observation_space.shape[0]
+    scale = np.concatenate([OBSERVATION_SCALE, np.ones(width - len(OBSERVATION_SCALE), dtype=np.float32)])
+    space = gym.spaces.Box(-np.inf, np.inf, shape=(width,), dtype=np.float32)
+    return Monitor(gym.wrappers.TransformObservation(env, lambda observation: observation * scale, space))
+
+
+class CountSteps(BaseCallback):
+    """Adds the steps taken to the counter that the progress bar shows."""
+
+    def _on_step(self) -> bool:
+        add_progress(self.training_env.num_envs)
+        return True
+
+
+def train(agent: str, seed: int, num_steps: int, output: Path) -> str:
+    """Train one policy and save it."""
+    trainer = MetaTrainer.load(output / "dynamics.pt")
+
+    def make_training_env() -> gym.Env[Any, Any]:
+        env = make_env(agent, trainer, split="train")
+        return gym.wrappers.TransformReward(env, lambda reward: REWARD_SCALE * reward)
+
+    model = PPO(
+        "MlpPolicy",
+        DummyVecEnv([make_training_env] * NUM_TRAINING_ENVS),
+        n_steps=64,
+        batch_size=512,
+        n_epochs=8,
+        learning_rate=lambda remaining: 1.5e-3 * (0.1 + 0.9 * remaining),
+        gamma=0.98,
+        ent_coef=0.01,
+        seed=seed,
+        device="cpu",
+    )
+    model.learn(num_steps, callback=CountSteps())
+    with replacing(output / f"{agent}.zip") as temporary:
+        model.save(temporary)
+    return agent
+
+
+def evaluate(agent: str, split: str, num_tasks: int, output: Path) -> tuple[str, str, list[float], list[float]]:
+    """The return of a saved policy in each of the same ``num_tasks`` tasks, and its mean reward at each step."""
+    trainer = MetaTrainer.load(output / "dynamics.pt")
+    env = DummyVecEnv([lambda: make_env(agent, trainer, **SPLITS[split])] * min(NUM_EVALUATION_ENVS, num_tasks))
+    env.seed(EVALUATION_SEED)
+    rewards: list[list[float]] = [[] for _ in range(env.num_envs)]
+
+    def record(local_variables: dict[str, Any], _: dict[str, Any]) -> None:
+        rewards[local_variables["i"]].append(float(local_variables["reward"]))
+        add_progress(1)
+
+    model = PPO.load(output / f"{agent}.zip", device="cpu")
+    returns, lengths = evaluate_policy(
+        model, env, n_eval_episodes=num_tasks, return_episode_rewards=True, callback=record
+    )
+    trials = np.concatenate([np.reshape(row, (-1, lengths[0])) for row in rewards])
+    return agent, split, list(map(float, returns)), trials.mean(axis=0).tolist()
+
+
+def run_jobs(options: Options, budget: Budget) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+    """Train and evaluate all agents on all cores: the rows of the table, and the rewards around the switch."""
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("Q", 0)
+    num_workers = min(len(AGENTS), os.cpu_count() or 1)
+    total = len(AGENTS) * (budget.ppo_steps + len(SPLITS) * budget.num_tasks * 200)
+    rows, rewards = [], {}
+    with (
+        tqdm(total=total, desc="training and evaluating", unit="step", unit_scale=True) as bar,
+        ProcessPoolExecutor(num_workers, context, initializer=start_worker, initargs=(counter,)) as pool,
+    ):
+        trainings: set[Future[Any]] = {
+            pool.submit(train, agent, options.seed, budget.ppo_steps, options.output) for agent in AGENTS
+        }
+        pending: set[Future[Any]] = set(trainings)
+        try:
+            while pending:
+                done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                bar.update(counter.value - bar.n)
+                for job in done:
+                    if job in trainings:
+                        pending |= {
+                            pool.submit(evaluate, job.result(), split, budget.num_tasks, options.output)
+                            for split in SPLITS
+                        }
+                        continue
+                    agent, split, returns, mean_rewards = job.result()
+                    rows.append(summarise(agent, split, returns, options.seed))
+                    if split == "switch":
+                        rewards[agent] = mean_rewards
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    order = [(agent, split) for split in SPLITS for agent in LABELS]
+    return sorted(rows, key=lambda row: order.index((row["name"], row["split"]))), rewards
+
+
+def start_worker(counter: Any) -> None:
+    """Prepare a worker: one thread for each process, and the counter of the progress bar."""
+    global _counter
+    _counter = counter
+    torch.set_num_threads(1)
+
+
+def add_progress(steps: int) -> None:
+    """Tell the progress bar of steps taken."""
+    with _counter.get_lock():
+        _counter.value += steps
+
+
+def summarise(agent: str, split: str, returns: Sequence[float], seed: int) -> dict[str, Any]:
+    """A row of the table: the mean over tasks, and a 95 % interval by the bootstrap."""
+    resampled = np.random.default_rng(seed).choice(returns, size=(2000, len(returns))).mean(axis=1)
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return {
+        "name": agent,
+        "split": split,
+        "mean_return": float(np.mean(returns)),
+        "ci_low": float(low),
+        "ci_high": float(high),
+        "num_tasks": len(returns),
+        "seed": seed,
+    }
+
+
+def format_table(rows: list[dict[str, Any]]) -> str:
+    """The table in Markdown, and how much of the gap from plain to told each observation closes."""
+    by_key = {(row["name"], row["split"]): row for row in rows}
+    lines = [f"| observation of PPO | {' | '.join(SPLITS)} |", "| --- |" + " --- |" * len(SPLITS)]
+    for agent, label in LABELS.items():
+        cells = ["{mean_return:.1f} [{ci_low:.1f}, {ci_high:.1f}]".format(**by_key[agent, split]) for split in SPLITS]
+        lines.append(f"| {label} (`{agent}`) | {' | '.join(cells)} |")
+    for agent in ("frozen_predictions", "adapted_predictions"):
+        shares = []
+        for split in SPLITS:
+            plain, told = by_key["mlp", split]["mean_return"], by_key["oracle", split]["mean_return"]
+            gain = by_key[agent, split]["mean_return"] - plain
+            shares.append(f"{100 * gain / (told - plain):.0f} %" if told > plain else "no gap")
+        lines.append(f"| gap closed by `{agent}` | {' | '.join(shares)} |")
+    return "\n".join(lines)
+
+
+def draw_switch(rewards: dict[str, list[float]], path: Path) -> None:
+    """The mean reward at each step around the switch, smoothed over five steps."""
+    figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
+    for agent, label in LABELS.items():
+        axes.plot(np.convolve(rewards[agent], np.ones(5) / 5, mode="valid"), label=label)
+    axes.axvline(SWITCH_STEP, color="black", linestyle=":", label="the force changes its sign")
+    axes.set(xlabel="step of the trial", ylabel="mean reward", title="Held-out tasks: reward around a hidden change")
+    axes.legend(fontsize="small")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+    plt.close(figure)
+
+
+def film(output: Path, path: Path) -> None:
+    """The plain policy beside the adapting one on the same hidden task, whose sign flips half-way."""
+    trainer = MetaTrainer.load(output / "dynamics.pt")
+    films = []
+    for agent in ("mlp", "adapted_predictions"):
+        env = make_env(agent, trainer, render_mode="rgb_array", **SPLITS["switch"])
+        model = PPO.load(output / f"{agent}.zip", device="cpu")
+        observation, _ = env.reset(seed=EVALUATION_SEED)
+        frames, truncated, total, falls = [], False, 0.0, 0
+        while not truncated:
+            action, _ = model.predict(observation, deterministic=True)
+            observation, reward, _, truncated, info = env.step(action)
+            total, falls = total + float(reward), falls + info["restarted"]
+            frames.append(label_frame(env.render(), f"{LABELS[agent]}: return {total:.0f}, falls {falls}"))
+        env.close()
+        films.append(frames[::2])
+    pairs = [Image.fromarray(np.concatenate(pair, axis=1)) for pair in zip(*films, strict=True)]
+    with replacing(path) as temporary:
+        pairs[0].save(temporary, save_all=True, append_images=pairs[1:], duration=40, loop=0)
+
+
+def label_frame(frame: np.ndarray, text: str) -> np.ndarray:
+    """A frame at two thirds of its size with a line of text below the caption."""
+    image = Image.fromarray(frame)
+    image = image.resize((image.width * 2 // 3, image.height * 2 // 3))
+    ImageDraw.Draw(image).text((8, 24), text, fill=(0, 0, 0))
+    return np.asarray(image)
+
+
+def parse_options(arguments: Sequence[str] | None) -> Options:
+    """The options of the command line; exits with a clear message where one is not valid."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    defaults = Options()
+    help_of = {name: option.metadata["help"] for name, option in Options.__dataclass_fields__.items()}
+    parser.add_argument("--quick", action="store_true", help=help_of["quick"])
+    parser.add_argument("--seed", type=int, default=defaults.seed, help=help_of["seed"])
+    parser.add_argument("--output", type=Path, default=defaults.output, metavar="DIR", help=help_of["output"])
+    parser.add_argument("--num-tasks", type=int, metavar="N", help=help_of["num_tasks"])
+    parser.add_argument("--ppo-steps", type=int, metavar="N", help=help_of["ppo_steps"])
+    options = Options(**vars(parser.parse_args(arguments)))
+    if options.seed < 0:
+        parser.error(f"--seed must be >= 0; got {options.seed}.")
+    for name, value, least in (("num-tasks", options.num_tasks, 2), ("ppo-steps", options.ppo_steps, 1)):
+        if value is not None and value < least:
+            parser.error(f"--{name} must be >= {least}; got {value}.")
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=options.output).close()
+    except OSError as error:
+        parser.error(f"--output must be a folder that can be written to; got {options.output} ({error.strerror}).")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the whole comparison."""
+    options = parse_options(arguments)
+    started = time.perf_counter()
+    torch.set_num_threads(1)
+    budget = QUICK_BUDGET if options.quick else FULL_BUDGET
+    budget = replace(
+        budget,
+        num_tasks=options.num_tasks or budget.num_tasks,
+        ppo_steps=options.ppo_steps or budget.ppo_steps,
+    )
+
+    trainer = MetaTrainer(ENV_ID, seed=options.seed)
+    trainer.learn(budget.meta_updates, progress_bar=True)
+    trainer.save(options.output / "dynamics.pt")
+    errors = trainer.evaluate("interpolation")
+    print(f"prediction error on held-out tasks: {errors[0]:.3f} before adapting, {errors[-1]:.3f} after", flush=True)
+
+    rows, rewards = run_jobs(options, budget)
+    draw_switch(rewards, options.output / "switch.png")
+    film(options.output, options.output / "comparison.gif")
+    results = {"rows": rows, "budget": asdict(budget), "seconds": round(time.perf_counter() - started, 1)}
+    with replacing(options.output / "results.json") as temporary:
+        temporary.write_text(json.dumps(results, indent=2) + "\n")
+    print(f"\nMean return over {budget.num_tasks} held-out tasks, of 200 at most, with 95 % intervals over tasks:\n")
+    print(format_table(rows))
+    print(f"\n{results['seconds']:.0f} s; results.json, switch.png and comparison.gif are in {options.output}")
+
+
+if __name__ == "__main__":
+    main()

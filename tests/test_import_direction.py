@@ -1,0 +1,100 @@
+"""Imports run one way: this table says which module of the package may import which others."""
+
+import ast
+import glob
+import graphlib
+import sys
+from pathlib import Path
+
+import pytest
+
+import ssm_metarl_gym
+
+PACKAGE = "ssm_metarl_gym"
+AGENTS = {"adaptation", "dynamics", "features", "meta_maml", "meta_trainer", "ssm"}
+ALLOWED = {
+    "": {"_version", "envs", "tasks"},
+    "_version": set(),
+    "files": set(),
+    "tasks": set(),
+    "envs": {"envs.cartpole", "envs.pendulum"},
+    "envs.hidden_task": {"tasks"},
+    "envs.cartpole": {"envs.hidden_task", "tasks"},
+    "envs.pendulum": {"envs.hidden_task", "tasks"},
+    "agents": {f"agents.{module}" for module in AGENTS},
+    "agents.scan": set(),
+    "agents.ssm": {"agents.scan"},
+    "agents.features": {"agents.ssm"},
+    "agents.dynamics": {"agents.ssm"},
+    "agents.meta_maml": set(),
+    "agents.adaptation": set(),
+    "agents.streams": set(),
+    "agents.meta_trainer": {f"agents.{module}" for module in ("adaptation", "dynamics", "meta_maml", "streams")}
+    | {"files"},
+    "wrappers": {"wrappers.history_window", "wrappers.online_adaptation"},
+    "wrappers.history_window": set(),
+    "wrappers.online_adaptation": {"agents.adaptation", "agents.dynamics"},
+}
+# What is not of agents or wrappers must not pull in torch: the environments are usable without it.
+LIGHT = {"gymnasium", "numpy", "pygame", "typing_extensions"}
+
+ROOT = Path(ssm_metarl_gym.__file__).parent
+SOURCES = {
+    ".".join(Path(path).with_suffix("").parts).removesuffix("__init__").removesuffix("."): ROOT / path
+    for path in glob.glob("**/*.py", root_dir=ROOT, recursive=True)  # follows links, which Path.glob does not
+}
+
+
+def imported_by(source, known):
+    """The modules that a source imports: those of the package without its name, others by their first name."""
+    own, others = set(), set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports of the package are absolute"
+            # `from package import name` may name a module or something in one.
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name.removeprefix(f"{PACKAGE}.") in known else node.module for name in inner]
+        else:
+            continue
+        for name in names:
+            first, _, rest = name.partition(".")
+            (own if first == PACKAGE else others).add(rest if first == PACKAGE else first)
+    return own, others - set(sys.stdlib_module_names)
+
+
+def test_every_module_has_a_row():
+    assert sorted(SOURCES) == sorted(ALLOWED)
+
+
+def test_the_table_has_no_circle():
+    graphlib.TopologicalSorter(ALLOWED).prepare()
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_a_module_imports_no_more_than_the_table_says(module):
+    own, others = imported_by(SOURCES[module].read_text(), SOURCES)
+    assert own <= ALLOWED[module]
+    assert not others & {"agents", "scripts", "tests", "wrappers"}
+    if module.partition(".")[0] not in ("agents", "wrappers"):
+        assert others <= LIGHT
+
+
+@pytest.mark.parametrize(
+    ("source", "own", "others"),
+    [
+        ("import ssm_metarl_gym.tasks", {"tasks"}, set()),
+        ("import ssm_metarl_gym", {""}, set()),
+        ("from ssm_metarl_gym import tasks, CartPoleTask", {"tasks", ""}, set()),
+        ("from ssm_metarl_gym.agents import SSM, scan", {"agents", "agents.scan"}, set()),
+        ("from ssm_metarl_gym.agents.ssm import SSM", {"agents.ssm"}, set()),
+        (
+            "def f():\n    import os, torch.nn as nn\n    from scripts.quickstart import main",
+            set(),
+            {"torch", "scripts"},
+        ),
+    ],
+)
+def test_all_forms_of_imports_are_seen(source, own, others):
+    assert imported_by(source, SOURCES) == (own, others)

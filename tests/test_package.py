@@ -1,0 +1,104 @@
+import doctest
+import importlib
+import os
+import pkgutil
+import shutil
+import subprocess
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import PPO
+
+import ssm_metarl_gym
+from ssm_metarl_gym import agents, files, tasks, wrappers
+
+PUBLIC = {
+    "ssm_metarl_gym": ["CartPoleTask", "PendulumTask", "TaskDistribution", "__version__", "agents", "wrappers"],
+    "ssm_metarl_gym.agents": [
+        "SSM",
+        "AdaptationConfig",
+        "Adapter",
+        "AdapterStats",
+        "DynamicsModel",
+        "MetaMAML",
+        "MetaTrainer",
+        "SSMFeaturesExtractor",
+    ],
+    "ssm_metarl_gym.wrappers": ["HistoryWindow", "OnlineAdaptation"],
+}
+MODULES = [module.name for module in pkgutil.walk_packages(ssm_metarl_gym.__path__, "ssm_metarl_gym.")]
+EXAMPLES = [
+    # Training on a thousand streams takes seconds.
+    pytest.param(test, marks=[pytest.mark.slow] if "learn(" in test.docstring else [], id=test.name)
+    for name in MODULES
+    for test in doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(name))
+    if test.examples
+]
+NAMES = {"gym": gym, "np": np, "torch": torch, "nn": torch.nn, "PPO": PPO}
+for module in (tasks, files, agents, wrappers):
+    NAMES |= {name: getattr(module, name) for name in module.__all__}
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_the_public_names_are_these_and_all_documented(module):
+    module = importlib.import_module(module)
+    assert module.__all__ == PUBLIC[module.__name__]
+    for name in module.__all__:
+        documentation = getattr(module, name).__doc__
+        assert documentation
+        assert not documentation.startswith(f"{name}(")  # what a dataclass writes where nobody did
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(AttributeError, match="module 'ssm_metarl_gym' has no attribute 'agent'"):
+        _ = ssm_metarl_gym.agent
+
+
+@pytest.mark.parametrize("test", EXAMPLES)
+def test_the_examples_of_the_docstrings_run(test, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    test.globs = dict(NAMES)
+    for example in test.examples:
+        example.source = example.source.replace("learn(800", "learn(2")
+    report = []
+    failed, attempted = doctest.DocTestRunner(verbose=False).run(test, out=report.append)
+    assert attempted == len(test.examples)
+    assert not failed, "".join(report)
+
+
+def test_there_are_examples():
+    assert {param.id.rpartition(".")[2] for param in EXAMPLES} >= {"SSM", "MetaMAML", "Adapter", "OnlineAdaptation"}
+
+
+@pytest.mark.parametrize("name", ["agents", "agents.ssm", "wrappers", "wrappers.history_window"])
+def test_the_folders_at_the_root_say_how_they_are_imported(name, checkout):
+    run = _python(f"import {name}", cwd=checkout)
+    package = name.partition(".")[0]
+    assert run.returncode == 1
+    assert run.stderr.endswith(f"ImportError: import ssm_metarl_gym.{package} instead of {package}.\n")
+
+
+def test_a_checkout_without_links_works(checkout, tmp_path):
+    links = ("agents", "wrappers")
+    shutil.copytree(
+        checkout / "ssm_metarl_gym", tmp_path / "ssm_metarl_gym", ignore=shutil.ignore_patterns("__pycache__", *links)
+    )
+    for link in links:
+        shutil.copytree(checkout / link, tmp_path / link, ignore=shutil.ignore_patterns("__pycache__"))
+        (tmp_path / "ssm_metarl_gym" / link).write_text(f"../{link}")
+    (tmp_path / "elsewhere").mkdir()
+    script = """if True:
+        import ssm_metarl_gym.agents.ssm, ssm_metarl_gym.wrappers.history_window, sys
+        print(*(sys.modules[f"ssm_metarl_gym.{name}"].__file__ for name in ("agents.ssm", "wrappers.history_window")))
+    """
+    run = _python(script, cwd=tmp_path / "elsewhere", PYTHONPATH=str(tmp_path))
+    assert run.stderr == ""
+    assert run.stdout.split() == [str(tmp_path / "agents/ssm.py"), str(tmp_path / "wrappers/history_window.py")]
+
+
+def _python(script, cwd, **environment):
+    command = [sys.executable, "-W", "error", "-c", script]
+    return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True)  # noqa: S603
