@@ -141,7 +141,9 @@ class Adapter:
             )
         # Walking the module tree takes longer than a step of a small model, so it is done once.
         self._modules = list(model.modules())
-        self._buffers = [(module, name) for module in self._modules for name, _ in module.named_buffers(recurse=False)]
+        self._buffers = [
+            (module, name, buffer) for module in self._modules for name, buffer in module.named_buffers(recurse=False)
+        ]
         self._sizes = [parameter.numel() for parameter in self._parameters]
         self._averaged = self._flat_weights()
         self._stats = AdapterStats()
@@ -370,8 +372,8 @@ class Adapter:
         return {name: part.view_as(parameter).clone() for name, parameter, part in parts}
 
     def _current_buffers(self) -> list[Tensor]:
-        # By name, because a module may assign a new tensor instead of writing into the old one.
-        return [getattr(module, name) for module, name in self._buffers]
+        # By name, because a module may assign a new tensor instead of writing into its own.
+        return [getattr(module, name) for module, name, _ in self._buffers]
 
     def _snapshot(self) -> _Snapshot:
         buffers = [buffer.detach().clone() for buffer in self._current_buffers()]
@@ -380,8 +382,9 @@ class Adapter:
     def _restore(self, snapshot: _Snapshot) -> None:
         with torch.inference_mode(False), torch.no_grad():
             self._assign(snapshot.weights)
-            for buffer, stored in zip(self._current_buffers(), snapshot.buffers, strict=True):
-                buffer.copy_(stored)
+            for (module, name, own), stored in zip(self._buffers, snapshot.buffers, strict=True):
+                own.copy_(stored)
+                setattr(module, name, own)
         self._averaged, self._stats = snapshot.averaged, snapshot.stats
 
 

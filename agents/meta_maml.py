@@ -84,7 +84,7 @@ class MetaMAML:
         found = {type(module).__name__ for module in model.modules() if isinstance(module, unfit)}
         self._together = not found
         if found:
-            _logger.warning(_ONE_BY_ONE, f"it cannot compute {', '.join(sorted(found))}")
+            _logger.warning(_ONE_BY_ONE, f"it contains {', '.join(sorted(found))}")
 
     def adapt(self, support_x: Tensor, support_y: Tensor, loss_fn: LossFunction, num_steps: int) -> nn.Module:
         """A copy of the model after ``num_steps`` gradient steps on a support set; the model itself is untouched.

@@ -1,6 +1,5 @@
 """Meta-training of a dynamics model over the tasks of an environment."""
 
-import pickle
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -190,7 +189,9 @@ class MetaTrainer:
         """
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, EOFError, RuntimeError):
+        except OSError:
+            raise
+        except Exception:  # torch.load raises whatever a foreign file happens to trip over
             state = None
         if not isinstance(state, dict) or state.get("format") != _FORMAT:
             raise ValueError(f"{path} must be a file written by MetaTrainer.save in format {_FORMAT}; it is not.")

@@ -35,10 +35,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import nn
 from tqdm import tqdm
 
 import ssm_metarl_gym  # noqa: F401 - registers the environments
-from ssm_metarl_gym.agents import Adapter, MetaTrainer
+from ssm_metarl_gym.agents import Adapter, DynamicsModel, MetaTrainer
 from ssm_metarl_gym.files import replacing
 from ssm_metarl_gym.wrappers import OnlineAdaptation
 
@@ -76,6 +77,7 @@ class Options:
     seed: int = field(default=0, metadata={"help": "seeds everything: one seed gives one result"})
     output: Path = field(default=Path("output/quickstart"), metadata={"help": "folder for the results"})
     num_tasks: int | None = field(default=None, metadata={"help": "tasks per split (default: 100, quick: 20)"})
+    core: str = field(default="ssm", metadata={"help": "core of the dynamics model: ssm, or a two-layer tanh network"})
     ppo_steps: int | None = field(default=None, metadata={"help": "steps of each PPO (default: 40960, quick: 32768)"})
 
 
@@ -90,6 +92,14 @@ class Budget:
 
 FULL_BUDGET = Budget(meta_updates=300, ppo_steps=40_960, num_tasks=100)
 QUICK_BUDGET = Budget(meta_updates=150, ppo_steps=32_768, num_tasks=20)
+
+
+def make_model(core: str) -> DynamicsModel:
+    """The untrained model: it adapts its last layer only, so that a step of adaptation is cheap."""
+    env = gym.make(ENV_ID)
+    input_dim = DynamicsModel.input_dim(env.observation_space, env.action_space)
+    tanh = nn.Sequential(nn.Linear(input_dim, 64), nn.Tanh(), nn.Linear(64, 32), nn.Tanh())
+    return DynamicsModel(env.observation_space, env.action_space, tanh if core == "tanh" else None)
 
 
 def make_env(agent: str, trainer: MetaTrainer, **env_kwargs: Any) -> gym.Env[Any, Any]:
@@ -116,9 +126,9 @@ class CountSteps(BaseCallback):
         return True
 
 
-def train(agent: str, seed: int, num_steps: int, output: Path) -> str:
+def train(agent: str, num_steps: int, options: Options) -> str:
     """Train one policy and save it."""
-    trainer = MetaTrainer.load(output / "dynamics.pt")
+    trainer = load_trainer(options)
 
     def make_training_env() -> gym.Env[Any, Any]:
         env = make_env(agent, trainer, split="train")
@@ -128,23 +138,23 @@ def train(agent: str, seed: int, num_steps: int, output: Path) -> str:
         "MlpPolicy",
         DummyVecEnv([make_training_env] * NUM_TRAINING_ENVS),
         n_steps=64,
-        batch_size=512,
+        batch_size=1024,
         n_epochs=8,
-        learning_rate=lambda remaining: 1.5e-3 * (0.1 + 0.9 * remaining),
+        learning_rate=lambda remaining: 3e-3 * (0.1 + 0.9 * remaining),
         gamma=0.98,
         ent_coef=0.01,
-        seed=seed,
+        seed=options.seed,
         device="cpu",
     )
     model.learn(num_steps, callback=CountSteps())
-    with replacing(output / f"{agent}.zip") as temporary:
+    with replacing(options.output / f"{agent}.zip") as temporary:
         model.save(temporary)
     return agent
 
 
-def evaluate(agent: str, split: str, num_tasks: int, output: Path) -> tuple[str, str, list[float], list[float]]:
+def evaluate(agent: str, split: str, num_tasks: int, options: Options) -> tuple[str, str, list[float], list[float]]:
     """The return of a saved policy in each of the same ``num_tasks`` tasks, and its mean reward at each step."""
-    trainer = MetaTrainer.load(output / "dynamics.pt")
+    trainer = load_trainer(options)
     env = DummyVecEnv([lambda: make_env(agent, trainer, **SPLITS[split])] * min(NUM_EVALUATION_ENVS, num_tasks))
     env.seed(EVALUATION_SEED)
     rewards: list[list[float]] = [[] for _ in range(env.num_envs)]
@@ -153,7 +163,7 @@ def evaluate(agent: str, split: str, num_tasks: int, output: Path) -> tuple[str,
         rewards[local_variables["i"]].append(float(local_variables["reward"]))
         add_progress(1)
 
-    model = PPO.load(output / f"{agent}.zip", device="cpu")
+    model = PPO.load(options.output / f"{agent}.zip", device="cpu")
     returns, lengths = evaluate_policy(
         model, env, n_eval_episodes=num_tasks, return_episode_rewards=True, callback=record
     )
@@ -169,12 +179,10 @@ def run_jobs(options: Options, budget: Budget) -> tuple[list[dict[str, Any]], di
     total = len(AGENTS) * (budget.ppo_steps + len(SPLITS) * budget.num_tasks * 200)
     rows, rewards = [], {}
     with (
-        tqdm(total=total, desc="training and evaluating", unit="step", unit_scale=True) as bar,
+        tqdm(total=total, desc="training and evaluating", unit="step", unit_scale=True, mininterval=2.0) as bar,
         ProcessPoolExecutor(num_workers, context, initializer=start_worker, initargs=(counter,)) as pool,
     ):
-        trainings: set[Future[Any]] = {
-            pool.submit(train, agent, options.seed, budget.ppo_steps, options.output) for agent in AGENTS
-        }
+        trainings: set[Future[Any]] = {pool.submit(train, agent, budget.ppo_steps, options) for agent in AGENTS}
         pending: set[Future[Any]] = set(trainings)
         try:
             while pending:
@@ -183,8 +191,7 @@ def run_jobs(options: Options, budget: Budget) -> tuple[list[dict[str, Any]], di
                 for job in done:
                     if job in trainings:
                         pending |= {
-                            pool.submit(evaluate, job.result(), split, budget.num_tasks, options.output)
-                            for split in SPLITS
+                            pool.submit(evaluate, job.result(), split, budget.num_tasks, options) for split in SPLITS
                         }
                         continue
                     agent, split, returns, mean_rewards = job.result()
@@ -256,13 +263,18 @@ def draw_switch(rewards: dict[str, list[float]], path: Path) -> None:
     plt.close(figure)
 
 
-def film(output: Path, path: Path) -> None:
+def load_trainer(options: Options) -> MetaTrainer:
+    """The meta-trained model and how it was trained."""
+    return MetaTrainer.load(options.output / "dynamics.pt", make_model(options.core))
+
+
+def film(options: Options) -> None:
     """The plain policy beside the adapting one on the same hidden task, whose sign flips half-way."""
-    trainer = MetaTrainer.load(output / "dynamics.pt")
+    trainer = load_trainer(options)
     films = []
     for agent in ("mlp", "adapted_predictions"):
         env = make_env(agent, trainer, render_mode="rgb_array", **SPLITS["switch"])
-        model = PPO.load(output / f"{agent}.zip", device="cpu")
+        model = PPO.load(options.output / f"{agent}.zip", device="cpu")
         observation, _ = env.reset(seed=EVALUATION_SEED)
         frames, truncated, total, falls = [], False, 0.0, 0
         while not truncated:
@@ -273,7 +285,7 @@ def film(output: Path, path: Path) -> None:
         env.close()
         films.append(frames[::2])
     pairs = [Image.fromarray(np.concatenate(pair, axis=1)) for pair in zip(*films, strict=True)]
-    with replacing(path) as temporary:
+    with replacing(options.output / "comparison.gif") as temporary:
         pairs[0].save(temporary, save_all=True, append_images=pairs[1:], duration=40, loop=0)
 
 
@@ -294,6 +306,7 @@ def parse_options(arguments: Sequence[str] | None) -> Options:
     parser.add_argument("--seed", type=int, default=defaults.seed, help=help_of["seed"])
     parser.add_argument("--output", type=Path, default=defaults.output, metavar="DIR", help=help_of["output"])
     parser.add_argument("--num-tasks", type=int, metavar="N", help=help_of["num_tasks"])
+    parser.add_argument("--core", choices=("ssm", "tanh"), default=defaults.core, help=help_of["core"])
     parser.add_argument("--ppo-steps", type=int, metavar="N", help=help_of["ppo_steps"])
     options = Options(**vars(parser.parse_args(arguments)))
     if options.seed < 0:
@@ -321,7 +334,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ppo_steps=options.ppo_steps or budget.ppo_steps,
     )
 
-    trainer = MetaTrainer(ENV_ID, seed=options.seed)
+    torch.manual_seed(options.seed)
+    trainer = MetaTrainer(ENV_ID, make_model(options.core), seed=options.seed)
     trainer.learn(budget.meta_updates, progress_bar=True)
     trainer.save(options.output / "dynamics.pt")
     errors = trainer.evaluate("interpolation")
@@ -329,8 +343,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     rows, rewards = run_jobs(options, budget)
     draw_switch(rewards, options.output / "switch.png")
-    film(options.output, options.output / "comparison.gif")
-    results = {"rows": rows, "budget": asdict(budget), "seconds": round(time.perf_counter() - started, 1)}
+    film(options)
+    results = {
+        "rows": rows,
+        "core": options.core,
+        "budget": asdict(budget),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
     with replacing(options.output / "results.json") as temporary:
         temporary.write_text(json.dumps(results, indent=2) + "\n")
     print(f"\nMean return over {budget.num_tasks} held-out tasks, of 200 at most, with 95 % intervals over tasks:\n")

@@ -1,0 +1,161 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import nn
+
+from ssm_metarl_gym.agents import SSM, AdaptationConfig, Adapter, DynamicsModel
+
+OBSERVATIONS = spaces.Box(-np.inf, np.inf, (3,))
+ACTIONS = {
+    "discrete": spaces.Discrete(2),
+    "shifted": spaces.Discrete(3, start=-1),
+    "box": spaces.Box(-1.0, 1.0, (2,)),
+    "matrix": spaces.Box(-1.0, 1.0, (2, 2)),
+}
+each_action_space = pytest.mark.parametrize("actions", ACTIONS.values(), ids=ACTIONS)
+each_adapts = pytest.mark.parametrize("adapts", ["last_layer", "all"])
+
+
+def transitions(action_space, num_rows=6):
+    action_space.seed(0)
+    rng = np.random.default_rng(0)
+    observations, next_observations = rng.normal(size=(2, num_rows, 3)).astype(np.float32)
+    return observations, np.array([action_space.sample() for _ in range(num_rows)]), next_observations
+
+
+class TestInputs:
+    @pytest.mark.parametrize(
+        ("space", "taken", "encoded"),
+        [
+            (ACTIONS["discrete"], [0, 1], [[1, 0], [0, 1]]),
+            (ACTIONS["shifted"], [1, -1], [[0, 0, 1], [1, 0, 0]]),
+            (ACTIONS["box"], [[0.5, -1.0], [0.25, 0.0]], [[0.5, -1.0], [0.25, 0.0]]),
+            (ACTIONS["matrix"], [[[1, 0], [0.5, 0]], [[0, 1], [0, -1]]], [[1, 0, 0.5, 0], [0, 1, 0, -1]]),
+        ],
+    )
+    def test_observation_and_encoded_action_side_by_side(self, space, taken, encoded):
+        observations = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+        inputs = DynamicsModel(OBSERVATIONS, space).inputs(observations, np.array(taken))
+        assert inputs.dtype == torch.float32
+        assert inputs.tolist() == np.hstack([observations, encoded]).tolist()
+        assert DynamicsModel.input_dim(OBSERVATIONS, space) == inputs.shape[1]
+
+    def test_hand_computed_normalisation(self):
+        observations = np.array([[1.0, 0.0, 5.0], [3.0, 4.0, 5.0]])
+        changes = np.array([[1.0, 0.0, -2.0], [1.0, 6.0, 2.0]])
+        model = DynamicsModel(OBSERVATIONS, ACTIONS["discrete"])
+        model.set_normalisation(observations, np.array([0, 0]), observations + changes)
+        # Columns: mean 2 and deviation 1, mean 2 and deviation 2; a constant column is shifted but never scaled.
+        inputs = model.inputs(np.array([[3.0, 0.0, 6.0]]), np.array([1]))
+        assert inputs.tolist() == [[1.0, -1.0, 1.0, -1.0, 1.0]]
+        # Changes of deviation 0, 3 and 2, scaled but never shifted.
+        targets = model.targets(np.zeros((1, 3)), np.array([[1.0, 6.0, -2.0]]))
+        assert targets.dtype == torch.float32
+        assert targets.tolist() == [[1.0, 2.0, -1.0]]
+
+    @each_action_space
+    def test_a_normalised_data_set_is_standard(self, actions):
+        model, data = DynamicsModel(OBSERVATIONS, actions), transitions(actions, 50)
+        model.set_normalisation(*data)
+        inputs, targets = model.inputs(*data[:2]), model.targets(data[0], data[2])
+        torch.testing.assert_close(inputs.mean(0), torch.zeros(inputs.shape[1]), atol=1e-5, rtol=0.0)
+        torch.testing.assert_close(inputs.std(0, correction=0), torch.ones(inputs.shape[1]), atol=1e-4, rtol=0.0)
+        torch.testing.assert_close(targets.std(0, correction=0), torch.ones(3), atol=1e-4, rtol=0.0)
+
+    def test_the_normalisation_is_saved(self):
+        model, data = DynamicsModel(OBSERVATIONS, ACTIONS["box"]), transitions(ACTIONS["box"])
+        model.set_normalisation(*data)
+        other = DynamicsModel(OBSERVATIONS, ACTIONS["box"])
+        other.load_state_dict(model.state_dict())
+        assert torch.equal(other(other.encode(*data[:2])), model(model.encode(*data[:2])))
+        assert torch.equal(other.targets(data[0], data[2]), model.targets(data[0], data[2]))
+
+
+class TestTwoHalves:
+    @each_action_space
+    @each_adapts
+    def test_encode_computes_what_does_not_adapt(self, actions, adapts):
+        model, data = DynamicsModel(OBSERVATIONS, actions, adapts=adapts), transitions(actions)
+        model.set_normalisation(*data)
+        inputs = model.inputs(*data[:2])
+        features = model.core(inputs)
+        encoded = model.encode(*data[:2])
+        assert torch.equal(encoded, features if adapts == "last_layer" else inputs)
+        assert not encoded.requires_grad
+        assert torch.equal(model(encoded), model.head(features))
+        assert model(encoded).shape == (6, 3)
+
+    @each_adapts
+    def test_exactly_what_adapts_requires_a_gradient(self, adapts):
+        model = DynamicsModel(OBSERVATIONS, ACTIONS["box"], adapts=adapts).train().requires_grad_(False)
+        model.prepare_to_adapt()
+        for name, parameter in model.named_parameters():
+            assert parameter.requires_grad == (adapts == "all" or name.startswith("head.")), name
+        assert not any(part.training for part in model.modules())
+
+    @each_adapts
+    def test_an_adapter_changes_what_adapts_and_learns(self, adapts):
+        model, data = DynamicsModel(OBSERVATIONS, ACTIONS["box"], adapts=adapts), transitions(ACTIONS["box"])
+        model.prepare_to_adapt()
+        before = copy.deepcopy(model.state_dict())
+        batch = {"states": model.encode(*data[:2]), "targets": model.targets(data[0], data[2])}
+        loss = nn.MSELoss()(model(batch["states"]), batch["targets"]).item()
+        assert Adapter(model, AdaptationConfig(0.1, 10.0, 1.0, 0.9, 0.0, 3)).adapt(nn.MSELoss(), batch) < loss
+        changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+        adapting = {name for name, _ in model.named_parameters() if adapts == "all" or name.startswith("head.")}
+        # From the zero state the recurrence has nothing to decay.
+        assert changed == {name for name in adapting if not name.endswith(".theta")}
+
+
+class TestCore:
+    def test_the_default_is_an_ssm(self):
+        model = DynamicsModel(OBSERVATIONS, ACTIONS["discrete"])
+        assert isinstance(model.core, SSM)
+        assert (model.core.state_dim, model.core.hidden_dim, model.core.output_dim) == (5, 64, 32)
+
+    @each_adapts
+    def test_a_core_of_one_s_own(self, adapts):
+        core = nn.Sequential(nn.Linear(5, 7), nn.Tanh())
+        model, data = (
+            DynamicsModel(OBSERVATIONS, ACTIONS["discrete"], core, adapts=adapts),
+            transitions(spaces.Discrete(2)),
+        )
+        assert model.core is core
+        assert model.head.in_features == 7
+        encoded = model.encode(*data[:2])
+        assert encoded.shape[1] == (7 if adapts == "last_layer" else 5)
+        assert torch.equal(model(encoded), model.head(core(model.inputs(*data[:2]))))
+
+    @pytest.mark.parametrize(
+        ("core", "message"),
+        [
+            (nn.Linear(4, 7), r"must take an input of shape \(batch, 5\)"),
+            (SSM(4), r"must take an input of shape \(batch, 5\)"),
+            (nn.Flatten(0), r"must give a tensor of shape \(batch, features\); got \(5,\)"),
+            (nn.LSTM(5, 7), r"must give a tensor of shape \(batch, features\); got tuple"),
+        ],
+    )
+    def test_a_core_of_another_shape_is_refused(self, core, message):
+        with pytest.raises(ValueError, match=f"the core {message}"):
+            DynamicsModel(OBSERVATIONS, ACTIONS["discrete"], core)
+
+
+@pytest.mark.parametrize(
+    ("observations", "actions", "message"),
+    [
+        (spaces.Discrete(3), ACTIONS["box"], r"the observation space must be a one-dimensional Box; got Discrete\(3\)"),
+        (spaces.Box(0, 1, (2, 2)), ACTIONS["box"], "the observation space must be a one-dimensional Box"),
+        (OBSERVATIONS, spaces.MultiBinary(2), r"the action space must be Discrete or a Box; got MultiBinary\(2\)"),
+    ],
+)
+def test_other_spaces_are_refused(observations, actions, message):
+    with pytest.raises(ValueError, match=message):
+        DynamicsModel(observations, actions)
+
+
+def test_an_unknown_way_to_adapt_is_refused():
+    with pytest.raises(ValueError, match=r"adapts must be one of \['last_layer', 'all'\]; got 'head'"):
+        DynamicsModel(OBSERVATIONS, ACTIONS["box"], adapts="head")

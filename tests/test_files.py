@@ -1,0 +1,58 @@
+import pytest
+
+from ssm_metarl_gym.files import replacing
+
+
+@pytest.fixture(params=[None, "old"], ids=["new", "existing"])
+def path(request, tmp_path):
+    """A path to write to, with and without a file there."""
+    path = tmp_path / "results.tar.json"
+    if request.param is not None:
+        path.write_text(request.param)
+    return path
+
+
+def contents(folder):
+    return {file.name: file.read_text() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("as_type", [str, lambda path: path])
+def test_the_new_file_takes_the_place_when_all_is_written(path, as_type):
+    before = contents(path.parent)
+    with replacing(as_type(path)) as temporary:
+        temporary.write_text("new")
+        assert temporary != path
+        assert temporary.parent == path.parent
+        assert temporary.suffix == path.suffix
+        assert {name: text for name, text in contents(path.parent).items() if name != temporary.name} == before
+    assert contents(path.parent) == {path.name: "new"}
+
+
+def fail(path, half, error):
+    with replacing(path) as temporary:
+        if half is not None:
+            temporary.write_text(half)
+        raise error("disk full")
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("half", [None, "half"])
+def test_a_failure_leaves_everything_as_it_was(path, error, half):
+    before = contents(path.parent)
+    with pytest.raises(error, match="disk full"):
+        fail(path, half, error)
+    assert contents(path.parent) == before
+
+
+def test_nothing_written_is_a_failure(path):
+    before = contents(path.parent)
+    with pytest.raises(FileNotFoundError), replacing(path):
+        pass
+    assert contents(path.parent) == before
+
+
+def test_a_target_that_cannot_be_replaced_leaves_nothing_behind(tmp_path):
+    (tmp_path / "folder" / "kept").mkdir(parents=True)
+    with pytest.raises(OSError, match="folder"), replacing(tmp_path / "folder") as temporary:
+        temporary.write_text("new")
+    assert [file.name for file in tmp_path.iterdir()] == ["folder"]
