@@ -78,20 +78,21 @@ class Options:
     output: Path = field(default=Path("output/quickstart"), metadata={"help": "folder for the results"})
     num_tasks: int | None = field(default=None, metadata={"help": "tasks per split (default: 100, quick: 20)"})
     core: str = field(default="ssm", metadata={"help": "core of the dynamics model: ssm, or a two-layer tanh network"})
-    ppo_steps: int | None = field(default=None, metadata={"help": "steps of each PPO (default: 40960, quick: 32768)"})
+    ppo_steps: int | None = field(default=None, metadata={"help": "steps of each PPO (default: 40960, quick: 28672)"})
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is done: gradient updates of the meta-training, steps of each PPO, tasks of each evaluation."""
+    """How much is done: streams and updates of the meta-training, steps of each PPO, tasks of each evaluation."""
 
+    num_streams: int
     meta_updates: int
     ppo_steps: int
     num_tasks: int
 
 
-FULL_BUDGET = Budget(meta_updates=300, ppo_steps=40_960, num_tasks=100)
-QUICK_BUDGET = Budget(meta_updates=150, ppo_steps=32_768, num_tasks=20)
+FULL_BUDGET = Budget(num_streams=1000, meta_updates=300, ppo_steps=40_960, num_tasks=100)
+QUICK_BUDGET = Budget(num_streams=400, meta_updates=150, ppo_steps=28_672, num_tasks=20)
 
 
 def make_model(core: str) -> DynamicsModel:
@@ -156,7 +157,7 @@ def evaluate(agent: str, split: str, num_tasks: int, options: Options) -> tuple[
     """The return of a saved policy in each of the same ``num_tasks`` tasks, and its mean reward at each step."""
     trainer = load_trainer(options)
     env = DummyVecEnv([lambda: make_env(agent, trainer, **SPLITS[split])] * min(NUM_EVALUATION_ENVS, num_tasks))
-    env.seed(EVALUATION_SEED)
+    env.seed(EVALUATION_SEED + 1000 * options.seed)
     rewards: list[list[float]] = [[] for _ in range(env.num_envs)]
 
     def record(local_variables: dict[str, Any], _: dict[str, Any]) -> None:
@@ -335,7 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
 
     torch.manual_seed(options.seed)
-    trainer = MetaTrainer(ENV_ID, make_model(options.core), seed=options.seed)
+    trainer = MetaTrainer(ENV_ID, make_model(options.core), seed=options.seed, num_streams=budget.num_streams)
     trainer.learn(budget.meta_updates, progress_bar=True)
     trainer.save(options.output / "dynamics.pt")
     errors = trainer.evaluate("interpolation")
