@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import gymnasium as gym
 import matplotlib as mpl
@@ -65,8 +65,13 @@ SPLITS: dict[str, dict[str, Any]] = {
 OBSERVATION_SCALE = np.array([0.5, 0.5, 5.0, 0.7], dtype=np.float32)
 REWARD_SCALE = 0.05
 NUM_TRAINING_ENVS = 64
-NUM_EVALUATION_ENVS = 20
+TRIAL_LENGTH = 200
+# The tasks of one evaluation job: small enough that all cores finish at about the same time.
+CHUNK = 10
 EVALUATION_SEED = 1_000_000
+
+
+Curves: TypeAlias = list[list[float]]  # the reward at each step, a row for each trial
 
 
 @dataclass(frozen=True)
@@ -153,57 +158,53 @@ def train(agent: str, num_steps: int, options: Options) -> str:
     return agent
 
 
-def evaluate(agent: str, split: str, num_tasks: int, options: Options) -> tuple[str, str, list[float], list[float]]:
-    """The return of a saved policy in each of the same ``num_tasks`` tasks, and its mean reward at each step."""
+def evaluate(agent: str, split: str, tasks: range, options: Options) -> tuple[str, str, Curves]:
+    """The rewards of a saved policy in a trial of each of some numbered tasks, the same ones for every agent."""
     trainer = load_trainer(options)
-    env = DummyVecEnv([lambda: make_env(agent, trainer, **SPLITS[split])] * min(NUM_EVALUATION_ENVS, num_tasks))
-    env.seed(EVALUATION_SEED + 1000 * options.seed)
-    rewards: list[list[float]] = [[] for _ in range(env.num_envs)]
+    env = DummyVecEnv([lambda: make_env(agent, trainer, **SPLITS[split])] * len(tasks))
+    env.seed(EVALUATION_SEED + 1000 * options.seed + tasks.start)
+    rewards: Curves = [[] for _ in tasks]
 
     def record(local_variables: dict[str, Any], _: dict[str, Any]) -> None:
         rewards[local_variables["i"]].append(float(local_variables["reward"]))
         add_progress(1)
 
     model = PPO.load(options.output / f"{agent}.zip", device="cpu")
-    returns, lengths = evaluate_policy(
-        model, env, n_eval_episodes=num_tasks, return_episode_rewards=True, callback=record
-    )
-    trials = np.concatenate([np.reshape(row, (-1, lengths[0])) for row in rewards])
-    return agent, split, list(map(float, returns)), trials.mean(axis=0).tolist()
+    evaluate_policy(model, env, n_eval_episodes=len(tasks), callback=record)
+    return agent, split, rewards
 
 
-def run_jobs(options: Options, budget: Budget) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
-    """Train and evaluate all agents on all cores: the rows of the table, and the rewards around the switch."""
+def run_jobs(options: Options, budget: Budget) -> dict[tuple[str, str], Curves]:
+    """Train and evaluate all agents on all cores: the rewards of each agent on each split, a row for each task."""
     context = multiprocessing.get_context("spawn")
     counter = context.Value("Q", 0)
     num_workers = min(len(AGENTS), os.cpu_count() or 1)
-    total = len(AGENTS) * (budget.ppo_steps + len(SPLITS) * budget.num_tasks * 200)
-    rows, rewards = [], {}
+    total = len(AGENTS) * (budget.ppo_steps + len(SPLITS) * budget.num_tasks * TRIAL_LENGTH)
+    chunks = [range(start, min(start + CHUNK, budget.num_tasks)) for start in range(0, budget.num_tasks, CHUNK)]
+    curves: dict[tuple[str, str], Curves] = {(agent, split): [] for split in SPLITS for agent in LABELS}
     with (
         tqdm(total=total, desc="training and evaluating", unit="step", unit_scale=True, mininterval=2.0) as bar,
         ProcessPoolExecutor(num_workers, context, initializer=start_worker, initargs=(counter,)) as pool,
     ):
-        trainings: set[Future[Any]] = {pool.submit(train, agent, budget.ppo_steps, options) for agent in AGENTS}
-        pending: set[Future[Any]] = set(trainings)
+        pending: set[Future[Any]] = {pool.submit(train, agent, budget.ppo_steps, options) for agent in AGENTS}
+        trainings = set(pending)
         try:
             while pending:
                 done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
                 bar.update(counter.value - bar.n)
                 for job in done:
                     if job in trainings:
+                        agent = job.result()
                         pending |= {
-                            pool.submit(evaluate, job.result(), split, budget.num_tasks, options) for split in SPLITS
+                            pool.submit(evaluate, agent, split, tasks, options) for split in SPLITS for tasks in chunks
                         }
-                        continue
-                    agent, split, returns, mean_rewards = job.result()
-                    rows.append(summarise(agent, split, returns, options.seed))
-                    if split == "switch":
-                        rewards[agent] = mean_rewards
+                    else:
+                        agent, split, rewards = job.result()
+                        curves[agent, split] += rewards
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    order = [(agent, split) for split in SPLITS for agent in LABELS]
-    return sorted(rows, key=lambda row: order.index((row["name"], row["split"]))), rewards
+    return curves
 
 
 def start_worker(counter: Any) -> None:
@@ -219,7 +220,7 @@ def add_progress(steps: int) -> None:
         _counter.value += steps
 
 
-def summarise(agent: str, split: str, returns: Sequence[float], seed: int) -> dict[str, Any]:
+def summarise(agent: str, split: str, returns: np.ndarray, seed: int) -> dict[str, Any]:
     """A row of the table: the mean over tasks, and a 95 % interval by the bootstrap."""
     resampled = np.random.default_rng(seed).choice(returns, size=(2000, len(returns))).mean(axis=1)
     low, high = np.percentile(resampled, [2.5, 97.5])
@@ -251,11 +252,12 @@ def format_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def draw_switch(rewards: dict[str, list[float]], path: Path) -> None:
-    """The mean reward at each step around the switch, smoothed over five steps."""
+def draw_switch(curves: dict[tuple[str, str], Curves], path: Path) -> None:
+    """The mean reward of the last five steps, before and after the switch."""
     figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
     for agent, label in LABELS.items():
-        axes.plot(np.convolve(rewards[agent], np.ones(5) / 5, mode="valid"), label=label)
+        smooth = np.convolve(np.mean(curves[agent, "switch"], axis=0), np.ones(5) / 5, mode="valid")
+        axes.plot(np.arange(5, 5 + len(smooth)), smooth, label=label)
     axes.axvline(SWITCH_STEP, color="black", linestyle=":", label="the force changes its sign")
     axes.set(xlabel="step of the trial", ylabel="mean reward", title="Held-out tasks: reward around a hidden change")
     axes.legend(fontsize="small")
@@ -271,6 +273,7 @@ def load_trainer(options: Options) -> MetaTrainer:
 
 def film(options: Options) -> None:
     """The plain policy beside the adapting one on the same hidden task, whose sign flips half-way."""
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # no window is needed
     trainer = load_trainer(options)
     films = []
     for agent in ("mlp", "adapted_predictions"):
@@ -342,8 +345,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     errors = trainer.evaluate("interpolation")
     print(f"prediction error on held-out tasks: {errors[0]:.3f} before adapting, {errors[-1]:.3f} after", flush=True)
 
-    rows, rewards = run_jobs(options, budget)
-    draw_switch(rewards, options.output / "switch.png")
+    curves = run_jobs(options, budget)
+    rows = [summarise(*key, np.sum(rewards, axis=1), options.seed) for key, rewards in curves.items()]
+    draw_switch(curves, options.output / "switch.png")
     film(options)
     results = {
         "rows": rows,

@@ -163,6 +163,12 @@ class TestSteps:
         assert look(model) == before
         assert adapter.stats == AdapterStats(calls=1, loss_mean=adapter.stats.loss_mean)
 
+    @pytest.mark.parametrize("factor", [math.inf, math.nan])
+    def test_a_loss_that_is_not_finite_is_nan_even_where_no_step_is_taken(self, factor):
+        adapter = Adapter(scalar_model(), config(lr=0.0))
+        assert math.isnan(adapter.adapt(lambda *args: factor * MSE(*args), SCALAR_BATCH))
+        assert adapter.stats.rejected_steps == 1
+
     def test_a_gradient_is_clipped_to_its_norm_bound_before_every_step(self):
         # A first slope of 7 and then, at 2 - 0.1 * 2, one of 6: both are clipped to 2.
         adapter = Adapter(scalar_model(), config(grad_clip_norm=2.0, max_steps_per_call=2))
@@ -565,6 +571,7 @@ class TestStateDict:
         torch.save(adapter.state_dict(), file)
         file.seek(0)
         other = Adapter(make_model(), adapter.cfg)
+        other.adapt(loss_fn, make_batch())
         assert not equal(other.state_dict(), adapter.state_dict())
         other.load_state_dict(torch.load(file, weights_only=True))
         assert equal(other.state_dict(), adapter.state_dict())

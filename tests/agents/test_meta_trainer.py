@@ -304,6 +304,7 @@ class TestWeightedMSE:
         prediction = torch.tensor([[1.0, 2.0], [3.0, 5.0], [9.0, 9.0]])
         target = torch.tensor([[0.0, 0.0, 1.0], [3.0, 3.0, 1.0], [0.0, 0.0, 0.0]])
         assert weighted_mse(prediction, target).item() == (1.0 + 4.0 + 0.0 + 4.0) / 4.0
+        assert weighted_mse(prediction[:1], target[:1]).item() == (1.0 + 4.0) / 2.0
         assert weighted_mse(prediction, target * torch.tensor([1.0, 1.0, 0.0])).item() == 0.0
 
     def test_with_equal_weights_it_is_the_mean_squared_error(self):
