@@ -83,21 +83,22 @@ class Options:
     output: Path = field(default=Path("output/quickstart"), metadata={"help": "folder for the results"})
     num_tasks: int | None = field(default=None, metadata={"help": "tasks per split (default: 100, quick: 20)"})
     core: str = field(default="ssm", metadata={"help": "core of the dynamics model: ssm, or a two-layer tanh network"})
-    ppo_steps: int | None = field(default=None, metadata={"help": "steps of each PPO (default: 40960, quick: 28672)"})
+    ppo_steps: int | None = field(default=None, metadata={"help": "steps of each PPO (default: 40960, quick: 24576)"})
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is done: streams and updates of the meta-training, steps of each PPO, tasks of each evaluation."""
+    """How much is done: streams and updates of the meta-training, steps and batch of each PPO, tasks of a split."""
 
     num_streams: int
     meta_updates: int
     ppo_steps: int
+    ppo_batch_size: int
     num_tasks: int
 
 
-FULL_BUDGET = Budget(num_streams=1000, meta_updates=300, ppo_steps=40_960, num_tasks=100)
-QUICK_BUDGET = Budget(num_streams=400, meta_updates=150, ppo_steps=28_672, num_tasks=20)
+FULL_BUDGET = Budget(num_streams=1000, meta_updates=300, ppo_steps=40_960, ppo_batch_size=1024, num_tasks=100)
+QUICK_BUDGET = Budget(num_streams=400, meta_updates=150, ppo_steps=24_576, ppo_batch_size=512, num_tasks=20)
 
 
 def make_model(core: str) -> DynamicsModel:
@@ -132,7 +133,7 @@ class CountSteps(BaseCallback):
         return True
 
 
-def train(agent: str, num_steps: int, options: Options) -> str:
+def train(agent: str, budget: Budget, options: Options) -> str:
     """Train one policy and save it."""
     trainer = load_trainer(options)
 
@@ -144,7 +145,7 @@ def train(agent: str, num_steps: int, options: Options) -> str:
         "MlpPolicy",
         DummyVecEnv([make_training_env] * NUM_TRAINING_ENVS),
         n_steps=64,
-        batch_size=1024,
+        batch_size=budget.ppo_batch_size,
         n_epochs=8,
         learning_rate=lambda remaining: 3e-3 * (0.1 + 0.9 * remaining),
         gamma=0.98,
@@ -152,7 +153,7 @@ def train(agent: str, num_steps: int, options: Options) -> str:
         seed=options.seed,
         device="cpu",
     )
-    model.learn(num_steps, callback=CountSteps())
+    model.learn(budget.ppo_steps, callback=CountSteps())
     with replacing(options.output / f"{agent}.zip") as temporary:
         model.save(temporary)
     return agent
@@ -186,7 +187,7 @@ def run_jobs(options: Options, budget: Budget) -> dict[tuple[str, str], Curves]:
         tqdm(total=total, desc="training and evaluating", unit="step", unit_scale=True, mininterval=2.0) as bar,
         ProcessPoolExecutor(num_workers, context, initializer=start_worker, initargs=(counter,)) as pool,
     ):
-        pending: set[Future[Any]] = {pool.submit(train, agent, budget.ppo_steps, options) for agent in AGENTS}
+        pending: set[Future[Any]] = {pool.submit(train, agent, budget, options) for agent in AGENTS}
         trainings = set(pending)
         try:
             while pending:
