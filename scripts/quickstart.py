@@ -13,7 +13,6 @@ Writes results.json, switch.png, comparison.gif, the model and the four policies
 """
 
 import argparse
-import copy
 import json
 import multiprocessing
 import os
@@ -116,9 +115,7 @@ def make_env(agent: str, trainer: MetaTrainer, **env_kwargs: Any) -> gym.Env[Any
         config = trainer.adaptation_config()
         if agent == "frozen_predictions":
             config = replace(config, trust_region_eps=0.0)
-        # Each environment adapts a model of its own.
-        adapter = Adapter(copy.deepcopy(trainer.model), config)
-        env = OnlineAdaptation(env, adapter, observe_predictions=True)
+        env = OnlineAdaptation(env, Adapter(trainer.model, config), observe_predictions=True)
     width = env.observation_space.shape[0]
     scale = np.concatenate([OBSERVATION_SCALE, np.ones(width - len(OBSERVATION_SCALE), dtype=np.float32)])
     space = gym.spaces.Box(-np.inf, np.inf, shape=(width,), dtype=np.float32)
@@ -153,6 +150,8 @@ def train(agent: str, budget: Budget, options: Options) -> str:
         seed=options.seed,
         device="cpu",
     )
+    # SB3 seeds environment i with seed + i: without this, neighbouring seeds would share most of their tasks.
+    model.get_env().seed(1000 * options.seed)
     model.learn(budget.ppo_steps, callback=CountSteps())
     with replacing(options.output / f"{agent}.zip") as temporary:
         model.save(temporary)
@@ -203,7 +202,7 @@ def run_jobs(options: Options, budget: Budget) -> dict[tuple[str, str], Curves]:
                         agent, split, rewards = job.result()
                         curves[agent, split] += rewards
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
             raise
     return curves
 
@@ -314,14 +313,15 @@ def parse_options(arguments: Sequence[str] | None) -> Options:
     parser.add_argument("--core", choices=("ssm", "tanh"), default=defaults.core, help=help_of["core"])
     parser.add_argument("--ppo-steps", type=int, metavar="N", help=help_of["ppo_steps"])
     options = Options(**vars(parser.parse_args(arguments)))
-    if options.seed < 0:
-        parser.error(f"--seed must be >= 0; got {options.seed}.")
+    if not 0 <= options.seed < 1_000_000:
+        parser.error(f"--seed must be >= 0 and less than a million; got {options.seed}.")
     for name, value, least in (("num-tasks", options.num_tasks, 2), ("ppo-steps", options.ppo_steps, 1)):
         if value is not None and value < least:
             parser.error(f"--{name} must be >= {least}; got {value}.")
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=options.output).close()
+        (options.output / "results.json").unlink(missing_ok=True)  # those of an earlier run would mislead
     except OSError as error:
         parser.error(f"--output must be a folder that can be written to; got {options.output} ({error.strerror}).")
     return options

@@ -1,5 +1,6 @@
 """Adapting a model of the dynamics during an episode, and showing an agent what it predicts."""
 
+import copy
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, SupportsFloat
@@ -42,7 +43,7 @@ class OnlineAdaptation(
 
     Args:
         env: An environment with the spaces of the model.
-        adapter: An adapter of a :class:`DynamicsModel`. Two environments must not share it.
+        adapter: An adapter of a :class:`DynamicsModel`. The wrapper works on a copy, its attribute ``adapter``.
         window: Number of transitions that are kept.
         every: Number of steps between two calls of the adapter.
         warmup: Number of transitions that must be there before the first call.
@@ -94,8 +95,10 @@ class OnlineAdaptation(
             raise ValueError(f"restore must be one of {list(_RESTORE)}; got {restore!r}.")
         if not clip > 0.0:
             raise ValueError(f"clip must be > 0; got {clip!r}.")
-        self.adapter = adapter
-        self.model = _check_model(adapter, env)
+        # Of its own: environments that shared one would adapt to each other's tasks, and the model of a trainer would
+        # no longer be the one that was trained.
+        self.adapter = copy.deepcopy(adapter)
+        self.model = _check_model(self.adapter, env)
         self._every, self._warmup, self._restore, self._loss_fn = every, warmup, restore, loss_fn
         self._clip = clip
         probes = _probe_actions(env.action_space, probe_actions) if observe_predictions else []
