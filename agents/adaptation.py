@@ -4,11 +4,15 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
+
+from ssm_metarl_gym.agents.losses import measure
+from ssm_metarl_gym.checks import is_number
 
 __all__ = ["AdaptationConfig", "Adapter", "AdapterStats"]
 
@@ -46,12 +50,12 @@ class AdaptationConfig:
             ("trust_region_eps", "a number >= 0 (0 freezes the weights, inf is no bound)", lambda value: value >= 0.0),
             ("ema_decay", "a number in [0, 1)", lambda value: 0.0 <= value < 1.0),
             ("entropy_weight", "a finite number", math.isfinite),
-            ("max_steps_per_call", "an int >= 1", lambda value: isinstance(value, int) and value >= 1),
+            ("max_steps_per_call", "an int >= 1", lambda value: isinstance(value, Integral) and int(value) >= 1),
         )
         broken = [
             f"{name} must be {rule}; got {getattr(self, name)!r}."
             for name, rule, holds in rules
-            if not _is_number(getattr(self, name)) or not holds(getattr(self, name))
+            if not is_number(getattr(self, name)) or not holds(getattr(self, name))
         ]
         if broken:
             raise ValueError(" ".join(broken))
@@ -310,13 +314,11 @@ class Adapter:
         """The loss, nan where it or the objective is not finite, and the objective to descend."""
         with torch.set_grad_enabled(with_gradient):
             prediction = self.model(states)
-            loss = objective = loss_fn(prediction, targets)
-            if loss.ndim:
-                raise ValueError(
-                    f"loss_fn must return a scalar; got shape {tuple(loss.shape)}. Average over the batch."
-                )
+            loss = objective = measure(loss_fn, prediction, targets)
             if self.cfg.entropy_weight and isinstance(prediction, Distribution):
-                objective = loss + self.cfg.entropy_weight * prediction.entropy().mean()
+                objective = loss + self.cfg.entropy_weight * _entropy(prediction)
+        if with_gradient and not objective.requires_grad:
+            raise ValueError("the loss must depend on what the model predicts; got one without a gradient.")
         return (loss.item() if math.isfinite(objective.item()) else math.nan), objective
 
     def _step(self, objective: Tensor) -> _Step | None:
@@ -388,8 +390,14 @@ class Adapter:
         self._averaged, self._stats = snapshot.averaged, snapshot.stats
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _entropy(prediction: Distribution) -> Tensor:
+    try:
+        return prediction.entropy().mean()
+    except NotImplementedError:
+        raise ValueError(
+            f"entropy_weight must be 0 where a prediction has no entropy in closed form; got one of "
+            f"{type(prediction).__name__}."
+        ) from None
 
 
 def _like(own: Tensor, stored: Tensor) -> Tensor:
@@ -401,7 +409,8 @@ def _like(own: Tensor, stored: Tensor) -> Tensor:
 
 def _parse_batch(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     if not isinstance(batch, Mapping) or not all(isinstance(batch.get(key), Tensor) for key in ("states", "targets")):
-        got = list(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        is_mapping = isinstance(batch, Mapping)
+        got = {key: type(batch[key]).__name__ for key in batch} if is_mapping else type(batch).__name__
         raise ValueError(f"the batch must be a dictionary with the tensors 'states' and 'targets'; got {got}.")
     states, targets = batch["states"], batch["targets"]
     if states.ndim == 0 or targets.ndim == 0 or len(states) != len(targets):

@@ -22,6 +22,7 @@ class DynamicsModel(nn.Module):
     features of an observation and an action, a linear *head* turns them into the change. ``adapts`` says what adapts
     at test time: the whole model, or the head alone, in which case the features of a transition are computed once.
     So there are two halves: :meth:`encode` computes what does not adapt, ``forward`` takes it and computes the rest.
+    A new model is in evaluation mode, and just what adapts requires a gradient, see :meth:`prepare_to_adapt`.
 
     Args:
         observation_space: A one-dimensional ``Box``.
@@ -53,9 +54,11 @@ class DynamicsModel(nn.Module):
         self.action_space = action_space
         self.adapts = adapts
         self.core = SSM(input_dim, hidden_dim=64, output_dim=32) if core is None else core
+        device = next((parameter.device for parameter in self.core.parameters()), torch.device("cpu"))
+        self.core.eval()
         try:
             with torch.no_grad():
-                features = self.core(torch.zeros(1, input_dim))
+                features = self.core(torch.zeros(1, input_dim, device=device))
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"the core must take an input of shape (batch, {input_dim}): {error}") from error
         if not isinstance(features, Tensor) or features.ndim != 2:
@@ -65,6 +68,8 @@ class DynamicsModel(nn.Module):
         self.register_buffer("input_shift", torch.zeros(input_dim))
         self.register_buffer("input_scale", torch.ones(input_dim))
         self.register_buffer("target_scale", torch.ones(self.observation_dim))
+        self.to(device)
+        self.prepare_to_adapt()
 
     @staticmethod
     def input_dim(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> int:

@@ -2,6 +2,7 @@
 
 from typing import cast
 
+import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
@@ -47,6 +48,13 @@ class SSMFeaturesExtractor(BaseFeaturesExtractor):
             )
         super().__init__(observation_space, features_dim)
         self._is_window = len(observation_space.shape) == 2
+        if self._is_window and not (
+            np.all(observation_space.low[:, -1] == 0.0) and np.all(observation_space.high[:, -1] == 1.0)
+        ):
+            raise ValueError(
+                "the last column of a window must be a start mask in [0, 1], as HistoryWindow gives it; got "
+                f"{observation_space}. Use HistoryWindow instead of another stack of observations."
+            )
         observation_dim = observation_space.shape[-1] - self._is_window
         self.ssm = SSM(observation_dim, hidden_dim, features_dim, num_layers=num_layers)
 

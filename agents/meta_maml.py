@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from ssm_metarl_gym.agents.losses import measure
+from ssm_metarl_gym.checks import check_integer
+
 __all__ = ["LossFunction", "MetaMAML", "MetaTask"]
 
 LossFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -28,7 +31,8 @@ class MetaMAML:
     exact, through the inner gradient (second order); ``first_order`` takes the inner gradient as a constant.
 
     Tasks of equal shapes are computed together, others (and modules that ``torch.func.vmap`` refuses or gets wrong,
-    such as ``nn.LSTM`` and ``nn.LayerNorm``) one after the other; the result is the same. Frozen parameters
+    such as ``nn.LSTM`` and ``nn.LayerNorm``) one after the other; the result is the same. (A module that calls
+    ``F.layer_norm`` with weights itself is not recognised: scale the result in a second operation.) Frozen parameters
     (``requires_grad=False``) stay as they are.
 
     Example:
@@ -66,7 +70,7 @@ class MetaMAML:
         for name, value in (("inner_lr", inner_lr), ("outer_lr", outer_lr)):
             if not (math.isfinite(value) and value > 0.0):
                 raise ValueError(f"{name} must be finite and > 0; got {value!r}.")
-        _check_num_steps("inner_steps", inner_steps, least=1)
+        check_integer("inner_steps", inner_steps)
         self.model = model
         self.inner_lr = inner_lr
         self.first_order = first_order
@@ -98,8 +102,9 @@ class MetaMAML:
         Raises:
             ValueError: The support is empty, not finite or of two lengths.
         """
+        self._check_mode()
         _check_set("support", support_x, support_y)
-        _check_num_steps("num_steps", num_steps, least=0)
+        check_integer("num_steps", num_steps, least=0)
         adapted_model = copy.deepcopy(self.model)
         weights = {name: adapted_model.get_parameter(name).detach() for name in self._trained}
         with torch.no_grad():
@@ -140,6 +145,7 @@ class MetaMAML:
         """The loss on each query set after ``num_steps`` on its support set: ``Float[K]``, with the graph behind it."""
         if not tasks:
             raise ValueError("tasks must hold at least one tuple (support_x, support_y, query_x, query_y); got none.")
+        self._check_mode()
         for index, (support_x, support_y, query_x, query_y) in enumerate(tasks):
             _check_set(f"support of task {index}", support_x, support_y)
             _check_set(f"query of task {index}", query_x, query_y)
@@ -161,6 +167,11 @@ class MetaMAML:
                 return torch.stack(losses)
         return torch.stack([query_loss(*task) for task in tasks])
 
+    def _check_mode(self) -> None:
+        running = (module for module in self.model.modules() if isinstance(module, nn.modules.batchnorm._NormBase))
+        if any(module.training and module.track_running_stats for module in running):
+            raise ValueError("a model with running statistics must be in evaluation mode; call model.eval() first.")
+
     def _inner_loop(
         self, model: nn.Module, weights: _Weights, x: Tensor, y: Tensor, loss_fn: LossFunction, num_steps: int
     ) -> _Weights:
@@ -180,10 +191,7 @@ class MetaMAML:
 
 
 def _loss(model: nn.Module, weights: _Weights, x: Tensor, y: Tensor, loss_fn: LossFunction) -> Tensor:
-    loss = loss_fn(functional_call(model, weights, (x,)), y)
-    if loss.ndim:
-        raise ValueError(f"loss_fn must return a scalar; got shape {tuple(loss.shape)}. Average over the batch.")
-    return loss
+    return measure(loss_fn, functional_call(model, weights, (x,)), y)
 
 
 def _shapes(task: MetaTask) -> list[torch.Size]:
@@ -191,6 +199,8 @@ def _shapes(task: MetaTask) -> list[torch.Size]:
 
 
 def _check_set(what: str, x: Tensor, y: Tensor) -> None:
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        raise ValueError(f"the {what} must be tensors; got {type(x).__name__} and {type(y).__name__}.")
     if x.ndim == 0 or y.ndim == 0 or len(x) != len(y) or len(x) == 0:
         raise ValueError(
             f"the {what} must have as many inputs as targets, at least one; got shapes {tuple(x.shape)} and "
@@ -198,8 +208,3 @@ def _check_set(what: str, x: Tensor, y: Tensor) -> None:
         )
     if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
         raise ValueError(f"the {what} must be finite; got NaN or infinity. Drop those rows.")
-
-
-def _check_num_steps(name: str, value: int, *, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an int >= {least}; got {value!r}.")

@@ -15,6 +15,7 @@ from ssm_metarl_gym.agents.adaptation import AdaptationConfig
 from ssm_metarl_gym.agents.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.meta_maml import MetaMAML, MetaTask
 from ssm_metarl_gym.agents.streams import collect_streams
+from ssm_metarl_gym.checks import check_integer
 from ssm_metarl_gym.files import replacing
 
 __all__ = ["MetaTrainer"]
@@ -35,7 +36,8 @@ class MetaTrainer:
 
     Args:
         env_id: An environment with a ``split`` argument, such as those of this package.
-        model: The model to train, in place; None for ``DynamicsModel(observation_space, action_space)``.
+        model: The model to train, in place and with all its parameters; None for
+            ``DynamicsModel(observation_space, action_space)``.
         env_kwargs: More arguments for ``gymnasium.make``.
         seed: Seeds the tasks, the actions, the batches and the weights of the default model.
         inner_lr: Step size of the inner loop, and of the adaptation at test time.
@@ -71,10 +73,10 @@ class MetaTrainer:
     ) -> None:
         sizes = {"window": window, "meta_batch_size": meta_batch_size, "num_streams": num_streams}
         for name, size in sizes.items():
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be an int >= 1; got {size!r}.")
-        if stream_length < 2 * window:
-            raise ValueError(f"stream_length must be at least two windows ({2 * window}); got {stream_length}.")
+            check_integer(name, size)
+        check_integer("stream_length (at least two windows)", stream_length, least=2 * window)
+        if "split" in (env_kwargs or {}):
+            raise ValueError("env_kwargs must not hold 'split': training is on the train split. Use evaluate(split).")
         self.env_id = env_id
         self.options: dict[str, Any] = {
             "env_kwargs": dict(env_kwargs or {}),
@@ -115,6 +117,7 @@ class MetaTrainer:
         Returns:
             This trainer. What adapts at test time requires a gradient, the rest of the model does not.
         """
+        check_integer("total_updates", total_updates, least=0)
         if self._streams is None:
             self._streams = self._collect("train", self.options["num_streams"], self.options["seed"], training=True)
         self.model.requires_grad_(True)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssm_metarl_gym.agents.scan import scan
+from ssm_metarl_gym.checks import check_integer
 
 __all__ = ["SSM"]
 
@@ -42,11 +43,10 @@ class SSM(nn.Module):
         super().__init__()
         sizes = {"state_dim": state_dim, "hidden_dim": hidden_dim, "output_dim": output_dim, "num_layers": num_layers}
         for name, size in sizes.items():
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be an int >= 1; got {size!r}.")
+            check_integer(name, size)
         if hidden_dim % 2:
             raise ValueError(f"hidden_dim must be even (two real numbers make a complex state); got {hidden_dim}.")
-        self.state_dim, self.hidden_dim, self.output_dim, self.num_layers = sizes.values()
+        self.state_dim, self.hidden_dim, self.output_dim, self.num_layers = map(int, sizes.values())
         self.encoder = nn.Linear(state_dim, hidden_dim)
         self.layers = nn.ModuleList(_Layer(hidden_dim) for _ in range(num_layers))
         self.decoder = nn.Linear(hidden_dim, output_dim)

@@ -14,6 +14,7 @@ Writes results.json, switch.png, comparison.gif, the model and the four policies
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import tempfile
@@ -64,6 +65,7 @@ SPLITS: dict[str, dict[str, Any]] = {
 OBSERVATION_SCALE = np.array([0.5, 0.5, 5.0, 0.7], dtype=np.float32)
 REWARD_SCALE = 0.05
 NUM_TRAINING_ENVS = 64
+ROLLOUT_LENGTH = 64
 TRIAL_LENGTH = 200
 # The tasks of one evaluation job: small enough that all cores finish at about the same time.
 CHUNK = 10
@@ -130,7 +132,7 @@ class CountSteps(BaseCallback):
         return True
 
 
-def train(agent: str, budget: Budget, options: Options) -> str:
+def train(agent: str, budget: Budget, options: Options) -> None:
     """Train one policy and save it."""
     trainer = load_trainer(options)
 
@@ -141,7 +143,7 @@ def train(agent: str, budget: Budget, options: Options) -> str:
     model = PPO(
         "MlpPolicy",
         DummyVecEnv([make_training_env] * NUM_TRAINING_ENVS),
-        n_steps=64,
+        n_steps=ROLLOUT_LENGTH,
         batch_size=budget.ppo_batch_size,
         n_epochs=8,
         learning_rate=lambda remaining: 3e-3 * (0.1 + 0.9 * remaining),
@@ -155,10 +157,9 @@ def train(agent: str, budget: Budget, options: Options) -> str:
     model.learn(budget.ppo_steps, callback=CountSteps())
     with replacing(options.output / f"{agent}.zip") as temporary:
         model.save(temporary)
-    return agent
 
 
-def evaluate(agent: str, split: str, tasks: range, options: Options) -> tuple[str, str, Curves]:
+def evaluate(agent: str, split: str, tasks: range, options: Options) -> Curves:
     """The rewards of a saved policy in a trial of each of some numbered tasks, the same ones for every agent."""
     trainer = load_trainer(options)
     env = DummyVecEnv([lambda: make_env(agent, trainer, **SPLITS[split])] * len(tasks))
@@ -171,7 +172,7 @@ def evaluate(agent: str, split: str, tasks: range, options: Options) -> tuple[st
 
     model = PPO.load(options.output / f"{agent}.zip", device="cpu")
     evaluate_policy(model, env, n_eval_episodes=len(tasks), callback=record)
-    return agent, split, rewards
+    return rewards
 
 
 def run_jobs(options: Options, budget: Budget) -> dict[tuple[str, str], Curves]:
@@ -181,30 +182,33 @@ def run_jobs(options: Options, budget: Budget) -> dict[tuple[str, str], Curves]:
     num_workers = min(len(AGENTS), os.cpu_count() or 1)
     total = len(AGENTS) * (budget.ppo_steps + len(SPLITS) * budget.num_tasks * TRIAL_LENGTH)
     chunks = [range(start, min(start + CHUNK, budget.num_tasks)) for start in range(0, budget.num_tasks, CHUNK)]
-    curves: dict[tuple[str, str], Curves] = {(agent, split): [] for split in SPLITS for agent in LABELS}
     with (
         tqdm(total=total, desc="training and evaluating", unit="step", unit_scale=True, mininterval=2.0) as bar,
         ProcessPoolExecutor(num_workers, context, initializer=start_worker, initargs=(counter,)) as pool,
     ):
-        pending: set[Future[Any]] = {pool.submit(train, agent, budget, options) for agent in AGENTS}
-        trainings = set(pending)
+        trainings: dict[Future[Any], str] = {pool.submit(train, agent, budget, options): agent for agent in AGENTS}
+        evaluations: dict[tuple[str, str, range], Future[Curves]] = {}
+        pending: set[Future[Any]] = set(trainings)
         try:
             while pending:
                 done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
                 bar.update(counter.value - bar.n)
                 for job in done:
+                    job.result()  # raises what the job raised
                     if job in trainings:
-                        agent = job.result()
-                        pending |= {
-                            pool.submit(evaluate, agent, split, tasks, options) for split in SPLITS for tasks in chunks
-                        }
-                    else:
-                        agent, split, rewards = job.result()
-                        curves[agent, split] += rewards
+                        agent = trainings[job]
+                        keys = [(agent, split, tasks) for split in SPLITS for tasks in chunks]
+                        evaluations |= {key: pool.submit(evaluate, *key, options) for key in keys}
+                        pending |= {evaluations[key] for key in keys}
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return curves
+    # In the order of the tasks, whichever job ended first: one seed gives one result.
+    return {
+        (agent, split): [row for tasks in chunks for row in evaluations[agent, split, tasks].result()]
+        for split in SPLITS
+        for agent in LABELS
+    }
 
 
 def start_worker(counter: Any) -> None:
@@ -333,10 +337,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
     torch.set_num_threads(1)
     budget = QUICK_BUDGET if options.quick else FULL_BUDGET
+    # PPO takes whole rollouts, so what is asked for is rounded up.
+    num_rollouts = math.ceil((options.ppo_steps or budget.ppo_steps) / ROLLOUT_LENGTH / NUM_TRAINING_ENVS)
     budget = replace(
         budget,
         num_tasks=options.num_tasks or budget.num_tasks,
-        ppo_steps=options.ppo_steps or budget.ppo_steps,
+        ppo_steps=num_rollouts * ROLLOUT_LENGTH * NUM_TRAINING_ENVS,
     )
 
     torch.manual_seed(options.seed)

@@ -5,29 +5,22 @@ is what an environment id names: a distribution for each split. All are frozen, 
 stream of their own: whoever samples brings the generator.
 """
 
-import difflib
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
+from ssm_metarl_gym.checks import check_choice, is_number
+
 __all__ = ["FAMILIES", "SPLITS", "CartPoleTask", "Choice", "PendulumTask", "Task", "TaskDistribution", "Uniform"]
 
 SPLITS: Final = ("train", "interpolation", "extrapolation")
-
-
-def check_choice(what: str, value: object, valid: Sequence[str]) -> None:
-    """Raise a ValueError that lists the valid names, and the nearest one, unless ``value`` is one of them."""
-    if value not in valid:
-        nearest = difflib.get_close_matches(str(value), valid, n=1, cutoff=0.4)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"{what} must be one of {list(valid)}; got {value!r}.{hint}")
 
 
 @dataclass(frozen=True)
@@ -43,10 +36,9 @@ class Task:
     def __post_init__(self) -> None:
         for name in self.parameter_names():
             value = getattr(self, name)
-            try:
-                number = float(value)
-            except (TypeError, ValueError):
-                raise ValueError(f"{name} must be a number; got {value!r}.") from None
+            if not is_number(value):
+                raise ValueError(f"{name} must be a number; got {value!r}.")
+            number = float(value)
             if name == "polarity":
                 if number not in (-1.0, 1.0):
                     raise ValueError(f"polarity must be +1 or -1; got {value!r}.")
@@ -188,39 +180,44 @@ class TaskDistribution:
         >>> distribution.contains(task)
         True
 
-    Attributes:
+    Args:
         task_type: The class of the tasks.
         parameters: The distribution of each parameter that varies, by name.
     """
 
     task_type: type[Task]
-    parameters: Mapping[str, Uniform | Choice] = field(hash=False)
-    _key: tuple[tuple[str, Uniform | Choice], ...] = field(init=False, repr=False)
+    _items: tuple[tuple[str, Uniform | Choice], ...]
 
-    def __post_init__(self) -> None:
-        for name in self.parameters:
-            check_choice(f"a parameter of {self.task_type.__name__}", name, self.task_type.parameter_names())
-        object.__setattr__(self, "parameters", dict(self.parameters))  # the caller may change its own later
-        object.__setattr__(self, "_key", tuple(self.parameters.items()))
+    def __init__(self, task_type: type[Task], parameters: Mapping[str, Uniform | Choice]) -> None:
+        for name in parameters:
+            check_choice(f"a parameter of {task_type.__name__}", name, task_type.parameter_names())
+        object.__setattr__(self, "task_type", task_type)
+        object.__setattr__(self, "_items", tuple(parameters.items()))
+
+    @property
+    def parameters(self) -> dict[str, Uniform | Choice]:
+        """The distribution of each parameter that varies, by name, as a new dictionary."""
+        return dict(self._items)
 
     def sample(self, rng: np.random.Generator) -> Task:
         """Draw one task, with one call of ``rng`` for each parameter that varies."""
-        return self.task_type.from_dict({name: distribution.sample(rng) for name, distribution in self._key})
+        return self.task_type.from_dict({name: distribution.sample(rng) for name, distribution in self._items})
 
     def contains(self, task: Task) -> bool:
         """Whether a draw can give ``task``."""
+        parameters = self.parameters
         return isinstance(task, self.task_type) and all(
-            self.parameters[name].contains(value) if name in self.parameters else value == default
+            parameters[name].contains(value) if name in parameters else value == default
             for (name, value), default in zip(task.to_dict().items(), self.task_type().to_dict().values(), strict=True)
         )
 
     def normalise(self, task: Task) -> npt.NDArray[np.float32]:
         """The parameters of ``task`` that vary here, scaled so that this distribution fills [-1, 1]: ``Float[C]``."""
-        bounds = [distribution.bounds for _, distribution in self._key]
+        bounds = [distribution.bounds for _, distribution in self._items]
         return np.array(
             [
                 (2.0 * getattr(task, name) - low - high) / (high - low if high > low else 1.0)
-                for (name, _), (low, high) in zip(self._key, bounds, strict=True)
+                for (name, _), (low, high) in zip(self._items, bounds, strict=True)
             ],
             dtype=np.float32,
         )

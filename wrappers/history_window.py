@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from ssm_metarl_gym.checks import check_integer
+
 __all__ = ["HistoryWindow"]
 
 
@@ -38,8 +40,7 @@ class HistoryWindow(
         space = env.observation_space
         if not isinstance(space, spaces.Box) or len(space.shape) != 1:
             raise ValueError(f"HistoryWindow needs a one-dimensional Box as observation space; got {space}.")
-        if not isinstance(length, int) or length < 1:
-            raise ValueError(f"length must be an int >= 1; got {length!r}.")
+        check_integer("length", length)
         # The rows before the start are zeros, which the space must contain too.
         low = np.append(np.minimum(space.low, 0.0), 0.0).astype(np.float32)
         high = np.append(np.maximum(space.high, 0.0), 1.0).astype(np.float32)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ssm_metarl_gym.agents.adaptation import Adapter
 from ssm_metarl_gym.agents.dynamics import DynamicsModel
+from ssm_metarl_gym.checks import check_integer
 
 __all__ = ["OnlineAdaptation"]
 
@@ -87,8 +88,7 @@ class OnlineAdaptation(
         )
         super().__init__(env)
         for name, value in (("window", window), ("every", every), ("warmup", warmup)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an int >= 1; got {value!r}.")
+            check_integer(name, value)
         if warmup > window:
             raise ValueError(f"warmup must be at most window ({window}); got {warmup}.")
         if restore not in _RESTORE:

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
-from ssm_metarl_gym.envs.hidden_task import HiddenTask, TaskParameter, check_reset_options, parse_state
-from ssm_metarl_gym.tasks import CartPoleTask, check_choice
+from ssm_metarl_gym.checks import check_choice
+from ssm_metarl_gym.envs.hidden_task import DerivedQuantity, HiddenTask, TaskParameter, check_reset_options, parse_state
+from ssm_metarl_gym.tasks import CartPoleTask
 
 __all__ = ["TaskCartPoleEnv"]
 
@@ -69,6 +70,8 @@ class TaskCartPoleEnv(HiddenTask[CartPoleTask], CartPoleEnv):
     masspole = TaskParameter()
     length = TaskParameter()
     force_mag = TaskParameter()
+    total_mass = DerivedQuantity(lambda env: env.masspole + env.masscart)
+    polemass_length = DerivedQuantity(lambda env: env.masspole * env.length)
 
     def __init__(
         self,
@@ -85,26 +88,6 @@ class TaskCartPoleEnv(HiddenTask[CartPoleTask], CartPoleEnv):
         self._on_failure = on_failure
         self._low = self._high = np.zeros(4)
         super().__init__(family=family, split=split, context=context, task=task, switch=switch, render_mode=render_mode)
-        # Gymnasium's constructor has just set every parameter to its default.
-        self.task = self._fixed_task or CartPoleTask()
-
-    @property
-    def total_mass(self) -> float:
-        """Mass of cart and pole, kg."""
-        return self.masspole + self.masscart
-
-    @total_mass.setter
-    def total_mass(self, value: float) -> None:
-        """Ignored: Gymnasium's constructor assigns it, but it always follows from the task."""
-
-    @property
-    def polemass_length(self) -> float:
-        """Mass of the pole times half its length, kg m."""
-        return self.masspole * self.length
-
-    @polemass_length.setter
-    def polemass_length(self, value: float) -> None:
-        """Ignored: Gymnasium's constructor assigns it, but it always follows from the task."""
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
@@ -114,12 +97,15 @@ class TaskCartPoleEnv(HiddenTask[CartPoleTask], CartPoleEnv):
         low, high = (_parse_bound(name, options.get(name, default)) for name, default in _DEFAULT_BOUNDS)
         if np.any(low > high):
             raise ValueError(f"the option 'low' must not be greater than 'high'; got {low} and {high}.")
+        task = self._parse_task(options["task"]) if options.get("task") is not None else None
+        state = parse_state(options["state"], 4) if "state" in options else None
+        # Nothing may change before every option is known to be valid.
         gym.Env.reset(self, seed=seed)
-        self._begin_task(seed, options.get("task"))
+        self._begin_task(seed, task)
         self._low, self._high = low, high
         self._draw_state()
-        if "state" in options:
-            self.state = parse_state(options["state"], 4)
+        if state is not None:
+            self.state = state
         if self.render_mode == "human":
             self.render()
         return self._observe(np.array(self.state, dtype=np.float32)), self._info() | {"restarted": False}

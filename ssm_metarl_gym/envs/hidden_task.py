@@ -1,17 +1,18 @@
 """What the environments with a hidden task share: drawing it, switching it, observing it and showing it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Final, Generic, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from ssm_metarl_gym.tasks import FAMILIES, Task, check_choice
+from ssm_metarl_gym.checks import check_choice
+from ssm_metarl_gym.tasks import FAMILIES, Choice, Task, TaskDistribution
 
-__all__ = ["HiddenTask", "TaskParameter"]
+__all__ = ["DerivedQuantity", "HiddenTask", "TaskParameter"]
 
 # Bounds of an observation that has none: finite, because environment checkers warn of infinite ones.
 _UNBOUNDED: Final = float(np.finfo(np.float32).max)
@@ -27,7 +28,7 @@ class HiddenTask(gym.Env[npt.NDArray[np.float32], Any], Generic[SomeTask]):
     changes the physical states that a seed leads to.
     """
 
-    task_type: ClassVar[type[Task]]
+    task_type: type[SomeTask]
 
     def __init__(
         self,
@@ -43,16 +44,20 @@ class HiddenTask(gym.Env[npt.NDArray[np.float32], Any], Generic[SomeTask]):
         check_choice("context", context, _CONTEXTS)
         self._family = FAMILIES[family]
         self._distribution = self._family.distribution(split)
-        self._task_type = cast("type[SomeTask]", self._distribution.task_type)
         self._split = split
         self._context_visible = context == "visible"
-        self._fixed_task = None if task is None else self._task_type.from_dict(task)
+        self._fixed_task = None if task is None else self._parse_task(task)
         self._switch = _check_switch(switch)
+        # Whoever is told the parameters must see the polarity flip, even in a family where it does not vary.
+        shown = self._family.train.parameters | ({"polarity": Choice(-1, 1)} if self._switch else {})
+        self._context = TaskDistribution(self.task_type, shown)
         self._task_rng: np.random.Generator | None = None
         self._switch_rng: np.random.Generator | None = None
         self._steps_to_switch: int | None = None
-        self.task = self._fixed_task or self._task_type()
+        # Gymnasium's constructor sets every parameter to its default, so the task comes into force after it.
+        self.task = self.task_type()
         super().__init__(**kwargs)
+        self.task = self._fixed_task or self.task_type()
         self.observation_space = self._observable(self.observation_space)
 
     @property
@@ -62,28 +67,33 @@ class HiddenTask(gym.Env[npt.NDArray[np.float32], Any], Generic[SomeTask]):
 
     @task.setter
     def task(self, task: SomeTask) -> None:
-        if not isinstance(task, self._task_type):
-            raise ValueError(f"task must be a {self._task_type.__name__}; got {task!r}.")
-        self._task = task
+        self._task = self._parse_task(task)
         self._task_id = task.task_id
 
     def _observable(self, space: Any) -> Any:
         """The space of the observations: finite bounds, and room for the parameters where they are visible."""
         high = np.nan_to_num(space.high, posinf=_UNBOUNDED)
         if self._context_visible:
-            high = np.append(high, np.full(len(self._distribution.parameters), _UNBOUNDED)).astype(np.float32)
+            high = np.append(high, np.full(len(self._context.parameters), _UNBOUNDED)).astype(np.float32)
         return spaces.Box(-high, high, dtype=np.float32)
 
     def _observe(self, observation: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """What the agent sees: the physical observation and, where they are visible, the normalised parameters."""
         if not self._context_visible:
             return observation
-        return np.concatenate([observation, self._family.train.normalise(self._task)])
+        return np.concatenate([observation, self._context.normalise(self._task)])
 
     def _info(self) -> dict[str, Any]:
         return {"task_id": self._task_id, "task_params": self._task.to_dict()}
 
-    def _begin_task(self, seed: int | None, task: SomeTask | Mapping[str, float] | None) -> None:
+    def _parse_task(self, task: Any) -> SomeTask:
+        """The task that a user gave, as a dictionary of parameters or as it is."""
+        parsed = task if isinstance(task, Task) else self.task_type.from_dict(task)
+        if not isinstance(parsed, self.task_type):
+            raise ValueError(f"task must be a {self.task_type.__name__}; got {task!r}.")
+        return parsed
+
+    def _begin_task(self, seed: int | None, task: SomeTask | None) -> None:
         """Start an episode: seed the task stream where ``seed`` is given, choose the task, draw the first switch.
 
         The draws are made even where a given task makes them needless, so that later episodes do not depend on it.
@@ -95,10 +105,7 @@ class HiddenTask(gym.Env[npt.NDArray[np.float32], Any], Generic[SomeTask]):
             # Another stream for the switches: how many an episode sees must not change the tasks of later ones.
             (self._switch_rng,) = self._task_rng.spawn(1)
         drawn = cast("SomeTask", self._distribution.sample(self._task_rng))
-        if task is None:
-            self.task = self._fixed_task or drawn
-        else:
-            self.task = self._task_type.from_dict(task) if isinstance(task, Mapping) else task
+        self.task = task or self._fixed_task or drawn
         self._steps_to_switch = self._draw_switch(first=True)
 
     def _draw_switch(self, *, first: bool) -> int | None:
@@ -126,12 +133,13 @@ class HiddenTask(gym.Env[npt.NDArray[np.float32], Any], Generic[SomeTask]):
         import pygame
 
         pygame.font.init()
-        shown = [f"polarity {self._task.polarity:+d}"]
-        shown += [
-            f"{name} {getattr(self._task, name):.3g}" for name in self._distribution.parameters if name != "polarity"
+        defaults, varying = self.task_type().to_dict(), self._distribution.parameters
+        told = [f"polarity {self._task.polarity:+d}"] + [
+            f"{name} {value:.3g}"
+            for name, value in self._task.to_dict().items()
+            if name != "polarity" and (name in varying or value != defaults[name])
         ]
-        text = "   ".join(shown)
-        caption = pygame.font.Font(None, 24).render(text, True, (60, 60, 60), (255, 255, 255))
+        caption = pygame.font.Font(None, 24).render("   ".join(told), True, (60, 60, 60), (255, 255, 255))
         area = screen.blit(caption, (10, 10))
         if self.render_mode == "human":
             pygame.display.update(area)
@@ -149,11 +157,29 @@ class TaskParameter:
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
-    def __get__(self, env: HiddenTask[Any], owner: type | None = None) -> float:
-        return float(getattr(env.task, self._name))
+    def __get__(self, env: HiddenTask[Any], owner: type | None = None) -> Any:
+        return self if env is None else getattr(env.task, self._name)
 
     def __set__(self, env: HiddenTask[Any], value: float) -> None:
         env.task = replace(env.task, **{self._name: value})
+
+
+class DerivedQuantity:
+    """A quantity that follows from the task, so that it never goes stale and cannot be set."""
+
+    def __init__(self, formula: Callable[[Any], float]) -> None:
+        self._formula = formula
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, env: HiddenTask[Any], owner: type | None = None) -> Any:
+        return self if env is None else self._formula(env)
+
+    def __set__(self, env: HiddenTask[Any], value: float) -> None:
+        # Gymnasium's constructors assign it, to what it is anyway.
+        if value != self._formula(env):
+            raise ValueError(f"{self._name} follows from the task and cannot be set; got {value!r}. Set the task.")
 
 
 def check_reset_options(options: Mapping[str, Any] | None, valid: tuple[str, ...]) -> Mapping[str, Any]:

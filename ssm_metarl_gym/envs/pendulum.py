@@ -9,7 +9,8 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.envs.classic_control.pendulum import PendulumEnv
 
-from ssm_metarl_gym.envs.hidden_task import HiddenTask, TaskParameter, check_reset_options, parse_state
+from ssm_metarl_gym.checks import check_choice, is_number
+from ssm_metarl_gym.envs.hidden_task import DerivedQuantity, HiddenTask, TaskParameter, check_reset_options, parse_state
 from ssm_metarl_gym.tasks import PendulumTask
 
 __all__ = ["TaskPendulumEnv"]
@@ -49,6 +50,7 @@ class TaskPendulumEnv(HiddenTask[PendulumTask], PendulumEnv):
     * ``task``: a dictionary of parameters (see ``PendulumTask``) that every episode has, or ``None`` to draw them.
     * ``switch``: ``{"step": n}`` flips the polarity after n steps, ``{"probability": p}`` after any step with
       probability p, ``None`` never.
+    * ``on_failure``: ``"terminate"`` or ``"restart"``, as every family takes it; a pendulum cannot fail.
 
     ``reset(options=...)`` takes ``task`` (a dictionary or a ``PendulumTask``, for this episode), ``state`` (angle and
     angular velocity) and Gymnasium's ``x_init`` and ``y_init``. ``info`` holds ``task_id`` and ``task_params`` (those
@@ -67,6 +69,7 @@ class TaskPendulumEnv(HiddenTask[PendulumTask], PendulumEnv):
     g = TaskParameter()
     m = TaskParameter()
     l = TaskParameter()  # noqa: E741 - Gymnasium's own name for it
+    max_torque = DerivedQuantity(lambda env: MAX_TORQUE * env.gain)
 
     def __init__(
         self,
@@ -76,33 +79,31 @@ class TaskPendulumEnv(HiddenTask[PendulumTask], PendulumEnv):
         context: str = "hidden",
         task: Mapping[str, float] | None = None,
         switch: Mapping[str, float] | None = None,
+        on_failure: str = "terminate",
         render_mode: str | None = None,
     ) -> None:
+        check_choice("on_failure", on_failure, ("terminate", "restart"))
         super().__init__(family=family, split=split, context=context, task=task, switch=switch, render_mode=render_mode)
-        # Gymnasium's constructor has just set every parameter to its default.
-        self.task = self._fixed_task or PendulumTask()
         self.action_space = spaces.Box(-1.0, 1.0, shape=(1,), dtype=np.float32)
         self.state: Any = None
-
-    @property
-    def max_torque(self) -> float:
-        """The greatest torque that can act, N m: that of Gymnasium times the gain."""
-        return MAX_TORQUE * self.task.gain
-
-    @max_torque.setter
-    def max_torque(self, value: float) -> None:
-        """Ignored: Gymnasium's constructor assigns it, but it always follows from the task."""
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
         """Start an episode with a new task and a new state."""
         options = check_reset_options(options, ("task", "state", "x_init", "y_init"))
+        task = self._parse_task(options["task"]) if options.get("task") is not None else None
+        state = parse_state(options["state"], 2) if "state" in options else None
+        for name in ("x_init", "y_init"):
+            bound = options.get(name, 0.0)
+            if not (is_number(bound) and 0.0 <= bound < np.inf):
+                raise ValueError(f"the option {name!r} must be a finite number >= 0; got {bound!r}.")
+        # Nothing may change before every option is known to be valid.
         gym.Env.reset(self, seed=seed)
-        self._begin_task(seed, options.get("task"))
+        self._begin_task(seed, task)
         PendulumEnv.reset(self, options=dict(options))
-        if "state" in options:
-            self.state = parse_state(options["state"], 2)
+        if state is not None:
+            self.state = state
             if self.render_mode == "human":
                 self.render()
         return self._observe(self._get_obs()), self._info()

@@ -660,9 +660,25 @@ class TestErrors:
             adapter.adapt(MSE, batch)
         assert equal(adapter.state_dict(), state)
 
+    @pytest.mark.parametrize(
+        ("loss_fn", "message"),
+        [
+            (lambda prediction, target: 1.0, "loss_fn must return a scalar tensor; got 1.0"),
+            (lambda prediction, target: target.sum(), "the loss must depend on what the model predicts"),
+        ],
+    )
+    def test_a_loss_that_gives_nothing_to_descend(self, loss_fn, message):
+        with pytest.raises(ValueError, match=message):
+            Adapter(Everything(), config()).adapt(loss_fn, make_batch())
+
+    def test_targets_of_another_shape(self):
+        batch = make_batch()
+        with pytest.raises(ValueError, match=r"predictions and targets must have the same shape; got \(8, 1\) and"):
+            Adapter(Everything(), config()).adapt(nn.MSELoss(), batch | {"targets": batch["targets"][:, 0]})
+
     def test_a_loss_that_is_no_scalar(self, look):
         model = Everything()
         before = look(model)
-        with pytest.raises(ValueError, match=r"loss_fn must return a scalar; got shape \(8, 1\)"):
+        with pytest.raises(ValueError, match=r"loss_fn must return a scalar tensor; got shape \(8, 1\)"):
             Adapter(model, config()).adapt(nn.MSELoss(reduction="none"), make_batch())
         assert look(model) == before

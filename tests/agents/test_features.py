@@ -13,7 +13,9 @@ ENV_ID = "ssm_metarl/CartPolePolarity-v0"
 
 
 def window_space(length, width=3):
-    return spaces.Box(-np.inf, np.inf, (length, width + 1))
+    low, high = np.full((length, width + 1), -np.inf), np.full((length, width + 1), np.inf)
+    low[:, -1], high[:, -1] = 0.0, 1.0
+    return spaces.Box(low, high, dtype=np.float64)
 
 
 class TestWindows:
@@ -65,6 +67,12 @@ def test_a_single_observation_is_one_step():
 def test_other_spaces_are_refused(space):
     with pytest.raises(ValueError, match="SSMFeaturesExtractor needs a Box of shape"):
         SSMFeaturesExtractor(space)
+
+
+def test_a_stack_without_a_start_mask_is_refused():
+    stack = gym.wrappers.FrameStackObservation(gym.make(ENV_ID), 8)
+    with pytest.raises(ValueError, match="the last column of a window must be a start mask"):
+        SSMFeaturesExtractor(stack.observation_space)
 
 
 @pytest.mark.parametrize("length", [None, 16])

@@ -305,13 +305,26 @@ class TestErrors:
         with pytest.raises(ValueError, match="tasks must hold at least one tuple"):
             MetaMAML(tanh_mlp(), 0.1, 0.1).meta_update([], MSE)
 
+    def test_targets_of_another_shape(self):
+        x, y, *query = make_tasks()[0]
+        with pytest.raises(
+            ValueError, match=r"predictions and targets must have the same shape; got \(5, 1\) and \(5,\)"
+        ):
+            MetaMAML(tanh_mlp(), 0.1, 0.1).meta_update([(x, y[:, 0], *query)], nn.MSELoss())
+
+    def test_running_statistics_in_training_mode(self):
+        model = nn.Sequential(tanh_mlp(), nn.BatchNorm1d(1))
+        x, y, *_ = make_tasks()[0]
+        with pytest.raises(ValueError, match=r"evaluation mode; call model.eval\(\) first"):
+            MetaMAML(model, 0.1, 0.1).adapt(x, y, nn.MSELoss(), 1)
+
     def test_a_loss_that_is_no_scalar(self):
         maml, tasks = MetaMAML(tanh_mlp(), 0.1, 0.1), make_tasks()
         for call in (
             lambda loss_fn: maml.adapt(*tasks[0][:2], loss_fn, 1),
             lambda loss_fn: maml.meta_update(tasks, loss_fn),
         ):
-            with pytest.raises(ValueError, match=r"loss_fn must return a scalar; got shape \(5, 1\)"):
+            with pytest.raises(ValueError, match=r"loss_fn must return a scalar tensor; got shape \(5, 1\)"):
                 call(nn.MSELoss(reduction="none"))
 
     @pytest.mark.parametrize(

@@ -155,3 +155,9 @@ def test_refuses_other_reset_options(options, message):
 def test_refuses_other_ways_to_fail():
     with pytest.raises(ValueError, match=r"on_failure must be one of .*got 'restrat'. Did you mean 'restart'\?"):
         make(on_failure="restrat")
+
+
+def test_a_derived_quantity_cannot_be_set():
+    env = gym.make("ssm_metarl/CartPole-v0").unwrapped
+    with pytest.raises(ValueError, match=r"total_mass follows from the task and cannot be set; got 50"):
+        env.total_mass = 50.0

@@ -275,7 +275,7 @@ class TestBadInput:
             ({"tasks": {}}, r"an option of reset must be one of .*Did you mean 'task'\?"),
             ({"sate": [0, 0]}, r"Did you mean 'state'\?"),
             ({"task": {"polarty": 1}}, r"Did you mean 'polarity'\?"),
-            ({"task": "heavy"}, r"task must be a \w+Task; got 'heavy'"),
+            ({"task": "heavy"}, r"a task must be a dictionary from parameter name to value; got 'heavy'"),
         ],
     )
     def test_reset_options(self, family, options, message):
@@ -303,3 +303,31 @@ class TestBadInput:
     def test_a_step_before_the_first_reset(self, family):
         with pytest.raises(gym.error.ResetNeeded, match="reset"):
             play(make(family), 1)
+
+
+@pytest.mark.parametrize("options", [{"state": "x"}, {"task": {"polarity": 0}}])
+@pytest.mark.parametrize("family", ["CartPole", "Pendulum"])
+def test_a_refused_reset_changes_nothing(family, options):
+    env = gym.make(f"ssm_metarl/{family}-v0").unwrapped
+    env.reset(seed=0)
+    task, state, stream = env.task, env.state.copy(), env.np_random.bit_generator.state
+    with pytest.raises(ValueError, match="must be"):
+        env.reset(options=options)
+    assert (env.task, env.np_random.bit_generator.state) == (task, stream)
+    assert (env.state == state).all()
+
+
+def test_whoever_is_told_the_parameters_sees_the_switch_of_a_family_without_hidden_sign():
+    env = gym.make("ssm_metarl/CartPole-v0", context="visible", switch={"step": 1})
+    observation, _ = env.reset(seed=0)
+    assert observation[-1] == 1.0
+    assert env.step(0)[0][-1] == -1.0
+
+
+def test_the_caption_shows_whatever_differs_from_the_default():
+    frames = []
+    for task in ({}, {"gravity": 20.0}):
+        env = gym.make("ssm_metarl/CartPole-v0", task=task, render_mode="rgb_array")
+        env.reset(options={"state": [0.0, 0.0, 0.0, 0.0]})
+        frames.append(env.render())
+    assert (frames[0] != frames[1]).any()

@@ -58,8 +58,8 @@ def wrap_script(env, **kwargs):
     """Here the inputs of the model are the plain observation and the one-hot action, and the targets plain changes."""
     model = make_model(env, adapts="all")
     model.target_scale.fill_(1.0)
-    adapter = SpyAdapter(model)
-    return OnlineAdaptation(env, adapter, **kwargs), adapter.calls
+    wrapped = OnlineAdaptation(env, SpyAdapter(model), **kwargs)
+    return wrapped, wrapped.adapter.calls
 
 
 def predict(model, observation, probes):
@@ -182,7 +182,7 @@ def test_the_predictions_are_those_of_the_adapted_model_for_every_probe(scripted
     script = scripted([np.random.default_rng(0).normal(size=(6, 3))], action_space=space)
     adapter = Adapter(make_model(script, adapts), BOUNDS)
     env = OnlineAdaptation(script, adapter, observe_predictions=True, probe_actions=given)
-    source = copy.deepcopy(adapter.model)
+    adapter, source = env.adapter, adapter.model
     assert env.observation_space == spaces.Box(
         np.array([-np.inf] * 3 + [-5.0] * (3 * len(probes)), np.float32),
         np.array([np.inf] * 3 + [5.0] * (3 * len(probes)), np.float32),
@@ -380,3 +380,17 @@ def test_predictions_join_boxes_only(scripted):
 def test_the_model_must_fit_the_environment(make_adapter, message):
     with pytest.raises(ValueError, match=message):
         OnlineAdaptation(gym.make(CARTPOLE), make_adapter())
+
+
+def test_environments_that_are_given_one_adapter_adapt_each_for_itself():
+    given = Adapter(make_model(gym.make(CARTPOLE)), BOUNDS)
+    weights = given.state_dict()["weights"]
+    envs = [OnlineAdaptation(gym.make(CARTPOLE, task={"polarity": sign}), given) for sign in (-1, 1)]
+    for env in (*envs, gym.make(envs[0].spec)):
+        env.reset(seed=0)
+        for _ in range(3):
+            env.step(1)
+    adapted = [env.adapter.state_dict()["weights"]["head.weight"] for env in envs]
+    assert not torch.allclose(*adapted)
+    assert torch.equal(given.model.head.weight, weights["head.weight"])
+    assert given.stats.calls == 0

@@ -1,0 +1,31 @@
+"""What the loss functions that users bring have in common."""
+
+from typing import Any, Final
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["measure"]
+
+# Torch broadcasts these, with a warning, over predictions and targets that do not match.
+_ELEMENTWISE: Final = (nn.HuberLoss, nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)
+_ELEMENTWISE_FUNCTIONS: Final = (F.huber_loss, F.l1_loss, F.mse_loss, F.smooth_l1_loss)
+
+
+def measure(loss_fn: Any, prediction: Any, target: Tensor) -> Tensor:
+    """The loss of a prediction: a scalar tensor.
+
+    Raises:
+        ValueError: The loss is something else, or an elementwise loss is given two shapes.
+    """
+    elementwise = isinstance(loss_fn, _ELEMENTWISE) or loss_fn in _ELEMENTWISE_FUNCTIONS
+    if elementwise and isinstance(prediction, Tensor) and prediction.shape != target.shape:
+        raise ValueError(
+            f"predictions and targets must have the same shape; got {tuple(prediction.shape)} and "
+            f"{tuple(target.shape)}. Reshape the targets."
+        )
+    loss = loss_fn(prediction, target)
+    if not isinstance(loss, Tensor) or loss.ndim:
+        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+        raise ValueError(f"loss_fn must return a scalar tensor; got {got}. Average over the batch.")
+    return loss
