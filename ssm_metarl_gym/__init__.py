@@ -16,10 +16,26 @@ from pathlib import Path
 from typing import Any
 
 from ssm_metarl_gym._version import __version__
+from ssm_metarl_gym.distributions import Choice, LogUniform, TaskDistribution, TaskSet, Uniform
 from ssm_metarl_gym.envs import register_environments
-from ssm_metarl_gym.tasks import CartPoleTask, PendulumTask, TaskDistribution
+from ssm_metarl_gym.families import TaskFamily
+from ssm_metarl_gym.tasks import CartPoleTask, PendulumTask, Task, TaskBatch
 
-__all__ = ["CartPoleTask", "PendulumTask", "TaskDistribution", "__version__", "agents", "wrappers"]
+__all__ = [
+    "CartPoleTask",
+    "Choice",
+    "LogUniform",
+    "PendulumTask",
+    "Task",
+    "TaskBatch",
+    "TaskDistribution",
+    "TaskFamily",
+    "TaskSet",
+    "Uniform",
+    "__version__",
+    "agents",
+    "wrappers",
+]
 
 _LAZY_SUBPACKAGES = ("agents", "wrappers")
 

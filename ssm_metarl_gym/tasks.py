@@ -1,37 +1,32 @@
-"""Tasks, distributions over tasks, and the catalogue of task families.
+"""Tasks: settings of the physical parameters that an agent is not told, one at a time and many at once."""
 
-A *task* is one setting of the physical parameters that an agent is not told. A *distribution* draws tasks. A *family*
-is what an environment id names: a distribution for each split. All are frozen, hashable values without a random
-stream of their own: whoever samples brings the generator.
-"""
-
+import functools
 import hashlib
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, cast, overload
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
-from ssm_metarl_gym.checks import check_choice, is_number
+from ssm_metarl_gym.checks import check_choice, check_integer, is_number
 
-__all__ = ["FAMILIES", "SPLITS", "CartPoleTask", "Choice", "PendulumTask", "Task", "TaskDistribution", "Uniform"]
-
-SPLITS: Final = ("train", "interpolation", "extrapolation")
+__all__ = ["CartPoleTask", "PendulumTask", "Task", "TaskBatch"]
 
 
 @dataclass(frozen=True)
 class Task:
-    """The parameters of one task, every one positive and finite but for ``polarity``.
+    """One setting of the parameters: subclass it, one field with a default for each parameter, all of them numbers.
 
     Attributes:
-        polarity: The sign with which the agent's force or torque acts, +1 or -1.
+        signs: The names of the parameters that are +1 or -1. The first is the one that a switch flips.
+        positive: The names of the parameters that must be > 0.
     """
 
-    polarity: int = 1
+    signs: ClassVar[tuple[str, ...]] = ()
+    positive: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         for name in self.parameter_names():
@@ -39,14 +34,14 @@ class Task:
             if not is_number(value):
                 raise ValueError(f"{name} must be a number; got {value!r}.")
             number = float(value)
-            if name == "polarity":
+            if name in self.signs:
                 if number not in (-1.0, 1.0):
-                    raise ValueError(f"polarity must be +1 or -1; got {value!r}.")
+                    raise ValueError(f"{name} must be +1 or -1; got {value!r}.")
                 object.__setattr__(self, name, int(number))
-            else:
-                if not (math.isfinite(number) and number > 0.0):
-                    raise ValueError(f"{name} must be finite and > 0; got {value!r}. Give a positive number.")
-                object.__setattr__(self, name, number)
+                continue
+            if not math.isfinite(number) or (name in self.positive and number <= 0.0):
+                raise ValueError(_rule(name, name in self.positive).format(value=repr(value)))
+            object.__setattr__(self, name, number)
 
     @classmethod
     def parameter_names(cls) -> list[str]:
@@ -56,8 +51,7 @@ class Task:
     @property
     def task_id(self) -> int:
         """A 63-bit digest of the parameters: equal tasks have equal ids, in every process."""
-        text = json.dumps([type(self).__name__, self.to_dict()], sort_keys=True)
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+        return int(_task_ids(type(self), np.array([[value] for value in self.__dict__.values()], dtype=np.float64))[0])
 
     def to_dict(self) -> dict[str, float]:
         """All parameters by name, as a new dictionary: the exact inverse of :meth:`from_dict`."""
@@ -70,10 +64,7 @@ class Task:
         Raises:
             ValueError: A parameter does not exist (the message names the nearest that does) or has no valid value.
         """
-        if not isinstance(parameters, Mapping):
-            raise ValueError(f"a task must be a dictionary from parameter name to value; got {parameters!r}.")
-        for name in parameters:
-            check_choice(f"a parameter of {cls.__name__}", name, cls.parameter_names())
+        _check_names(cls, parameters)
         return cls(**parameters)
 
 
@@ -82,14 +73,18 @@ class CartPoleTask(Task):
     """The physics of one cart-pole. The defaults are those of Gymnasium's ``CartPole-v1``.
 
     Attributes:
+        polarity: +1, or -1 where action 1 pushes to the left and action 0 to the right.
         gravity: Gravitational acceleration, m/s^2.
         masscart: Mass of the cart, kg.
         masspole: Mass of the pole, kg.
         length: *Half* the length of the pole, m (as in Gymnasium).
         force_mag: Magnitude of the force that an action exerts on the cart, N.
-        polarity: +1, or -1 where action 1 pushes to the left and action 0 to the right.
     """
 
+    signs = ("polarity",)
+    positive = ("gravity", "masscart", "masspole", "length", "force_mag")
+
+    polarity: int = 1
     gravity: float = 9.8
     masscart: float = 1.0
     masspole: float = 0.1
@@ -102,180 +97,182 @@ class PendulumTask(Task):
     """The physics of one pendulum. The defaults are those of Gymnasium's ``Pendulum-v1``, whose names these are.
 
     Attributes:
+        polarity: +1, or -1 where the torque acts against the command.
         g: Gravitational acceleration, m/s^2.
         m: Mass of the pendulum, kg.
         l: Length of the pendulum, m.
         gain: Torque per unit of commanded torque.
-        polarity: +1, or -1 where the torque acts against the command.
     """
 
+    signs = ("polarity",)
+    positive = ("g", "m", "l", "gain")
+
+    polarity: int = 1
     g: float = 10.0
     m: float = 1.0
     l: float = 1.0  # noqa: E741 - Gymnasium's own name for it
     gain: float = 1.0
 
 
-@dataclass(frozen=True)
-class Uniform:
-    """The uniform distribution over a union of disjoint intervals, e.g. ``Uniform((1, 5), (15, 20))``."""
-
-    intervals: tuple[tuple[float, float], ...]
-
-    def __init__(self, *intervals: tuple[float, float]) -> None:
-        if not intervals or any(low > high for low, high in intervals):
-            raise ValueError(f"Uniform needs at least one interval (low, high) with low <= high; got {intervals}.")
-        object.__setattr__(self, "intervals", tuple((float(low), float(high)) for low, high in intervals))
-
-    def sample(self, rng: np.random.Generator) -> float:
-        """One draw, for which ``rng`` is called exactly once."""
-        position = rng.uniform(0.0, sum(high - low for low, high in self.intervals))
-        for low, high in self.intervals:
-            if position <= high - low:
-                return low + position
-            position -= high - low
-        return self.intervals[-1][1]  # rounding carried the position past the last interval
-
-    def contains(self, value: float) -> bool:
-        """Whether a draw can give ``value``."""
-        return any(low <= value <= high for low, high in self.intervals)
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The smallest interval that holds every draw."""
-        return min(low for low, _ in self.intervals), max(high for _, high in self.intervals)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The uniform distribution over a few values, e.g. ``Choice(-1, 1)``."""
-
-    values: tuple[float, ...]
-
-    def __init__(self, *values: float) -> None:
-        if not values:
-            raise ValueError("Choice needs at least one value; got none.")
-        object.__setattr__(self, "values", values)
-
-    def sample(self, rng: np.random.Generator) -> float:
-        """One draw, for which ``rng`` is called exactly once."""
-        return self.values[rng.integers(len(self.values))]
-
-    def contains(self, value: float) -> bool:
-        """Whether a draw can give ``value``."""
-        return value in self.values
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The smallest interval that holds every draw."""
-        return min(self.values), max(self.values)
-
-
-@dataclass(frozen=True)
-class TaskDistribution:
-    """Independent distributions of some parameters of a task; the other parameters keep their defaults.
+class TaskBatch(Sequence[Task]):
+    """n tasks of one type, held column by column: a read-only sequence of tasks that thousands of rows can share.
 
     Example:
-        >>> distribution = TaskDistribution(CartPoleTask, {"length": Uniform((0.25, 0.75)), "polarity": Choice(-1, 1)})
-        >>> task = distribution.sample(np.random.default_rng(0))
-        >>> distribution.contains(task)
-        True
+        >>> batch = TaskBatch(CartPoleTask, {"length": [0.4, 0.6], "polarity": -1})
+        >>> batch[1].length, batch[1].polarity, len(batch)
+        (0.6, -1, 2)
 
     Args:
         task_type: The class of the tasks.
-        parameters: The distribution of each parameter that varies, by name.
-    """
-
-    task_type: type[Task]
-    _items: tuple[tuple[str, Uniform | Choice], ...]
-
-    def __init__(self, task_type: type[Task], parameters: Mapping[str, Uniform | Choice]) -> None:
-        for name in parameters:
-            check_choice(f"a parameter of {task_type.__name__}", name, task_type.parameter_names())
-        object.__setattr__(self, "task_type", task_type)
-        object.__setattr__(self, "_items", tuple(parameters.items()))
-
-    @property
-    def parameters(self) -> dict[str, Uniform | Choice]:
-        """The distribution of each parameter that varies, by name, as a new dictionary."""
-        return dict(self._items)
-
-    def sample(self, rng: np.random.Generator) -> Task:
-        """Draw one task, with one call of ``rng`` for each parameter that varies."""
-        return self.task_type.from_dict({name: distribution.sample(rng) for name, distribution in self._items})
-
-    def contains(self, task: Task) -> bool:
-        """Whether a draw can give ``task``."""
-        parameters = self.parameters
-        return isinstance(task, self.task_type) and all(
-            parameters[name].contains(value) if name in parameters else value == default
-            for (name, value), default in zip(task.to_dict().items(), self.task_type().to_dict().values(), strict=True)
-        )
-
-    def normalise(self, task: Task) -> npt.NDArray[np.float32]:
-        """The parameters of ``task`` that vary here, scaled so that this distribution fills [-1, 1]: ``Float[C]``."""
-        bounds = [distribution.bounds for _, distribution in self._items]
-        return np.array(
-            [
-                (2.0 * getattr(task, name) - low - high) / (high - low if high > low else 1.0)
-                for (name, _), (low, high) in zip(self._items, bounds, strict=True)
-            ],
-            dtype=np.float32,
-        )
-
-
-@dataclass(frozen=True)
-class TaskFamily:
-    """What an environment id names: the distributions of its tasks.
+        parameters: For each parameter that is given, one number for all tasks or one for each: ``Float[n]``. The others
+            have their defaults.
+        num_tasks: Number of tasks n; None where a parameter says it.
 
     Attributes:
-        train: The distribution of the splits ``train`` and ``interpolation`` (each with a stream of its own).
-        extrapolation: The distribution of the split ``extrapolation``: every parameter outside its training range.
+        task_type: The class of the tasks.
+        values: ``Float64[P n]``, the parameters in the order of the fields, read-only.
+
+    Raises:
+        ValueError: A parameter does not exist or has no valid value, or the columns differ in length.
     """
 
-    train: TaskDistribution
-    extrapolation: TaskDistribution
-    stream_keys: ClassVar[dict[str, int]] = {split: key for key, split in enumerate(SPLITS)}
+    def __init__(
+        self, task_type: type[Task], parameters: Mapping[str, npt.ArrayLike], num_tasks: int | None = None
+    ) -> None:
+        _check_names(task_type, parameters)
+        columns = {name: _column(name, column) for name, column in parameters.items()}
+        lengths = {len(column) for column in columns.values() if column.ndim}
+        if num_tasks is not None:
+            check_integer("num_tasks", num_tasks, least=0)
+        size = num_tasks if num_tasks is not None else next(iter(lengths), 1)
+        if lengths - {size}:
+            got = {name: len(column) for name, column in columns.items() if column.ndim}
+            raise ValueError(f"each parameter must be one number or one for each of the {size} tasks; got {got}.")
+        defaults = task_type()
+        values = np.empty((len(task_type.parameter_names()), size))
+        for row, name in zip(values, task_type.parameter_names(), strict=True):
+            row[:] = columns.get(name, getattr(defaults, name))
+        _check_values(task_type, values)
+        self._set(task_type, values)
 
-    def distribution(self, split: str) -> TaskDistribution:
-        """The distribution of a split."""
-        check_choice("split", split, SPLITS)
-        return self.extrapolation if split == "extrapolation" else self.train
+    @classmethod
+    def from_values(cls, task_type: type[Task], values: npt.NDArray[np.float64]) -> "TaskBatch":
+        """A batch of parameters that are known to be valid, ``Float64[P n]``, which it takes over without a copy."""
+        batch = cls.__new__(cls)
+        batch._set(task_type, values)
+        return batch
 
-    def generator(self, split: str, seed: int) -> np.random.Generator:
-        """A generator for the tasks of a split; different splits never share a stream, whatever the seed."""
-        return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(self.stream_keys[split],)))
+    @classmethod
+    def from_tasks(cls, tasks: Sequence[Task]) -> "TaskBatch":
+        """A batch of the given tasks, at least one and all of one type."""
+        if isinstance(tasks, TaskBatch) and len(tasks):
+            return tasks
+        if not tasks or len({type(task) for task in tasks}) != 1 or not isinstance(tasks[0], Task):
+            raise ValueError(f"a batch needs at least one task, all of one type; got {list(tasks)!r:.200}.")
+        values = np.array([tuple(task.__dict__.values()) for task in tasks], dtype=np.float64)
+        return cls.from_values(type(tasks[0]), np.ascontiguousarray(values.T))
+
+    def _set(self, task_type: type[Task], values: npt.NDArray[np.float64]) -> None:
+        values.flags.writeable = False
+        self.task_type, self.values = task_type, values
+
+    @functools.cached_property
+    def task_ids(self) -> npt.NDArray[np.int64]:
+        """The ``task_id`` of each task, read-only: ``Int64[n]``."""
+        task_ids = _task_ids(self.task_type, self.values)
+        task_ids.flags.writeable = False
+        return task_ids
+
+    def to_dict(self) -> dict[str, npt.NDArray[Any]]:
+        """The columns by name, as new arrays ``[n]``: integers for a sign, else floats."""
+        signs = self.task_type.signs
+        return {
+            name: column.astype(np.int64 if name in signs else np.float64)
+            for name, column in zip(self.task_type.parameter_names(), self.values, strict=True)
+        }
+
+    def column(self, name: str) -> npt.NDArray[np.float64]:
+        """One parameter of all tasks, read-only: ``Float64[n]``."""
+        names = self.task_type.parameter_names()
+        check_choice(f"a parameter of {self.task_type.__name__}", name, names)
+        column: npt.NDArray[np.float64] = self.values[names.index(name)]
+        return column
+
+    def __len__(self) -> int:
+        return int(self.values.shape[1])
+
+    @overload
+    def __getitem__(self, index: int) -> Task: ...
+    @overload
+    def __getitem__(self, index: slice | npt.NDArray[Any]) -> "TaskBatch": ...
+    def __getitem__(self, index: Any) -> Any:
+        """A task for a number; a batch for a slice, a mask ``Bool[n]`` or numbers ``Int[k]``."""
+        if isinstance(index, slice) or np.ndim(index) == 1:
+            return TaskBatch.from_values(self.task_type, self.values[:, index])
+        return self.task_type(*self.values[:, index].tolist())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TaskBatch):
+            return NotImplemented
+        return self.task_type is other.task_type and np.array_equal(self.values, other.values)
+
+    def __hash__(self) -> int:
+        return hash((self.task_type, (self.values + 0.0).tobytes()))  # -0.0 and 0.0 are equal
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # NumPy's own copies and pickles of a read-only array can be written.
+        return TaskBatch.from_values, (self.task_type, self.values)
+
+    def __repr__(self) -> str:
+        return f"TaskBatch({self.task_type.__name__}, num_tasks={len(self)})"
 
 
-def _family(
-    task_type: type[Task],
-    train: dict[str, Uniform | Choice],
-    extrapolation: dict[str, Uniform | Choice],
-    **shared: Uniform | Choice,
-) -> TaskFamily:
-    return TaskFamily(TaskDistribution(task_type, train | shared), TaskDistribution(task_type, extrapolation | shared))
+def _rule(name: str, positive: bool) -> str:
+    if positive:
+        return f"{name} must be finite and > 0; got {{value}}. Give a positive number."
+    return f"{name} must be finite; got {{value}}."
 
 
-# The ranges R ("random") and E ("extreme") of Packer et al. 2018, "Assessing Generalization in Deep Reinforcement
-# Learning", https://arxiv.org/abs/1810.12282. In E every parameter lies outside its training range at once.
-_CARTPOLE: Final[tuple[dict[str, Uniform | Choice], dict[str, Uniform | Choice]]] = (
-    {"force_mag": Uniform((5, 15)), "length": Uniform((0.25, 0.75)), "masspole": Uniform((0.05, 0.5))},
-    {
-        "force_mag": Uniform((1, 5), (15, 20)),
-        "length": Uniform((0.05, 0.25), (0.75, 1.0)),
-        "masspole": Uniform((0.01, 0.05), (0.5, 1.0)),
-    },
-)
-_PENDULUM: Final[tuple[dict[str, Uniform | Choice], dict[str, Uniform | Choice]]] = (
-    {"m": Uniform((0.75, 1.25)), "l": Uniform((0.75, 1.25))},
-    {"m": Uniform((0.5, 0.75), (1.25, 1.5)), "l": Uniform((0.5, 0.75), (1.25, 1.5))},
-)
-_SIGN: Final = Choice(-1, 1)
+def _check_names(task_type: type[Task], parameters: Any) -> None:
+    if not isinstance(parameters, Mapping):
+        raise ValueError(f"a task must be a dictionary from parameter name to value; got {parameters!r}.")
+    for name in parameters:
+        check_choice(f"a parameter of {task_type.__name__}", name, task_type.parameter_names())
 
-FAMILIES: Final[dict[str, TaskFamily]] = {
-    "CartPole": _family(CartPoleTask, *_CARTPOLE),
-    "CartPolePolarity": _family(CartPoleTask, *_CARTPOLE, polarity=_SIGN),
-    "CartPoleSwitch": _family(CartPoleTask, *_CARTPOLE, polarity=_SIGN),
-    "Pendulum": _family(PendulumTask, *_PENDULUM),
-    "PendulumPolarity": _family(PendulumTask, *_PENDULUM, polarity=_SIGN),
-    "PendulumSwitch": _family(PendulumTask, *_PENDULUM, polarity=_SIGN),
-}
+
+def _column(name: str, column: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    array = np.asarray(column)
+    if array.dtype.kind not in "iuf" or array.ndim > 1:
+        raise ValueError(f"{name} must be a number, or one for each task; got {column!r}.")
+    return array.astype(np.float64)
+
+
+def _check_values(task_type: type[Task], values: npt.NDArray[np.float64]) -> None:
+    """What a task checks of its parameters, for ``Float64[P n]`` at once."""
+    for name, column in zip(task_type.parameter_names(), values, strict=True):
+        if name in task_type.signs:
+            valid, rule = np.abs(column) == 1.0, f"{name} must be +1 or -1; got {{value}}."
+        else:
+            valid = np.isfinite(column) & ((column > 0.0) | (name not in task_type.positive))
+            rule = _rule(name, name in task_type.positive)
+        if not valid.all():
+            row = int(np.argmin(valid))
+            raise ValueError(f"task {row}: " + rule.format(value=column[row]))
+
+
+def _task_ids(task_type: type[Task], values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """A digest of each column of ``Float64[P n]``: the bits of every parameter times a weight that its name gives."""
+    bits = np.add(values, 0.0, order="C").view(np.uint64)  # the sum makes -0.0 and 0.0, which are equal, the same bits
+    bits ^= bits >> np.uint64(32)  # round numbers have nothing but zeros in the lower half
+    digest: npt.NDArray[np.uint64] = _weights(cast("Hashable", task_type)) @ bits
+    digest ^= digest >> np.uint64(31)
+    digest *= np.uint64(0x9E3779B97F4A7C15)
+    return (digest >> np.uint64(1)).view(np.int64)
+
+
+@functools.cache
+def _weights(task_type: Any) -> npt.NDArray[np.uint64]:
+    digests = (
+        hashlib.blake2b(f"{task_type.__name__}.{name}".encode(), digest_size=8) for name in task_type.parameter_names()
+    )
+    return np.array([int.from_bytes(digest.digest(), "big") | 1 for digest in digests], dtype=np.uint64)
