@@ -5,9 +5,23 @@ from typing import Any
 import gymnasium as gym
 
 from ssm_metarl_gym.envs.cartpole import TaskCartPoleEnv
+from ssm_metarl_gym.envs.cartpole_vector import TaskCartPoleVectorEnv
+from ssm_metarl_gym.envs.hidden_task import DerivedQuantity, HiddenTask, TaskParameter
+from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv
 from ssm_metarl_gym.envs.pendulum import TaskPendulumEnv
+from ssm_metarl_gym.envs.pendulum_vector import TaskPendulumVectorEnv
 
-__all__ = ["TaskCartPoleEnv", "TaskPendulumEnv", "register_environments"]
+__all__ = [
+    "DerivedQuantity",
+    "HiddenTask",
+    "HiddenTaskVectorEnv",
+    "TaskCartPoleEnv",
+    "TaskCartPoleVectorEnv",
+    "TaskParameter",
+    "TaskPendulumEnv",
+    "TaskPendulumVectorEnv",
+    "register_environments",
+]
 
 # On average one change in a trial of 200 steps.
 _SWITCHING: dict[str, Any] = {"switch": {"probability": 0.005}}
@@ -21,7 +35,19 @@ _REGISTRATIONS: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
     ("Pendulum", "pendulum:TaskPendulumEnv", 200, {}),
     ("PendulumPolarity", "pendulum:TaskPendulumEnv", 200, {}),
     ("PendulumSwitch", "pendulum:TaskPendulumEnv", 200, _SWITCHING),
+    # These need MuJoCo, which is imported with the first of them.
+    ("HalfCheetahVel", "mujoco:TaskHalfCheetahVelEnv", 200, {}),
+    ("HalfCheetahDir", "mujoco:TaskHalfCheetahDirEnv", 200, {}),
+    ("AntDir", "mujoco:TaskAntDirEnv", 200, {}),
+    ("HopperParams", "mujoco:TaskHopperEnv", 200, {}),
+    ("Walker2dParams", "mujoco:TaskWalker2dEnv", 200, {}),
 )
+
+# The batched form of an entry point, where there is one.
+_BATCHED = {
+    "cartpole:TaskCartPoleEnv": "ssm_metarl_gym.envs.cartpole_vector:TaskCartPoleVectorEnv",
+    "pendulum:TaskPendulumEnv": "ssm_metarl_gym.envs.pendulum_vector:TaskPendulumVectorEnv",
+}
 
 
 def register_environments() -> None:
@@ -32,6 +58,7 @@ def register_environments() -> None:
             gym.register(
                 id=env_id,
                 entry_point=f"ssm_metarl_gym.envs.{entry_point}",
+                vector_entry_point=_BATCHED.get(entry_point),
                 max_episode_steps=max_episode_steps,
                 kwargs={"family": family, **kwargs},
             )

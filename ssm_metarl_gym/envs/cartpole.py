@@ -9,7 +9,14 @@ import numpy.typing as npt
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
 from ssm_metarl_gym.checks import check_choice
-from ssm_metarl_gym.envs.hidden_task import DerivedQuantity, HiddenTask, TaskParameter, check_reset_options, parse_state
+from ssm_metarl_gym.envs.hidden_task import (
+    DerivedQuantity,
+    Family,
+    HiddenTask,
+    TaskParameter,
+    check_reset_options,
+    parse_state,
+)
 from ssm_metarl_gym.tasks import CartPoleTask
 
 __all__ = ["TaskCartPoleEnv"]
@@ -75,7 +82,7 @@ class TaskCartPoleEnv(HiddenTask[CartPoleTask], CartPoleEnv):
 
     def __init__(
         self,
-        family: str = "CartPole",
+        family: Family = "CartPole",
         *,
         split: str = "train",
         context: str = "hidden",
@@ -94,11 +101,9 @@ class TaskCartPoleEnv(HiddenTask[CartPoleTask], CartPoleEnv):
     ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
         """Start an episode with a new task and a new state."""
         options = check_reset_options(options, ("task", "state", "low", "high"))
-        low, high = (_parse_bound(name, options.get(name, default)) for name, default in _DEFAULT_BOUNDS)
-        if np.any(low > high):
-            raise ValueError(f"the option 'low' must not be greater than 'high'; got {low} and {high}.")
+        low, high = parse_bounds(options, (4,))
         task = self._parse_task(options["task"]) if options.get("task") is not None else None
-        state = parse_state(options["state"], 4) if "state" in options else None
+        state = parse_state(options["state"], (4,)) if "state" in options else None
         # Nothing may change before every option is known to be valid.
         gym.Env.reset(self, seed=seed)
         self._begin_task(seed, task)
@@ -116,7 +121,8 @@ class TaskCartPoleEnv(HiddenTask[CartPoleTask], CartPoleEnv):
             raise ValueError(f"an action must be 0 or 1; got {action!r}.")
         if self.state is None:
             raise gym.error.ResetNeeded("reset() must be called before step().")
-        observation, reward, terminated, truncated, _ = super().step(action if self.task.polarity > 0 else 1 - action)
+        push = action if self.task.polarity > 0 else 1 - action
+        observation, reward, terminated, truncated, _ = CartPoleEnv.step(self, push)
         restarted = terminated and self._on_failure == "restart"
         if restarted:
             reward, terminated = reward - FAILURE_PENALTY, False
@@ -130,14 +136,25 @@ class TaskCartPoleEnv(HiddenTask[CartPoleTask], CartPoleEnv):
         self.steps_beyond_terminated = None
 
 
+def parse_bounds(
+    options: Mapping[str, Any], shape: tuple[int, ...]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The options ``low`` and ``high`` of a reset, each a number or as many as fit: two of ``Float64[*shape]``."""
+    low, high = (_parse_bound(name, options.get(name, default), shape) for name, default in _DEFAULT_BOUNDS)
+    if np.any(low > high):
+        raise ValueError(f"the option 'low' must not be greater than 'high'; got {low} and {high}.")
+    return low, high
+
+
 _DEFAULT_BOUNDS: Final = (("low", -0.05), ("high", 0.05))
 
 
-def _parse_bound(name: str, bound: Any) -> npt.NDArray[np.float64]:
+def _parse_bound(name: str, bound: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
     try:
-        parsed = np.broadcast_to(np.asarray(bound, dtype=np.float64), (4,))
+        parsed = np.broadcast_to(np.asarray(bound, dtype=np.float64), shape)
     except (TypeError, ValueError):
-        parsed = np.full(4, np.nan)
+        parsed = np.full(shape, np.nan)
     if not np.isfinite(parsed).all():
-        raise ValueError(f"the option {name!r} must be a finite number or four of them; got {bound!r}.")
+        rows = "" if len(shape) == 1 else f", or four for each of the {shape[0]} rows"
+        raise ValueError(f"the option {name!r} must be a finite number or four of them{rows}; got {bound!r}.")
     return parsed

@@ -2,63 +2,99 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from ssm_metarl_gym.checks import check_choice
-from ssm_metarl_gym.tasks import FAMILIES, Choice, Task, TaskDistribution
+from ssm_metarl_gym.checks import check_choice, is_number
+from ssm_metarl_gym.distributions import Choice, Marginal, TaskDistribution, TaskSet
+from ssm_metarl_gym.families import TaskFamily, parse_family
+from ssm_metarl_gym.tasks import Task
 
-__all__ = ["DerivedQuantity", "HiddenTask", "TaskParameter"]
-
-# Bounds of an observation that has none: finite, because environment checkers warn of infinite ones.
-_UNBOUNDED: Final = float(np.finfo(np.float32).max)
-_CONTEXTS: Final = ("hidden", "visible")
+__all__ = [
+    "DerivedQuantity",
+    "Family",
+    "HiddenTask",
+    "TaskParameter",
+    "check_reset_options",
+    "check_switch",
+    "observable_space",
+    "parse_state",
+    "shown_parameters",
+    "task_streams",
+]
 
 SomeTask = TypeVar("SomeTask", bound=Task)
+Family: TypeAlias = str | TaskFamily | TaskDistribution | TaskSet | Mapping[str, Any]
 
 
-class HiddenTask(gym.Env[npt.NDArray[np.float32], Any], Generic[SomeTask]):
-    """A mixin for one of Gymnasium's environments, which adds a task that is drawn anew at every reset.
+class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
+    """A mixin that makes a family of tasks of any Gymnasium environment class with parameters that can be set.
 
-    The task has a random stream of its own, seeded with the environment: whether a task is drawn or given never
-    changes the physical states that a seed leads to.
+    Subclass it together with the environment, name the type of the tasks, and say what a parameter sets: an attribute
+    of the environment (``TaskParameter``), one that follows from others (``DerivedQuantity``), or anything else
+    (:meth:`_apply_task`, which is called whenever the task changes). The environment must draw from its ``np_random``
+    and have a ``Box`` as observation space.
+
+    Every reset draws a task. The task has a random stream of its own, seeded with the environment: whether a task is
+    drawn or given never changes the physical states that a seed leads to.
+
+    Example:
+        >>> from gymnasium.envs.classic_control import MountainCarEnv
+        >>> @dataclass(frozen=True)
+        ... class MountainCarTask(Task):
+        ...     gravity: float = 0.0025
+        >>> class TaskMountainCarEnv(HiddenTask, MountainCarEnv):
+        ...     task_type = MountainCarTask
+        ...     gravity = TaskParameter()
+        >>> env = TaskMountainCarEnv(TaskDistribution(MountainCarTask, {"gravity": Uniform((0.002, 0.003))}))
+        >>> observation, info = env.reset(seed=0)
+        >>> round(info["task_params"]["gravity"], 4) == round(env.gravity, 4)
+        True
+
+    Args:
+        family: The name of a family in the catalogue, or a ``TaskFamily``, a ``TaskDistribution`` to train on, or what
+            the ``to_dict`` of either gives, which JSON can hold.
+        split: ``"train"``, ``"interpolation"`` or ``"extrapolation"``.
+        context: ``"hidden"``, or ``"visible"`` to append the parameters that vary in the training tasks to the
+            observation, scaled to [-1, 1].
+        task: A dictionary of parameters that every episode has, or None to draw them.
+        switch: ``{"step": n}`` flips the sign of the task after n steps, ``{"probability": p}`` after any step with
+            probability p, None never.
+        kwargs: What the environment takes.
     """
 
     task_type: type[SomeTask]
 
     def __init__(
         self,
+        family: Family,
         *,
-        family: str,
-        split: str,
-        context: str,
-        task: Mapping[str, float] | None,
-        switch: Mapping[str, float] | None,
+        split: str = "train",
+        context: str = "hidden",
+        task: Mapping[str, float] | None = None,
+        switch: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        check_choice("family", family, [name for name in FAMILIES if FAMILIES[name].train.task_type is self.task_type])
-        check_choice("context", context, _CONTEXTS)
-        self._family = FAMILIES[family]
+        self._family = parse_family(family, self.task_type)
         self._distribution = self._family.distribution(split)
         self._split = split
-        self._context_visible = context == "visible"
+        self._switch = check_switch(switch, self.task_type)
+        self._context = shown_parameters(self._family, context, switch)
         self._fixed_task = None if task is None else self._parse_task(task)
-        self._switch = _check_switch(switch)
-        # Whoever is told the parameters must see the polarity flip, even in a family where it does not vary.
-        shown = self._family.train.parameters | ({"polarity": Choice(-1, 1)} if self._switch else {})
-        self._context = TaskDistribution(self.task_type, shown)
         self._task_rng: np.random.Generator | None = None
         self._switch_rng: np.random.Generator | None = None
         self._steps_to_switch: int | None = None
         # Gymnasium's constructor sets every parameter to its default, so the task comes into force after it.
+        self._constructed = False
         self.task = self.task_type()
         super().__init__(**kwargs)
+        self._constructed = True
         self.task = self._fixed_task or self.task_type()
-        self.observation_space = self._observable(self.observation_space)
+        self.observation_space = observable_space(self.observation_space, self._context)
 
     @property
     def task(self) -> SomeTask:
@@ -68,20 +104,38 @@ class HiddenTask(gym.Env[npt.NDArray[np.float32], Any], Generic[SomeTask]):
     @task.setter
     def task(self, task: SomeTask) -> None:
         self._task = self._parse_task(task)
-        self._task_id = task.task_id
+        self._task_id = self._task.task_id
+        if self._context is not None:
+            self._shown = self._context.normalise(self._task)
+        if self._constructed:
+            self._apply_task()
 
-    def _observable(self, space: Any) -> Any:
-        """The space of the observations: finite bounds, and room for the parameters where they are visible."""
-        high = np.nan_to_num(space.high, posinf=_UNBOUNDED)
-        if self._context_visible:
-            high = np.append(high, np.full(len(self._context.parameters), _UNBOUNDED)).astype(np.float32)
-        return spaces.Box(-high, high, dtype=np.float32)
+    def _apply_task(self) -> None:
+        """Bring the new task into force, where that takes more than a ``TaskParameter``."""
 
-    def _observe(self, observation: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[npt.NDArray[Any], dict[str, Any]]:
+        """Start an episode with a new task: a drawn one, or that of the option ``task``."""
+        others = dict(options or {})
+        given = others.pop("task", None)
+        task = None if given is None else self._parse_task(given)
+        gym.Env.reset(self, seed=seed)
+        self._begin_task(seed, task)
+        observation, info = super().reset(options=others or None)
+        return self._observe(observation), info | self._info()
+
+    def step(self, action: Any) -> tuple[npt.NDArray[Any], float, bool, bool, dict[str, Any]]:
+        """Step with the present task, then flip its sign where a switch is due."""
+        observation, reward, terminated, truncated, info = super().step(action)
+        self._end_step()
+        return self._observe(observation), float(reward), terminated, truncated, info | self._info()
+
+    def _observe(self, observation: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """What the agent sees: the physical observation and, where they are visible, the normalised parameters."""
-        if not self._context_visible:
+        if self._context is None:
             return observation
-        return np.concatenate([observation, self._context.normalise(self._task)])
+        return np.concatenate([observation, self._shown], dtype=observation.dtype)
 
     def _info(self) -> dict[str, Any]:
         return {"task_id": self._task_id, "task_params": self._task.to_dict()}
@@ -99,29 +153,26 @@ class HiddenTask(gym.Env[npt.NDArray[np.float32], Any], Generic[SomeTask]):
         The draws are made even where a given task makes them needless, so that later episodes do not depend on it.
         """
         if seed is not None or self._task_rng is None:
-            # A generator that the user set has no known seed (-1): then the stream starts from a draw of it.
-            known = self.np_random_seed if self.np_random_seed >= 0 else int(self.np_random.integers(2**63))
-            self._task_rng = self._family.generator(self._split, known)
-            # Another stream for the switches: how many an episode sees must not change the tasks of later ones.
-            (self._switch_rng,) = self._task_rng.spawn(1)
+            self._task_rng, self._switch_rng = task_streams(self, self._family, self._split)
         drawn = cast("SomeTask", self._distribution.sample(self._task_rng))
         self.task = task or self._fixed_task or drawn
         self._steps_to_switch = self._draw_switch(first=True)
 
     def _draw_switch(self, *, first: bool) -> int | None:
-        """The number of steps until the polarity flips, or None where it does not flip any more."""
+        """The number of steps until the sign flips, or None where it does not flip any more."""
         if "probability" in self._switch and self._switch["probability"] > 0.0:
             rng = cast("np.random.Generator", self._switch_rng)
             return int(rng.geometric(self._switch["probability"]))
         return int(self._switch["step"]) if first and "step" in self._switch else None
 
     def _end_step(self) -> None:
-        """Flip the polarity where a switch is due, so that ``task`` is always the one of the next step."""
+        """Flip the sign where a switch is due, so that ``task`` is always the one of the next step."""
         if self._steps_to_switch is None:
             return
         self._steps_to_switch -= 1
         if self._steps_to_switch == 0:
-            self.task = replace(self._task, polarity=-self._task.polarity)
+            sign = self.task_type.signs[0]
+            self.task = replace(self._task, **{sign: -getattr(self._task, sign)})
             self._steps_to_switch = self._draw_switch(first=False)
 
     def render(self) -> Any:
@@ -134,10 +185,10 @@ class HiddenTask(gym.Env[npt.NDArray[np.float32], Any], Generic[SomeTask]):
 
         pygame.font.init()
         defaults, varying = self.task_type().to_dict(), self._distribution.parameters
-        told = [f"polarity {self._task.polarity:+d}"] + [
-            f"{name} {value:.3g}"
+        told = [
+            f"{name} {value:+d}" if name in self.task_type.signs else f"{name} {value:.3g}"
             for name, value in self._task.to_dict().items()
-            if name != "polarity" and (name in varying or value != defaults[name])
+            if name in self.task_type.signs or name in varying or value != defaults[name]
         ]
         caption = pygame.font.Font(None, 24).render("   ".join(told), True, (60, 60, 60), (255, 255, 255))
         area = screen.blit(caption, (10, 10))
@@ -182,6 +233,39 @@ class DerivedQuantity:
             raise ValueError(f"{self._name} follows from the task and cannot be set; got {value!r}. Set the task.")
 
 
+def shown_parameters(family: TaskFamily, context: str, switch: Mapping[str, Any] | None) -> TaskDistribution | None:
+    """The parameters that the observation shows, as the distribution that scales them, or None for hidden ones."""
+    check_choice("context", context, ("hidden", "visible"))
+    if context == "hidden":
+        return None
+    # Whoever is told the parameters must see the sign flip, even in a family where it does not vary.
+    flips: dict[str, Marginal] = {family.task_type.signs[0]: Choice(-1, 1)} if switch else {}
+    return TaskDistribution(family.task_type, family.train.parameters | flips)
+
+
+def observable_space(space: Any, context: TaskDistribution | None) -> Any:
+    """The space of the observations: finite bounds, and room for the parameters where they are visible."""
+    # Environment checkers warn of infinite bounds, and a space with the greatest float64 as bound cannot be sampled.
+    largest = np.finfo(np.float32).max
+    low, high = np.clip(space.low, -largest, largest), np.clip(space.high, -largest, largest)
+    if context is not None:
+        room = np.full(len(context.parameters), largest)
+        low, high = np.append(low, -room), np.append(high, room)
+    return spaces.Box(low.astype(space.dtype), high.astype(space.dtype), dtype=space.dtype)
+
+
+def task_streams(
+    env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any], family: TaskFamily, split: str
+) -> tuple[np.random.Generator, np.random.Generator]:
+    """The streams of the tasks and of the switches of an environment that was just seeded."""
+    # A generator that the user set has no known seed (-1): then the streams start from a draw of it.
+    seed = cast("int", env.np_random_seed)
+    tasks = family.generator(split, seed if seed >= 0 else int(env.np_random.integers(2**63)))
+    # Another stream for the switches: how many an episode sees must not change the tasks of later ones.
+    (switches,) = tasks.spawn(1)
+    return tasks, switches
+
+
 def check_reset_options(options: Mapping[str, Any] | None, valid: tuple[str, ...]) -> Mapping[str, Any]:
     """The options of a reset, or a ValueError that names the nearest valid key where one does not exist."""
     for name in options or {}:
@@ -189,27 +273,36 @@ def check_reset_options(options: Mapping[str, Any] | None, valid: tuple[str, ...
     return options or {}
 
 
-def parse_state(state: Any, size: int) -> npt.NDArray[np.float64]:
-    """The physical state that a user gave: ``Float[size]``, finite."""
+def parse_state(state: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
+    """The physical state that a user gave: ``Float64[*shape]``, finite."""
     try:
         parsed = np.array(state, dtype=np.float64)
     except (TypeError, ValueError):
-        parsed = np.full(size, np.nan)
-    if parsed.shape != (size,) or not np.isfinite(parsed).all():
-        raise ValueError(f"the option 'state' must be {size} finite numbers; got {state!r}.")
+        parsed = np.full(shape, np.nan)
+    if parsed.shape != shape or not np.isfinite(parsed).all():
+        rows = f" for each of the {shape[0]} rows" if len(shape) > 1 else ""
+        raise ValueError(f"the option 'state' must be {shape[-1]} finite numbers{rows}; got {state!r}.")
     return parsed
 
 
-def _check_switch(switch: Mapping[str, float] | None) -> dict[str, float]:
+def check_switch(
+    switch: Mapping[str, Any] | None, task_type: type[Task], num_rows: int | None = None
+) -> dict[str, Any]:
+    """The switch that a user gave, an empty dictionary for None; with ``num_rows`` a step may be one for each row."""
     if switch is None:
         return {}
+    if not task_type.signs:
+        raise ValueError(f"switch must be None, as a {task_type.__name__} has no sign to flip; got {switch!r}.")
     if isinstance(switch, Mapping) and len(switch) == 1:
         name, value = next(iter(switch.items()))
-        if name == "probability" and isinstance(value, (int, float)) and 0.0 <= value <= 1.0:
+        if name == "probability" and is_number(value) and 0.0 <= value <= 1.0:
             return {name: value}
-        if name == "step" and isinstance(value, (int, np.integer)) and value >= 1:
+        steps = np.asarray(value)
+        shapes: tuple[tuple[int, ...], ...] = ((),) if num_rows is None else ((), (num_rows,))
+        if name == "step" and steps.dtype.kind in "iu" and steps.shape in shapes and (steps >= 1).all():
             return {name: value}
+    rows = "" if num_rows is None else f", or {num_rows} of them, one for each row"
     raise ValueError(
-        "switch must be None, {'probability': p} with p in [0, 1] or {'step': n} with a whole number n >= 1; "
-        f"got {switch!r}."
+        "switch must be None, {'probability': p} with p in [0, 1] or {'step': n} with a whole number n >= 1"
+        f"{rows}; got {switch!r}."
     )

@@ -7,10 +7,17 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
-from gymnasium.envs.classic_control.pendulum import PendulumEnv
+from gymnasium.envs.classic_control.pendulum import DEFAULT_X, DEFAULT_Y, PendulumEnv
 
-from ssm_metarl_gym.checks import check_choice, is_number
-from ssm_metarl_gym.envs.hidden_task import DerivedQuantity, HiddenTask, TaskParameter, check_reset_options, parse_state
+from ssm_metarl_gym.checks import check_choice
+from ssm_metarl_gym.envs.hidden_task import (
+    DerivedQuantity,
+    Family,
+    HiddenTask,
+    TaskParameter,
+    check_reset_options,
+    parse_state,
+)
 from ssm_metarl_gym.tasks import PendulumTask
 
 __all__ = ["TaskPendulumEnv"]
@@ -73,7 +80,7 @@ class TaskPendulumEnv(HiddenTask[PendulumTask], PendulumEnv):
 
     def __init__(
         self,
-        family: str = "Pendulum",
+        family: Family = "Pendulum",
         *,
         split: str = "train",
         context: str = "hidden",
@@ -93,29 +100,44 @@ class TaskPendulumEnv(HiddenTask[PendulumTask], PendulumEnv):
         """Start an episode with a new task and a new state."""
         options = check_reset_options(options, ("task", "state", "x_init", "y_init"))
         task = self._parse_task(options["task"]) if options.get("task") is not None else None
-        state = parse_state(options["state"], 2) if "state" in options else None
-        for name in ("x_init", "y_init"):
-            bound = options.get(name, 0.0)
-            if not (is_number(bound) and 0.0 <= bound < np.inf):
-                raise ValueError(f"the option {name!r} must be a finite number >= 0; got {bound!r}.")
+        state = parse_state(options["state"], (2,)) if "state" in options else None
+        low, high = parse_bounds(options, ())
         # Nothing may change before every option is known to be valid.
         gym.Env.reset(self, seed=seed)
         self._begin_task(seed, task)
-        PendulumEnv.reset(self, options=dict(options))
+        self.state = self.np_random.uniform(low, high)
+        self.last_u = None
         if state is not None:
             self.state = state
-            if self.render_mode == "human":
-                self.render()
+        if self.render_mode == "human":
+            self.render()
         return self._observe(self._get_obs()), self._info()
 
     def step(self, action: Any) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Apply a torque for 0.05 s; an action outside [-1, 1] counts as the nearest bound, as in Gymnasium's."""
         action = np.asarray(action)
-        if action.shape != (1,) or not np.isfinite(action).all():
+        if action.shape != (1,) or action.dtype.kind not in "iuf" or not np.isfinite(action).all():
             raise ValueError(f"an action must be one finite number in an array of shape (1,); got {action!r}.")
+        # In double precision, so that the same action has the same effect in every type of numbers.
+        action = action.astype(np.float64)
         if self.state is None:
             raise gym.error.ResetNeeded("reset() must be called before step().")
         torque = np.clip(action, -1.0, 1.0) * (MAX_TORQUE * self.task.gain * self.task.polarity)
-        observation, reward, terminated, truncated, _ = super().step(torque)
-        self._end_step()
-        return self._observe(observation), float(reward), terminated, truncated, self._info()
+        return super().step(torque)
+
+
+def parse_bounds(
+    options: Mapping[str, Any], shape: tuple[int, ...]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The options ``x_init`` and ``y_init`` of a reset, as bounds of the state: two of ``Float64[*shape 2]``."""
+    high = np.empty((*shape, 2))
+    for i, (name, default) in enumerate((("x_init", DEFAULT_X), ("y_init", DEFAULT_Y))):
+        bound = options.get(name, default)
+        try:
+            high[..., i] = bound
+        except (TypeError, ValueError):
+            high[..., i] = np.nan
+        if not (np.isfinite(high[..., i]).all() and (high[..., i] >= 0.0).all()):
+            rows = f", or one for each of the {shape[0]} rows" if shape else ""
+            raise ValueError(f"the option {name!r} must be a finite number >= 0{rows}; got {bound!r}.")
+    return -high, high

@@ -1,16 +1,34 @@
+import json
 import math
 import pickle
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.classic_control import AcrobotEnv, MountainCarEnv
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils.env_checker import check_env
 
-from ssm_metarl_gym import CartPoleTask, PendulumTask
-from ssm_metarl_gym.tasks import FAMILIES, SPLITS
+from ssm_metarl_gym import (
+    CartPoleTask,
+    Choice,
+    LogUniform,
+    PendulumTask,
+    Task,
+    TaskDistribution,
+    TaskFamily,
+    TaskSet,
+    Uniform,
+    families,
+)
+from ssm_metarl_gym.envs import DerivedQuantity, HiddenTask, TaskParameter
+from ssm_metarl_gym.families import SPLITS
 
 PHYSICS = ("CartPole", "Pendulum")
+FAMILIES = {name: family for name, family in families.FAMILIES.items() if name.startswith(PHYSICS)}
+F32_MAX = np.finfo(np.float32).max
 each_family = pytest.mark.parametrize("family", FAMILIES)
 each_physics = pytest.mark.parametrize("family", PHYSICS)
 
@@ -331,3 +349,303 @@ def test_the_caption_shows_whatever_differs_from_the_default():
         env.reset(options={"state": [0.0, 0.0, 0.0, 0.0]})
         frames.append(env.render())
     assert (frames[0] != frames[1]).any()
+
+
+DISTRIBUTION = TaskDistribution(
+    CartPoleTask, {"length": LogUniform((0.25, 1)), "gravity": Uniform((5, 8), (12, 15)), "polarity": Choice(-1, 1)}
+)
+TRAIN, TEST = DISTRIBUTION.split(6, 4)
+GIVEN = [
+    DISTRIBUTION,
+    TRAIN,
+    TaskFamily(DISTRIBUTION),
+    TaskFamily(TRAIN, interpolation=TEST, extrapolation=DISTRIBUTION),
+]
+
+
+class TestGivenFamilies:
+    """A user's own tasks in place of those that an id names."""
+
+    @pytest.mark.parametrize("given", GIVEN)
+    def test_objects_and_dictionaries_are_drawn_from(self, given):
+        family = given if isinstance(given, TaskFamily) else TaskFamily(given)
+        for split in family.splits:
+            rng = family.generator(split, 3)
+            expected = [family.distribution(split).sample(rng) for _ in range(10)]
+            for form in (given, given.to_dict(), json.loads(json.dumps(given.to_dict()))):
+                env = make("CartPole", family=form, split=split).unwrapped
+                assert [env.reset(seed=3) and env.task] + [env.reset() and env.task for _ in range(9)] == expected
+
+    def test_sets_of_a_split_share_no_task(self):
+        for split, tasks in (("train", TRAIN.tasks), ("interpolation", TEST.tasks)):
+            env = make("CartPole", family=GIVEN[-1].to_dict(), split=split).unwrapped
+            assert {env.reset() and env.task for _ in range(100)} == set(tasks)
+
+    @pytest.mark.parametrize("split", ["train", "extrapolation"])
+    @pytest.mark.parametrize("train", [DISTRIBUTION, TRAIN])
+    def test_visible_parameters_are_scaled_over_what_is_trained_on(self, train, split):
+        env = make("CartPole", family=TaskFamily(train, DISTRIBUTION).to_dict(), split=split, context="visible")
+        scale = train if train is DISTRIBUTION else TaskDistribution(CartPoleTask, train.parameters)
+        shown = []
+        for seed in range(20):
+            observation = env.reset(seed=seed)[0]
+            shown.append(observation[4:])
+            assert shown[-1].tolist() == scale.normalise(env.unwrapped.task).tolist()
+        assert np.shape(shown) == (20, 3)
+        assert split == "extrapolation" or np.abs(shown).max() <= 1
+        assert env.observation_space.shape == (7,)
+
+    def test_visible_parameters_by_hand(self):
+        task = {"length": 0.5, "gravity": 12.5, "polarity": -1}
+        env = make("CartPole", family=DISTRIBUTION.to_dict(), context="visible", task=task)
+        assert env.reset()[0][4:] == pytest.approx([0, 0.5, -1], abs=1e-6)
+
+    @pytest.mark.parametrize("given", GIVEN)
+    @pytest.mark.parametrize("kwargs", [{}, {"context": "visible", "switch": {"step": 3}, "split": "interpolation"}])
+    def test_a_spec_in_json_makes_the_same_environment(self, given, kwargs, rollout):
+        env = make("CartPole", family=given.to_dict(), **kwargs)
+        copy = gym.make(EnvSpec.from_json(env.spec.to_json()))
+        assert copy.spec == env.spec
+        assert rollout(copy, 60, seed=1) == rollout(env, 60, seed=1) != rollout(make("CartPole", **kwargs), 60, seed=1)
+
+    def test_without_extrapolation_there_is_no_such_split(self):
+        with pytest.raises(ValueError, match=r"split must be one of \['train', 'interpolation'\]; got 'extrapolation'"):
+            make("CartPole", family=DISTRIBUTION, split="extrapolation")
+
+    def test_a_switch_flips_what_the_set_holds(self):
+        env = make("CartPole", family=TaskSet([CartPoleTask()]).to_dict(), switch={"step": 1}, context="visible")
+        assert env.reset()[0][4:].tolist() == [1.0]
+        assert env.step(0)[0][4:].tolist() == [-1.0]
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            (TaskDistribution(PendulumTask, {}), "family must be a name, a TaskFamily or .* over CartPoleTasks; got "),
+            (TaskSet([PendulumTask()]), "family must be a name, a TaskFamily or .* over CartPoleTasks; got "),
+            (families.FAMILIES["Pendulum"], "family must be a name, a TaskFamily or .* over CartPoleTasks; got "),
+            (families.FAMILIES["Pendulum"].to_dict(), "must be of type 'CartPoleTask'; got 'PendulumTask'"),
+            (TaskDistribution(PendulumTask, {}).to_dict(), "must be of type 'CartPoleTask'; got 'PendulumTask'"),
+            (None, "family must be a name, .*; got None"),
+            ({"train": {}}, "a distribution must be a dictionary"),
+        ],
+    )
+    def test_refuses_others(self, given, message):
+        with pytest.raises(ValueError, match=message):
+            make("CartPole", family=given)
+
+
+@dataclass(frozen=True)
+class HillTask(Task):
+    """A type without signs, and without a parameter that must be positive."""
+
+    gravity: float = 0.0025
+    force: float = 0.001
+
+
+class TaskHillEnv(HiddenTask, MountainCarEnv):
+    task_type = HillTask
+    gravity = TaskParameter()
+    force = TaskParameter()
+    steepness = DerivedQuantity(lambda env: env.gravity / env.force)
+
+
+@dataclass(frozen=True)
+class ArmTask(Task):
+    signs = ("direction",)
+    positive = ("mass",)
+
+    mass: float = 1.0
+    direction: int = 1
+
+
+class TaskArmEnv(HiddenTask, AcrobotEnv):
+    """An environment whose parameters are no attributes of its own."""
+
+    task_type = ArmTask
+
+    def __init__(self, family, **kwargs):
+        self.applied = []
+        super().__init__(family, **kwargs)
+
+    def _apply_task(self):
+        assert self.action_space.n == 3, "it was not constructed yet"
+        self.applied.append(self.task)
+        self.LINK_MASS_2 = self.task.mass
+        self.AVAIL_TORQUE = [-self.task.direction, 0.0, self.task.direction]
+
+
+HILLS = TaskDistribution(HillTask, {"gravity": Uniform((0.002, 0.003))})
+ARMS = TaskDistribution(ArmTask, {"mass": LogUniform((0.5, 2)), "direction": Choice(-1, 1)})
+each_own = pytest.mark.parametrize(("name", "family"), [("Hill", HILLS), ("Arm", ARMS)])
+OWN_OPTIONS = [
+    {},
+    {"context": "visible"},
+    {"split": "interpolation", "task": {}},
+]
+
+
+class TestOwnEnvironments:
+    """What the docstring of ``HiddenTask`` says of any class of Gymnasium environments."""
+
+    @pytest.fixture(autouse=True)
+    def registered(self):
+        for name, family in (("Hill", HILLS), ("Arm", ARMS)):
+            gym.register(
+                f"tests/{name}-v0",
+                entry_point=f"{__name__}:Task{name}Env",
+                max_episode_steps=50,
+                kwargs={"family": family.to_dict()},
+            )
+        yield
+        for name in ("Hill", "Arm"):
+            del gym.registry[f"tests/{name}-v0"]
+
+    @each_own
+    @pytest.mark.parametrize("kwargs", OWN_OPTIONS)
+    def test_gymnasium_finds_no_fault(self, name, family, kwargs):
+        check_env(gym.make(f"tests/{name}-v0", **kwargs).unwrapped)
+
+    @pytest.mark.parametrize("switch", [{"step": 2}, {"probability": 1.0}])
+    @pytest.mark.parametrize("context", ["hidden", "visible"])
+    def test_gymnasium_finds_no_fault_with_a_switch(self, switch, context):
+        check_env(gym.make("tests/Arm-v0", switch=switch, context=context).unwrapped)
+
+    @each_own
+    @pytest.mark.parametrize("kwargs", OWN_OPTIONS)
+    def test_a_spec_in_json_makes_the_same_environment(self, name, family, kwargs, rollout):
+        env = gym.make(f"tests/{name}-v0", **kwargs)
+        copy = gym.make(EnvSpec.from_json(env.spec.to_json()))
+        assert copy.spec == env.spec
+        assert rollout(copy, 60, seed=1) == rollout(env, 60, seed=1) != rollout(env, 60, seed=2)
+
+    @each_own
+    @pytest.mark.parametrize("copy", [deepcopy, lambda env: pickle.loads(pickle.dumps(env))])  # noqa: S301
+    def test_copies_continue_identically(self, name, family, copy, rollout):
+        env = gym.make(f"tests/{name}-v0", render_mode="rgb_array")
+        rollout(env, 3, seed=0)
+        env.render()
+        twin = copy(env)
+        assert rollout(twin, 60) == rollout(env, 60)
+        assert np.array_equal(twin.render(), env.render())
+
+    @each_own
+    def test_every_episode_has_a_new_task(self, name, family):
+        env, rng = gym.make(f"tests/{name}-v0").unwrapped, TaskFamily(family).generator("train", 4)
+        infos = [env.reset(seed=4)[1]] + [env.reset()[1] for _ in range(9)]
+        expected = [family.sample(rng) for _ in range(10)]
+        assert [info["task_params"] for info in infos] == [task.to_dict() for task in expected]
+        assert [info["task_id"] for info in infos] == [task.task_id for task in expected]
+
+    @each_own
+    def test_a_given_task_leaves_the_states_as_they_are(self, name, family):
+        drawn, fixed, chosen = (gym.make(f"tests/{name}-v0", **kwargs) for kwargs in ({}, {"task": {}}, {}))
+        starts = [
+            [env.reset(seed=5, options=options)[0].tolist(), env.reset()[0].tolist(), env.unwrapped.task]
+            for env, options in ((drawn, None), (fixed, None), (chosen, {"task": {}}))
+        ]
+        assert starts[0][:2] == starts[1][:2] == starts[2][:2]
+        tasks = [task for *_, task in starts]  # those of the second episodes
+        assert tasks[0] == tasks[2] != tasks[1] == family.task_type()
+
+    def test_the_task_governs_the_step(self):
+        env = gym.make("tests/Hill-v0", task={"gravity": -0.004, "force": 0.002}).unwrapped
+        env.reset()
+        env.state = (0.1, 0.02)
+        velocity = 0.02 + 0.002 - 0.004 * -math.cos(3 * 0.1)
+        observation, reward, *_ = env.step(2)
+        assert observation.tolist() == pytest.approx([0.1 + velocity, velocity], rel=1e-6)
+        assert (type(reward), reward) == (float, -1.0)
+
+    def test_the_default_task_is_gymnasiums_own_environment(self, rollout):
+        for name, original in (("Hill", "MountainCar-v0"), ("Arm", "Acrobot-v1")):
+            env, reference = gym.make(f"tests/{name}-v0", task={}), gym.make(original, max_episode_steps=50)
+            for own, expected in zip(rollout(env, 60, seed=3), rollout(reference, 60, seed=3), strict=True):
+                assert own[:-1] == expected[:-1]
+
+    def test_attributes_and_task_never_disagree(self):
+        env = gym.make("tests/Hill-v0").unwrapped
+        assert (env.gravity, env.force, env.steepness) == (0.0025, 0.001, 2.5)
+        env.reset(options={"task": {"gravity": 0.004}})
+        assert (env.gravity, env.force, env.steepness) == (0.004, 0.001, 4.0)
+        env.force = 0.002
+        assert (env.task, env.steepness) == (HillTask(gravity=0.004, force=0.002), 2.0)
+        env.task = {"force": 0.005}
+        assert (env.task, env.steepness) == (HillTask(force=0.005), 0.5)
+        assert env.step(1)[-1] == {"task_id": env.task.task_id, "task_params": env.task.to_dict()}
+        with pytest.raises(ValueError, match="steepness follows from the task and cannot be set; got 7"):
+            env.steepness = 7
+
+    def test_a_task_is_applied_once_each_time_that_it_changes(self):
+        env = gym.make("tests/Arm-v0", switch={"step": 2}).unwrapped
+        assert env.applied == [ArmTask()]
+        env.reset(seed=0)
+        first = env.task
+        assert env.applied == [ArmTask(), first]
+        env.step(0)
+        assert len(env.applied) == 2
+        env.step(0)
+        flipped = replace(first, direction=-first.direction)
+        assert env.applied == [ArmTask(), first, flipped]
+        assert (env.LINK_MASS_2, env.AVAIL_TORQUE[2]) == (first.mass, -first.direction)
+        env.reset(options={"task": {"mass": 3}})
+        env.task = replace(env.task, mass=4.0)
+        assert env.applied[3:] == [ArmTask(mass=3), ArmTask(mass=4)]
+        assert env.LINK_MASS_2 == 4.0
+
+    def test_a_fixed_task_is_applied_before_the_first_reset(self):
+        env = gym.make("tests/Arm-v0", task={"mass": 2, "direction": -1}).unwrapped
+        assert env.applied == [ArmTask(mass=2, direction=-1)]
+        assert env.LINK_MASS_2 == 2.0
+
+    def test_the_first_sign_flips_whatever_its_name(self):
+        env = gym.make("tests/Arm-v0", switch={"probability": 1.0}, context="visible", task={"mass": 2}).unwrapped
+        shown = [env.reset()[0][-2:].tolist()] + [env.step(1)[0][-2:].tolist() for _ in range(3)]
+        assert shown == [[1, 1], [1, -1], [1, 1], [1, -1]]
+
+    @pytest.mark.parametrize("context", ["hidden", "visible"])
+    @pytest.mark.parametrize("switch", [{"step": 1}, {"probability": 0.1}, {}])
+    def test_a_switch_needs_a_sign(self, context, switch):
+        with pytest.raises(ValueError, match=r"^switch must be None, as a HillTask has no sign to flip; got \{"):
+            gym.make("tests/Hill-v0", switch=switch, context=context)
+
+    def test_asymmetric_bounds_of_the_observation_are_kept(self):
+        low, high = np.float32([-1.2, -0.07]), np.float32([0.6, 0.07])
+        hidden, visible = (gym.make("tests/Hill-v0", context=context) for context in ("hidden", "visible"))
+        assert hidden.observation_space == gym.make("MountainCar-v0").observation_space
+        assert hidden.observation_space == gym.spaces.Box(low, high)
+        assert visible.observation_space == gym.spaces.Box(np.append(low, -F32_MAX), np.append(high, F32_MAX))
+        observation = visible.reset(options={"task": {"gravity": 0.00275}})[0]
+        assert observation[2] == pytest.approx(0.5, abs=1e-6)
+        assert visible.observation_space.contains(observation)
+
+    def test_options_and_arguments_of_the_environment_reach_it(self):
+        env = gym.make("tests/Hill-v0", goal_velocity=0.03)
+        assert env.unwrapped.goal_velocity == 0.03
+        observation = env.reset(options={"low": -0.3, "high": -0.3, "task": {"force": 0.5}})[0]
+        assert observation.tolist() == np.float32([-0.3, 0]).tolist()
+        assert env.unwrapped.task == HillTask(force=0.5)
+
+    @pytest.mark.parametrize(
+        ("kwargs", "message"),
+        [
+            ({"family": "Pendulum"}, r"family must be one of \[\]; got 'Pendulum'"),
+            ({"family": ARMS}, "family must be a name, a TaskFamily or a TaskDistribution over HillTasks; got "),
+            ({"family": ARMS.to_dict()}, "must be of type 'HillTask'; got 'ArmTask'"),
+            ({"task": {"gravty": 1}}, r"a parameter of HillTask must be .*Did you mean 'gravity'\?"),
+            ({"task": ArmTask()}, r"task must be a HillTask; got ArmTask\("),
+            ({"split": "extrapolation"}, "split must be one of .*; got 'extrapolation'"),
+        ],
+    )
+    def test_bad_arguments(self, kwargs, message):
+        with pytest.raises(ValueError, match=message):
+            gym.make("tests/Hill-v0", **kwargs)
+
+    def test_a_refused_task_changes_nothing(self):
+        env = gym.make("tests/Arm-v0").unwrapped
+        env.reset(seed=0)
+        task, state, stream = env.task, env.state.copy(), env.np_random.bit_generator.state
+        for options in ({"task": {"mass": -1}}, {"task": HillTask()}):
+            with pytest.raises(ValueError, match="must be"):
+                env.reset(seed=1, options=options)
+        assert (env.task, env.np_random.bit_generator.state, len(env.applied)) == (task, stream, 2)
+        assert (env.state == state).all()

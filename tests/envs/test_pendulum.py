@@ -24,7 +24,7 @@ def test_the_default_task_is_gymnasiums_pendulum_under_twice_the_action_bit_for_
             assert observation.tolist() == expected.tolist()
             action = rng.uniform(-1.2, 1.2, size=1).astype(np.float32)  # some out of bounds: both clip
             observation, *outcome, _ = env.step(action)
-            expected, *expected_outcome, _ = reference.step(2 * action)
+            expected, *expected_outcome, _ = reference.step(2 * action.astype(np.float64))
             assert outcome == expected_outcome
             ended = any(outcome[1:])
         assert env.unwrapped.state.tolist() == reference.unwrapped.state.tolist()

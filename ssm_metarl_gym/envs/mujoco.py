@@ -1,0 +1,409 @@
+"""The MuJoCo families: Gymnasium's locomotion environments with a hidden target or hidden physics."""
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+
+from ssm_metarl_gym.envs.hidden_task import Family, HiddenTask, check_reset_options
+from ssm_metarl_gym.mujoco_tasks import AntDirTask, HalfCheetahDirTask, HalfCheetahVelTask, HopperTask, Walker2dTask
+from ssm_metarl_gym.tasks import Task
+
+try:
+    import gymnasium.envs.mujoco.mujoco_rendering  # or the first constructor fails without saying what to install
+    import mujoco
+    from gymnasium.envs.mujoco.ant_v5 import AntEnv
+    from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
+    from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
+    from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv
+except (ImportError, gym.error.DependencyNotInstalled) as error:
+    raise gym.error.DependencyNotInstalled(
+        'the HalfCheetah, Ant, Hopper and Walker2d families need MuJoCo; run `pip install "ssm-metarl-gym[mujoco]"`.'
+    ) from error
+
+__all__ = ["TaskAntDirEnv", "TaskHalfCheetahDirEnv", "TaskHalfCheetahVelEnv", "TaskHopperEnv", "TaskWalker2dEnv"]
+
+Floats = npt.NDArray[np.float64]
+SomeTask = TypeVar("SomeTask", bound=Task)
+
+# What a parameter "<part>_<quantity>" of a task multiplies: an array of the model and where the part is in it.
+_QUANTITIES: Final[dict[str, tuple[str, Callable[[Any, str], int]]]] = {
+    "mass": ("body_mass", lambda model, body: int(model.body(body).id)),
+    "inertia": ("body_inertia", lambda model, body: int(model.body(body).id)),
+    "damping": ("dof_damping", lambda model, joint: int(model.joint(f"{joint}_joint").dofadr[0])),
+    "friction": ("geom_friction", lambda model, geom: int(model.geom(geom if geom == "floor" else f"{geom}_geom").id)),
+}
+
+
+class _HiddenTaskMujoco(HiddenTask[SomeTask]):
+    """What the MuJoCo families share: checks of what a user gives, and copies that go on where the original is."""
+
+    mujoco_renderer: Any
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[Floats, dict[str, Any]]:
+        """Start an episode with a new task and a new state."""
+        return super().reset(seed=seed, options=check_reset_options(options, ("task",)))
+
+    def step(self, action: Any) -> tuple[Floats, Any, bool, bool, dict[str, Any]]:
+        """Apply the torques for one step; those outside [-1, 1] count as the nearest bound, as in Gymnasium's."""
+        action = np.asarray(action)
+        if action.shape != self.action_space.shape or not np.isfinite(action).all():
+            raise ValueError(
+                f"an action must be finite numbers in an array of shape {self.action_space.shape}; got {action!r}."
+            )
+        if self._task_rng is None:
+            raise gym.error.ResetNeeded("reset() must be called before step().")
+        return super().step(action)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Gymnasium pickles the constructor's arguments alone; a copy that goes on needs the rest, except for windows.
+        renderer = copy.copy(self.mujoco_renderer)
+        renderer.viewer, renderer._viewers = None, {}
+        return super().__getstate__() | {"mujoco_renderer": renderer}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+class TaskHalfCheetahVelEnv(_HiddenTaskMujoco[HalfCheetahVelTask], HalfCheetahEnv):
+    """Gymnasium's HalfCheetah, rewarded for running at a velocity that the agent is not told.
+
+    ## Description
+    The dynamics of ``HalfCheetah-v5``, bit for bit, and a hidden target velocity (m/s): drawn from U(0, 3) for the
+    split ``train``, as by ProMP (Rothfuss et al. 2019, https://arxiv.org/abs/1810.06784) and PEARL (Rakelly et al.
+    2019, https://arxiv.org/abs/1903.08254), and from U(3, 4) for ``extrapolation``. MAML (Finn et al. 2017,
+    https://arxiv.org/abs/1703.03400), where the family comes from, drew from U(0, 2):
+    ``family={"task_type": "HalfCheetahVelTask", "parameters": {"velocity": {"uniform": [[0, 2]]}}}``.
+
+    Only the reward tells the tasks apart: an agent that shall find out needs it as an input.
+
+    ## Action space
+    ``Box(-1, 1, (6,), float32)``: the torques at the six joints, as in ``HalfCheetah-v5``.
+
+    ## Observation space
+    ``Box`` of 17 float64, as in ``HalfCheetah-v5``: positions (m, rad) without the x coordinate, then velocities (m/s,
+    rad/s); with ``context="visible"`` followed by the target, scaled to [-1, 1] over the training range. Its bounds are
+    finite, at the largest float32.
+
+    ## Rewards
+    ``-|v - velocity| - 0.05 * sum(action^2)`` with the forward velocity v (m/s), as in ProMP's and PEARL's code.
+    ``info["reward_forward"]`` is the first term and ``info["reward_ctrl"]`` the second.
+
+    ## Starting state
+    As in ``HalfCheetah-v5``: positions within 0.1 of the nominal ones, velocities normal with standard deviation 0.1.
+
+    ## Episode end
+    The time limit of 200 steps, as in PEARL's code; no state terminates an episode.
+
+    ## Arguments
+    * ``split``: ``"train"``, ``"interpolation"`` (the training range, from a stream of its own) or ``"extrapolation"``.
+    * ``context``: ``"hidden"``, or ``"visible"`` to append the target to the observation.
+    * ``task``: a dictionary of parameters (see ``HalfCheetahVelTask``) that every episode has, or ``None`` to draw
+      them.
+    * ``render_mode`` and every other argument: those of ``HalfCheetah-v5`` (``width``, ``reset_noise_scale``, ...). To
+      render without a display, set the environment variable ``MUJOCO_GL=egl``.
+
+    ``reset(options=...)`` takes ``task`` (a dictionary or a ``HalfCheetahVelTask``, for this episode). ``info`` holds
+    ``task_id`` and ``task_params``.
+
+    ## Vectorised use
+    ``gym.make_vec("ssm_metarl/HalfCheetahVel-v0", num_envs=8, vectorization_mode="sync")``: each row its own task.
+
+    ## Version history
+    * v0: initial version.
+    """
+
+    task_type = HalfCheetahVelTask
+
+    def __init__(self, family: Family = "HalfCheetahVel", *, ctrl_cost_weight: float = 0.05, **kwargs: Any) -> None:
+        super().__init__(family, ctrl_cost_weight=ctrl_cost_weight, **kwargs)
+
+    def _get_rew(self, x_velocity: float, action: Floats) -> Any:
+        return super()._get_rew(-abs(x_velocity - self.task.velocity), action)
+
+
+class TaskHalfCheetahDirEnv(_HiddenTaskMujoco[HalfCheetahDirTask], HalfCheetahEnv):
+    """Gymnasium's HalfCheetah, rewarded for running forwards or backwards, which the agent is not told.
+
+    ## Description
+    The dynamics of ``HalfCheetah-v5``, bit for bit, and a hidden direction, +1 or -1 with equal probability: MAML (Finn
+    et al. 2017, https://arxiv.org/abs/1703.03400), and as here ProMP (Rothfuss et al. 2019,
+    https://arxiv.org/abs/1810.06784) and PEARL (Rakelly et al. 2019, https://arxiv.org/abs/1903.08254). There are no
+    other tasks, hence no split ``extrapolation``.
+
+    Only the reward tells the tasks apart: an agent that shall find out needs it as an input.
+
+    ## Action space
+    ``Box(-1, 1, (6,), float32)``: the torques at the six joints, as in ``HalfCheetah-v5``.
+
+    ## Observation space
+    ``Box`` of 17 float64, as in ``HalfCheetah-v5``: positions (m, rad) without the x coordinate, then velocities (m/s,
+    rad/s); with ``context="visible"`` followed by the direction. Its bounds are finite, at the largest float32.
+
+    ## Rewards
+    ``direction * v - 0.05 * sum(action^2)`` with the forward velocity v (m/s), as in ProMP's and PEARL's code.
+    ``info["reward_forward"]`` is the first term and ``info["reward_ctrl"]`` the second.
+
+    ## Starting state
+    As in ``HalfCheetah-v5``: positions within 0.1 of the nominal ones, velocities normal with standard deviation 0.1.
+
+    ## Episode end
+    The time limit of 200 steps, as in PEARL's code; no state terminates an episode.
+
+    ## Arguments
+    * ``split``: ``"train"``, or ``"interpolation"`` for the same two tasks from a stream of its own.
+    * ``context``: ``"hidden"``, or ``"visible"`` to append the direction to the observation.
+    * ``task``: ``{"direction": 1}`` or ``{"direction": -1}`` for every episode, or ``None`` to draw it.
+    * ``switch``: ``{"step": n}`` flips the direction after n steps, ``{"probability": p}`` after any step with
+      probability p, ``None`` never.
+    * ``render_mode`` and every other argument: those of ``HalfCheetah-v5`` (``width``, ``reset_noise_scale``, ...). To
+      render without a display, set the environment variable ``MUJOCO_GL=egl``.
+
+    ``reset(options=...)`` takes ``task`` (a dictionary or a ``HalfCheetahDirTask``, for this episode). ``info`` holds
+    ``task_id`` and ``task_params`` (those of the *next* step).
+
+    ## Vectorised use
+    ``gym.make_vec("ssm_metarl/HalfCheetahDir-v0", num_envs=8, vectorization_mode="sync")``: each row its own task.
+
+    ## Version history
+    * v0: initial version.
+    """
+
+    task_type = HalfCheetahDirTask
+
+    def __init__(self, family: Family = "HalfCheetahDir", *, ctrl_cost_weight: float = 0.05, **kwargs: Any) -> None:
+        super().__init__(family, ctrl_cost_weight=ctrl_cost_weight, **kwargs)
+
+    def _get_rew(self, x_velocity: float, action: Floats) -> Any:
+        return super()._get_rew(self.task.direction * x_velocity, action)
+
+
+class TaskAntDirEnv(_HiddenTaskMujoco[AntDirTask], AntEnv):
+    """Gymnasium's Ant, rewarded for running in a direction of the plane that the agent is not told.
+
+    ## Description
+    The dynamics of ``Ant-v5``, bit for bit, and a hidden direction, an angle drawn from U(0, 2 pi): ProMP (Rothfuss et
+    al. 2019, https://arxiv.org/abs/1810.06784; "AntRandDirec2D") and PEARL's code (Rakelly et al. 2019,
+    https://arxiv.org/abs/1903.08254; "ant-dir"). These are all directions, hence there is no split ``extrapolation``.
+    PEARL's paper and MAML (Finn et al. 2017, https://arxiv.org/abs/1703.03400) knew forwards and backwards only:
+    ``family=TaskDistribution(AntDirTask, {"direction": Choice(0, math.pi)}).to_dict()``.
+
+    Only the reward tells the tasks apart: an agent that shall find out needs it as an input.
+
+    ## Action space
+    ``Box(-1, 1, (8,), float32)``: the torques at the eight joints, as in ``Ant-v5``.
+
+    ## Observation space
+    ``Box`` of 105 float64, as in ``Ant-v5``: positions (m, rad, quaternion) without x and y, velocities (m/s, rad/s),
+    and the contact forces, clipped to [-1, 1] (ProMP showed them; for PEARL's observations without them set
+    ``include_cfrc_ext_in_observation=False``); with ``context="visible"`` followed by the angle, scaled to [-1, 1]. The
+    bounds are finite, at the largest float32.
+
+    ## Rewards
+    ``vx * cos(direction) + vy * sin(direction) - 0.5 * sum(action^2) - 0.0005 * sum(contact_forces^2) + 1`` with the
+    velocity (vx, vy) of the torso (m/s) and the contact forces clipped to [-1, 1], as in ProMP's and PEARL's code, save
+    that, as in ``Ant-v5``, the step that ends an episode unhealthily does not earn the 1. With the direction 0 it is
+    the reward of ``Ant-v5``. ``info`` holds the terms: ``reward_forward``, ``reward_ctrl``, ``reward_contact`` and
+    ``reward_survive``.
+
+    ## Starting state
+    As in ``Ant-v5``: positions within 0.1 of the nominal ones, velocities normal with standard deviation 0.1.
+
+    ## Episode end
+    As in ``Ant-v5`` and PEARL's code, it terminates where the torso's height leaves [0.2, 1] m or the state is not
+    finite (ProMP allowed heights from 0). The time limit is 200 steps, as in PEARL's code.
+
+    ## Arguments
+    * ``split``: ``"train"``, or ``"interpolation"`` for the same range from a stream of its own.
+    * ``context``: ``"hidden"``, or ``"visible"`` to append the angle to the observation.
+    * ``task``: a dictionary of parameters (see ``AntDirTask``) that every episode has, or ``None`` to draw them.
+    * ``render_mode`` and every other argument: those of ``Ant-v5`` (``width``, ``terminate_when_unhealthy``, ...). To
+      render without a display, set the environment variable ``MUJOCO_GL=egl``.
+
+    ``reset(options=...)`` takes ``task`` (a dictionary or an ``AntDirTask``, for this episode). ``info`` holds
+    ``task_id`` and ``task_params``.
+
+    ## Vectorised use
+    ``gym.make_vec("ssm_metarl/AntDir-v0", num_envs=8, vectorization_mode="sync")``: each row its own task.
+
+    ## Version history
+    * v0: initial version.
+    """
+
+    task_type = AntDirTask
+
+    def __init__(self, family: Family = "AntDir", **kwargs: Any) -> None:
+        super().__init__(family, **kwargs)
+
+    def do_simulation(self, ctrl: Floats, n_frames: int) -> None:
+        """Simulate a step, and measure how fast the torso moves in the direction of the task (m/s)."""
+        torso = self.data.body(self._main_body)
+        before = torso.xpos[:2].copy()
+        super().do_simulation(ctrl, n_frames)
+        velocity_x, velocity_y = (torso.xpos[:2] - before) / self.dt
+        angle = self.task.direction
+        self._velocity_along = velocity_x * math.cos(angle) + velocity_y * math.sin(angle)
+
+    def _get_rew(self, x_velocity: float, action: Floats) -> Any:
+        return super()._get_rew(self._velocity_along, action)
+
+
+class _HiddenModel(_HiddenTaskMujoco[SomeTask]):
+    """A family whose tasks multiply quantities of the MuJoCo model, always those of the model file."""
+
+    model: Any
+    data: Any
+
+    def _initialize_simulation(self) -> tuple[Any, Any]:
+        self.model, self.data = super()._initialize_simulation()  # type: ignore[misc]
+        self._nominal = {field: getattr(self.model, field).copy() for field, _ in _QUANTITIES.values()}
+        self._places = []
+        for name in self.task_type.parameter_names():
+            part, _, quantity = name.rpartition("_")
+            field, find = _QUANTITIES[quantity]
+            self._places.append((field, find(self.model, part)))
+        self._scratch = mujoco.MjData(self.model)
+        return self.model, self.data
+
+    def _apply_task(self) -> None:
+        for field, nominal in self._nominal.items():
+            getattr(self.model, field)[:] = nominal
+        for (field, place), multiplier in zip(self._places, self.task.to_dict().values(), strict=True):
+            getattr(self.model, field)[place] *= multiplier
+        # What MuJoCo derives from masses and inertias (e.g. the weights of contacts). This moves the data that it is
+        # given to the reference position, so these are not those of the running episode.
+        mujoco.mj_setConst(self.model, self._scratch)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        del state["_scratch"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._scratch = mujoco.MjData(self.model)
+
+
+class TaskHopperEnv(_HiddenModel[HopperTask], HopperEnv):
+    """Gymnasium's Hopper, with physics that are drawn anew at every reset and that the agent is not told.
+
+    ## Description
+    The masses and rotational inertias of the four bodies, the damping of the three joints and the friction of the five
+    geoms (the floor is one) are those of ``Hopper-v5`` times a multiplier each. With the default task, all multipliers
+    1, it steps bit for bit like ``Hopper-v5``.
+
+    The training ranges are those of rand_param_envs (https://github.com/dennisl88/rand_param_envs), which ProMP
+    (Rothfuss et al. 2019, https://arxiv.org/abs/1810.06784) and PEARL (Rakelly et al. 2019,
+    https://arxiv.org/abs/1903.08254) used: ``1.5^U(-3, 3)`` for mass, inertia and friction, ``1.3^U(-3, 3)`` for
+    damping. Extrapolation is this project's: all exponents at once in [-4, -3] or [3, 4]. Differences to
+    rand_param_envs: one multiplier for the three principal moments of a body and one for the three friction
+    coefficients of a geom, of which motion in a plane feels a single one each; and MuJoCo's derived constants
+    (``mj_setConst``) always belong to the present masses, which rand_param_envs left to the nominal ones.
+
+    ## Action space
+    ``Box(-1, 1, (3,), float32)``: the torques at the three joints, as in ``Hopper-v5``.
+
+    ## Observation space
+    ``Box`` of 11 float64, as in ``Hopper-v5``: positions (m, rad) without the x coordinate, then velocities (m/s,
+    rad/s), clipped to [-10, 10]; with ``context="visible"`` followed by the 16 parameters, their logarithms scaled to
+    [-1, 1] over the training range. The bounds are finite, at the largest float32.
+
+    ## Rewards
+    Those of ``Hopper-v5``: ``v + 1 - 0.001 * sum(action^2)`` with the forward velocity v (m/s); the 1 for each step
+    that ends healthy.
+
+    ## Starting state
+    As in ``Hopper-v5``: positions and velocities within 0.005 of the nominal ones.
+
+    ## Episode end
+    As in ``Hopper-v5``, it terminates where the hopper is unhealthy: height at most 0.7 m, angle of the torso outside
+    (-0.2, 0.2) rad, or any other state outside (-100, 100). The time limit is 200 steps, as in PEARL's code.
+
+    ## Arguments
+    * ``split``: ``"train"``, ``"interpolation"`` (the training ranges, from a stream of its own) or
+      ``"extrapolation"``.
+    * ``context``: ``"hidden"``, or ``"visible"`` to append the parameters to the observation.
+    * ``task``: a dictionary of multipliers (see ``HopperTask``) that every episode has, or ``None`` to draw them.
+    * ``render_mode`` and every other argument: those of ``Hopper-v5`` (``width``, ``terminate_when_unhealthy``, ...).
+      To render without a display, set the environment variable ``MUJOCO_GL=egl``.
+
+    ``reset(options=...)`` takes ``task`` (a dictionary or a ``HopperTask``, for this episode). ``info`` holds
+    ``task_id`` and ``task_params``. To change the physics during an episode, assign ``env.unwrapped.task``.
+
+    ## Vectorised use
+    ``gym.make_vec("ssm_metarl/HopperParams-v0", num_envs=8, vectorization_mode="sync")``: each row its own task.
+
+    ## Version history
+    * v0: initial version.
+    """
+
+    task_type = HopperTask
+
+    def __init__(self, family: Family = "HopperParams", **kwargs: Any) -> None:
+        super().__init__(family, **kwargs)
+
+
+class TaskWalker2dEnv(_HiddenModel[Walker2dTask], Walker2dEnv):
+    """Gymnasium's Walker2d, with physics that are drawn anew at every reset and that the agent is not told.
+
+    ## Description
+    The masses and rotational inertias of the seven bodies, the damping of the six joints and the friction of the eight
+    geoms (the floor is one) are those of ``Walker2d-v5`` times a multiplier each. With the default task, all
+    multipliers 1, it steps bit for bit like ``Walker2d-v5``.
+
+    The training ranges are those of rand_param_envs (https://github.com/dennisl88/rand_param_envs), which ProMP
+    (Rothfuss et al. 2019, https://arxiv.org/abs/1810.06784) and PEARL (Rakelly et al. 2019,
+    https://arxiv.org/abs/1903.08254) used: ``1.5^U(-3, 3)`` for mass, inertia and friction, ``1.3^U(-3, 3)`` for
+    damping. Extrapolation is this project's: all exponents at once in [-4, -3] or [3, 4]. Differences to
+    rand_param_envs: one multiplier for the three principal moments of a body and one for the three friction
+    coefficients of a geom, of which motion in a plane feels a single one each; MuJoCo's derived constants
+    (``mj_setConst``) always belong to the present masses, which rand_param_envs left to the nominal ones; and a step
+    is 4 frames of 0.002 s, as in ``Walker2d-v5``, where it was 5.
+
+    ## Action space
+    ``Box(-1, 1, (6,), float32)``: the torques at the six joints, as in ``Walker2d-v5``.
+
+    ## Observation space
+    ``Box`` of 17 float64, as in ``Walker2d-v5``: positions (m, rad) without the x coordinate, then velocities (m/s,
+    rad/s), clipped to [-10, 10]; with ``context="visible"`` followed by the 28 parameters, their logarithms scaled to
+    [-1, 1] over the training range. The bounds are finite, at the largest float32.
+
+    ## Rewards
+    Those of ``Walker2d-v5``: ``v + 1 - 0.001 * sum(action^2)`` with the forward velocity v (m/s); the 1 for each step
+    that ends healthy.
+
+    ## Starting state
+    As in ``Walker2d-v5``: positions and velocities within 0.005 of the nominal ones.
+
+    ## Episode end
+    As in ``Walker2d-v5``, it terminates where the walker is unhealthy: height outside (0.8, 2) m, or angle of the torso
+    outside (-1, 1) rad. The time limit is 200 steps, as in PEARL's code.
+
+    ## Arguments
+    * ``split``: ``"train"``, ``"interpolation"`` (the training ranges, from a stream of its own) or
+      ``"extrapolation"``.
+    * ``context``: ``"hidden"``, or ``"visible"`` to append the parameters to the observation.
+    * ``task``: a dictionary of multipliers (see ``Walker2dTask``) that every episode has, or ``None`` to draw them.
+    * ``render_mode`` and every other argument: those of ``Walker2d-v5`` (``width``, ``terminate_when_unhealthy``, ...).
+      To render without a display, set the environment variable ``MUJOCO_GL=egl``.
+
+    ``reset(options=...)`` takes ``task`` (a dictionary or a ``Walker2dTask``, for this episode). ``info`` holds
+    ``task_id`` and ``task_params``. To change the physics during an episode, assign ``env.unwrapped.task``.
+
+    ## Vectorised use
+    ``gym.make_vec("ssm_metarl/Walker2dParams-v0", num_envs=8, vectorization_mode="sync")``: each row its own task.
+
+    ## Version history
+    * v0: initial version.
+    """
+
+    task_type = Walker2dTask
+
+    def __init__(self, family: Family = "Walker2dParams", **kwargs: Any) -> None:
+        super().__init__(family, **kwargs)
