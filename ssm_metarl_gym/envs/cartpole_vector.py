@@ -1,0 +1,156 @@
+"""Many cart-poles with hidden tasks, stepped at once."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode
+
+from ssm_metarl_gym.envs.cartpole import FAILURE_PENALTY, TaskCartPoleEnv, parse_bounds
+from ssm_metarl_gym.envs.hidden_task import Family
+from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv, Observations
+
+__all__ = ["TaskCartPoleVectorEnv"]
+
+# Seconds of a step, and the cart position (m) and the pole angle (rad) beyond which an attempt has failed: Gymnasium's.
+_TAU, _LIMITS = 0.02, (2.4, 12 * 2 * np.pi / 360)
+
+
+class TaskCartPoleVectorEnv(HiddenTaskVectorEnv):
+    """n cart-poles, each with a task of its own: what ``gym.make_vec("ssm_metarl/CartPole-v0", num_envs=n)`` makes.
+
+    Every row is equal (``==``) to a :class:`TaskCartPoleEnv`, whose documentation holds spaces, rewards and options,
+    given the same task, states and actions.
+
+    Example:
+        >>> envs = gym.make_vec("ssm_metarl/CartPolePolarity-v0", num_envs=1024, split="extrapolation")
+        >>> observations, infos = envs.reset(seed=0, options={"tasks": {"polarity": -1}})
+        >>> observations.shape, infos["task_params"]["polarity"].sum()
+        ((1024, 4), np.int64(-1024))
+
+    Args:
+        num_envs: Number of rows n.
+        family: As for the single environment, and so ``split``, ``context`` and ``on_failure``.
+        max_episode_steps: Number of steps after which an episode is truncated; None for no limit.
+        task: A dictionary of parameters that every episode has; a value may be a list with one number for each row.
+        switch: As for the single environment; ``{"step": [...]}`` may hold one number for each row.
+        render_mode: ``"rgb_array"``, or None.
+        autoreset_mode: ``"NextStep"``, ``"SameStep"`` or ``"Disabled"``, as in Gymnasium's ``AutoresetMode``.
+        dtype: ``"float64"`` is exact; ``"float32"`` is faster and drifts from the single environment by rounding.
+
+    ``reset(options=...)`` takes, with one entry for each row, ``tasks`` (a sequence of tasks or dictionaries, or a
+    dictionary of columns), ``state`` (``Float[n 4]``), ``low`` and ``high`` (a number, four, or ``Float[n 4]``), and
+    ``reset_mask`` (``Bool[n]``). ``env.unwrapped.tasks`` and ``.state`` hold the present ones.
+    """
+
+    single_env_type = TaskCartPoleEnv
+    state_size = 4
+    reset_options = ("low", "high")
+    _failure_penalty = FAILURE_PENALTY
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        family: Family = "CartPole",
+        *,
+        max_episode_steps: int | None = 500,
+        split: str = "train",
+        context: str = "hidden",
+        task: Mapping[str, npt.ArrayLike] | None = None,
+        switch: Mapping[str, Any] | None = None,
+        on_failure: str = "terminate",
+        render_mode: str | None = None,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+        dtype: str = "float64",
+    ) -> None:
+        super().__init__(
+            num_envs,
+            family,
+            max_episode_steps=max_episode_steps,
+            split=split,
+            context=context,
+            task=task,
+            switch=switch,
+            on_failure=on_failure,
+            render_mode=render_mode,
+            autoreset_mode=autoreset_mode,
+            dtype=dtype,
+        )
+        self._scratch = np.empty((6, num_envs), dtype=self._dtype)
+        self._flags = np.empty((2, num_envs), dtype=np.bool_)
+        self._ones = np.ones(num_envs)
+        self._limits = np.array([[limit] for limit in _LIMITS])
+
+    def _derive(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        polarity, gravity, masscart, masspole, length, force_mag = values
+        derived = np.empty((7, values.shape[1]))
+        derived[0], derived[1], derived[2] = gravity, masspole, length
+        np.add(masspole, masscart, out=derived[3])
+        np.multiply(masspole, length, out=derived[4])
+        # The forces of the actions 0 and 1.
+        np.multiply(polarity, force_mag, out=derived[6])
+        np.negative(derived[6], out=derived[5])
+        return derived
+
+    def _parse_actions(self, actions: Any) -> npt.NDArray[Any]:
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
+            raise ValueError(
+                f"actions must be {self.num_envs} whole numbers, one for each row; "
+                f"got shape {actions.shape} of {actions.dtype}."
+            )
+        right: npt.NDArray[np.bool_] = np.equal(actions, 1, out=self._flags[0])
+        if np.count_nonzero(right) != np.count_nonzero(actions):
+            row = int(np.argmax((actions != 0) & ~right))
+            raise ValueError(f"an action must be 0 or 1; got {actions[row]} in row {row}.")
+        return right
+
+    def _advance(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        # In the order of Gymnasium's equations, operation by operation, so that every bit is the same.
+        gravity, masspole, length, total_mass, polemass_length, pull, push = self._derived
+        position_change, angle_change, sine, cosine, work, force = self._scratch
+        _, _, angle, angle_speed = self._state
+        np.copyto(force, pull)
+        np.copyto(force, push, where=actions)
+        np.sin(angle, out=sine)
+        np.cos(angle, out=cosine)
+        # temp = (force + polemass_length * angle_speed^2 * sin) / total_mass
+        temp = np.square(angle_speed, out=position_change)
+        temp *= polemass_length
+        temp *= sine
+        temp += force
+        temp /= total_mass
+        # angle_acceleration = (gravity * sin - cos * temp) / (length * (4/3 - masspole * cos^2 / total_mass))
+        angle_acceleration = np.multiply(gravity, sine, out=angle_change)
+        angle_acceleration -= np.multiply(cosine, temp, out=work)
+        np.square(cosine, out=work)
+        work *= masspole
+        work /= total_mass
+        np.subtract(4.0 / 3.0, work, out=work)
+        work *= length
+        angle_acceleration /= work
+        # acceleration = temp - polemass_length * angle_acceleration * cos / total_mass
+        np.multiply(polemass_length, angle_acceleration, out=work)
+        work *= cosine
+        work /= total_mass
+        temp -= work
+        # Positions move with the old speeds.
+        positions, speeds = self._state[0::2], self._state[1::2]
+        positions += np.multiply(_TAU, speeds, out=self._scratch[2:4])
+        accelerations = self._scratch[0:2]
+        accelerations *= _TAU
+        speeds += accelerations
+        np.greater(np.abs(positions, out=self._scratch[2:4]), self._limits, out=self._flags)
+        return self._ones.copy(), np.logical_or(self._flags[0], self._flags[1])
+
+    def _parse_bounds(
+        self, options: Mapping[str, Any], rows: tuple[int, ...]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        return parse_bounds(options, (*rows, 4))
+
+    def _write_observations(self, out: Observations) -> None:
+        out.T[:] = self._state
+
+    def _infos(self, restarted: npt.NDArray[np.bool_]) -> dict[str, Any]:
+        return super()._infos(restarted) | {"restarted": restarted, "_restarted": self._everywhere}

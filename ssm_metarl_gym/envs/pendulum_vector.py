@@ -1,0 +1,150 @@
+"""Many pendulums with hidden tasks, stepped at once."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode
+
+from ssm_metarl_gym.envs.hidden_task import Family
+from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv, Observations
+from ssm_metarl_gym.envs.pendulum import MAX_TORQUE, TaskPendulumEnv, parse_bounds
+
+__all__ = ["TaskPendulumVectorEnv"]
+
+# Seconds of a step, and the greatest angular velocity (rad/s): Gymnasium's.
+_DT, _MAX_SPEED = 0.05, 8.0
+
+
+class TaskPendulumVectorEnv(HiddenTaskVectorEnv):
+    """n pendulums, each with a task of its own: what ``gym.make_vec("ssm_metarl/Pendulum-v0", num_envs=n)`` makes.
+
+    Every row is equal (``==``) to a :class:`TaskPendulumEnv`, whose documentation holds spaces, rewards and options,
+    given the same task, states and actions.
+
+    Example:
+        >>> envs = gym.make_vec("ssm_metarl/PendulumSwitch-v0", num_envs=3, switch={"step": [10, 20, 30]})
+        >>> observations, infos = envs.reset(seed=0)
+        >>> observations.shape, envs.unwrapped.tasks
+        ((3, 3), TaskBatch(PendulumTask, num_tasks=3))
+
+    Args:
+        num_envs: Number of rows n.
+        family: As for the single environment, and so ``split``, ``context`` and ``on_failure``.
+        max_episode_steps: Number of steps after which an episode is truncated; None for no limit.
+        task: A dictionary of parameters that every episode has; a value may be a list with one number for each row.
+        switch: As for the single environment; ``{"step": [...]}`` may hold one number for each row.
+        render_mode: ``"rgb_array"``, or None.
+        autoreset_mode: ``"NextStep"``, ``"SameStep"`` or ``"Disabled"``, as in Gymnasium's ``AutoresetMode``.
+        dtype: ``"float64"`` is exact; ``"float32"`` is faster and drifts from the single environment by rounding.
+
+    ``reset(options=...)`` takes, with one entry for each row, ``tasks`` (a sequence of tasks or dictionaries, or a
+    dictionary of columns), ``state`` (``Float[n 2]``), ``x_init`` and ``y_init`` (a number, or ``Float[n]``), and
+    ``reset_mask`` (``Bool[n]``). ``env.unwrapped.tasks`` and ``.state`` hold the present ones.
+    """
+
+    single_env_type = TaskPendulumEnv
+    state_size = 2
+    reset_options = ("x_init", "y_init")
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        family: Family = "Pendulum",
+        *,
+        max_episode_steps: int | None = 200,
+        split: str = "train",
+        context: str = "hidden",
+        task: Mapping[str, npt.ArrayLike] | None = None,
+        switch: Mapping[str, Any] | None = None,
+        on_failure: str = "terminate",
+        render_mode: str | None = None,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+        dtype: str = "float64",
+    ) -> None:
+        super().__init__(
+            num_envs,
+            family,
+            max_episode_steps=max_episode_steps,
+            split=split,
+            context=context,
+            task=task,
+            switch=switch,
+            on_failure=on_failure,
+            render_mode=render_mode,
+            autoreset_mode=autoreset_mode,
+            dtype=dtype,
+        )
+        self._scratch = np.empty((3, num_envs), dtype=self._dtype)
+        self._torque = np.empty(num_envs, dtype=self._dtype)
+        self._flags = np.empty(num_envs, dtype=np.bool_)
+
+    def _derive(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        polarity, g, m, length, gain = values
+        # Gymnasium squares with Python's power, which is not always the product: this keeps every bit the same.
+        inertia = m * np.float_power(length, 2.0)
+        # The factors of the sine of the angle and of the torque, and the torque of the action 1.
+        return np.stack([3 * g / (2 * length), 3.0 / inertia, MAX_TORQUE * gain * polarity])
+
+    def _parse_actions(self, actions: Any) -> npt.NDArray[Any]:
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs, 1) or actions.dtype.kind not in "iuf":
+            raise ValueError(
+                f"actions must be numbers in an array of shape ({self.num_envs}, 1); "
+                f"got shape {actions.shape} of {actions.dtype}."
+            )
+        commands: npt.NDArray[Any] = actions[:, 0]
+        if np.count_nonzero(np.isfinite(commands, out=self._flags)) < self.num_envs:
+            row = int(np.argmin(self._flags))
+            raise ValueError(f"an action must be finite; got {commands[row]} in row {row}.")
+        return commands
+
+    def _advance(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        # In the order of Gymnasium's equations, operation by operation, so that every bit is the same.
+        gravity, torque_factor, max_torque = self._derived
+        acceleration, work, _ = self._scratch
+        angle, speed = self._state
+        np.clip(actions, -1.0, 1.0, out=self._torque)
+        self._torque *= max_torque
+        # cost = wrapped_angle^2 + 0.1 * speed^2 + 0.001 * torque^2
+        np.add(angle, np.pi, out=work)
+        np.remainder(work, 2 * np.pi, out=work)
+        work -= np.pi
+        rewards = self._square(work).astype(np.float64)
+        np.multiply(0.1, self._square(speed), out=work)
+        rewards += work
+        np.multiply(0.001, self._square(self._torque), out=work)
+        rewards += work
+        np.negative(rewards, out=rewards)
+        # speed += (gravity_factor * sin + torque_factor * torque) * dt, and the angle moves with the new speed.
+        np.sin(angle, out=acceleration)
+        acceleration *= gravity
+        acceleration += np.multiply(torque_factor, self._torque, out=work)
+        acceleration *= _DT
+        speed += acceleration
+        np.clip(speed, -_MAX_SPEED, _MAX_SPEED, out=speed)
+        angle += np.multiply(speed, _DT, out=work)
+        return rewards, np.zeros(self.num_envs, dtype=np.bool_)
+
+    def _square(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        square: npt.NDArray[Any] = self._scratch[2]
+        if square.dtype == np.float32:
+            np.square(values, out=square)
+        else:
+            np.float_power(values, 2.0, out=square)  # as the power of a NumPy scalar rounds
+        return square
+
+    def _parse_bounds(
+        self, options: Mapping[str, Any], rows: tuple[int, ...]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        return parse_bounds(options, rows)
+
+    def _write_observations(self, out: Observations) -> None:
+        angle, out[:, 2] = self._state
+        out[:, 0] = np.cos(angle, out=self._scratch[0])
+        out[:, 1] = np.sin(angle, out=self._scratch[0])
+
+    def _prepare_painter(self, row: int) -> None:
+        # No torque has acted yet where the episode has only begun.
+        self._painter.last_u = float(self._torque[row]) if self._elapsed[row] else None
