@@ -13,14 +13,25 @@ import ssm_metarl_gym
 PACKAGE = "ssm_metarl_gym"
 AGENTS = {"adaptation", "dynamics", "features", "meta_maml", "meta_trainer", "ssm"}
 ALLOWED = {
-    "": {"_version", "envs", "tasks"},
+    "": {"_version", "distributions", "envs", "families", "tasks"},
     "_version": set(),
     "checks": set(),
     "files": set(),
     "tasks": {"checks"},
-    "envs": {"envs.cartpole", "envs.pendulum"},
-    "envs.hidden_task": {"checks", "tasks"},
+    "distributions": {"checks", "tasks"},
+    "families": {"checks", "distributions", "mujoco_tasks", "tasks"},
+    "mujoco_tasks": {"tasks"},
+    "statistics": set(),
+    "envs": {
+        f"envs.{module}"
+        for module in ("cartpole", "cartpole_vector", "hidden_task", "hidden_task_vector", "pendulum", "pendulum_vector")
+    },
+    "envs.hidden_task": {"checks", "distributions", "families", "tasks"},
     "envs.cartpole": {"checks", "envs.hidden_task", "tasks"},
+    "envs.hidden_task_vector": {"checks", "envs.hidden_task", "families", "tasks"},
+    "envs.cartpole_vector": {"envs.cartpole", "envs.hidden_task", "envs.hidden_task_vector"},
+    "envs.pendulum_vector": {"envs.hidden_task", "envs.hidden_task_vector", "envs.pendulum"},
+    "envs.mujoco": {"checks", "envs.hidden_task", "mujoco_tasks", "tasks"},
     "envs.pendulum": {"checks", "envs.hidden_task", "tasks"},
     "agents": {f"agents.{module}" for module in AGENTS},
     "agents.scan": set(),
@@ -33,12 +44,18 @@ ALLOWED = {
     "agents.streams": set(),
     "agents.meta_trainer": {f"agents.{module}" for module in ("adaptation", "dynamics", "meta_maml", "streams")}
     | {"checks", "files"},
-    "wrappers": {"wrappers.history_window", "wrappers.online_adaptation"},
-    "wrappers.history_window": {"checks"},
+    "wrappers": {
+        f"wrappers.{module}"
+        for module in ("history_window", "online_adaptation", "sb3_vec_env", "transition_observation")
+    },
+    "wrappers._observations": set(),
+    "wrappers.history_window": {"checks", "wrappers._observations"},
     "wrappers.online_adaptation": {"agents.adaptation", "agents.dynamics", "checks"},
+    "wrappers.sb3_vec_env": set(),
+    "wrappers.transition_observation": {"wrappers._observations"},
 }
 # What is not of agents or wrappers must not pull in torch: the environments are usable without it.
-LIGHT = {"gymnasium", "numpy", "pygame", "typing_extensions"}
+LIGHT = {"gymnasium", "mujoco", "numpy", "pygame", "typing_extensions"}
 
 ROOT = Path(ssm_metarl_gym.__file__).parent
 SOURCES = {

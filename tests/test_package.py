@@ -5,6 +5,7 @@ import pkgutil
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import gymnasium as gym
 import numpy as np
@@ -13,10 +14,24 @@ import torch
 from stable_baselines3 import PPO
 
 import ssm_metarl_gym
-from ssm_metarl_gym import agents, files, tasks, wrappers
+from ssm_metarl_gym import agents, distributions, envs, families, files, tasks, wrappers
 
 PUBLIC = {
-    "ssm_metarl_gym": ["CartPoleTask", "PendulumTask", "TaskDistribution", "__version__", "agents", "wrappers"],
+    "ssm_metarl_gym": [
+        "CartPoleTask",
+        "Choice",
+        "LogUniform",
+        "PendulumTask",
+        "Task",
+        "TaskBatch",
+        "TaskDistribution",
+        "TaskFamily",
+        "TaskSet",
+        "Uniform",
+        "__version__",
+        "agents",
+        "wrappers",
+    ],
     "ssm_metarl_gym.agents": [
         "SSM",
         "AdaptationConfig",
@@ -27,7 +42,14 @@ PUBLIC = {
         "MetaTrainer",
         "SSMFeaturesExtractor",
     ],
-    "ssm_metarl_gym.wrappers": ["HistoryWindow", "OnlineAdaptation"],
+    "ssm_metarl_gym.wrappers": [
+        "HistoryWindow",
+        "OnlineAdaptation",
+        "SB3VecEnv",
+        "TransitionObservation",
+        "VectorHistoryWindow",
+        "VectorTransitionObservation",
+    ],
 }
 MODULES = [module.name for module in pkgutil.walk_packages(ssm_metarl_gym.__path__, "ssm_metarl_gym.")]
 EXAMPLES = [
@@ -37,8 +59,8 @@ EXAMPLES = [
     for test in doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(name))
     if test.examples
 ]
-NAMES = {"gym": gym, "np": np, "torch": torch, "nn": torch.nn, "PPO": PPO}
-for module in (tasks, files, agents, wrappers):
+NAMES = {"dataclass": dataclass, "gym": gym, "np": np, "torch": torch, "nn": torch.nn, "PPO": PPO}
+for module in (tasks, distributions, families, envs, files, agents, wrappers):
     NAMES |= {name: getattr(module, name) for name in module.__all__}
 
 
@@ -70,7 +92,15 @@ def test_the_examples_of_the_docstrings_run(test, tmp_path, monkeypatch):
 
 
 def test_there_are_examples():
-    assert {param.id.rpartition(".")[2] for param in EXAMPLES} >= {"SSM", "MetaMAML", "Adapter", "OnlineAdaptation"}
+    assert {param.id.rpartition(".")[2] for param in EXAMPLES} >= {
+        "SSM",
+        "MetaMAML",
+        "Adapter",
+        "HiddenTask",
+        "OnlineAdaptation",
+        "TaskBatch",
+        "TaskDistribution",
+    }
 
 
 @pytest.mark.parametrize("name", ["agents", "agents.ssm", "wrappers", "wrappers.history_window"])

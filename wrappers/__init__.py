@@ -1,10 +1,19 @@
-"""What stands between an environment and an agent: history and online adaptation."""
+"""What stands between an environment and an agent: history, the last transition and online adaptation."""
 
 if __name__ != "ssm_metarl_gym.wrappers":
     # The folder is also importable as a top-level `wrappers`, which would make a second copy of every class.
     raise ImportError(f"import ssm_metarl_gym.wrappers instead of {__name__}.")
 
-from ssm_metarl_gym.wrappers.history_window import HistoryWindow
+from ssm_metarl_gym.wrappers.history_window import HistoryWindow, VectorHistoryWindow
 from ssm_metarl_gym.wrappers.online_adaptation import OnlineAdaptation
+from ssm_metarl_gym.wrappers.sb3_vec_env import SB3VecEnv
+from ssm_metarl_gym.wrappers.transition_observation import TransitionObservation, VectorTransitionObservation
 
-__all__ = ["HistoryWindow", "OnlineAdaptation"]
+__all__ = [
+    "HistoryWindow",
+    "OnlineAdaptation",
+    "SB3VecEnv",
+    "TransitionObservation",
+    "VectorHistoryWindow",
+    "VectorTransitionObservation",
+]

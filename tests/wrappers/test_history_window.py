@@ -8,9 +8,10 @@ import torch
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import SyncVectorEnv
 
 from ssm_metarl_gym.agents import SSM
-from ssm_metarl_gym.wrappers import HistoryWindow
+from ssm_metarl_gym.wrappers import HistoryWindow, VectorHistoryWindow
 
 ENV_IDS = ["ssm_metarl/CartPolePolarity-v0", "ssm_metarl/PendulumSwitch-v0"]
 
@@ -130,3 +131,32 @@ def test_a_length_that_is_no_positive_integer_is_refused(length):
 def test_only_flat_boxes_are_wrapped(scripted, space):
     with pytest.raises(ValueError, match=r"needs a one-dimensional Box as observation space; got (Box|Discrete)\("):
         HistoryWindow(scripted([[[0.0]]], observation_space=space), 4)
+
+
+# How the twin for vector environments tells episodes apart, it shares with others: see test_observations.py.
+
+
+def test_rows_of_a_vector_environment_have_windows_of_their_own(scripted):
+    short, long = [[1], [2]], [[3], [4], [5], [6]]
+    env = VectorHistoryWindow(SyncVectorEnv([lambda: scripted([short]), lambda: scripted([long])]), 2)
+    assert env.reset()[0].tolist() == [[[0, 1], [1, 1]], [[0, 1], [3, 1]]]
+    assert env.step([0, 0])[0].tolist() == [[[1, 1], [2, 0]], [[3, 1], [4, 0]]]
+    assert env.step([0, 0])[0].tolist() == [[[0, 1], [1, 1]], [[4, 0], [5, 0]]]  # the first row began anew
+    assert env.step([0, 0])[0].tolist() == [[[1, 1], [2, 0]], [[5, 0], [6, 0]]]
+
+
+def test_the_window_remembers_what_was_before_a_restart(scripted):
+    episode = [[1], [2], [3], [4]]
+    env = HistoryWindow(scripted([episode], restarts=(2,)), 3)
+    vector_env = VectorHistoryWindow(SyncVectorEnv([lambda: scripted([episode], restarts=(2,))]), 3)
+    env.reset()
+    vector_env.reset()
+    for _ in range(2):
+        window, vector_window = env.step(0)[0], vector_env.step([0])[0][0]
+    assert window.tolist() == vector_window.tolist() == [[1, 1], [2, 0], [3, 0]]
+
+
+@pytest.mark.parametrize("length", [0, 2.0])
+def test_a_vector_window_needs_a_positive_length(length):
+    with pytest.raises(ValueError, match=f"length must be an int >= 1; got {length!r}"):
+        VectorHistoryWindow(SyncVectorEnv([lambda: gym.make(ENV_IDS[0])]), length)

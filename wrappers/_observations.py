@@ -1,0 +1,109 @@
+"""What the wrappers that change the observation share: the spaces they take, and the bookkeeping of vector ones."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+
+__all__ = ["VectorEpisodeObservation", "check_flat_box"]
+
+Floats = npt.NDArray[np.float32]
+Flags = npt.NDArray[np.bool_]
+
+
+class VectorEpisodeObservation(gym.vector.VectorWrapper):
+    """Base of vector wrappers whose observation depends on what the row's episode held before.
+
+    It says which rows begin an episode and which go on, in each of the autoreset modes; a subclass says in ``_begin``
+    and ``_advance`` what they show. What is shown is the caller's own; the ``infos`` of the wrapped environment and the
+    caller's ``options`` stay as they are.
+
+    Args:
+        env: A vector environment of NumPy arrays whose metadata name its autoreset mode.
+
+    Raises:
+        ValueError: The autoreset mode is not known.
+    """
+
+    _shown: Floats  # n ...: what each row showed last
+
+    def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any]) -> None:
+        super().__init__(env)
+        mode = env.metadata.get("autoreset_mode")
+        if not isinstance(mode, AutoresetMode):
+            raise ValueError(
+                f"{type(self).__name__} needs metadata['autoreset_mode'] to be an AutoresetMode; got {mode!r}. Set it "
+                "to the one of gymnasium.vector.AutoresetMode that the environment follows."
+            )
+        self._mode = mode
+        self._ended = np.zeros(self.num_envs, dtype=np.bool_)
+
+    @abstractmethod
+    def _begin(self, rows: Flags, observations: Floats) -> None:
+        """Let these rows ``[n]`` show the first observation of an episode, of ``observations [n D]``."""
+
+    @abstractmethod
+    def _advance(self, actions: Any, rewards: Any, observations: Floats, restarted: Flags) -> None:
+        """Let every row show where its step led; a row in ``restarted [n]`` began another attempt of its trial."""
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Floats, dict[str, Any]]:
+        """Start an episode in every row, or in those of ``options["reset_mask"]``; the others show what they showed."""
+        # Gymnasium's own environments take the mask out of the dictionary that they are given.
+        given = None if options is None else dict(options)
+        observations, infos = self.env.reset(seed=seed, options=given)  # type: ignore[arg-type]
+        mask = (options or {}).get("reset_mask")
+        rows = np.ones(self.num_envs, dtype=np.bool_) if mask is None else np.array(mask, dtype=np.bool_)
+        self._begin(rows, observations)
+        self._ended[rows] = False
+        return self._shown.copy(), infos
+
+    def step(self, actions: Any) -> tuple[Floats, Any, Any, Any, dict[str, Any]]:
+        """Step every row; one that begins an episode on this step shows nothing of the one before."""
+        observations, rewards, terminations, truncations, infos = self.env.step(actions)
+        ended, restarted = np.logical_or(terminations, truncations), self._restarted(infos)
+        if self._mode is AutoresetMode.SAME_STEP and ended.any():
+            # First show where the step led, which for a row that ended is told by infos alone, then begin anew.
+            last = np.array(observations, dtype=np.float32)
+            last[ended] = np.stack(infos["final_obs"][ended])
+            restarted = np.where(ended, self._restarted(infos.get("final_info", {})), restarted)
+            self._advance(actions, rewards, last, restarted)
+            infos = infos | {"final_obs": self._shown_by(ended)}
+            self._begin(ended, observations)
+        else:
+            self._advance(actions, rewards, observations, restarted)
+            if self._mode is AutoresetMode.NEXT_STEP and self._ended.any():
+                self._begin(self._ended, observations)
+        self._ended = ended
+        return self._shown.copy(), rewards, terminations, truncations, infos
+
+    def _restarted(self, infos: Mapping[str, Any]) -> Flags:
+        """The rows ``[n]`` whose info says that a trial was restarted."""
+        restarted = np.zeros(self.num_envs, dtype=np.bool_)
+        if "restarted" in infos:
+            told = infos.get("_restarted", np.ones_like(restarted))
+            restarted[told] = infos["restarted"][told]
+        return restarted
+
+    def _shown_by(self, rows: Flags) -> npt.NDArray[np.object_]:
+        """What these rows show, in the layout of ``infos["final_obs"]``: an array a row, None for all others."""
+        final = np.full(self.num_envs, None, dtype=object)
+        for row in np.flatnonzero(rows):
+            final[row] = self._shown[row].copy()
+        return final
+
+
+def check_flat_box(wrapper: object, space: spaces.Space[Any]) -> spaces.Box:
+    """The observation space of what is wrapped (in a vector environment, of one row), a one-dimensional ``Box``."""
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+        raise ValueError(
+            f"{type(wrapper).__name__} needs a one-dimensional Box as observation space; got {space}. Wrap the "
+            "environment in Gymnasium's FlattenObservation first."
+        )
+    return space
