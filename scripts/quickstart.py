@@ -41,6 +41,7 @@ from tqdm import tqdm
 import ssm_metarl_gym  # noqa: F401 - registers the environments
 from ssm_metarl_gym.agents import Adapter, DynamicsModel, MetaTrainer
 from ssm_metarl_gym.files import replacing
+from ssm_metarl_gym.statistics import bootstrap_interval
 from ssm_metarl_gym.wrappers import OnlineAdaptation
 
 mpl.use("Agg")
@@ -226,14 +227,13 @@ def add_progress(steps: int) -> None:
 
 def summarise(agent: str, split: str, returns: np.ndarray, seed: int) -> dict[str, Any]:
     """A row of the table: the mean over tasks, and a 95 % interval by the bootstrap."""
-    resampled = np.random.default_rng(seed).choice(returns, size=(2000, len(returns))).mean(axis=1)
-    low, high = np.percentile(resampled, [2.5, 97.5])
+    low, high = bootstrap_interval(returns, seed)
     return {
         "name": agent,
         "split": split,
         "mean_return": float(np.mean(returns)),
-        "ci_low": float(low),
-        "ci_high": float(high),
+        "ci_low": low,
+        "ci_high": high,
         "num_tasks": len(returns),
         "seed": seed,
     }
