@@ -24,7 +24,14 @@ ALLOWED = {
     "statistics": set(),
     "envs": {
         f"envs.{module}"
-        for module in ("cartpole", "cartpole_vector", "hidden_task", "hidden_task_vector", "pendulum", "pendulum_vector")
+        for module in (
+            "cartpole",
+            "cartpole_vector",
+            "hidden_task",
+            "hidden_task_vector",
+            "pendulum",
+            "pendulum_vector",
+        )
     },
     "envs.hidden_task": {"checks", "distributions", "families", "tasks"},
     "envs.cartpole": {"checks", "envs.hidden_task", "tasks"},

@@ -32,7 +32,7 @@ class TaskCartPoleVectorEnv(HiddenTaskVectorEnv):
     Args:
         num_envs: Number of rows n.
         family: As for the single environment, and so ``split``, ``context`` and ``on_failure``.
-        max_episode_steps: Number of steps after which an episode is truncated; None for no limit.
+        max_episode_steps: Number of steps after which an episode is truncated; -1 or None for no limit.
         task: A dictionary of parameters that every episode has; a value may be a list with one number for each row.
         switch: As for the single environment; ``{"step": [...]}`` may hold one number for each row.
         render_mode: ``"rgb_array"``, or None.

@@ -297,7 +297,10 @@ def check_switch(
         name, value = next(iter(switch.items()))
         if name == "probability" and is_number(value) and 0.0 <= value <= 1.0:
             return {name: value}
-        steps = np.asarray(value)
+        try:
+            steps = np.asarray(value)
+        except ValueError:  # of ragged lists
+            steps = np.empty(0)
         shapes: tuple[tuple[int, ...], ...] = ((),) if num_rows is None else ((), (num_rows,))
         if name == "step" and steps.dtype.kind in "iu" and steps.shape in shapes and (steps >= 1).all():
             return {name: value}

@@ -1,8 +1,7 @@
 """What the batched environments share: n tasks, each in its own episode, stepped at once."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Final, cast
+from typing import Any, ClassVar, Final, NamedTuple, cast
 
 import gymnasium as gym
 import numpy as np
@@ -34,8 +33,7 @@ Observations = npt.NDArray[np.float32]
 _NEVER: Final = np.iinfo(np.int64).max
 
 
-@dataclass(frozen=True)
-class _Tasks:
+class _Tasks(NamedTuple):
     """k tasks and all that a row needs of them.
 
     Attributes:
@@ -44,19 +42,13 @@ class _Tasks:
         derived: ``Float[C k]``, what the physics compute from the parameters alone.
     """
 
-    values: npt.NDArray[np.float64]
+    values: Floats
     task_ids: npt.NDArray[np.int64]
     derived: npt.NDArray[Any]
 
-    def split(self, size: int) -> "tuple[_Tasks, _Tasks]":
-        """The first ``size`` tasks, or all where there are fewer, and the others."""
-        first = _Tasks(self.values[:, :size], self.task_ids[:size], self.derived[:, :size])
-        return first, _Tasks(self.values[:, size:], self.task_ids[size:], self.derived[:, size:])
-
-    def joined(self, other: "_Tasks") -> "_Tasks":
-        """These tasks and then the others."""
-        pairs = zip(self.__dict__.values(), other.__dict__.values(), strict=True)
-        return _Tasks(*(np.concatenate(pair, axis=-1) for pair in pairs))
+    def part(self, start: int, stop: int) -> "_Tasks":
+        """The tasks from one number up to another."""
+        return _Tasks(self.values[:, start:stop], self.task_ids[start:stop], self.derived[:, start:stop])
 
 
 class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]]):
@@ -91,6 +83,8 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         dtype: str,
     ) -> None:
         check_integer("num_envs", num_envs)
+        if max_episode_steps == -1:  # as gym.make understands it
+            max_episode_steps = None
         if max_episode_steps is not None:
             check_integer("max_episode_steps", max_episode_steps)
         check_choice("dtype", dtype, ("float64", "float32"))
@@ -144,7 +138,8 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         self._masks = {f"_{name}": self._everywhere for name in names}
         tasks = TaskBatch(self._task_type, {}, num_envs) if self._fixed_tasks is None else self._fixed_tasks
         self._set_tasks(self._all_rows, self._in_force(tasks))
-        self._pool = self._in_force(tasks[:0])
+        # The tasks that were drawn last, and the first of them that no row has been given yet.
+        self._drawn, self._next = self._in_force(tasks), num_envs
 
     @property
     def tasks(self) -> TaskBatch:
@@ -195,9 +190,11 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         super().reset(seed=None if seed is None else int(seed))
         if seed is not None or self._task_rng is None:
             self._task_rng, self._switch_rng = task_streams(self, self._family, self._split)
-            self._pool, _ = self._pool.split(0)
+            self._next = self.num_envs
         rows = self._all_rows if mask is None else np.flatnonzero(mask)
         self._begin(rows, bounds, tasks)
+        self._ended[rows] = False
+        self._num_ended = int(np.count_nonzero(self._ended))
         if states is not None:
             self._state[:, rows] = states[rows].T
         self._started = True
@@ -238,7 +235,8 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
             ended = self._ended.copy()
             final: dict[str, Any] = {"final_obs": _rows_of(observations, ended), "_final_obs": ended}
             final |= {"final_info": _masked(infos, ended), "_final_info": ended.copy()}
-            self._begin(np.flatnonzero(ended))
+            self._begin(ended.nonzero()[0])
+            self._ended[:], self._num_ended = False, 0
             observations = self._observe()
             infos = self._infos(_read_only(restarted & ~ended) if self._trial else restarted) | final
         return observations, rewards, terminated, truncated, infos
@@ -316,8 +314,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         if chosen is not None:
             drawn = self._in_force(chosen[rows])
         self._set_tasks(rows, drawn)
-        self._elapsed[rows], self._ended[rows] = 0, False
-        self._num_ended = int(np.count_nonzero(self._ended))
+        self._elapsed[rows] = 0
         if self._switch:
             self._steps_to_switch[rows] = self._draw_switches(rows, first=True)
         if bounds is not None or self._bounds is not None:
@@ -335,13 +332,15 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
 
     def _next_tasks(self, num_tasks: int) -> "_Tasks":
         """The next tasks of the stream. It is drawn n tasks at a time: rows seldom begin together, and draws cost."""
-        taken, self._pool = self._pool.split(num_tasks)
-        missing = num_tasks - len(taken.task_ids)
-        if missing:
+        start, stop = self._next, self._next + num_tasks
+        taken = self._drawn.part(start, stop)
+        missing = stop - self.num_envs
+        if missing > 0:
             rng = cast("np.random.Generator", self._task_rng)
-            drawn = self._in_force(self._distribution.sample_batch(rng, self.num_envs))
-            rest, self._pool = drawn.split(missing)
-            taken = taken.joined(rest)
+            self._drawn, stop = self._in_force(self._distribution.sample_batch(rng, self.num_envs)), missing
+            pairs = zip(taken, self._drawn.part(0, missing), strict=True)
+            taken = _Tasks(*(np.concatenate(pair, axis=-1) for pair in pairs))
+        self._next = stop
         return taken
 
     def _draw_states(self, rows: Rows) -> None:
@@ -379,11 +378,12 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         """Give ``rows`` new tasks, and renew all that follows from them. Arrays handed out before stay as they are."""
         values, task_ids = tasks.values, tasks.task_ids
         if len(rows) == self.num_envs:
-            self._derived = tasks.derived.copy()
+            self._derived = [column.copy() for column in tasks.derived]
         else:
             values, task_ids = self._tasks.values.copy(), self._task_ids.copy()
             values[:, rows], task_ids[rows] = tasks.values, tasks.task_ids
-            self._derived[:, rows] = tasks.derived
+            for column, new in zip(self._derived, tasks.derived, strict=True):
+                column[rows] = new
         self._tasks, self._task_ids = TaskBatch.from_values(self._task_type, values), _read_only(task_ids)
         self._task_params: dict[str, Any] = dict(zip(self._parameter_names, values, strict=True))
         for name, index in self._sign_rows:
@@ -397,8 +397,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         if isinstance(tasks, Mapping):
             return TaskBatch(self._task_type, tasks, self.num_envs)
         if not isinstance(tasks, Sequence) or isinstance(tasks, str | bytes) or len(tasks) != self.num_envs:
-            size = len(tasks) if isinstance(tasks, Sequence) else repr(tasks)
-            raise ValueError(f"there must be one task for each of the {self.num_envs} rows; got {size}.")
+            raise ValueError(f"there must be one task for each of the {self.num_envs} rows; got {tasks!r:.200}.")
         if not isinstance(tasks, TaskBatch):
             tasks = [self._task_type.from_dict(task) if isinstance(task, Mapping) else task for task in tasks]
         batch = TaskBatch.from_tasks(tasks)

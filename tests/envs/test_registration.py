@@ -6,8 +6,10 @@ import gymnasium as gym
 import pytest
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import SyncVectorEnv
 
 import ssm_metarl_gym
+from ssm_metarl_gym.envs import TaskCartPoleVectorEnv, TaskPendulumVectorEnv
 
 TIME_LIMITS = {
     "ssm_metarl/CartPole-v0": 500,
@@ -16,6 +18,11 @@ TIME_LIMITS = {
     "ssm_metarl/Pendulum-v0": 200,
     "ssm_metarl/PendulumPolarity-v0": 200,
     "ssm_metarl/PendulumSwitch-v0": 200,
+}
+# These need MuJoCo, and have tests of their own.
+MUJOCO_TIME_LIMITS = {
+    f"ssm_metarl/{family}-v0": 200
+    for family in ("AntDir", "HalfCheetahDir", "HalfCheetahVel", "HopperParams", "Walker2dParams")
 }
 OPTIONS = [
     {},
@@ -38,7 +45,36 @@ VARIANTS = [
 
 def test_all_families_are_registered_with_their_time_limits():
     specs = {env_id: spec for env_id, spec in gym.registry.items() if spec.namespace == "ssm_metarl"}
-    assert {env_id: spec.max_episode_steps for env_id, spec in specs.items()} == TIME_LIMITS
+    assert {env_id: spec.max_episode_steps for env_id, spec in specs.items()} == TIME_LIMITS | MUJOCO_TIME_LIMITS
+
+
+@pytest.mark.parametrize("env_id", TIME_LIMITS)
+def test_make_vec_makes_the_batched_environment(env_id):
+    env_type = TaskCartPoleVectorEnv if "CartPole" in env_id else TaskPendulumVectorEnv
+    for name in (env_id, f"ssm_metarl_gym:{env_id}"):
+        env = gym.make_vec(name, num_envs=2)
+        assert type(env) is env_type
+        assert env.num_envs == 2
+        assert env.max_episode_steps == TIME_LIMITS[env_id]
+        assert env.spec.id == env_id
+    kwargs = gym.spec(env_id).kwargs
+    assert [kwargs.get("on_failure"), kwargs.get("switch")] == [
+        "restart" if env_id.startswith(("ssm_metarl/CartPoleP", "ssm_metarl/CartPoleS")) else None,
+        {"probability": 0.005} if "Switch" in env_id else None,
+    ]
+
+
+@pytest.mark.parametrize("env_id", TIME_LIMITS)
+def test_make_vec_makes_single_environments_where_it_is_told_to(env_id):
+    envs = gym.make_vec(env_id, num_envs=2, vectorization_mode="sync", context="visible")
+    assert type(envs) is SyncVectorEnv
+    assert [env.spec.id for env in envs.envs] == [env_id] * 2
+    assert envs.single_observation_space == gym.make_vec(env_id, context="visible").single_observation_space
+
+
+@pytest.mark.parametrize("env_id", MUJOCO_TIME_LIMITS)
+def test_what_has_no_batched_environment_has_no_entry_point_for_it(env_id):
+    assert gym.spec(env_id).vector_entry_point is None
 
 
 @pytest.mark.usefixtures("fast_windows")
@@ -78,6 +114,7 @@ def test_gymnasium_imports_the_plugin_by_its_name_and_without_torch():
     script = """if True:
         import sys, gymnasium
         gymnasium.make("ssm_metarl_gym:ssm_metarl/CartPole-v0").reset()
+        gymnasium.make_vec("ssm_metarl_gym:ssm_metarl/CartPole-v0", num_envs=2).reset()
         assert not {"torch", "stable_baselines3"} & set(sys.modules)
     """
     subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)  # noqa: S603

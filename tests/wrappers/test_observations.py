@@ -43,6 +43,13 @@ def make_both(env_fn, twins, mode=AutoresetMode.NEXT_STEP, **kwargs):
     return wrapped, vector_wrapper(SyncVectorEnv([env_fn] * NUM_ENVS, autoreset_mode=mode, **kwargs))
 
 
+def make_both_of_one_row(env_id, twins, mode):
+    """A vector environment of a wrapped one, and the wrapped batched environment of one row, which draws the same."""
+    wrapper, vector_wrapper = twins
+    wrapped = SyncVectorEnv([lambda: wrapper(gym.make(env_id, **ENVS[env_id]))], autoreset_mode=mode)
+    return wrapped, vector_wrapper(gym.make_vec(env_id, 1, autoreset_mode=mode.value, **ENVS[env_id]))
+
+
 def play(env, num_steps=70):
     """All that random actions give back, with resets of some rows: of those that ended, and now and then of others."""
     rng = np.random.default_rng(0)
@@ -52,7 +59,7 @@ def play(env, num_steps=70):
     for _ in range(num_steps):
         history.append(env.step(env.action_space.sample()))
         ended = history[-1][2] | history[-1][3]
-        mask = ended & (mode is AutoresetMode.DISABLED) | (rng.random(NUM_ENVS) < 0.02)
+        mask = ended & (mode is AutoresetMode.DISABLED) | (rng.random(env.num_envs) < 0.02)
         if mask.any():
             history.append(env.reset(options={"reset_mask": mask}))
     return history
@@ -84,16 +91,30 @@ def test_rows_are_bit_identical_to_wrapped_single_environments(env_id, mode, twi
     assert any("final_obs" in step[-1] for step in history) == (mode is AutoresetMode.SAME_STEP)
 
 
+@all_envs
+@all_modes
 @all_twins
-def test_a_natively_batched_environment_is_wrapped_too(twins):
-    plain, wrapped = (gym.make_vec("CartPole-v1", NUM_ENVS, "vector_entry_point") for _ in range(2))
+def test_a_batched_row_is_bit_identical_to_a_wrapped_single_environment(env_id, mode, twins):
+    single, env = make_both_of_one_row(env_id, twins, mode)
+    assert env.observation_space == single.observation_space
+    history = play(env, 150)
+    assert equal(history, play(single, 150))
+    assert np.sum([step[2] | step[3] for step in history if len(step) == 5]) >= 2
+    assert any(np.any(infos.get("restarted", False)) for *_, infos in history) == ("Polarity" in env_id)
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "ssm_metarl/CartPole-v0", "ssm_metarl/Pendulum-v0"])
+@all_twins
+def test_a_natively_batched_environment_is_wrapped_too(env_id, twins):
+    kwargs = ENVS.get(env_id, {})
+    plain, wrapped = (gym.make_vec(env_id, NUM_ENVS, "vector_entry_point", **kwargs) for _ in range(2))
     env = twins[1](wrapped)
     plain.action_space.seed(0)
     observations, shown = plain.reset(seed=0)[0], env.reset(seed=0)[0]
     starts, ended, num_starts = np.ones(NUM_ENVS), np.zeros(NUM_ENVS), 0
     for _ in range(60):
         last = shown.reshape(NUM_ENVS, -1, shown.shape[-1])[:, -1]
-        assert np.array_equal(last[:, :4], observations)
+        assert np.array_equal(last[:, : observations.shape[1]], observations)
         assert np.array_equal(last[:, -1], starts)
         actions = plain.action_space.sample()
         num_starts += starts.sum()

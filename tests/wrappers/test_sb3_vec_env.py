@@ -20,7 +20,8 @@ from stable_baselines3.common.vec_env import (
 from ssm_metarl_gym.tasks import CartPoleTask
 from ssm_metarl_gym.wrappers import HistoryWindow, SB3VecEnv, VectorHistoryWindow
 
-ENV_IDS = ["ssm_metarl/CartPole-v0", "ssm_metarl/CartPolePolarity-v0", "ssm_metarl/Pendulum-v0", "CartPole-v1"]
+OUR_ENV_IDS = ["ssm_metarl/CartPole-v0", "ssm_metarl/CartPolePolarity-v0", "ssm_metarl/Pendulum-v0"]
+ENV_IDS = [*OUR_ENV_IDS, "CartPole-v1"]
 
 
 def make_rows(env_id, n, **kwargs):
@@ -29,6 +30,10 @@ def make_rows(env_id, n, **kwargs):
 
 def make(env_id, n=3, wrapper=lambda env: env, **kwargs):
     return SB3VecEnv(wrapper(SyncVectorEnv(make_rows(env_id, n, **kwargs), autoreset_mode="SameStep")))
+
+
+def make_batched(env_id, n=3, wrapper=lambda env: env, **kwargs):
+    return SB3VecEnv(wrapper(gym.make_vec(env_id, n, autoreset_mode="SameStep", **kwargs)))
 
 
 def exact(value):
@@ -120,6 +125,86 @@ class BatchedEnv(VectorEnv):
 @pytest.mark.parametrize("env_id", ENV_IDS)
 def test_steps_are_those_of_dummy_vec_env(env_id):
     assert play(make(env_id), 210) == play(DummyVecEnv(make_rows(env_id, 3)), 210)
+
+
+@pytest.mark.parametrize("env_id", OUR_ENV_IDS)
+def test_steps_of_one_batched_row_are_those_of_dummy_vec_env(env_id):
+    assert play(make_batched(env_id, 1), 210) == play(DummyVecEnv(make_rows(env_id, 1)), 210)
+    env, dummy = make_batched(env_id, 1, context="visible"), DummyVecEnv(make_rows(env_id, 1, context="visible"))
+    assert play(env, 30) == play(dummy, 30)
+
+
+def test_rows_of_a_batched_environment_have_what_rows_of_their_own_have():
+    env, rows = (make_any("ssm_metarl/CartPole-v0", max_episode_steps=9) for make_any in (make_batched, make))
+    for each in (env, rows):
+        each.seed(0)
+        each.reset()
+    assert env.observation_space == rows.observation_space
+    assert env.action_space == rows.action_space
+    for _ in range(20):
+        (*_, infos), (*_, row_infos) = (each.step(np.array([0, 1, 0])) for each in (env, rows))
+        for info, row_info in zip(infos, row_infos, strict=True):
+            info.pop("terminal_observation", None)
+            row_info.pop("terminal_observation", None)
+            assert info.keys() == row_info.keys()
+            assert info["task_params"].keys() == row_info["task_params"].keys()
+            for name, value in (info | info["task_params"]).items():
+                assert type(value) is type((row_info | row_info["task_params"])[name])
+
+
+def test_the_tasks_and_states_of_a_batched_environment():
+    env = make_batched("ssm_metarl/CartPole-v0", wrapper=VectorStatistics)
+    env.seed(0)
+    state = [[0.1, 0.0, 0.0, 0.0], [0.2, 0.0, 0.0, 0.0], [0.3, 0.0, 0.0, 0.0]]
+    env.set_options([{"task": {"length": 0.3 + 0.1 * i}, "state": state[i], "low": -0.01} for i in range(3)])
+    assert exact(env.reset()) == exact(np.array(state, dtype=np.float32))
+    assert [info["task_params"]["length"] for info in env.reset_infos] == [0.3, 0.4, 0.5]
+    assert env.get_attr("task", [2, 0]) == [CartPoleTask(length=0.5), CartPoleTask(length=0.3)]
+    env.set_attr("task", CartPoleTask(length=0.7, polarity=-1), indices=[1])
+    env.set_attr("state", [0.0, 0.0, 0.25, 0.0], indices=[0])  # about to fall
+    assert [task.length for task in env.get_attr("task")] == [0.3, 0.7, 0.5]
+    assert [row.tolist() for row in env.get_attr("state")] == [[0.0, 0.0, 0.25, 0.0], *state[1:]]
+    _, _, dones, infos = env.step(np.array([0, 0, 0]))
+    assert dones.tolist() == [True, False, False]
+    # What ended did so in its own task, and begins with another one.
+    assert [info["task_params"]["length"] for info in infos] == [0.3, 0.7, 0.5]
+    assert infos[0]["terminal_observation"][2] == np.float32(0.25)
+    assert infos[0]["episode"]["l"] == 1
+    assert env.reset_infos[0]["task_params"]["length"] == env.get_attr("task", 0)[0].length != 0.3
+    assert env.get_attr("max_episode_steps") == [500] * 3
+
+
+def test_what_a_batched_environment_returned_is_the_callers_own():
+    env, other = (make_batched("ssm_metarl/CartPolePolarity-v0", max_episode_steps=5) for _ in range(2))
+    for each in (env, other):
+        each.seed(0)
+        each.reset()
+    for _ in range(12):
+        step, expected = env.step(np.array([0, 1, 1])), other.step(np.array([0, 1, 1]))
+        assert exact(step) == exact(expected)
+        for array in step[:3]:
+            array[:] = 1
+        for info in (*step[3], *env.reset_infos):
+            info.get("task_params", {}).clear()
+            info.clear()
+
+
+def test_frames_of_a_batched_environment():
+    env = make_batched("ssm_metarl/CartPole-v0", 4, render_mode="rgb_array")
+    env.seed(0)
+    env.reset()
+    assert np.array_equal(env.render(), env.env.unwrapped.render_grid())
+    assert np.array_equal(*(frames[0] for frames in (env.get_images(), env.env_method("render", indices=[0]))))
+    env.close()
+
+
+@pytest.mark.parametrize(("env_id", "algorithm"), [("ssm_metarl/CartPole-v0", PPO), ("ssm_metarl/Pendulum-v0", SAC)])
+def test_algorithms_learn_on_a_batched_environment(env_id, algorithm):
+    kwargs = {"n_steps": 8, "batch_size": 16, "n_epochs": 1} if algorithm is PPO else {"learning_starts": 16}
+    model = algorithm("MlpPolicy", make_batched(env_id, 4, VectorStatistics, max_episode_steps=6), seed=0, **kwargs)
+    model.learn(64)
+    assert model.num_timesteps == 64
+    assert len(model.ep_info_buffer) >= 4
 
 
 def test_an_end_that_is_also_cut_off_is_no_truncation():

@@ -1,0 +1,142 @@
+import importlib.util
+import json
+import subprocess
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from ssm_metarl_gym.families import FAMILIES
+from ssm_metarl_gym.tasks import CartPoleTask, PendulumTask, TaskBatch
+
+BALANCING = np.array([0.2, 0.5, 1.0, 1.0, 0.0])
+
+
+@pytest.fixture(scope="module")
+def headroom(checkout):
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("headroom_under_test", checkout / "scripts" / "headroom.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for the module of a class
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+class TestJudge:
+    def test_who_is_told_the_polarity_does_as_well_under_either(self, headroom):
+        judge = headroom.Judge("CartPolePolarity", "interpolation")
+        rows = np.tile(BALANCING, (4, 1))
+        plain, turned = (TaskBatch(CartPoleTask, {"polarity": sign}, 4) for sign in (1, -1))
+        expected = judge(rows, plain, 0, told=False)
+        assert expected.tolist() == [200.0] * 4
+        assert judge(rows, turned, 0, told=True).tolist() == expected.tolist()
+        assert judge(rows, turned, 0, told=False).max() < 100.0
+
+    def test_a_sign_that_flips_is_told_at_every_step(self, headroom):
+        judge = headroom.Judge("CartPoleSwitch", "interpolation")
+        returns = judge(np.tile(BALANCING, (16, 1)), TaskBatch(CartPoleTask, {}, 16), 0, told=True)
+        assert returns.tolist() == [200.0] * 16
+
+    @pytest.mark.parametrize(("family", "task"), [("CartPole", {"length": 0.3}), ("Pendulum", {"m": 1.2})])
+    def test_returns_are_those_of_the_environment(self, headroom, family, task):
+        judge = headroom.Judge(family, "interpolation")
+        parameters = np.random.default_rng(0).standard_normal((1, judge.controller.num_parameters))
+        tasks = TaskBatch(FAMILIES[family].task_type, task, 1)
+        env = gym.make(f"ssm_metarl/{family}-v0")
+        observation, _ = env.reset(seed=3, options={"task": tasks[0]})
+        total, ended, t = 0.0, False, 0
+        while not ended:
+            command = judge.controller.act(parameters, observation[None].astype(np.float64), t)[0]
+            action = int(command[0] > 0) if family == "CartPole" else np.clip(command, -1, 1)
+            observation, reward, terminated, truncated, _ = env.step(action)
+            total, ended, t = total + reward, terminated or truncated, t + 1
+        assert judge(parameters, tasks, 3, told=False) == pytest.approx([total])
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_every_family_has_a_controller_of_the_right_size(self, headroom, family):
+        judge = headroom.Judge(family, "train")
+        env = gym.make(judge.env_id)
+        observations = np.ones((2, *env.observation_space.shape))
+        commands = judge.controller.act(np.ones((2, judge.controller.num_parameters)), observations, 0)
+        assert commands.shape == (2, *(env.action_space.shape or (1,)))
+
+
+class FakeJudge:
+    """Returns fall with the distance from the length of the task, in every parameter."""
+
+    class controller:  # noqa: N801 - stands for an attribute
+        num_parameters = 2
+
+    def __call__(self, parameters, tasks, seed, *, told):
+        return -np.square(parameters - tasks.column("length")[:, None]).sum(axis=1)
+
+
+class TestSearch:
+    @pytest.fixture
+    def budget(self, headroom):
+        return headroom.Budget(num_rounds=40, num_candidates=40, num_tasks=2, num_starts=1)
+
+    def test_finds_the_best_for_each_group_of_tasks(self, headroom, budget):
+        groups = [TaskBatch(CartPoleTask, {"length": lengths}) for lengths in ([1.0, 1.0], [1.0, 2.0])]
+        found = headroom.search(FakeJudge(), groups, budget, np.random.default_rng(0), told=False)
+        assert np.abs(found - [[1.0, 1.0], [1.5, 1.5]]).max() < 0.1
+
+    def test_one_seed_gives_one_result(self, headroom, budget):
+        groups = [TaskBatch(CartPoleTask, {"length": [0.7, 0.8]})]
+        results = [
+            headroom.search(FakeJudge(), groups, budget, np.random.default_rng(seed), told=False).tolist()
+            for seed in (0, 0, 1)
+        ]
+        assert results[0] == results[1] != results[2]
+
+
+def test_the_informed_one_is_better_where_tasks_conflict_and_sees_tasks_that_the_fixed_one_has_not(headroom):
+    budget = headroom.Budget(num_rounds=6, num_candidates=16, num_tasks=8, num_starts=2)
+    result = headroom.compare("CartPolePolarity", "interpolation", budget, seed=0)
+    fixed, informed = np.array(result["fixed"]), np.array(result["informed"])
+    assert fixed.shape == informed.shape == (8,)
+    assert informed.mean() > 150 > 130 > fixed.mean()
+    assert fixed.max() - fixed.min() > 100  # one sign it knows, the other it does not
+    assert headroom.compare("CartPolePolarity", "interpolation", budget, seed=0) == result
+
+
+def test_the_table_holds_means_and_their_difference(headroom):
+    rows = [{"family": "Pendulum", "split": "interpolation", "fixed": [-3.0, -3.0], "informed": [-1.0, -1.0]}]
+    assert headroom.format_table(rows, 0).splitlines()[2] == (
+        "| `Pendulum` | interpolation | -3.0 [-3.0, -3.0] | -1.0 [-1.0, -1.0] | 2.0 [2.0, 2.0] |"
+    )
+
+
+@pytest.mark.slow
+def test_a_quick_run_writes_what_it_prints(headroom, tmp_path):
+    arguments = ["--quick", "--families", "CartPolePolarity", "HalfCheetahDir", "--output", str(tmp_path)]
+    run = subprocess.run([sys.executable, headroom.__file__, *arguments], check=True, capture_output=True, text=True)  # noqa: S603
+    table = (tmp_path / "headroom.md").read_text()
+    assert table in run.stdout
+    results = json.loads((tmp_path / "headroom.json").read_text())
+    assert [(row["family"], row["split"]) for row in results] == [
+        ("CartPolePolarity", "interpolation"),
+        ("CartPolePolarity", "extrapolation"),
+        ("HalfCheetahDir", "interpolation"),
+    ]
+    assert all(np.isfinite([*row["fixed"], *row["informed"]]).all() for row in results)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--seed", "-1"], "--seed must be >= 0"), (["--families", "Cartpole"], "invalid choice: 'Cartpole'")],
+)
+def test_bad_options_are_refused(headroom, arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        headroom.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_the_tasks_of_pendulums_are_told_apart(headroom):
+    judge = headroom.Judge("PendulumPolarity", "extrapolation")
+    drawn = judge.distribution.sample_batch(np.random.default_rng([0, headroom.SEARCH]), 64)
+    others = judge.distribution.sample_batch(np.random.default_rng([0, headroom.EVALUATION]), 64)
+    assert drawn.task_type is PendulumTask
+    assert not set(drawn.task_ids) & set(others.task_ids)
