@@ -64,6 +64,9 @@ class Uniform(Marginal):
     def sample(self, rng: np.random.Generator, size: int) -> Floats:
         """``size`` draws, for each of which ``rng`` is called exactly once: ``Float64[size]``."""
         position = rng.uniform(0.0, sum(high - low for low, high in self.intervals), size)
+        if len(self.intervals) == 1:
+            ((low, high),) = self.intervals
+            return np.minimum(low + position, high)
         draws, found = np.full(size, self.intervals[-1][1]), np.zeros(size, dtype=np.bool_)
         for low, high in self.intervals:
             here = ~found & (position <= high - low)

@@ -61,7 +61,7 @@ class HopperTask(ModelTask):
     """The physics of one hopper, as multiples of those of Gymnasium's ``Hopper-v5``.
 
     Attributes:
-        torso_mass, thigh_mass, leg_mass, foot_mass: Multiples of 7.33, 4.06, 2.78 and 5.32 kg.
+        torso_mass, thigh_mass, leg_mass, foot_mass: Multiples of 3.67, 4.06, 2.78 and 5.32 kg.
         torso_inertia, thigh_inertia, leg_inertia, foot_inertia: Multiples of the rotational inertias, whatever the
             masses.
         thigh_damping, leg_damping, foot_damping: Multiples of 1 N m s/rad, at the joint above the part.
@@ -92,7 +92,7 @@ class Walker2dTask(ModelTask):
     """The physics of one walker, as multiples of those of Gymnasium's ``Walker2d-v5``; ``_left`` marks its left leg.
 
     Attributes:
-        torso_mass, thigh_mass, leg_mass, foot_mass, thigh_left_mass, leg_left_mass, foot_left_mass: Multiples of 7.33
+        torso_mass, thigh_mass, leg_mass, foot_mass, thigh_left_mass, leg_left_mass, foot_left_mass: Multiples of 3.67
             kg for the torso and of 4.06, 2.78 and 3.17 kg for thighs, legs and feet.
         torso_inertia, ...: Multiples of the rotational inertias of the same parts, whatever the masses.
         thigh_damping, ...: Multiples of 0.1 N m s/rad, at the joint above the part; the torso has none.

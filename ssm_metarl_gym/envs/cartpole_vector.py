@@ -15,6 +15,8 @@ __all__ = ["TaskCartPoleVectorEnv"]
 
 # Seconds of a step, and the cart position (m) and the pole angle (rad) beyond which an attempt has failed: Gymnasium's.
 _TAU, _LIMITS = 0.02, (2.4, 12 * 2 * np.pi / 360)
+# The direction of each action.
+_SIGNS = np.array([-1.0, 1.0])
 
 
 class TaskCartPoleVectorEnv(HiddenTaskVectorEnv):
@@ -84,35 +86,32 @@ class TaskCartPoleVectorEnv(HiddenTaskVectorEnv):
 
     def _derive(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         polarity, gravity, masscart, masspole, length, force_mag = values
-        derived = np.empty((7, values.shape[1]))
+        derived = np.empty((6, values.shape[1]))
         derived[0], derived[1], derived[2] = gravity, masspole, length
         np.add(masspole, masscart, out=derived[3])
         np.multiply(masspole, length, out=derived[4])
-        # The forces of the actions 0 and 1.
-        np.multiply(polarity, force_mag, out=derived[6])
-        np.negative(derived[6], out=derived[5])
+        np.multiply(polarity, force_mag, out=derived[5])
         return derived
 
     def _parse_actions(self, actions: Any) -> npt.NDArray[Any]:
-        actions = np.asarray(actions)
-        if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
+        parsed: npt.NDArray[Any] = np.asarray(actions)
+        if parsed.shape != (self.num_envs,) or parsed.dtype.kind not in "iu":
             raise ValueError(
                 f"actions must be {self.num_envs} whole numbers, one for each row; "
-                f"got shape {actions.shape} of {actions.dtype}."
+                f"got shape {parsed.shape} of {parsed.dtype}."
             )
-        right: npt.NDArray[np.bool_] = np.equal(actions, 1, out=self._flags[0])
-        if np.count_nonzero(right) != np.count_nonzero(actions):
-            row = int(np.argmax((actions != 0) & ~right))
-            raise ValueError(f"an action must be 0 or 1; got {actions[row]} in row {row}.")
-        return right
+        right = np.equal(parsed, 1, out=self._flags[0])
+        if np.count_nonzero(right) != np.count_nonzero(parsed):
+            row = int(np.argmax((parsed != 0) & ~right))
+            raise ValueError(f"an action must be 0 or 1; got {parsed[row]} in row {row}.")
+        return parsed
 
     def _advance(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
         # In the order of Gymnasium's equations, operation by operation, so that every bit is the same.
-        gravity, masspole, length, total_mass, polemass_length, pull, push = self._derived
+        gravity, masspole, length, total_mass, polemass_length, push = self._derived
         position_change, angle_change, sine, cosine, work, force = self._scratch
         _, _, angle, angle_speed = self._state
-        np.copyto(force, pull)
-        np.copyto(force, push, where=actions)
+        np.multiply(_SIGNS[actions], push, out=force)
         np.sin(angle, out=sine)
         np.cos(angle, out=cosine)
         # temp = (force + polemass_length * angle_speed^2 * sin) / total_mass
@@ -149,8 +148,8 @@ class TaskCartPoleVectorEnv(HiddenTaskVectorEnv):
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         return parse_bounds(options, (*rows, 4))
 
-    def _write_observations(self, out: Observations) -> None:
-        out.T[:] = self._state
+    def _observe_state(self) -> Observations:
+        return self._state.T.astype(np.float32)
 
     def _infos(self, restarted: npt.NDArray[np.bool_]) -> dict[str, Any]:
         return super()._infos(restarted) | {"restarted": restarted, "_restarted": self._everywhere}

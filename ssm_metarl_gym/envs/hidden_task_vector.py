@@ -29,6 +29,8 @@ Rows = npt.NDArray[np.intp]
 Floats = npt.NDArray[np.float64]
 Observations = npt.NDArray[np.float32]
 
+# The least number of tasks that are drawn at once.
+_BLOCK: Final = 256
 # The countdown of a row whose sign does not flip any more.
 _NEVER: Final = np.iinfo(np.int64).max
 
@@ -58,8 +60,8 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
     stream of tasks, one of switches and one of states: rows that begin an episode in the same step draw in their order.
     One row alone is equal to the single environment under the same seed, too.
 
-    A subclass provides the physics: :meth:`_derive`, :meth:`_advance`, :meth:`_draw_states` and
-    :meth:`_write_observations`.
+    A subclass provides the physics: :meth:`_derive`, :meth:`_parse_actions`, :meth:`_advance`, :meth:`_parse_bounds`
+    and :meth:`_observe_state`.
     """
 
     # The environment of one row: it gives the spaces and draws the pictures.
@@ -130,7 +132,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         self._steps_to_switch = np.full(num_envs, _NEVER)
         self._all_rows = np.arange(num_envs)
         self._everywhere, self._nowhere = _read_only(np.ones(num_envs, np.bool_)), _read_only(self._ended.copy())
-        self._tasks: TaskBatch
+        self._values: Floats
         self._task_ids: npt.NDArray[np.int64]
         names, signs = self._task_type.parameter_names(), self._task_type.signs
         self._sign_rows = [(name, names.index(name)) for name in signs]
@@ -144,7 +146,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
     @property
     def tasks(self) -> TaskBatch:
         """The tasks that govern the next step, one a row. Set them to a sequence of tasks, or to a dictionary."""
-        return self._tasks
+        return TaskBatch.from_values(self._task_type, self._values)
 
     @tasks.setter
     def tasks(self, tasks: Any) -> None:
@@ -190,7 +192,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         super().reset(seed=None if seed is None else int(seed))
         if seed is not None or self._task_rng is None:
             self._task_rng, self._switch_rng = task_streams(self, self._family, self._split)
-            self._next = self.num_envs
+            self._next = len(self._drawn.task_ids)
         rows = self._all_rows if mask is None else np.flatnonzero(mask)
         self._begin(rows, bounds, tasks)
         self._ended[rows] = False
@@ -290,8 +292,8 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         """The lowest and the highest starting state under the options of a reset: two of ``Float64[*rows S]``."""
         raise NotImplementedError
 
-    def _write_observations(self, out: Observations) -> None:
-        """Write what the agents see of the state into ``Float32[n D]``."""
+    def _observe_state(self) -> Observations:
+        """What the agents see of the state: a new array ``Float32[n D]``."""
         raise NotImplementedError
 
     def _prepare_painter(self, row: int) -> None:
@@ -331,13 +333,15 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
             own[rows] = np.broadcast_to(new, shape)[rows]
 
     def _next_tasks(self, num_tasks: int) -> "_Tasks":
-        """The next tasks of the stream. It is drawn n tasks at a time: rows seldom begin together, and draws cost."""
+        """The next tasks of the stream. They are drawn many at a time: rows seldom begin together, and draws cost."""
         start, stop = self._next, self._next + num_tasks
         taken = self._drawn.part(start, stop)
-        missing = stop - self.num_envs
+        missing = stop - len(self._drawn.task_ids)
         if missing > 0:
+            # A row alone draws one at a time, and so the tasks of the single environment.
+            size = 1 if self.num_envs == 1 else max(self.num_envs, _BLOCK)
             rng = cast("np.random.Generator", self._task_rng)
-            self._drawn, stop = self._in_force(self._distribution.sample_batch(rng, self.num_envs)), missing
+            self._drawn, stop = self._in_force(self._distribution.sample_batch(rng, size)), missing
             pairs = zip(taken, self._drawn.part(0, missing), strict=True)
             taken = _Tasks(*(np.concatenate(pair, axis=-1) for pair in pairs))
         self._next = stop
@@ -365,7 +369,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
             self._steps_to_switch[resetting] = _NEVER
         rows = (self._steps_to_switch == 0).nonzero()[0]
         if len(rows):
-            values = self._tasks.values[:, rows]
+            values = self._values[:, rows]
             values[self._sign_rows[0][1]] *= -1.0
             self._set_tasks(rows, self._in_force(TaskBatch.from_values(self._task_type, values)))
             self._steps_to_switch[rows] = self._draw_switches(rows, first=False)
@@ -380,17 +384,17 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         if len(rows) == self.num_envs:
             self._derived = [column.copy() for column in tasks.derived]
         else:
-            values, task_ids = self._tasks.values.copy(), self._task_ids.copy()
+            values, task_ids = self._values.copy(), self._task_ids.copy()
             values[:, rows], task_ids[rows] = tasks.values, tasks.task_ids
             for column, new in zip(self._derived, tasks.derived, strict=True):
                 column[rows] = new
-        self._tasks, self._task_ids = TaskBatch.from_values(self._task_type, values), _read_only(task_ids)
+        self._values, self._task_ids = _read_only(values), _read_only(task_ids)
         self._task_params: dict[str, Any] = dict(zip(self._parameter_names, values, strict=True))
         for name, index in self._sign_rows:
             self._task_params[name] = _read_only(values[index].astype(np.int64))
         self._task_params |= self._masks
         if self._context is not None:
-            self._shown = self._context.normalise(self._tasks)
+            self._shown = self._context.normalise(self.tasks)
 
     def _parse_tasks(self, tasks: Any) -> TaskBatch:
         """The tasks that a user gave, one a row: as they are, as dictionaries, or as a dictionary of columns."""
@@ -423,14 +427,8 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
     # What is handed out.
 
     def _observe(self) -> Observations:
-        observations = np.empty(self.observation_space.shape or (), dtype=np.float32)
-        if self._context is None:
-            self._write_observations(observations)
-        else:
-            size = observations.shape[1] - self._shown.shape[1]
-            self._write_observations(observations[:, :size])
-            observations[:, size:] = self._shown
-        return observations
+        observations = self._observe_state()
+        return observations if self._context is None else np.concatenate([observations, self._shown], axis=1)
 
     def _infos(self, restarted: npt.NDArray[np.bool_]) -> dict[str, Any]:
         """New dictionaries; the arrays in them are read-only and never change after they were handed out."""
@@ -444,7 +442,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
     def _draw(self, row: int) -> Any:
         if not self._started:
             raise gym.error.ResetNeeded("reset() must be called before render().")
-        self._painter.task = self._tasks[row]
+        self._painter.task = self.tasks[row]
         self._painter.state = self._state[:, row].astype(np.float64)
         self._prepare_painter(row)
         return self._painter.render()

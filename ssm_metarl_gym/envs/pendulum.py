@@ -57,7 +57,7 @@ class TaskPendulumEnv(HiddenTask[PendulumTask], PendulumEnv):
     * ``task``: a dictionary of parameters (see ``PendulumTask``) that every episode has, or ``None`` to draw them.
     * ``switch``: ``{"step": n}`` flips the polarity after n steps, ``{"probability": p}`` after any step with
       probability p, ``None`` never.
-    * ``on_failure``: ``"terminate"`` or ``"restart"``, as every family takes it; a pendulum cannot fail.
+    * ``on_failure``: ``"terminate"`` or ``"restart"``, as for CartPole; a pendulum cannot fail.
 
     ``reset(options=...)`` takes ``task`` (a dictionary or a ``PendulumTask``, for this episode), ``state`` (angle and
     angular velocity) and Gymnasium's ``x_init`` and ``y_init``. ``info`` holds ``task_id`` and ``task_params`` (those

@@ -140,10 +140,13 @@ class TaskPendulumVectorEnv(HiddenTaskVectorEnv):
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         return parse_bounds(options, rows)
 
-    def _write_observations(self, out: Observations) -> None:
-        angle, out[:, 2] = self._state
-        out[:, 0] = np.cos(angle, out=self._scratch[0])
-        out[:, 1] = np.sin(angle, out=self._scratch[0])
+    def _observe_state(self) -> Observations:
+        angle, speed = self._state
+        observations = np.empty((3, self.num_envs), dtype=np.float32)
+        observations[0] = np.cos(angle, out=self._scratch[0])
+        observations[1] = np.sin(angle, out=self._scratch[0])
+        observations[2] = speed
+        return observations.T
 
     def _prepare_painter(self, row: int) -> None:
         # No torque has acted yet where the episode has only begun.
