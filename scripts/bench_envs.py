@@ -22,7 +22,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -57,7 +57,7 @@ TARGETS = {
     ("SB3VecEnv", "DummyVecEnv", 64): 15.0,
 }
 HEADER = ("family", "ours", "against", "tasks", "ratio", "10 to 90 %", "target")
-WIDTHS = (20, 9, 17, 6, 7, 16, 6)
+WIDTHS = (19, 9, 17, 5, 5, 12, 6)
 
 Step: TypeAlias = Callable[[Any], Any]  # takes the actions of all rows
 
@@ -169,7 +169,7 @@ def compare_with_dummy(family: str, num_rows: int, options: Options) -> Iterator
     yield from compare(family, num_rows, sides, actions, options.pairs)
 
 
-def compare(family: str, num_rows: int, sides: dict[str, Step], actions: list[Any], pairs: int) -> Iterator[Row]:
+def compare(family: str, num_rows: int, sides: Mapping[str, Step], actions: list[Any], pairs: int) -> Iterator[Row]:
     """The rows of the table that compare the first side with each of the others."""
     (against, baseline), *others = measure_in_turns(sides, actions, pairs).items()
     for ours, seconds in others:
@@ -178,7 +178,7 @@ def compare(family: str, num_rows: int, sides: dict[str, Step], actions: list[An
         yield Row(family, ours, against, num_rows, median, low, high, pairs, TARGETS.get((ours, against, num_rows)))
 
 
-def measure_in_turns(sides: dict[str, Step], actions: list[Any], rounds: int) -> dict[str, list[float]]:
+def measure_in_turns(sides: Mapping[str, Step], actions: list[Any], rounds: int) -> dict[str, list[float]]:
     """The CPU seconds that a step of each side takes, in one chunk for each round."""
     lengths = {name: chunk_length(step, actions) for name, step in sides.items()}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -240,9 +240,14 @@ def resident_memory() -> float:
 def format_row(row: Row) -> str:
     """A line of the table in Markdown."""
     target = "" if row.target is None else f"{row.target:g}"
-    spread = f"{row.low:.2f} to {row.high:.2f}"
-    cells = (row.family, row.ours, row.against, str(row.num_tasks), f"{row.ratio:.2f}", spread, target)
+    spread = f"{format_ratio(row.low)} to {format_ratio(row.high)}"
+    cells = (row.family, row.ours, row.against, str(row.num_tasks), format_ratio(row.ratio), spread, target)
     return format_cells(cells)
+
+
+def format_ratio(ratio: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{ratio:.{2 if ratio < 10 else 1 if ratio < 100 else 0}f}"
 
 
 def format_cells(cells: Sequence[str]) -> str:

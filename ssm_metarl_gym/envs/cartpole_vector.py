@@ -151,5 +151,8 @@ class TaskCartPoleVectorEnv(HiddenTaskVectorEnv):
     def _observe_state(self) -> Observations:
         return self._state.T.astype(np.float32)
 
-    def _infos(self, restarted: npt.NDArray[np.bool_]) -> dict[str, Any]:
-        return super()._infos(restarted) | {"restarted": restarted, "_restarted": self._everywhere}
+    def _infos(self, restarted: npt.NDArray[np.bool_], mask: npt.NDArray[np.bool_] | None = None) -> dict[str, Any]:
+        infos = super()._infos(restarted, mask)
+        if mask is None:
+            return infos | {"restarted": restarted, "_restarted": self._everywhere}
+        return infos | {"restarted": restarted & mask, "_restarted": mask}

@@ -137,7 +137,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         names, signs = self._task_type.parameter_names(), self._task_type.signs
         self._sign_rows = [(name, names.index(name)) for name in signs]
         self._parameter_names = names
-        self._masks = {f"_{name}": self._everywhere for name in names}
+        self._mask_names = [f"_{name}" for name in names]
         tasks = TaskBatch(self._task_type, {}, num_envs) if self._fixed_tasks is None else self._fixed_tasks
         self._set_tasks(self._all_rows, self._in_force(tasks))
         # The tasks that were drawn last, and the first of them that no row has been given yet.
@@ -200,8 +200,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         if states is not None:
             self._state[:, rows] = states[rows].T
         self._started = True
-        infos = self._infos(self._nowhere)
-        return self._observe(), infos if mask is None else _masked(infos, mask)
+        return self._observe(), self._infos(self._nowhere, mask)
 
     def step(
         self, actions: npt.NDArray[Any]
@@ -232,16 +231,17 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
             self._begin(resetting)
         np.logical_or(terminated, truncated, out=self._ended)
         self._num_ended = int(np.count_nonzero(self._ended))
-        observations, infos = self._observe(), self._infos(restarted)
+        observations = self._observe()
+        final: dict[str, Any] = {}
         if self._num_ended and self.autoreset_mode is AutoresetMode.SAME_STEP:
-            ended = self._ended.copy()
-            final: dict[str, Any] = {"final_obs": _rows_of(observations, ended), "_final_obs": ended}
-            final |= {"final_info": _masked(infos, ended), "_final_info": ended.copy()}
+            ended = _read_only(self._ended.copy())
+            final = {"final_obs": _rows_of(observations, ended), "_final_obs": ended}
+            final |= {"final_info": self._infos(restarted, ended), "_final_info": ended}
             self._begin(ended.nonzero()[0])
             self._ended[:], self._num_ended = False, 0
             observations = self._observe()
-            infos = self._infos(_read_only(restarted & ~ended) if self._trial else restarted) | final
-        return observations, rewards, terminated, truncated, infos
+            restarted = _read_only(restarted & ~ended)
+        return observations, rewards, terminated, truncated, self._infos(restarted) | final
 
     def render(self) -> tuple[Any, ...] | None:
         """The picture of every row, as the single environment draws it: a tuple of n frames ``UInt8[H W 3]``."""
@@ -389,10 +389,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
             for column, new in zip(self._derived, tasks.derived, strict=True):
                 column[rows] = new
         self._values, self._task_ids = _read_only(values), _read_only(task_ids)
-        self._task_params: dict[str, Any] = dict(zip(self._parameter_names, values, strict=True))
-        for name, index in self._sign_rows:
-            self._task_params[name] = _read_only(values[index].astype(np.int64))
-        self._task_params |= self._masks
+        self._task_params = self._name_columns(values, self._everywhere)
         if self._context is not None:
             self._shown = self._context.normalise(self.tasks)
 
@@ -422,7 +419,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
             )
         if not (self._started or mask.all()):
             raise gym.error.ResetNeeded("the first reset must be of all rows; got a 'reset_mask' that leaves some out.")
-        return mask.copy()
+        return _read_only(mask.copy())
 
     # What is handed out.
 
@@ -430,14 +427,24 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         observations = self._observe_state()
         return observations if self._context is None else np.concatenate([observations, self._shown], axis=1)
 
-    def _infos(self, restarted: npt.NDArray[np.bool_]) -> dict[str, Any]:
-        """New dictionaries; the arrays in them are read-only and never change after they were handed out."""
-        return {
-            "task_id": self._task_ids,
-            "_task_id": self._everywhere,
-            "task_params": dict(self._task_params),
-            "_task_params": self._everywhere,
-        }
+    def _infos(self, restarted: npt.NDArray[np.bool_], mask: npt.NDArray[np.bool_] | None = None) -> dict[str, Any]:
+        """New dictionaries; the arrays in them are read-only and never change after they were handed out.
+
+        With a mask, those of its rows alone and zeros elsewhere, as Gymnasium's own vector environments give them.
+        """
+        task_ids, params = self._task_ids, self._task_params
+        if mask is not None:
+            task_ids = _read_only(np.where(mask, task_ids, 0))
+            params = self._name_columns(_read_only(np.where(mask, self._values, 0.0)), mask)
+        everywhere = self._everywhere if mask is None else mask
+        return {"task_id": task_ids, "_task_id": everywhere, "task_params": dict(params), "_task_params": everywhere}
+
+    def _name_columns(self, values: Floats, mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
+        """The parameters ``Float64[P n]`` by name, each with the mask of the rows that have it."""
+        columns: dict[str, Any] = dict(zip(self._parameter_names, values, strict=True))
+        for name, index in self._sign_rows:
+            columns[name] = _read_only(values[index].astype(np.int64))
+        return columns | dict.fromkeys(self._mask_names, mask)
 
     def _draw(self, row: int) -> Any:
         if not self._started:
@@ -458,20 +465,9 @@ def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array
 
 
-def _masked(infos: dict[str, Any], mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    """The infos of the rows of ``mask`` alone, zeros elsewhere, as Gymnasium's own vector environments give them."""
-    masked: dict[str, Any] = {}
-    for name, value in infos.items():
-        if isinstance(value, dict):
-            masked[name] = _masked(value, mask)
-        else:
-            masked[name] = value & mask if name.startswith("_") else np.where(mask, value, np.zeros_like(value))
-    return masked
-
-
 def _rows_of(array: npt.NDArray[Any], mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.object_]:
     """One array for each row of ``mask``, None for the others: ``Object[n]``."""
     rows = np.full(len(array), None, dtype=object)
-    for row in np.flatnonzero(mask):
+    for row in mask.nonzero()[0].tolist():
         rows[row] = array[row].copy()
     return rows

@@ -51,7 +51,7 @@ class _HiddenTaskMujoco(HiddenTask[SomeTask]):
         return super().reset(seed=seed, options=check_reset_options(options, ("task",)))
 
     def step(self, action: Any) -> tuple[Floats, Any, bool, bool, dict[str, Any]]:
-        """Apply the torques for one step. The motors clip them to [-1, 1], the cost counts them as given, as Gymnasium's."""
+        """Apply the torques for one step. The motors clip them, the cost counts them as given, as Gymnasium's do."""
         action = np.asarray(action)
         if action.shape != self.action_space.shape or not np.isfinite(action).all():
             raise ValueError(

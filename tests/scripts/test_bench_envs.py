@@ -72,8 +72,9 @@ def test_ratios_are_positive_and_lie_in_their_spread(run):
     for row, cells in zip(results["rows"], read_table(text)[2:], strict=True):
         assert 0.0 < row["low"] <= row["ratio"] <= row["high"] < math.inf
         assert row["pairs"] == 3
-        assert cells[4] == f"{row['ratio']:.2f}"
-        assert cells[5] == f"{row['low']:.2f} to {row['high']:.2f}"
+        numbers = [cells[4], *cells[5].split(" to ")]
+        expected = [row[key] for key in ("ratio", "low", "high")]
+        assert [float(number) for number in numbers] == pytest.approx(expected, rel=0.01, abs=0.006)
 
 
 def test_results_name_versions_and_cpus_but_no_path(run, checkout):
@@ -99,6 +100,11 @@ def test_targets_stand_beside_the_rows_that_have_one(bench_envs):
     }
     assert read_table(bench_envs.format_row(rows["float32", 16384]))[0][-1] == "300"
     assert read_table(bench_envs.format_row(rows["float32", 64]))[0][-1] == ""
+
+
+@pytest.mark.parametrize(("ratio", "text"), [(0.8372, "0.84"), (15.04, "15.0"), (166.7, "167"), (1234.5, "1234")])
+def test_ratios_have_three_digits(bench_envs, ratio, text):
+    assert bench_envs.format_ratio(ratio) == text
 
 
 def test_a_ratio_is_the_median_of_those_of_neighbouring_chunks(bench_envs, monkeypatch):
