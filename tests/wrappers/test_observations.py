@@ -91,6 +91,7 @@ def test_rows_are_bit_identical_to_wrapped_single_environments(env_id, mode, twi
     assert any("final_obs" in step[-1] for step in history) == (mode is AutoresetMode.SAME_STEP)
 
 
+@pytest.mark.slow
 @all_envs
 @all_modes
 @all_twins

@@ -82,7 +82,7 @@ def test_rewards_flags_and_the_wrapped_observation_stay_as_they_are(env_id, obse
 @both_envs
 @both_ways
 @pytest.mark.parametrize("restore", ["episode", "call", "never"])
-@pytest.mark.parametrize("schedule", [{}, {"window": 5, "every": 3, "warmup": 4}])
+@pytest.mark.parametrize("schedule", [{"window": 5, "every": 3, "warmup": 4}, pytest.param({}, marks=pytest.mark.slow)])
 def test_it_does_what_one_would_do_by_hand(env_id, adapts, restore, schedule):
     """By hand, everything is computed anew from the raw transitions of the episode."""
     env = wrap(env_id, adapts, restore=restore, observe_predictions=True, clip=0.7, **schedule)
