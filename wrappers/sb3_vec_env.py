@@ -229,7 +229,7 @@ def _split(
         else:
             entries = _entries(column, rows, num_rows)
         mask: Any = infos.get("_" + name)
-        if mask is full or np.count_nonzero(mask[rows]) == num_rows:
+        if mask is full or mask is None or np.count_nonzero(mask[rows]) == num_rows:
             full = mask
             # Faster than dict(zip(...)), row by row.
             for info, entry in zip(split, entries, strict=True):
@@ -250,11 +250,12 @@ def _split_or_recall(name: str, infos: dict[str, Any], num_rows: int, memory: _M
         present = before.get(key)
         if column is present:
             continue
-        if not isinstance(column, np.ndarray) or column.ndim != 1 or column.dtype == object:
+        if not isinstance(column, np.ndarray) or column.ndim != 1 or column.dtype.kind not in "biuf":
             memory.pop(name, None)
             return _split(infos, slice(None), num_rows)
         if present is not None:
-            changed |= column != present
+            # By bits, which tell -0.0 from 0.0 and find nan equal to itself.
+            changed |= _bits(column) != _bits(present) if column.dtype == present.dtype else True
         before[key] = column if _is_frozen(column) else column.copy()
     (which,) = changed.nonzero()
     if len(which):
@@ -262,6 +263,10 @@ def _split_or_recall(name: str, infos: dict[str, Any], num_rows: int, memory: _M
             rows[i] = info
     memory[name] = before, rows
     return [info.copy() for info in rows]
+
+
+def _bits(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return column.view(f"u{column.itemsize}") if column.dtype.kind == "f" and column.itemsize <= 8 else column
 
 
 def _is_frozen(column: npt.NDArray[Any]) -> bool:

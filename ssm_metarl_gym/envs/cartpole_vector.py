@@ -15,8 +15,6 @@ __all__ = ["TaskCartPoleVectorEnv"]
 
 # Seconds of a step, and the cart position (m) and the pole angle (rad) beyond which an attempt has failed: Gymnasium's.
 _TAU, _LIMITS = 0.02, (2.4, 12 * 2 * np.pi / 360)
-# The direction of each action.
-_SIGNS = np.array([-1.0, 1.0])
 
 
 class TaskCartPoleVectorEnv(HiddenTaskVectorEnv):
@@ -79,10 +77,11 @@ class TaskCartPoleVectorEnv(HiddenTaskVectorEnv):
             autoreset_mode=autoreset_mode,
             dtype=dtype,
         )
-        self._scratch = np.empty((6, num_envs), dtype=self._dtype)
-        self._flags = np.empty((2, num_envs), dtype=np.bool_)
+        shapes = (num_envs,), (num_envs,), (2, num_envs), (4, num_envs)
+        self._scratch = [np.empty(shape, dtype=self._dtype) for shape in shapes]
         self._ones = np.ones(num_envs)
-        self._limits = np.array([[limit] for limit in _LIMITS])
+        # The direction of each action.
+        self._signs = np.array([-1.0, 1.0], dtype=self._dtype)
 
     def _derive(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         polarity, gravity, masscart, masspole, length, force_mag = values
@@ -100,32 +99,34 @@ class TaskCartPoleVectorEnv(HiddenTaskVectorEnv):
                 f"actions must be {self.num_envs} whole numbers, one for each row; "
                 f"got shape {parsed.shape} of {parsed.dtype}."
             )
-        right = np.equal(parsed, 1, out=self._flags[0])
-        if np.count_nonzero(right) != np.count_nonzero(parsed):
-            row = int(np.argmax((parsed != 0) & ~right))
+        # Shifted by a bit, 0 and 1 are 0 and nothing else is.
+        if np.count_nonzero(parsed >> 1):
+            row = int(np.argmax(parsed >> 1 != 0))
             raise ValueError(f"an action must be 0 or 1; got {parsed[row]} in row {row}.")
-        return parsed
+        return parsed.astype(np.intp, copy=False)
 
     def _advance(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
         # In the order of Gymnasium's equations, operation by operation, so that every bit is the same.
         gravity, masspole, length, total_mass, polemass_length, push = self._derived
-        position_change, angle_change, sine, cosine, work, force = self._scratch
-        _, _, angle, angle_speed = self._state
-        np.multiply(_SIGNS[actions], push, out=force)
+        sine, cosine, quotients, changes = self._scratch
+        temp, work = quotients
+        acceleration, angle_acceleration = changes[1], changes[3]
+        position, _, angle, angle_speed = self._state
         np.sin(angle, out=sine)
         np.cos(angle, out=cosine)
-        # temp = (force + polemass_length * angle_speed^2 * sin) / total_mass
-        temp = np.square(angle_speed, out=position_change)
+        # temp = (force + polemass_length * angle_speed^2 * sin) / total_mass, work = masspole * cos^2 / total_mass
+        force = self._signs.take(actions, out=acceleration, mode="clip")
+        force *= push
+        np.square(angle_speed, out=temp)
         temp *= polemass_length
         temp *= sine
         temp += force
-        temp /= total_mass
-        # angle_acceleration = (gravity * sin - cos * temp) / (length * (4/3 - masspole * cos^2 / total_mass))
-        angle_acceleration = np.multiply(gravity, sine, out=angle_change)
-        angle_acceleration -= np.multiply(cosine, temp, out=work)
         np.square(cosine, out=work)
         work *= masspole
-        work /= total_mass
+        quotients /= total_mass
+        # angle_acceleration = (gravity * sin - cos * temp) / (length * (4/3 - work))
+        np.multiply(gravity, sine, out=angle_acceleration)
+        angle_acceleration -= np.multiply(cosine, temp, out=sine)
         np.subtract(4.0 / 3.0, work, out=work)
         work *= length
         angle_acceleration /= work
@@ -133,15 +134,14 @@ class TaskCartPoleVectorEnv(HiddenTaskVectorEnv):
         np.multiply(polemass_length, angle_acceleration, out=work)
         work *= cosine
         work /= total_mass
-        temp -= work
+        np.subtract(temp, work, out=acceleration)
         # Positions move with the old speeds.
-        positions, speeds = self._state[0::2], self._state[1::2]
-        positions += np.multiply(_TAU, speeds, out=self._scratch[2:4])
-        accelerations = self._scratch[0:2]
-        accelerations *= _TAU
-        speeds += accelerations
-        np.greater(np.abs(positions, out=self._scratch[2:4]), self._limits, out=self._flags)
-        return self._ones.copy(), np.logical_or(self._flags[0], self._flags[1])
+        changes[0::2] = self._state[1::2]
+        changes *= _TAU
+        self._state += changes
+        failed: npt.NDArray[np.bool_] = np.abs(position, out=sine) > _LIMITS[0]
+        failed |= np.abs(angle, out=cosine) > _LIMITS[1]
+        return self._ones.copy(), failed
 
     def _parse_bounds(
         self, options: Mapping[str, Any], rows: tuple[int, ...]

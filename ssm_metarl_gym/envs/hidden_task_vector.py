@@ -353,7 +353,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         states = self.np_random.random((len(rows), self.state_size))
         states *= spread
         states += low
-        self._state[:, rows] = states.T
+        self._state.T[rows] = states
 
     def _draw_switches(self, rows: Rows, *, first: bool) -> Any:
         """The number of steps until the sign of each of ``rows`` flips."""
@@ -385,7 +385,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
             self._derived = [column.copy() for column in tasks.derived]
         else:
             values, task_ids = self._values.copy(), self._task_ids.copy()
-            values[:, rows], task_ids[rows] = tasks.values, tasks.task_ids
+            values.T[rows], task_ids[rows] = tasks.values.T, tasks.task_ids
             for column, new in zip(self._derived, tasks.derived, strict=True):
                 column[rows] = new
         self._values, self._task_ids = _read_only(values), _read_only(task_ids)
@@ -457,11 +457,14 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
 
 def _low_and_spread(bounds: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
     low, high = bounds
-    return low, high - low
+    spread = high - low
+    if (low == low.flat[0]).all() and (spread == spread.flat[0]).all():
+        return low.flat[0], spread.flat[0]  # type: ignore[return-value]  # arithmetic with one number is faster
+    return low, spread
 
 
 def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    array.flags.writeable = False
+    array.setflags(write=False)  # twice as fast as the attribute of the flags
     return array
 
 

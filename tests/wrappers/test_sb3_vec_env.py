@@ -512,3 +512,56 @@ def test_replay_buffers_fill_from_many_rows(algorithm, env_id):
     model.learn(96)
     assert model.num_timesteps == 96
     assert model.replay_buffer.size() == 32
+
+
+class ScriptedVectorEnv(VectorEnv):
+    """Two rows whose episodes never end, with the infos that it is given."""
+
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - as Gymnasium has it
+    num_envs = 2
+    single_observation_space, single_action_space = spaces.Box(0, 1, (1,)), spaces.Discrete(2)
+
+    def __init__(self, infos):
+        self.infos = iter(infos)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros((2, 1), np.float32), {}
+
+    def step(self, actions):
+        no = np.zeros(2, np.bool_)
+        return np.zeros((2, 1), np.float32), np.zeros(2), no, no, next(self.infos)
+
+
+def rows_of(*infos):
+    env = SB3VecEnv(ScriptedVectorEnv(infos))
+    env.reset()
+    return [[info | {"TimeLimit.truncated": None} for info in env.step([0, 0])[3]] for _ in infos]
+
+
+def test_infos_with_and_without_masks_mix():
+    mask = np.array([True, False])
+    (rows,) = rows_of({"a": np.arange(2), "_a": np.ones(2, np.bool_), "b": np.arange(2), "c": np.arange(2), "_c": mask})
+    assert rows == [
+        {"a": 0, "b": 0, "c": 0, "TimeLimit.truncated": None},
+        {"a": 1, "b": 1, "TimeLimit.truncated": None},
+    ]
+
+
+def test_nested_infos_are_told_apart_by_every_bit_and_type():
+    columns = [np.array([0.0, 1.0]), np.array([-0.0, 1.0]), np.array([0, 1]), np.array([np.nan, 1.0], np.float32)]
+    steps = rows_of(*({"nested": {"x": column}} for column in columns))
+    for rows, column in zip(steps, columns, strict=True):
+        assert [repr(row["nested"]["x"]) for row in rows] == [repr(entry) for entry in column.tolist()]
+
+
+def test_nested_infos_that_are_written_in_place_are_seen():
+    column = np.zeros(2)
+
+    def infos():
+        for i in range(3):
+            column[0] = i
+            yield {"nested": {"x": column}}
+
+    env = SB3VecEnv(ScriptedVectorEnv(infos()))
+    env.reset()
+    assert [env.step([0, 0])[3][0]["nested"]["x"] for _ in range(3)] == [0.0, 1.0, 2.0]
