@@ -4,6 +4,7 @@ Whoever samples brings the generator, so that one seed gives one sequence wherev
 """
 
 import functools
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Marginal:
-    """The distribution of one parameter, the base class of the three that there are."""
+    """The distribution of one parameter: a ``Uniform``, a ``LogUniform`` or a ``Choice``, and no other."""
 
     def sample(self, rng: np.random.Generator, size: int) -> Floats:
         """``size`` draws, for each of which ``rng`` is called exactly once: ``Float64[size]``."""
@@ -59,7 +60,7 @@ class Uniform(Marginal):
     def __init__(self, *intervals: tuple[float, float]) -> None:
         if not intervals or not all(_is_interval(interval) for interval in intervals):
             raise ValueError(f"Uniform needs at least one interval (low, high) with low <= high; got {intervals}.")
-        object.__setattr__(self, "intervals", tuple((float(low), float(high)) for low, high in intervals))
+        object.__setattr__(self, "intervals", _disjoint(intervals))
 
     def sample(self, rng: np.random.Generator, size: int) -> Floats:
         """``size`` draws, for each of which ``rng`` is called exactly once: ``Float64[size]``."""
@@ -97,11 +98,16 @@ class LogUniform(Marginal):
     def __init__(self, *intervals: tuple[float, float]) -> None:
         if not intervals or not all(_is_interval(interval) and interval[0] > 0.0 for interval in intervals):
             raise ValueError(f"LogUniform needs at least one interval (low, high), 0 < low <= high; got {intervals}.")
-        object.__setattr__(self, "intervals", tuple((float(low), float(high)) for low, high in intervals))
+        object.__setattr__(self, "intervals", _disjoint(intervals))
 
     @functools.cached_property
     def _logarithm(self) -> Uniform:
-        return Uniform(*((math.log(low), math.log(high)) for low, high in self.intervals))
+        # Not by the constructor: intervals that are disjoint may have logarithms that rounding brings together.
+        logarithm = object.__new__(Uniform)
+        object.__setattr__(
+            logarithm, "intervals", tuple((math.log(low), math.log(high)) for low, high in self.intervals)
+        )
+        return logarithm
 
     def sample(self, rng: np.random.Generator, size: int) -> Floats:
         """``size`` draws, for each of which ``rng`` is called exactly once: ``Float64[size]``."""
@@ -223,9 +229,10 @@ class TaskDistribution(_Distribution):
     _items: tuple[tuple[str, Marginal], ...]
 
     def __init__(self, task_type: type[Task], parameters: Mapping[str, Marginal]) -> None:
-        for name, marginal in parameters.items():
+        for name in (*task_type.signs, *task_type.positive, *parameters):
             check_choice(f"a parameter of {task_type.__name__}", name, task_type.parameter_names())
-            if not isinstance(marginal, Marginal):
+        for name, marginal in parameters.items():
+            if type(marginal) not in _MARGINAL_NAMES:
                 raise ValueError(f"{name} must have a Uniform, a LogUniform or a Choice; got {marginal!r}.")
             if name in task_type.signs and not isinstance(marginal, Choice):
                 raise ValueError(f"{name} must have a Choice of +1 and -1, as it is a sign; got {marginal!r}.")
@@ -384,6 +391,15 @@ def _find_task_type(name: str) -> type[Task]:
     known = {task_type.__name__: task_type for task_type in subclasses(Task)}
     check_choice("task_type", name, list(known))
     return known[name]
+
+
+def _disjoint(intervals: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """The intervals as floats, or a ValueError where two overlap or one of several is a point, which is never drawn."""
+    ordered = sorted((float(low), float(high)) for low, high in intervals)
+    overlap = any(high > low for (_, high), (low, _) in itertools.pairwise(ordered))
+    if overlap or (len(ordered) > 1 and any(low == high for low, high in ordered)):
+        raise ValueError(f"several intervals must be disjoint and none of them a point; got {tuple(intervals)}.")
+    return tuple((float(low), float(high)) for low, high in intervals)
 
 
 def _is_interval(interval: Any) -> bool:

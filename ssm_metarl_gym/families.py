@@ -41,6 +41,7 @@ class TaskFamily:
         extrapolation: That of the split ``extrapolation``: every parameter outside its training range. None where there
             is no such split.
         interpolation: That of the split ``interpolation``; None for the one of ``train``, from a stream of its own.
+            Where ``train`` is a finite set, there is no such split unless it is given.
 
     Raises:
         ValueError: The distributions are of different types of tasks.
@@ -54,7 +55,8 @@ class TaskFamily:
     def __post_init__(self) -> None:
         for split in SPLITS:
             distribution = getattr(self, split)
-            if not isinstance(distribution, TaskDistribution | TaskSet) and (split == "train" or distribution):
+            is_missing = distribution is None and split != "train"
+            if not (is_missing or isinstance(distribution, TaskDistribution | TaskSet)):
                 raise ValueError(f"{split} must be a TaskDistribution or a TaskSet; got {distribution!r}.")
         types = {split: getattr(self, split).task_type for split in SPLITS if getattr(self, split) is not None}
         if len(set(types.values())) > 1:
@@ -68,13 +70,17 @@ class TaskFamily:
     @property
     def splits(self) -> list[str]:
         """The splits that the family has."""
-        return [split for split in SPLITS if split != "extrapolation" or self.extrapolation is not None]
+        missing = {"extrapolation"} if self.extrapolation is None else set()
+        # The tasks of a finite set are all trained on: none would be held out.
+        if self.interpolation is None and isinstance(self.train, TaskSet):
+            missing.add("interpolation")
+        return [split for split in SPLITS if split not in missing]
 
     def distribution(self, split: str) -> TaskDistribution | TaskSet:
         """The distribution of a split."""
         check_choice("split", split, self.splits)
         distribution: TaskDistribution | TaskSet | None = getattr(self, split)
-        return distribution or self.train
+        return self.train if distribution is None else distribution
 
     def generator(self, split: str, seed: int) -> np.random.Generator:
         """A generator for the tasks of a split; different splits never share a stream, whatever the seed."""

@@ -51,11 +51,11 @@ class Task:
     @property
     def task_id(self) -> int:
         """A 63-bit digest of the parameters: equal tasks have equal ids, in every process."""
-        return int(_task_ids(type(self), np.array([[value] for value in self.__dict__.values()], dtype=np.float64))[0])
+        return int(_task_ids(type(self), np.array([[value] for value in self.to_dict().values()]))[0])
 
     def to_dict(self) -> dict[str, float]:
         """All parameters by name, as a new dictionary: the exact inverse of :meth:`from_dict`."""
-        return dict(self.__dict__)
+        return {name: getattr(self, name) for name in self.parameter_names()}
 
     @classmethod
     def from_dict(cls, parameters: Mapping[str, Any]) -> Self:
@@ -157,7 +157,7 @@ class TaskBatch(Sequence[Task]):
 
     @classmethod
     def from_values(cls, task_type: type[Task], values: npt.NDArray[np.float64]) -> "TaskBatch":
-        """A batch of parameters that are known to be valid, ``Float64[P n]``, which it takes over without a copy."""
+        """A batch of valid parameters, ``Float64[P n]``: takes the array over, and makes it read-only."""
         batch = cls.__new__(cls)
         batch._set(task_type, values)
         return batch
@@ -169,7 +169,7 @@ class TaskBatch(Sequence[Task]):
             return tasks
         if not tasks or len({type(task) for task in tasks}) != 1 or not isinstance(tasks[0], Task):
             raise ValueError(f"a batch needs at least one task, all of one type; got {list(tasks)!r:.200}.")
-        values = np.array([tuple(task.__dict__.values()) for task in tasks], dtype=np.float64)
+        values = np.array([tuple(task.to_dict().values()) for task in tasks], dtype=np.float64)
         return cls.from_values(type(tasks[0]), np.ascontiguousarray(values.T))
 
     def _set(self, task_type: type[Task], values: npt.NDArray[np.float64]) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ssm_metarl_gym.distributions import (
     Choice,
     LogUniform,
+    Marginal,
     TaskDistribution,
     TaskSet,
     Uniform,
@@ -78,7 +79,7 @@ class TestMarginals:
             LogUniform((0.35, 2.82)),  # where exp(log(low)) < low and exp(log(high)) > high
             LogUniform((3, 4), (0.35, 2.82)),
             LogUniform((1e10, 1e10 + 4e-6)),  # whose ends have the same logarithm
-            LogUniform((3, 3 + 2**-51), (0.1, 0.1)),
+            LogUniform((3, 3 + 2**-51), (0.1, 0.1 + 2**-55)),
         ],
     )
     def test_rounding_carries_no_draw_out_of_its_interval(self, marginal):
@@ -387,11 +388,39 @@ class TestTaskDistribution:
             TaskDistribution(CartPoleTask, parameters)
 
 
+@pytest.mark.parametrize("marginal", [Uniform, LogUniform])
+@pytest.mark.parametrize(
+    "intervals", [((1, 3), (2, 4)), ((2, 4), (1, 3)), ((1, 5), (2, 3)), ((1, 1), (2, 2)), ((1, 2), (4, 4))]
+)
+def test_several_intervals_must_be_disjoint_and_have_a_length(marginal, intervals):
+    with pytest.raises(ValueError, match="several intervals must be disjoint and none of them a point; got"):
+        marginal(*intervals)
+    assert marginal((1, 2), (2, 3)).bounds == (1, 3)
+
+
+def test_other_marginals_are_refused_and_so_are_names_that_no_parameter_has():
+    class Normal(Marginal):
+        pass
+
+    with pytest.raises(ValueError, match="m must have a Uniform, a LogUniform or a Choice; got"):
+        TaskDistribution(PendulumTask, {"m": Normal()})
+
+    @dataclass(frozen=True)
+    class MisspeltTask(Task):
+        positive = ("mas",)
+        mass: float = 1.0
+
+    with pytest.raises(
+        ValueError, match=r"a parameter of MisspeltTask must be one of .*got 'mas'. Did you mean 'mass'\?"
+    ):
+        TaskDistribution(MisspeltTask, {})
+
+
 class TestSplit:
     distribution = TaskDistribution(CartPoleTask, {"length": LogUniform((0.25, 0.75)), "polarity": Choice(-1, 1)})
     two_levels = TaskDistribution(
         PendulumTask,
-        {"polarity": Choice(-1, 1), "m": Choice(1, 2, 2), "g": Uniform((9, 9)), "l": LogUniform((2, 2), (2, 2))},
+        {"polarity": Choice(-1, 1), "m": Choice(1, 2, 2), "g": Uniform((9, 9)), "l": LogUniform((2, 2))},
     )
 
     def test_sets_have_their_sizes_and_share_no_task(self):
@@ -441,7 +470,6 @@ class TestSplit:
         [
             (Uniform((1, 1 + 2**-52)), 2),
             (LogUniform((1e10, 1e10 + 4e-6)), 1),
-            (Uniform((1, 1), (2, 2)), 1),  # a point has no length, so that the first one gets it all
         ],
     )
     def test_gives_up_where_intervals_hold_next_to_nothing(self, marginal, available):

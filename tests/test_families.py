@@ -249,3 +249,17 @@ class TestParsing:
     def test_names_and_dictionaries_are_checked(self, given, message):
         with pytest.raises(ValueError, match=message):
             parse_family(given, PendulumTask)
+
+
+def test_a_finite_set_that_is_trained_on_holds_nothing_out():
+    family = TaskFamily(SET)
+    assert family.splits == ["train"]
+    with pytest.raises(ValueError, match="split must be one of \\['train'\\]; got 'interpolation'"):
+        family.distribution("interpolation")
+    assert TaskFamily(SET, interpolation=HEAVY).splits == ["train", "interpolation"]
+
+
+@pytest.mark.parametrize("nothing", [{}, "", 0, False])
+def test_only_none_stands_for_a_split_that_is_not_there(nothing):
+    with pytest.raises(ValueError, match="extrapolation must be a TaskDistribution or a TaskSet; got"):
+        TaskFamily(LIGHT, nothing)

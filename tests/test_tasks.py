@@ -1,3 +1,4 @@
+import functools
 import itertools
 import json
 import math
@@ -359,3 +360,24 @@ class TestTaskBatch:
     def test_needs_tasks_of_one_type(self, tasks):
         with pytest.raises(ValueError, match="a batch needs at least one task, all of one type; got "):
             TaskBatch.from_tasks(tasks)
+
+
+def test_only_the_fields_of_a_task_are_its_parameters():
+    @dataclass(frozen=True, slots=True)
+    class SlottedTask(Task):
+        mass: float = 1.0
+
+    @dataclass(frozen=True)
+    class CachingTask(Task):
+        mass: float = 1.0
+
+        @functools.cached_property
+        def weight(self):
+            return 9.8 * self.mass
+
+    for task in (SlottedTask(2.0), CachingTask(2.0)):
+        first_id = task.task_id
+        assert getattr(task, "weight", 19.6) == 19.6
+        assert task.to_dict() == {"mass": 2.0}
+        assert task.task_id == first_id == type(task)(2.0).task_id
+        assert TaskBatch.from_tasks([task, task]).values.tolist() == [[2.0, 2.0]]

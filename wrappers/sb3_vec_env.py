@@ -30,7 +30,8 @@ class SB3VecEnv(VecEnv):
     The rows of a batched environment are no objects, so attributes are looked up in the vector environment, the outer
     wrapper first. A sequence or array of ``num_envs`` entries has one for each row (``task`` reads ``tasks``, of all
     rows); any other value is that of every row and can only be set for all of them. ``env_method`` calls the method
-    once for all rows, and divides what it returns in the same way. In a ``SyncVectorEnv`` each row is asked by itself.
+    once, for all rows whatever the indices, and divides what it returns in the same way. In a ``SyncVectorEnv`` each
+    row is asked by itself.
 
     Example:
         >>> tasks = gym.make_vec("ssm_metarl/CartPolePolarity-v0", num_envs=64, autoreset_mode="SameStep")
@@ -242,7 +243,7 @@ def _split(
 
 def _split_or_recall(name: str, infos: dict[str, Any], num_rows: int, memory: _Memory) -> list[dict[str, Any]]:
     """Nested infos, split; only the rows that changed anew, because those of a task seldom do."""
-    before, rows = memory.get(name, ({}, []))
+    before, rows = memory.pop(name, ({}, []))
     if len(rows) != num_rows or before.keys() != infos.keys():
         before, rows = {}, _split(infos, slice(None), num_rows)
     changed = np.zeros(num_rows, dtype=np.bool_)
@@ -251,7 +252,6 @@ def _split_or_recall(name: str, infos: dict[str, Any], num_rows: int, memory: _M
         if column is present:
             continue
         if not isinstance(column, np.ndarray) or column.ndim != 1 or column.dtype.kind not in "biuf":
-            memory.pop(name, None)
             return _split(infos, slice(None), num_rows)
         if present is not None:
             # By bits, which tell -0.0 from 0.0 and find nan equal to itself.
@@ -271,14 +271,19 @@ def _bits(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _is_frozen(column: npt.NDArray[Any]) -> bool:
     """Whether nobody can write to an array, so that the same array has the same content."""
-    return not column.flags.writeable and (column.base is None or not column.base.flags.writeable)
+    base = column.base
+    return not column.flags.writeable and (base is None or (isinstance(base, np.ndarray) and not base.flags.writeable))
 
 
 def _entries(column: Any, rows: npt.NDArray[np.intp] | slice, num_rows: int) -> list[Any]:
     """The entries of a column in the given rows."""
     if isinstance(column, dict):
         return _split(column, rows, num_rows)
-    taken = np.asarray(column)[rows]
+    # A list may hold entries of different kinds; a single value is that of every row.
+    array = np.asarray(column, dtype=object if isinstance(column, list) else None)
+    if array.ndim == 0:
+        return [deepcopy(column) for _ in range(num_rows)]
+    taken = array[rows]
     if taken.dtype == object:
         return [deepcopy(entry) for entry in taken]
     if taken.ndim == 1:

@@ -79,6 +79,7 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
         switch: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
+        self._check_parameters(kwargs)
         self._family = parse_family(family, self.task_type)
         self._distribution = self._family.distribution(split)
         self._split = split
@@ -95,6 +96,15 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
         self._constructed = True
         self.task = self._fixed_task or self.task_type()
         self.observation_space = observable_space(self.observation_space, self._context)
+
+    @classmethod
+    def _check_parameters(cls, kwargs: Mapping[str, Any]) -> None:
+        """Every ``TaskParameter`` must be one of the task, which alone sets it."""
+        for name in dir(cls):
+            if isinstance(getattr(cls, name), TaskParameter):
+                check_choice(f"a TaskParameter of {cls.__name__}", name, cls.task_type.parameter_names())
+                if name in kwargs:
+                    raise ValueError(f"{name} is set by the task; got {name}={kwargs[name]!r}. Give task={{...}}.")
 
     @property
     def task(self) -> SomeTask:
@@ -201,6 +211,10 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
         # Pygame's surfaces can be neither copied nor pickled; the next render makes new ones.
         return self.__dict__ | {name: None for name in ("screen", "clock", "surf") if name in self.__dict__}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Gymnasium's EzPickle would call the environment's own constructor instead, without the family.
+        self.__dict__.update(state)
+
 
 class TaskParameter:
     """A parameter that lives in the task alone, so that it, the task and what is derived from both never disagree."""
@@ -245,6 +259,12 @@ def shown_parameters(family: TaskFamily, context: str, switch: Mapping[str, Any]
 
 def observable_space(space: Any, context: TaskDistribution | None) -> Any:
     """The space of the observations: finite bounds, and room for the parameters where they are visible."""
+    if not isinstance(space, spaces.Box):
+        raise ValueError(f"an environment with a hidden task must have a Box as observation space; got {space}.")
+    if not np.issubdtype(space.dtype, np.floating) or len(space.shape) != 1:
+        if context is not None:
+            raise ValueError(f"context='visible' needs a one-dimensional Box of floats to append to; got {space}.")
+        return space
     # Environment checkers warn of infinite bounds, and a space with the greatest float64 as bound cannot be sampled.
     largest = np.finfo(np.float32).max
     low, high = np.clip(space.low, -largest, largest), np.clip(space.high, -largest, largest)

@@ -68,6 +68,8 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
     single_env_type: ClassVar[type[HiddenTask[Any]]]
     state_size: ClassVar[int]
     reset_options: ClassVar[tuple[str, ...]]
+    # None until it is made: Gymnasium closes an environment whose arguments were refused, too.
+    _painter: Any = None
 
     def __init__(
         self,
@@ -112,7 +114,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         self._switch_rng: np.random.Generator | None = None
 
         single = self.single_env_type(family=self._family, split=split, render_mode=render_mode)
-        self._painter: Any = single
+        self._painter = single
         self.metadata = single.metadata | {"render_modes": ["rgb_array"], "autoreset_mode": self.autoreset_mode}
         self.single_observation_space = observable_space(single.observation_space, self._context)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -167,7 +169,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         """Start an episode in every row, or in those of a mask.
 
         Args:
-            seed: Seeds all streams. One number, however many rows there are.
+            seed: Seeds all streams. One number, however many rows there are, and only where all of them are reset.
             options: What the single environment takes, with one entry for each row: ``tasks`` (a sequence of tasks or a
                 dictionary of columns) and ``state`` (``Float[n S]``). ``reset_mask`` (``Bool[n]``) chooses the rows;
                 those of the others are then ignored.
@@ -188,6 +190,8 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         bounds = _low_and_spread(self._parse_bounds(options, (self.num_envs,))) if options else None
         if not (seed is None or isinstance(seed, int | np.integer)):
             raise ValueError(f"seed must be one int for all {self.num_envs} rows, or None; got {seed!r}.")
+        if seed is not None and mask is not None and not mask.all():
+            raise ValueError(f"a seed is for all rows, which share their streams; got seed={seed} with a 'reset_mask'.")
         # Nothing may change before every option is known to be valid.
         super().reset(seed=None if seed is None else int(seed))
         if seed is not None or self._task_rng is None:
@@ -263,7 +267,8 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the window in which the pictures are drawn."""
-        self._painter.close()
+        if self._painter is not None:
+            self._painter.close()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state

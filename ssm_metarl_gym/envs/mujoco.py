@@ -53,7 +53,7 @@ class _HiddenTaskMujoco(HiddenTask[SomeTask]):
     def step(self, action: Any) -> tuple[Floats, Any, bool, bool, dict[str, Any]]:
         """Apply the torques for one step. The motors clip them, the cost counts them as given, as Gymnasium's do."""
         action = np.asarray(action)
-        if action.shape != self.action_space.shape or not np.isfinite(action).all():
+        if action.shape != self.action_space.shape or action.dtype.kind not in "iuf" or not np.isfinite(action).all():
             raise ValueError(
                 f"an action must be finite numbers in an array of shape {self.action_space.shape}; got {action!r}."
             )
@@ -66,9 +66,6 @@ class _HiddenTaskMujoco(HiddenTask[SomeTask]):
         renderer = copy.copy(self.mujoco_renderer)
         renderer.viewer, renderer._viewers = None, {}
         return super().__getstate__() | {"mujoco_renderer": renderer}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
 
 
 class TaskHalfCheetahVelEnv(_HiddenTaskMujoco[HalfCheetahVelTask], HalfCheetahEnv):

@@ -36,7 +36,8 @@ class TaskPendulumVectorEnv(HiddenTaskVectorEnv):
         task: A dictionary of parameters that every episode has; a value may be a list with one number for each row.
         switch: As for the single environment; ``{"step": [...]}`` may hold one number for each row.
         render_mode: ``"rgb_array"``, or None.
-        autoreset_mode: ``"NextStep"``, ``"SameStep"`` or ``"Disabled"``, as in Gymnasium's ``AutoresetMode``.
+        autoreset_mode: ``"NextStep"``, ``"SameStep"`` or ``"Disabled"``; or a member of Gymnasium's ``AutoresetMode``,
+            which JSON cannot hold.
         dtype: ``"float64"`` is exact; ``"float32"`` is faster and drifts from the single environment by rounding.
 
     ``reset(options=...)`` takes, with one entry for each row, ``tasks`` (a sequence of tasks or dictionaries, or a

@@ -1083,3 +1083,14 @@ def test_memory_does_not_grow_with_the_steps(family, num_steps):
     finally:
         tracemalloc.stop()
     assert after - before < 64 * 1024  # one result takes about 40 kB
+
+
+def test_a_seed_is_for_all_rows():
+    env = make("CartPole")
+    env.reset(seed=0)
+    before = pickle.dumps(env.unwrapped)
+    mask = np.array([True] + [False] * (env.num_envs - 1))
+    with pytest.raises(ValueError, match="a seed is for all rows, which share their streams; got seed=1 with"):
+        env.reset(seed=1, options={"reset_mask": mask})
+    assert pickle.dumps(env.unwrapped) == before
+    env.reset(seed=1, options={"reset_mask": np.ones_like(mask)})

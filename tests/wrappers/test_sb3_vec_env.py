@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import (
     VecFrameStack,
     VecMonitor,
     VecNormalize,
+    VecVideoRecorder,
     is_vecenv_wrapped,
 )
 
@@ -565,3 +566,26 @@ def test_nested_infos_that_are_written_in_place_are_seen():
     env = SB3VecEnv(ScriptedVectorEnv(infos()))
     env.reset()
     assert [env.step([0, 0])[3][0]["nested"]["x"] for _ in range(3)] == [0.0, 1.0, 2.0]
+
+
+def test_single_values_and_mixed_lists_are_given_to_the_rows():
+    (rows,) = rows_of({"mean": 3.0, "names": ["a", None], "none": None})
+    assert [row["mean"] for row in rows] == [3.0, 3.0]
+    assert [row["names"] for row in rows] == ["a", None]
+    assert [row["none"] for row in rows] == [None, None]
+
+
+def test_read_only_columns_that_numpy_does_not_own_are_split():
+    steps = rows_of(*({"nested": {"x": np.frombuffer(bytes([i] * 16), np.int64)}} for i in (0, 0, 1)))
+    assert [rows[1]["nested"]["x"] for rows in steps] == [0, 0, 0x0101010101010101]
+
+
+def test_videos_are_recorded(tmp_path):
+    pytest.importorskip("moviepy")
+    env = make_batched("ssm_metarl/Pendulum-v0", 2, render_mode="rgb_array")
+    recorder = VecVideoRecorder(env, str(tmp_path), lambda step: step == 0, video_length=5)
+    recorder.reset()
+    for _ in range(6):
+        recorder.step(np.zeros((2, 1), np.float32))
+    recorder.close()
+    assert [path.suffix for path in tmp_path.iterdir()] == [".mp4"]
