@@ -1,12 +1,21 @@
+import functools
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
-from torch.func import vmap
+from torch.func import grad, vmap
 
-from ssm_metarl_gym.agents.scan import complex_multiply, scan
+from ssm_metarl_gym.agents.scan import (
+    by_doubling,
+    complex_multiply,
+    in_pieces,
+    linear_recurrence,
+    scan,
+    step_by_step,
+)
 
 B, T, P = 3, 7, 4
 
@@ -61,7 +70,7 @@ def test_chunked_is_whole(cut):
     whole = scan(decay, inputs, state, start)
     first = scan(decay, inputs[:, :cut], state, start[:, :cut])
     second = scan(decay, inputs[:, cut:], first[:, -1], start[:, cut:])
-    assert torch.equal(torch.cat([first, second], dim=1), whole)
+    torch.testing.assert_close(torch.cat([first, second], dim=1), whole, rtol=1e-5, atol=1e-5)
 
 
 def test_a_start_is_a_fresh_state_even_after_a_nan():
@@ -79,14 +88,112 @@ def test_rows_are_independent():
     whole = scan(decay, inputs, state, start)
     for row in range(B):
         alone = scan(decay, inputs[row : row + 1], state[row : row + 1], start[row : row + 1])
-        assert torch.equal(alone[0], whole[row])
+        torch.testing.assert_close(alone[0], whole[row], rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_of_both_orders():
     *tensors, start = example()
     tensors = [tensor[..., :2].requires_grad_() for tensor in tensors]
-    assert gradcheck(lambda *args: scan(*args, start), tensors, fast_mode=True)
-    assert gradgradcheck(lambda *args: scan(*args, start), tensors, fast_mode=True)
+    for function in (lambda *args: scan(*args, start), lambda *args: scan(*args)):
+        assert gradcheck(function, tensors, fast_mode=True)
+        assert gradgradcheck(function, tensors, fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_gradients_of_real_and_of_complex_recurrences(dtype):
+    start = torch.rand(B, T) < 0.3
+    tensors = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in ((2,), (B, T, 2), (B, 2))]
+    assert gradcheck(lambda *args: linear_recurrence(*args, start), tensors)
+    assert gradgradcheck(lambda *args: linear_recurrence(*args, start), tensors, fast_mode=True)
+
+
+def loop(decay, inputs, state, start):
+    """The recurrence as autograd itself would differentiate it."""
+    states = []
+    for inputs_t, start_t in zip(inputs.unbind(1), start.unbind(1), strict=True):
+        state = decay * torch.where(start_t[:, None], 0.0, state) + inputs_t
+        states.append(state)
+    return torch.stack(states, dim=1)
+
+
+@pytest.mark.parametrize("in_dims", list(itertools.product([0, 1, None], [0, 2, None], [0, 1, None], [1, None]))[:-1])
+def test_vmap_over_any_argument_and_gradients_of_gradients_through_it(in_dims):
+    size, shapes = 2, ((P,), (B, T, P), (B, P))
+    arguments = [torch.randn(shape, dtype=torch.float64) for shape in shapes] + [torch.rand(B, T) < 0.3]
+    mapped = [
+        argument if dim is None else torch.stack([argument, argument.roll(1, -1)], dim=dim)
+        for argument, dim in zip(arguments, in_dims, strict=True)
+    ]
+    assert all(dim is None or argument.shape[dim] == size for argument, dim in zip(mapped, in_dims, strict=True))
+
+    def derivatives(function):
+        def energy(*args):
+            return function(*args).pow(3).sum()
+
+        def of_gradients(*args):
+            return sum(part.square().sum() for part in grad(energy, (0, 1, 2))(*args))
+
+        return lambda *args: (function(*args), *grad(energy, (0, 1, 2))(*args), *grad(of_gradients, (0, 1, 2))(*args))
+
+    ours, plain = (vmap(derivatives(function), in_dims)(*mapped) for function in (linear_recurrence, loop))
+    torch.testing.assert_close(ours, plain)
+
+
+def test_vmap_in_vmap():
+    decays, inputs = torch.randn(2, 3, P), torch.randn(2, 3, B, T, P)
+    state, start = torch.randn(B, P), torch.rand(B, T) < 0.3
+    ours, plain = (
+        vmap(vmap(functools.partial(function, state=state, start=start)))(decays, inputs)
+        for function in (linear_recurrence, loop)
+    )
+    torch.testing.assert_close(ours, plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 16, 17, 300])
+@pytest.mark.parametrize("rows_decay_differently", [False, True])
+@pytest.mark.parametrize("function", [in_pieces, by_doubling])
+def test_other_orders_of_the_steps_give_the_same(function, rows_decay_differently, num_steps, dtype):
+    decay = torch.randn((B, P) if rows_decay_differently else (P,), dtype=dtype)
+    decay = 0.97 * decay / decay.abs()
+    inputs, state = torch.randn(num_steps, B, P, dtype=dtype), torch.randn(B, P, dtype=dtype)
+    start = torch.rand(num_steps, B) < 0.05
+    expected = step_by_step(decay, inputs, state, start)
+    torch.testing.assert_close(function(decay, inputs, state, start), expected)
+
+
+@pytest.mark.parametrize("function", [step_by_step, in_pieces, by_doubling])
+def test_nothing_crosses_a_start_in_any_order(function):
+    decay, state = torch.full((P,), 0.5), torch.full((B, P), math.nan)
+    inputs, start = torch.randn(40, B, P), torch.zeros(40, B, dtype=torch.bool)
+    inputs[:13], inputs[20] = math.inf, math.nan
+    start[13], start[21] = True, True
+    states = function(decay, inputs, state, start)
+    assert states[13:20].isfinite().all()
+    assert states[20].isnan().all()
+    torch.testing.assert_close(
+        states[21:], function(decay, inputs[21:], torch.zeros(B, P), torch.zeros(19, B, dtype=torch.bool))
+    )
+
+
+@pytest.mark.parametrize("num_steps", [T, 300])
+def test_no_gradient_crosses_a_start(num_steps):
+    inputs = torch.randn(1, num_steps, P, requires_grad=True)
+    state = torch.randn(1, P, requires_grad=True)
+    start = torch.zeros(1, num_steps, dtype=torch.bool)
+    start[:, 5] = True
+    linear_recurrence(torch.full((P,), 0.9), inputs, state, start)[:, 5:].sum().backward()
+    assert not state.grad.any()
+    assert not inputs.grad[:, :5].any()
+    assert inputs.grad[:, 5:].all()
+
+
+def test_a_hundred_thousand_steps_stay_bounded():
+    decay = torch.polar(torch.full((P,), 0.999), torch.rand(P))
+    states = linear_recurrence(decay, torch.ones(1, 100_000, P, dtype=torch.complex64), torch.zeros(1, P) + 0j)
+    assert states.abs().max() <= 1000.0
+    limit = 1.0 / (1.0 - decay.to(torch.complex128))
+    torch.testing.assert_close(states[0, -1].to(torch.complex128), limit, rtol=1e-3, atol=1e-3)
 
 
 def test_vmap_is_the_loop():
