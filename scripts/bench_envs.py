@@ -13,7 +13,7 @@ With --memory-steps the script shows instead how much memory the process holds w
 """
 
 import argparse
-import gc
+import functools
 import importlib.metadata
 import itertools
 import json
@@ -28,12 +28,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import gymnasium as gym
-import numpy as np
 import torch
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import ssm_metarl_gym  # noqa: F401 - registers the environments
 from ssm_metarl_gym.files import replacing
+from ssm_metarl_gym.timing import compare_in_turns
 from ssm_metarl_gym.wrappers import SB3VecEnv
 
 # What a chunk lasts, in CPU seconds; one step where that takes longer.
@@ -171,38 +171,17 @@ def compare_with_dummy(family: str, num_rows: int, options: Options) -> Iterator
 
 def compare(family: str, num_rows: int, sides: Mapping[str, Step], actions: list[Any], pairs: int) -> Iterator[Row]:
     """The rows of the table that compare the first side with each of the others."""
-    (against, baseline), *others = measure_in_turns(sides, actions, pairs).items()
-    for ours, seconds in others:
-        ratios = np.array(baseline) / np.array(seconds)
-        low, median, high = (float(ratio) for ratio in np.quantile(ratios, [0.1, 0.5, 0.9]))
-        yield Row(family, ours, against, num_rows, median, low, high, pairs, TARGETS.get((ours, against, num_rows)))
+    # Each side takes the same actions, again and again.
+    calls = {name: functools.partial(take_next, step, itertools.cycle(actions)) for name, step in sides.items()}
+    against = next(iter(sides))
+    for ours, ratio in compare_in_turns(calls, pairs, CHUNK_SECONDS).items():
+        target = TARGETS.get((ours, against, num_rows))
+        yield Row(family, ours, against, num_rows, ratio.median, ratio.low, ratio.high, pairs, target)
 
 
-def measure_in_turns(sides: Mapping[str, Step], actions: list[Any], rounds: int) -> dict[str, list[float]]:
-    """The CPU seconds that a step of each side takes, in one chunk for each round."""
-    lengths = {name: chunk_length(step, actions) for name, step in sides.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    gc.collect()
-    gc.disable()  # else one side pays for what the other leaves behind
-    try:
-        for _, (name, step) in itertools.product(range(rounds), sides.items()):
-            chunk = list(itertools.islice(itertools.cycle(actions), lengths[name]))
-            started = time.process_time()
-            for action in chunk:
-                step(action)
-            seconds[name].append((time.process_time() - started) / len(chunk))
-    finally:
-        gc.enable()
-    return seconds
-
-
-def chunk_length(step: Step, actions: list[Any]) -> int:
-    """The number of steps that a chunk holds."""
-    length, started = 0, time.process_time()
-    while time.process_time() - started < CHUNK_SECONDS:
-        step(actions[length % len(actions)])
-        length += 1
-    return length
+def take_next(step: Step, actions: Iterator[Any]) -> None:
+    """Step with the next of the actions."""
+    step(next(actions))
 
 
 def compare_all(options: Options) -> Iterator[Row]:

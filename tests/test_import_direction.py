@@ -22,6 +22,7 @@ ALLOWED = {
     "families": {"checks", "distributions", "mujoco_tasks", "tasks"},
     "mujoco_tasks": {"tasks"},
     "statistics": set(),
+    "timing": set(),
     "envs": {
         f"envs.{module}"
         for module in (

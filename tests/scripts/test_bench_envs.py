@@ -107,15 +107,6 @@ def test_ratios_have_three_digits(bench_envs, ratio, text):
     assert bench_envs.format_ratio(ratio) == text
 
 
-def test_a_ratio_is_the_median_of_those_of_neighbouring_chunks(bench_envs, monkeypatch):
-    seconds = {"theirs": [4.0, 100.0, 6.0], "ours": [2.0, 10.0, 2.0]}
-    monkeypatch.setattr(bench_envs, "measure_in_turns", lambda *_: seconds)
-    (row,) = bench_envs.compare("CartPole-v0", 8, {}, [], 3)
-    assert (row.ours, row.against, row.num_tasks, row.ratio) == ("ours", "theirs", 8, 3.0)
-    assert row.low == pytest.approx(2.2)
-    assert row.high == pytest.approx(8.6)
-
-
 def test_both_sides_begin_alike(bench_envs):
     envs, actions = bench_envs.make_batched("CartPolePolarity-v0", 4, seed=0, autoreset_mode="SameStep")
     singles = [make() for make in bench_envs.single_makers("CartPolePolarity-v0", envs)]

@@ -1,0 +1,171 @@
+"""How many times as fast the state-space model is as PyTorch's own recurrent networks, on one CPU thread.
+
+    scan        the recurrence of width / 2 complex states alone, as agents/scan.py computes it
+    loop        the same, as autograd differentiates a Python loop over the steps
+    log-depth   the same, in log2(steps) passes over the whole sequence
+    block       a whole layer: normalisation, recurrence and gated output
+
+against torch.nn.LSTM and torch.nn.GRU of the same width, forward and backward over a sequence, and against
+torch.nn.LSTMCell for one step of one row without gradients. The sides run in turns, a short chunk of calls each; shown
+are the median over all pairs of chunks, and 10 and 90 % quantiles.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssm_metarl_gym.agents import SSM
+from ssm_metarl_gym.agents.scan import by_doubling, complex_multiply, scan
+from ssm_metarl_gym.files import replacing
+from ssm_metarl_gym.timing import compare_in_turns
+
+# What we aim for, by the two sides and the number of steps.
+TARGETS = {
+    ("scan", "LSTM", 128): 2.5,
+    ("scan", "LSTM", 512): 2.5,
+    ("block", "LSTM", 512): 1.3,
+    ("block", "LSTMCell", 1): 1 / 0.6,
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    steps: tuple[int, ...] = field(default=(128, 512), metadata={"help": "lengths of the sequences"})
+    batch: int = field(default=16, metadata={"help": "number of sequences"})
+    width: int = field(default=128, metadata={"help": "width of the networks, even"})
+    pairs: int = field(default=15, metadata={"help": "pairs of chunks of each comparison"})
+    output: Path | None = field(default=None, metadata={"help": "JSON file for the results"})
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: how many times as fast ``ours`` is."""
+
+    ours: str
+    against: str
+    steps: int
+    median: float
+    low: float
+    high: float
+    target: float | None
+
+
+def loop(decay: Tensor, inputs: Tensor, state: Tensor) -> Tensor:
+    """The recurrence over real pairs, with a graph node for each operation of each step."""
+    states = []
+    for inputs_t in inputs.unbind(1):
+        state = complex_multiply(decay, state) + inputs_t
+        states.append(state)
+    return torch.stack(states, dim=1)
+
+
+def log_depth(decay: Tensor, inputs: Tensor, state: Tensor) -> Tensor:
+    """The recurrence by doubling, as autograd differentiates it."""
+    decay, inputs, state = (torch.view_as_complex(x.transpose(-1, -2).contiguous()) for x in (decay, inputs, state))
+    start = torch.zeros(inputs.shape[1], inputs.shape[0], dtype=torch.bool)
+    states = by_doubling(decay, inputs.transpose(0, 1), state, start).transpose(0, 1)
+    return torch.view_as_real(states).transpose(-1, -2)
+
+
+def make_block(width: int) -> nn.Module:
+    """One layer of the model."""
+    return SSM(width, hidden_dim=width, output_dim=width, num_layers=1).layers[0]
+
+
+def compare_sequences(steps: int, options: Options) -> Iterator[Row]:
+    """Forward and backward over sequences."""
+    width, batch = options.width, options.batch
+    recurrence = [
+        torch.rand(2, width // 2).mul(0.5).requires_grad_(),
+        torch.randn(batch, steps, 2, width // 2, requires_grad=True),
+        torch.zeros(batch, 2, width // 2, requires_grad=True),
+    ]
+    x, state = torch.randn(batch, steps, width, requires_grad=True), torch.zeros(batch, 2, width // 2)
+    lstm, gru, block = (
+        nn.LSTM(width, width, batch_first=True),
+        nn.GRU(width, width, batch_first=True),
+        make_block(width),
+    )
+
+    def trained(forward: Callable[[], Tensor]) -> Callable[[], None]:
+        return lambda: forward().sum().backward()
+
+    ours = {
+        "scan": trained(lambda: scan(*recurrence)),
+        "loop": trained(lambda: loop(*recurrence)),
+        "log-depth": trained(lambda: log_depth(*recurrence)),
+        "block": trained(lambda: block(x, state)[0]),
+    }
+    theirs = {"LSTM": trained(lambda: lstm(x)[0]), "GRU": trained(lambda: gru(x)[0])}
+    for against, call in theirs.items():
+        yield from compare({against: call, **ours}, steps, options.pairs)
+
+
+def compare_steps(options: Options) -> Iterator[Row]:
+    """One step of one row, as in a rollout."""
+    width = options.width
+    cell, block = nn.LSTMCell(width, width), make_block(width)
+    x, hidden, state = (
+        torch.randn(1, width),
+        (torch.zeros(1, width), torch.zeros(1, width)),
+        torch.zeros(1, 2, width // 2),
+    )
+    with torch.no_grad():
+        sides = {"LSTMCell": lambda: cell(x, hidden), "block": lambda: block(x[:, None], state)}
+        yield from compare(sides, 1, options.pairs)
+
+
+def compare(sides: dict[str, Callable[[], Any]], steps: int, pairs: int) -> Iterator[Row]:
+    """The rows of the table that compare the first side with each of the others."""
+    against = next(iter(sides))
+    for ours, ratio in compare_in_turns(sides, pairs).items():
+        yield Row(ours, against, steps, **asdict(ratio), target=TARGETS.get((ours, against, steps)))
+
+
+def parse_options(arguments: Sequence[str] | None) -> Options:
+    """The options of the command line; exits with a clear message where one is not valid."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    defaults = Options()
+    help_of = {name: option.metadata["help"] for name, option in Options.__dataclass_fields__.items()}
+    parser.add_argument("--steps", type=int, nargs="+", default=defaults.steps, metavar="T", help=help_of["steps"])
+    for name in ("batch", "width", "pairs"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(defaults, name), metavar="N", help=help_of[name])
+    parser.add_argument("--output", type=Path, metavar="FILE", help=help_of["output"])
+    options = Options(**vars(parser.parse_args(arguments)))
+    for name, values in (("steps", options.steps), *((name, [getattr(options, name)]) for name in ("batch", "pairs"))):
+        if min(values) < 1:
+            parser.error(f"--{name} must be >= 1; got {min(values)}.")
+    if options.width < 2 or options.width % 2:
+        parser.error(f"--width must be even and >= 2; got {options.width}.")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compare, line by line as results come in."""
+    options = parse_options(arguments)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    print(f"torch {torch.__version__}; width {options.width}, {options.batch} sequences\n")
+    print("| ours | against | steps | ratio | 10 to 90 % | target |\n| --- | --- | --- | --- | --- | --- |", flush=True)
+    rows = []
+    for steps in (*options.steps, 1):
+        for row in compare_steps(options) if steps == 1 else compare_sequences(steps, options):
+            rows.append(asdict(row))
+            target = "" if row.target is None else f"{row.target:.2g}"
+            cells = (row.ours, row.against, row.steps, f"{row.median:.2f}", f"{row.low:.2f} to {row.high:.2f}", target)
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
+    if options.output is not None:
+        with replacing(options.output) as temporary:
+            temporary.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

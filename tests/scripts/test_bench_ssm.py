@@ -1,0 +1,58 @@
+import importlib.util
+import json
+import math
+import sys
+
+import pytest
+import torch
+
+from ssm_metarl_gym.agents.scan import scan
+
+
+@pytest.fixture(scope="module")
+def bench_ssm(checkout):
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("bench_ssm_under_test", checkout / "scripts" / "bench_ssm.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for the module of a class
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+@pytest.mark.parametrize("form", ["loop", "log_depth"])
+def test_all_forms_compute_the_same(bench_ssm, form):
+    arguments = [
+        torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3), (2, 9, 2, 3), (2, 2, 3))
+    ]
+    results = [
+        (states := function(*arguments), *torch.autograd.grad(states.square().sum(), arguments))
+        for function in (scan, getattr(bench_ssm, form))
+    ]
+    torch.testing.assert_close(*results)
+
+
+def test_every_comparison_has_its_row(bench_ssm, tmp_path, capsys):
+    path = tmp_path / "results.json"
+    bench_ssm.main(["--steps", "3", "--batch", "2", "--width", "4", "--pairs", "2", "--output", str(path)])
+    rows = json.loads(path.read_text())
+    forms = ["scan", "loop", "log-depth", "block"]
+    expected = [(form, against, 3) for against in ("LSTM", "GRU") for form in forms] + [("block", "LSTMCell", 1)]
+    assert [(row["ours"], row["against"], row["steps"]) for row in rows] == expected
+    assert all(0 < row["low"] <= row["median"] <= row["high"] < math.inf for row in rows)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "--steps must be >= 1; got 0"),
+        (["--pairs", "0"], "--pairs must be >= 1; got 0"),
+        (["--width", "5"], "--width must be even and >= 2; got 5"),
+    ],
+)
+def test_bad_options_are_refused(bench_ssm, arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        bench_ssm.main(arguments)
+    assert message in capsys.readouterr().err
