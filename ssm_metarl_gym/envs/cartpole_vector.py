@@ -5,10 +5,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium.vector import AutoresetMode
 
 from ssm_metarl_gym.envs.cartpole import FAILURE_PENALTY, TaskCartPoleEnv, parse_bounds
-from ssm_metarl_gym.envs.hidden_task import Family
 from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv, Observations
 
 __all__ = ["TaskCartPoleVectorEnv"]
@@ -31,7 +29,7 @@ class TaskCartPoleVectorEnv(HiddenTaskVectorEnv):
 
     Args:
         num_envs: Number of rows n.
-        family: As for the single environment, and so ``split``, ``context`` and ``on_failure``.
+        family: As for the single environment (None for ``"CartPole"``); so are ``split``, ``context``, ``on_failure``.
         max_episode_steps: Number of steps after which an episode is truncated; -1 or None for no limit.
         task: A dictionary of parameters that every episode has; a value may be a list with one number for each row.
         switch: As for the single environment; ``{"step": [...]}`` may hold one number for each row.
@@ -45,42 +43,16 @@ class TaskCartPoleVectorEnv(HiddenTaskVectorEnv):
     ``reset_mask`` (``Bool[n]``). ``env.unwrapped.tasks`` and ``.state`` hold the present ones.
     """
 
+    plain_family = "CartPole"
     single_env_type = TaskCartPoleEnv
     state_size = 4
     reset_options = ("low", "high")
     _failure_penalty = FAILURE_PENALTY
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        family: Family = "CartPole",
-        *,
-        max_episode_steps: int | None = 500,
-        split: str = "train",
-        context: str = "hidden",
-        task: Mapping[str, npt.ArrayLike] | None = None,
-        switch: Mapping[str, Any] | None = None,
-        on_failure: str = "terminate",
-        render_mode: str | None = None,
-        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
-        dtype: str = "float64",
-    ) -> None:
-        super().__init__(
-            num_envs,
-            family,
-            max_episode_steps=max_episode_steps,
-            split=split,
-            context=context,
-            task=task,
-            switch=switch,
-            on_failure=on_failure,
-            render_mode=render_mode,
-            autoreset_mode=autoreset_mode,
-            dtype=dtype,
-        )
-        shapes = (num_envs,), (num_envs,), (2, num_envs), (4, num_envs)
+    def _allocate(self) -> None:
+        shapes = (self.num_envs,), (self.num_envs,), (2, self.num_envs), (4, self.num_envs)
         self._scratch = [np.empty(shape, dtype=self._dtype) for shape in shapes]
-        self._ones = np.ones(num_envs)
+        self._ones = np.ones(self.num_envs)
         # The direction of each action.
         self._signs = np.array([-1.0, 1.0], dtype=self._dtype)
 

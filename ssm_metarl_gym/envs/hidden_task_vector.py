@@ -66,6 +66,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
 
     # The environment of one row: it gives the spaces and draws the pictures.
     single_env_type: ClassVar[type[HiddenTask[Any]]]
+    plain_family: ClassVar[str]
     state_size: ClassVar[int]
     reset_options: ClassVar[tuple[str, ...]]
     # None until it is made: Gymnasium closes an environment whose arguments were refused, too.
@@ -73,18 +74,18 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
 
     def __init__(
         self,
-        num_envs: int,
-        family: Family,
+        num_envs: int = 1,
+        family: Family | None = None,
         *,
-        max_episode_steps: int | None,
-        split: str,
-        context: str,
-        task: Mapping[str, npt.ArrayLike] | None,
-        switch: Mapping[str, Any] | None,
-        on_failure: str,
-        render_mode: str | None,
-        autoreset_mode: str | AutoresetMode,
-        dtype: str,
+        max_episode_steps: int | None = None,
+        split: str = "train",
+        context: str = "hidden",
+        task: Mapping[str, npt.ArrayLike] | None = None,
+        switch: Mapping[str, Any] | None = None,
+        on_failure: str = "terminate",
+        render_mode: str | None = None,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+        dtype: str = "float64",
     ) -> None:
         check_integer("num_envs", num_envs)
         if max_episode_steps == -1:  # as gym.make understands it
@@ -101,7 +102,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self._trial = on_failure == "restart"
         self._task_type: type[Task] = self.single_env_type.task_type
-        self._family = parse_family(family, self._task_type)
+        self._family = parse_family(self.plain_family if family is None else family, self._task_type)
         self._distribution = self._family.distribution(split)
         self._split = split
         self._context = shown_parameters(self._family, context, switch)
@@ -126,6 +127,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         # The lowest starting state of each row and how far above it others lie: None as long as no reset has given any.
         self._default_bounds = _low_and_spread(self._parse_bounds({}, ()))
         self._bounds: tuple[Floats, Floats] | None = None
+        self._allocate()
         self._started = False
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
         # The rows whose episode ended in the last step and has not begun anew, and how many they are.
@@ -280,6 +282,10 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
 
     # What a fall costs in a trial.
     _failure_penalty: ClassVar[float] = 0.0
+
+    def _allocate(self) -> None:
+        """Make the arrays that the physics work in, of n numbers of type ``_dtype`` each."""
+        raise NotImplementedError
 
     def _derive(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """What the physics compute from the parameters ``Float64[P k]`` alone: ``Float64[C k]``; see ``_derived``."""

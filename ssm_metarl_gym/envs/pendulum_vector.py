@@ -5,9 +5,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium.vector import AutoresetMode
 
-from ssm_metarl_gym.envs.hidden_task import Family
 from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv, Observations
 from ssm_metarl_gym.envs.pendulum import MAX_TORQUE, TaskPendulumEnv, parse_bounds
 
@@ -31,7 +29,7 @@ class TaskPendulumVectorEnv(HiddenTaskVectorEnv):
 
     Args:
         num_envs: Number of rows n.
-        family: As for the single environment, and so ``split``, ``context`` and ``on_failure``.
+        family: As for the single environment (None for ``"Pendulum"``); so are ``split``, ``context``, ``on_failure``.
         max_episode_steps: Number of steps after which an episode is truncated; -1 or None for no limit.
         task: A dictionary of parameters that every episode has; a value may be a list with one number for each row.
         switch: As for the single environment; ``{"step": [...]}`` may hold one number for each row.
@@ -45,41 +43,15 @@ class TaskPendulumVectorEnv(HiddenTaskVectorEnv):
     ``reset_mask`` (``Bool[n]``). ``env.unwrapped.tasks`` and ``.state`` hold the present ones.
     """
 
+    plain_family = "Pendulum"
     single_env_type = TaskPendulumEnv
     state_size = 2
     reset_options = ("x_init", "y_init")
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        family: Family = "Pendulum",
-        *,
-        max_episode_steps: int | None = 200,
-        split: str = "train",
-        context: str = "hidden",
-        task: Mapping[str, npt.ArrayLike] | None = None,
-        switch: Mapping[str, Any] | None = None,
-        on_failure: str = "terminate",
-        render_mode: str | None = None,
-        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
-        dtype: str = "float64",
-    ) -> None:
-        super().__init__(
-            num_envs,
-            family,
-            max_episode_steps=max_episode_steps,
-            split=split,
-            context=context,
-            task=task,
-            switch=switch,
-            on_failure=on_failure,
-            render_mode=render_mode,
-            autoreset_mode=autoreset_mode,
-            dtype=dtype,
-        )
-        self._scratch = np.empty((3, num_envs), dtype=self._dtype)
-        self._torque = np.empty(num_envs, dtype=self._dtype)
-        self._flags = np.empty(num_envs, dtype=np.bool_)
+    def _allocate(self) -> None:
+        self._scratch = np.empty((3, self.num_envs), dtype=self._dtype)
+        self._torque = np.empty(self.num_envs, dtype=self._dtype)
+        self._flags = np.empty(self.num_envs, dtype=np.bool_)
 
     def _derive(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         polarity, g, m, length, gain = values

@@ -1,8 +1,6 @@
-import importlib.util
 import json
 import math
 import os
-import sys
 
 import pytest
 
@@ -25,15 +23,11 @@ def script(checkout):
 
 
 @pytest.fixture(scope="module")
-def bench_envs(script):
+def bench_envs(load_script):
     """The script as a module, with chunks of a few steps."""
-    spec = importlib.util.spec_from_file_location("bench_envs_under_test", script)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for the module of a class
-    spec.loader.exec_module(module)
+    module = load_script("bench_envs")
     module.CHUNK_SECONDS, module.SETTLING_STEPS = 0.0005, 2
-    yield module
-    del sys.modules[spec.name]
+    return module
 
 
 def read_table(text):

@@ -1,7 +1,5 @@
-import importlib.util
 import json
 import math
-import sys
 
 import pytest
 import torch
@@ -10,14 +8,9 @@ from ssm_metarl_gym.agents.scan import scan
 
 
 @pytest.fixture(scope="module")
-def bench_ssm(checkout):
+def bench_ssm(load_script):
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("bench_ssm_under_test", checkout / "scripts" / "bench_ssm.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for the module of a class
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    return load_script("bench_ssm")
 
 
 @pytest.mark.parametrize("form", ["loop", "log_depth"])

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import subprocess
 import sys
@@ -14,14 +13,9 @@ BALANCING = np.array([0.2, 0.5, 1.0, 1.0, 0.0])
 
 
 @pytest.fixture(scope="module")
-def headroom(checkout):
+def headroom(load_script):
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("headroom_under_test", checkout / "scripts" / "headroom.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for the module of a class
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    return load_script("headroom")
 
 
 class TestJudge:

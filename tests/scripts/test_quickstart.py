@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import os
 import subprocess
@@ -29,14 +28,9 @@ def script(checkout):
 
 
 @pytest.fixture(scope="module")
-def quickstart(script):
+def quickstart(load_script):
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("quickstart_under_test", script)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for the module of a class
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    return load_script("quickstart")
 
 
 @pytest.fixture(scope="module")
