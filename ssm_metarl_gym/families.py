@@ -78,6 +78,11 @@ class TaskFamily:
 
     def distribution(self, split: str) -> TaskDistribution | TaskSet:
         """The distribution of a split."""
+        if split in SPLITS and split not in self.splits:
+            raise ValueError(
+                f"split must be one of {self.splits}; got {split!r}, for which this family has no tasks. "
+                f"Give TaskFamily({split}=...)."
+            )
         check_choice("split", split, self.splits)
         distribution: TaskDistribution | TaskSet | None = getattr(self, split)
         return self.train if distribution is None else distribution
@@ -117,7 +122,8 @@ def parse_family(family: Any, task_type: type[Task]) -> TaskFamily:
         family = TaskFamily(family)
     if not isinstance(family, TaskFamily) or family.task_type is not task_type:
         raise ValueError(
-            f"family must be a name, a TaskFamily or a TaskDistribution over {task_type.__name__}s; got {family!r}."
+            f"family must be a name, a TaskFamily or a TaskDistribution over {task_type.__name__}s; "
+            f"got {family!r:.200}."
         )
     return family
 

@@ -36,7 +36,7 @@ ALLOWED = {
     },
     "envs.hidden_task": {"checks", "distributions", "families", "tasks"},
     "envs.cartpole": {"checks", "envs.hidden_task", "tasks"},
-    "envs.hidden_task_vector": {"checks", "envs.hidden_task", "families", "tasks"},
+    "envs.hidden_task_vector": {"checks", "distributions", "envs.hidden_task", "families", "tasks"},
     "envs.cartpole_vector": {"envs.cartpole", "envs.hidden_task", "envs.hidden_task_vector"},
     "envs.pendulum_vector": {"envs.hidden_task", "envs.hidden_task_vector", "envs.pendulum"},
     "envs.mujoco": {"checks", "envs.hidden_task", "mujoco_tasks", "tasks"},

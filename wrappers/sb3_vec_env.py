@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
@@ -45,11 +45,18 @@ class SB3VecEnv(VecEnv):
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        if not isinstance(env, VectorEnv):
+            raise ValueError(
+                f"SB3VecEnv needs a vector environment; got {env!r}. Make one with gym.make_vec(id, num_envs)."
+            )
         mode = env.metadata.get("autoreset_mode")
         if mode not in (AutoresetMode.SAME_STEP, AutoresetMode.SAME_STEP.value):
+            argument = 'autoreset_mode="SameStep"'
+            if isinstance(env.unwrapped, SyncVectorEnv | AsyncVectorEnv):
+                argument = 'vector_kwargs={"autoreset_mode": "SameStep"}'
             raise ValueError(
                 f"the autoreset mode must be {AutoresetMode.SAME_STEP}; got {mode}. "
-                'Make the environment with autoreset_mode="SameStep".'
+                f"Make the environment with {argument}."
             )
         space = env.single_observation_space
         parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]

@@ -31,7 +31,8 @@ class TaskCartPoleVectorEnv(HiddenTaskVectorEnv):
         num_envs: Number of rows n.
         family: As for the single environment (None for ``"CartPole"``); so are ``split``, ``context``, ``on_failure``.
         max_episode_steps: Number of steps after which an episode is truncated; -1 or None for no limit.
-        task: A dictionary of parameters that every episode has; a value may be a list with one number for each row.
+        task: The task that every episode has, or a sequence with one for each row; or (JSON can hold that) a dictionary
+            of parameters, where a value may be a list with one number for each row.
         switch: As for the single environment; ``{"step": [...]}`` may hold one number for each row.
         render_mode: ``"rgb_array"``, or None.
         autoreset_mode: ``"NextStep"``, ``"SameStep"`` or ``"Disabled"``; or a member of Gymnasium's ``AutoresetMode``,

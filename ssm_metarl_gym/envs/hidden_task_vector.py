@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from ssm_metarl_gym.checks import check_choice, check_integer
+from ssm_metarl_gym.distributions import TaskSet
 from ssm_metarl_gym.envs.hidden_task import (
     Family,
     HiddenTask,
@@ -80,7 +81,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         max_episode_steps: int | None = None,
         split: str = "train",
         context: str = "hidden",
-        task: Mapping[str, npt.ArrayLike] | None = None,
+        task: Mapping[str, npt.ArrayLike] | Task | Sequence[Task] | TaskSet | None = None,
         switch: Mapping[str, Any] | None = None,
         on_failure: str = "terminate",
         render_mode: str | None = None,
@@ -110,7 +111,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         if "step" in self._switch:
             # One for each row, in an array that the caller does not share.
             self._switch["step"] = np.full(num_envs, self._switch["step"])
-        self._fixed_tasks = None if task is None else TaskBatch(self._task_type, task, num_envs)
+        self._fixed_tasks = None if task is None else self._parse_tasks(task)
         self._task_rng: np.random.Generator | None = None
         self._switch_rng: np.random.Generator | None = None
 
@@ -146,6 +147,11 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         self._set_tasks(self._all_rows, self._in_force(tasks))
         # The tasks that were drawn last, and the first of them that no row has been given yet.
         self._drawn, self._next = self._in_force(tasks), num_envs
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("task", *cls.single_env_type.task_type.parameter_names()):
+            setattr(cls, name, _AttributeOfARow(name))
 
     @property
     def tasks(self) -> TaskBatch:
@@ -405,7 +411,14 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
             self._shown = self._context.normalise(self.tasks)
 
     def _parse_tasks(self, tasks: Any) -> TaskBatch:
-        """The tasks that a user gave, one a row: as they are, as dictionaries, or as a dictionary of columns."""
+        """The tasks that a user gave, one a row: as they are, as dictionaries, or as a dictionary of columns.
+
+        A single task is that of all rows.
+        """
+        if isinstance(tasks, Task):
+            tasks = TaskBatch.from_tasks([tasks])[np.zeros(self.num_envs, dtype=np.intp)]
+        if isinstance(tasks, TaskSet):
+            tasks = tasks.tasks
         if isinstance(tasks, Mapping):
             return TaskBatch(self._task_type, tasks, self.num_envs)
         if not isinstance(tasks, Sequence) or isinstance(tasks, str | bytes) or len(tasks) != self.num_envs:
@@ -464,6 +477,19 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         self._painter.state = self._state[:, row].astype(np.float64)
         self._prepare_painter(row)
         return self._painter.render()
+
+
+class _AttributeOfARow:
+    """What a single environment has and many together have not: setting it must not pass for setting the tasks."""
+
+    def __init__(self, name: str) -> None:
+        self._message = f"a batched environment has no {name!r} but one for each row: use its attribute 'tasks'."
+
+    def __get__(self, env: Any, owner: type | None = None) -> Any:
+        raise AttributeError(self._message)
+
+    def __set__(self, env: Any, value: Any) -> None:
+        raise AttributeError(self._message)
 
 
 def _low_and_spread(bounds: tuple[Floats, Floats]) -> tuple[Floats, Floats]:

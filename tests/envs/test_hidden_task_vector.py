@@ -12,7 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import vector as wrappers
 
-from ssm_metarl_gym import CartPoleTask, PendulumTask, TaskBatch
+from ssm_metarl_gym import CartPoleTask, PendulumTask, TaskBatch, TaskSet
 from ssm_metarl_gym.families import FAMILIES, SPLITS
 from ssm_metarl_gym.wrappers import (
     HistoryWindow,
@@ -1094,3 +1094,21 @@ def test_a_seed_is_for_all_rows():
         env.reset(seed=1, options={"reset_mask": mask})
     assert pickle.dumps(env.unwrapped) == before
     env.reset(seed=1, options={"reset_mask": np.ones_like(mask)})
+
+
+@pytest.mark.parametrize("name", ["task", "length", "polarity"])
+def test_what_single_environments_have_cannot_be_mistaken_for_the_tasks_of_all_rows(name):
+    env = make("CartPole").unwrapped
+    for use in (lambda: getattr(env, name), lambda: setattr(env, name, 1)):
+        with pytest.raises(AttributeError, match=f"no '{name}' but one for each row: use its attribute 'tasks'"):
+            use()
+
+
+def test_fixed_tasks_may_be_given_in_every_form():
+    tasks = [CartPoleTask(length=0.1 * i) for i in range(1, 4)]
+    for given in (tasks, TaskBatch.from_tasks(tasks), TaskSet(tasks), [task.to_dict() for task in tasks]):
+        env = make("CartPole", task=given)
+        for _ in range(2):
+            env.reset()
+            assert list(env.unwrapped.tasks) == tasks
+    assert list(make("CartPole", task=tasks[0]).unwrapped.tasks) == tasks[:1] * 3

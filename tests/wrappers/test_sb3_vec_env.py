@@ -589,3 +589,17 @@ def test_videos_are_recorded(tmp_path):
         recorder.step(np.zeros((2, 1), np.float32))
     recorder.close()
     assert [path.suffix for path in tmp_path.iterdir()] == [".mp4"]
+
+
+def test_the_error_says_how_this_environment_gets_the_mode():
+    with pytest.raises(ValueError, match=r'got AutoresetMode.NEXT_STEP. Make the environment with autoreset_mode="S'):
+        SB3VecEnv(gym.make_vec("ssm_metarl/CartPole-v0", 2))
+    with pytest.raises(ValueError, match=r'environment with vector_kwargs=\{"autoreset_mode": "SameStep"\}'):
+        SB3VecEnv(gym.make_vec("CartPole-v1", 2, vectorization_mode="sync"))
+    kwargs = {"autoreset_mode": "SameStep"}
+    SB3VecEnv(gym.make_vec("CartPole-v1", 2, vectorization_mode="sync", vector_kwargs=kwargs)).close()
+
+
+def test_other_things_than_vector_environments_are_refused():
+    with pytest.raises(ValueError, match=r"needs a vector environment; got <.*Make one with gym.make_vec"):
+        SB3VecEnv(gym.make("CartPole-v1"))
