@@ -101,7 +101,11 @@ class Row:
 
 def batched_families() -> list[str]:
     """The names of all families that have a batched environment."""
-    specs = [spec for spec in gym.registry.values() if spec.namespace == "ssm_metarl" and spec.vector_entry_point]
+    specs = [
+        spec
+        for spec in gym.registry.values()
+        if spec.namespace == "ssm_metarl" and spec.vector_entry_point and "family" in spec.kwargs
+    ]
     return sorted(f"{spec.name}-v{spec.version}" for spec in specs)
 
 

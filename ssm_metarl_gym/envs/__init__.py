@@ -10,11 +10,15 @@ from ssm_metarl_gym.envs.hidden_task import DerivedQuantity, HiddenTask, TaskPar
 from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv
 from ssm_metarl_gym.envs.pendulum import TaskPendulumEnv
 from ssm_metarl_gym.envs.pendulum_vector import TaskPendulumVectorEnv
+from ssm_metarl_gym.envs.repeat_observation import RepeatObservationEnv
+from ssm_metarl_gym.envs.repeat_observation_vector import RepeatObservationVectorEnv
 
 __all__ = [
     "DerivedQuantity",
     "HiddenTask",
     "HiddenTaskVectorEnv",
+    "RepeatObservationEnv",
+    "RepeatObservationVectorEnv",
     "TaskCartPoleEnv",
     "TaskCartPoleVectorEnv",
     "TaskParameter",
@@ -51,7 +55,7 @@ _BATCHED = {
 
 
 def register_environments() -> None:
-    """Register every family as ``ssm_metarl/<family>-v0``. Calling it again changes nothing."""
+    """Register every family as ``ssm_metarl/<family>-v0``, and the probe. Calling it again changes nothing."""
     for family, entry_point, max_episode_steps, kwargs in _REGISTRATIONS:
         env_id = f"ssm_metarl/{family}-v0"
         if env_id not in gym.registry:
@@ -62,3 +66,10 @@ def register_environments() -> None:
                 max_episode_steps=max_episode_steps,
                 kwargs={"family": family, **kwargs},
             )
+    # It ends by itself, after as many steps as its arguments say: hence no time limit.
+    if "ssm_metarl/RepeatObservation-v0" not in gym.registry:
+        gym.register(
+            id="ssm_metarl/RepeatObservation-v0",
+            entry_point="ssm_metarl_gym.envs.repeat_observation:RepeatObservationEnv",
+            vector_entry_point="ssm_metarl_gym.envs.repeat_observation_vector:RepeatObservationVectorEnv",
+        )

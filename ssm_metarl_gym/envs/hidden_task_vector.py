@@ -24,7 +24,7 @@ from ssm_metarl_gym.envs.hidden_task import (
 from ssm_metarl_gym.families import parse_family
 from ssm_metarl_gym.tasks import Task, TaskBatch
 
-__all__ = ["HiddenTaskVectorEnv"]
+__all__ = ["HiddenTaskVectorEnv", "check_seed", "parse_autoreset_mode", "parse_reset_mask", "rows_of"]
 
 Rows = npt.NDArray[np.intp]
 Floats = npt.NDArray[np.float64]
@@ -97,10 +97,8 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         check_choice("on_failure", on_failure, ("terminate", "restart"))
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be None or 'rgb_array'; got {render_mode!r}.")
-        if not isinstance(autoreset_mode, AutoresetMode):
-            check_choice("autoreset_mode", autoreset_mode, [mode.value for mode in AutoresetMode])
         self.num_envs, self.render_mode, self.max_episode_steps = num_envs, render_mode, max_episode_steps
-        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.autoreset_mode = parse_autoreset_mode(autoreset_mode)
         self._trial = on_failure == "restart"
         self._task_type: type[Task] = self.single_env_type.task_type
         self._family = parse_family(self.plain_family if family is None else family, self._task_type)
@@ -190,16 +188,13 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
             TypeError: The mask is no array of booleans.
         """
         options = dict(check_reset_options(options, ("tasks", "state", "reset_mask", *self.reset_options)))
-        mask = self._parse_mask(options.pop("reset_mask", None))
+        mask = parse_reset_mask(options.pop("reset_mask", None), self.num_envs, started=self._started)
         given = options.pop("tasks", None)
         tasks = None if given is None else self._parse_tasks(given)
         shape = (self.num_envs, self.state_size)
         states = parse_state(options.pop("state"), shape) if "state" in options else None
         bounds = _low_and_spread(self._parse_bounds(options, (self.num_envs,))) if options else None
-        if not (seed is None or isinstance(seed, int | np.integer)):
-            raise ValueError(f"seed must be one int for all {self.num_envs} rows, or None; got {seed!r}.")
-        if seed is not None and mask is not None and not mask.all():
-            raise ValueError(f"a seed is for all rows, which share their streams; got seed={seed} with a 'reset_mask'.")
+        check_seed(seed, mask, self.num_envs)
         # Nothing may change before every option is known to be valid.
         super().reset(seed=None if seed is None else int(seed))
         if seed is not None or self._task_rng is None:
@@ -247,7 +242,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         final: dict[str, Any] = {}
         if self._num_ended and self.autoreset_mode is AutoresetMode.SAME_STEP:
             ended = _read_only(self._ended.copy())
-            final = {"final_obs": _rows_of(observations, ended), "_final_obs": ended}
+            final = {"final_obs": rows_of(observations, ended), "_final_obs": ended}
             final |= {"final_info": self._infos(restarted, ended), "_final_info": ended}
             self._begin(ended.nonzero()[0])
             self._ended[:], self._num_ended = False, 0
@@ -430,21 +425,6 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
             raise ValueError(f"tasks must be {self._task_type.__name__}s; got {batch.task_type.__name__}s.")
         return batch
 
-    def _parse_mask(self, mask: Any) -> npt.NDArray[np.bool_] | None:
-        if mask is None:
-            return None
-        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-            kind = mask.dtype if isinstance(mask, np.ndarray) else type(mask).__name__
-            raise TypeError(f"the option 'reset_mask' must be a NumPy array of booleans; got {kind}.")
-        if mask.shape != (self.num_envs,) or not mask.any():
-            raise ValueError(
-                f"the option 'reset_mask' must have one entry for each of the {self.num_envs} rows, and at least one "
-                f"True; got shape {mask.shape} with {np.count_nonzero(mask)} True."
-            )
-        if not (self._started or mask.all()):
-            raise gym.error.ResetNeeded("the first reset must be of all rows; got a 'reset_mask' that leaves some out.")
-        return _read_only(mask.copy())
-
     # What is handed out.
 
     def _observe(self) -> Observations:
@@ -492,6 +472,38 @@ class _AttributeOfARow:
         raise AttributeError(self._message)
 
 
+def parse_autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
+    """The mode that a user gave, by its name or as it is."""
+    if not isinstance(mode, AutoresetMode):
+        check_choice("autoreset_mode", mode, [valid.value for valid in AutoresetMode])
+    return AutoresetMode(mode)
+
+
+def check_seed(seed: object, mask: npt.NDArray[np.bool_] | None, num_envs: int) -> None:
+    """``seed`` must be one for all rows, and given only where all of them are reset."""
+    if not (seed is None or isinstance(seed, int | np.integer)):
+        raise ValueError(f"seed must be one int for all {num_envs} rows, or None; got {seed!r}.")
+    if seed is not None and mask is not None and not mask.all():
+        raise ValueError(f"a seed is for all rows, which share their streams; got seed={seed} with a 'reset_mask'.")
+
+
+def parse_reset_mask(mask: Any, num_envs: int, *, started: bool) -> npt.NDArray[np.bool_] | None:
+    """The rows that a user chose to reset, ``Bool[n]``, or None for all."""
+    if mask is None:
+        return None
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+        kind = mask.dtype if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise TypeError(f"the option 'reset_mask' must be a NumPy array of booleans; got {kind}.")
+    if mask.shape != (num_envs,) or not mask.any():
+        raise ValueError(
+            f"the option 'reset_mask' must have one entry for each of the {num_envs} rows, and at least one "
+            f"True; got shape {mask.shape} with {np.count_nonzero(mask)} True."
+        )
+    if not (started or mask.all()):
+        raise gym.error.ResetNeeded("the first reset must be of all rows; got a 'reset_mask' that leaves some out.")
+    return _read_only(mask.copy())
+
+
 def _low_and_spread(bounds: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
     low, high = bounds
     spread = high - low
@@ -505,7 +517,7 @@ def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array
 
 
-def _rows_of(array: npt.NDArray[Any], mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.object_]:
+def rows_of(array: npt.NDArray[Any], mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.object_]:
     """One array for each row of ``mask``, None for the others: ``Object[n]``."""
     rows = np.full(len(array), None, dtype=object)
     for row in mask.nonzero()[0].tolist():

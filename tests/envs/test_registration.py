@@ -24,6 +24,8 @@ MUJOCO_TIME_LIMITS = {
     f"ssm_metarl/{family}-v0": 200
     for family in ("AntDir", "HalfCheetahDir", "HalfCheetahVel", "HopperParams", "Walker2dParams")
 }
+# A probe is no family: it has no tasks, and ends by itself. It has tests of its own, too.
+PROBES = {"ssm_metarl/RepeatObservation-v0": None}
 OPTIONS = [
     {},
     {"split": "interpolation"},
@@ -43,9 +45,10 @@ VARIANTS = [
 ]
 
 
-def test_all_families_are_registered_with_their_time_limits():
+def test_all_environments_are_registered_with_their_time_limits():
     specs = {env_id: spec for env_id, spec in gym.registry.items() if spec.namespace == "ssm_metarl"}
-    assert {env_id: spec.max_episode_steps for env_id, spec in specs.items()} == TIME_LIMITS | MUJOCO_TIME_LIMITS
+    limits = {env_id: spec.max_episode_steps for env_id, spec in specs.items()}
+    assert limits == TIME_LIMITS | MUJOCO_TIME_LIMITS | PROBES
 
 
 @pytest.mark.parametrize("env_id", TIME_LIMITS)
@@ -104,7 +107,7 @@ def test_unknown_ids_get_a_suggestion():
 
 
 def test_registering_again_changes_nothing():
-    specs = {env_id: gym.spec(env_id) for env_id in TIME_LIMITS}
+    specs = {env_id: gym.spec(env_id) for env_id in TIME_LIMITS | PROBES}
     importlib.reload(ssm_metarl_gym)
     ssm_metarl_gym.envs.register_environments()
     assert all(gym.spec(env_id) is spec for env_id, spec in specs.items())
