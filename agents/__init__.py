@@ -9,15 +9,21 @@ from ssm_metarl_gym.agents.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.features import SSMFeaturesExtractor
 from ssm_metarl_gym.agents.meta_maml import MetaMAML
 from ssm_metarl_gym.agents.meta_trainer import MetaTrainer
+from ssm_metarl_gym.agents.policies import CnnSSMPolicy, MultiInputSSMPolicy, SSMPolicy
 from ssm_metarl_gym.agents.ssm import SSM
+from ssm_metarl_gym.agents.ssm_ppo import SSMPPO
 
 __all__ = [
     "SSM",
+    "SSMPPO",
     "AdaptationConfig",
     "Adapter",
     "AdapterStats",
+    "CnnSSMPolicy",
     "DynamicsModel",
     "MetaMAML",
     "MetaTrainer",
+    "MultiInputSSMPolicy",
     "SSMFeaturesExtractor",
+    "SSMPolicy",
 ]

@@ -96,7 +96,7 @@ class _WindowExtractor(nn.Module):
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """``Float[B T D+1]`` under the key -> ``Float[B features_dim]``."""
         window = observations[self.key]
-        # Above zero and not above a half, so that SB3's VecNormalize, which takes a mean in [0, 1] off it, does not hide it.
+        # Above zero and not above a half: SB3's VecNormalize takes a mean between 0 and 1 off the mask.
         start = window[..., -1] > 0.0  # B T
         starts_from_here_on = start.flip(1).cumsum(1).flip(1)  # B T
         # What lies before the last start is not seen, but a NaN there would be in the gradients (0 * NaN is NaN).

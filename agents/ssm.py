@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssm_metarl_gym.agents.scan import scan
+from ssm_metarl_gym.agents.stepper import SSMStepper, StepperLayer
 from ssm_metarl_gym.checks import check_integer
 
 __all__ = ["SSM"]
@@ -112,6 +113,17 @@ class SSM(nn.Module):
             states.append(layer_state)
         return self.decoder(features), torch.stack(states, dim=1)
 
+    def stepper(self) -> SSMStepper:
+        """A snapshot of the present weights that takes the steps of a rollout fast and without gradients.
+
+        Later changes of the weights do not reach it: make a new one after each.
+        """
+        encoder, decoder = (
+            (linear.weight.detach().t().clone(memory_format=torch.contiguous_format), linear.bias.detach().clone())
+            for linear in (self.encoder, self.decoder)
+        )
+        return SSMStepper(encoder, [layer.folded() for layer in self.layers], decoder)  # type: ignore[operator]
+
     def _check_input(self, x: Tensor, ndims: tuple[int, ...]) -> None:
         if x.ndim not in ndims or x.shape[-1] != self.state_dim or 0 in x.shape[1:]:
             raise ValueError(
@@ -148,16 +160,38 @@ class _Layer(nn.Module):
         # Scaled by a second operation, because vmap gets second derivatives of an affine layer_norm wrong
         # (https://github.com/pytorch/functorch/issues/534).
         normed = torch.addcmul(self.norm_bias, F.layer_norm(x, self.norm_weight.shape), self.norm_weight)
-        rate = torch.exp(self.nu)  # P
-        scale = torch.sqrt(-torch.expm1(-2.0 * rate))  # P, sqrt(1 - |lambda|^2)
-        states = F.linear(normed, self.b) * torch.cat([scale, scale])  # B (T) 2P
+        states = F.linear(normed, self.scale()[:, None] * self.b)  # B (T) 2P
         if state is not None:
-            angle, radius = torch.exp(self.theta), torch.exp(-rate)
-            decay = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)])  # 2 P
-            pairs = scan(decay, states.unflatten(-1, (2, -1)), state, start)  # B T 2 P
+            pairs = scan(self.decay(), states.unflatten(-1, (2, -1)), state, start)  # B T 2 P
             states, state = pairs.flatten(-2), pairs[:, -1]
         mixed = F.gelu(torch.addcmul(F.linear(states, self.c), self.d, normed))  # B (T) H
         return x + F.glu(F.linear(mixed, self.gate_weight, self.gate_bias), dim=-1), state
+
+    def decay(self) -> Tensor:
+        """lambda, ``Float[2 P]``."""
+        angle, radius = torch.exp(self.theta), torch.exp(-torch.exp(self.nu))
+        return torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)])
+
+    def scale(self) -> Tensor:
+        """sqrt(1 - |lambda|^2) for the real and for the imaginary parts, ``Float[2P]``."""
+        scale = torch.sqrt(-torch.expm1(-2.0 * torch.exp(self.nu)))
+        return torch.cat([scale, scale])
+
+    @torch.no_grad()
+    def folded(self) -> StepperLayer:
+        """What single steps need of the present parameters."""
+        real, imaginary = (part.diag() for part in self.decay())  # P P
+        half = math.sqrt(0.5)
+        return StepperLayer(
+            rotation=torch.cat([torch.cat([real, imaginary], dim=1), torch.cat([-imaginary, real], dim=1)]),
+            norm_weight=self.norm_weight.clone(),
+            norm_bias=self.norm_bias.clone(),
+            b=(self.scale()[:, None] * self.b).t().contiguous(),
+            c=half * self.c.t().contiguous(),
+            d=half * self.d,
+            gate_weight=half * self.gate_weight.t().contiguous(),
+            gate_bias=self.gate_bias.clone(),
+        )
 
 
 def _linear_weight(num_outputs: int, num_inputs: int) -> nn.Parameter:

@@ -3,11 +3,13 @@
     scan        the recurrence of width / 2 complex states alone, as agents/scan.py computes it
     loop        the same, as autograd differentiates a Python loop over the steps
     log-depth   the same, in log2(steps) passes over the whole sequence
-    block       a whole layer: normalisation, recurrence and gated output
+    block       a whole layer: normalisation, recurrence and gated output; single steps as SSM.stepper() takes them
+    stepper     single steps of a whole model of two layers, by SSM.stepper()
+    step        the same, by SSM.step
 
 against torch.nn.LSTM and torch.nn.GRU of the same width, forward and backward over a sequence, and against
-torch.nn.LSTMCell for one step of one row without gradients. The sides run in turns, a short chunk of calls each; shown
-are the median over all pairs of chunks, and 10 and 90 % quantiles.
+torch.nn.LSTMCell (the stepper also against SSM.step) for one step of one row without gradients. The sides run in
+turns, a short chunk of calls each; shown are the median over all pairs of chunks, and 10 and 90 % quantiles.
 """
 
 import argparse
@@ -75,7 +77,7 @@ def log_depth(decay: Tensor, inputs: Tensor, state: Tensor) -> Tensor:
     return torch.view_as_real(states).transpose(-1, -2)
 
 
-def make_block(width: int) -> nn.Module:
+def make_block(width: int) -> Any:
     """One layer of the model."""
     return SSM(width, hidden_dim=width, output_dim=width, num_layers=1).layers[0]
 
@@ -112,15 +114,15 @@ def compare_sequences(steps: int, options: Options) -> Iterator[Row]:
 def compare_steps(options: Options) -> Iterator[Row]:
     """One step of one row, as in a rollout."""
     width = options.width
-    cell, block = nn.LSTMCell(width, width), make_block(width)
-    x, hidden, state = (
-        torch.randn(1, width),
-        (torch.zeros(1, width), torch.zeros(1, width)),
-        torch.zeros(1, 2, width // 2),
-    )
+    cell, model, block = nn.LSTMCell(width, width), SSM(width, width, width), make_block(width).folded()
+    stepper, state = model.stepper(), model.initial_state(1)
+    x, hidden = torch.randn(1, width), torch.zeros(1, width)
     with torch.no_grad():
-        sides = {"LSTMCell": lambda: cell(x, hidden), "block": lambda: block(x[:, None], state)}
+        cell_step, step = lambda: cell(x, (hidden, hidden)), lambda: model.step(x, state)
+        layer_step, stepper_step = lambda: block.step(x, hidden), lambda: stepper.step(x, state)
+        sides = {"LSTMCell": cell_step, "block": layer_step, "stepper": stepper_step, "step": step}
         yield from compare(sides, 1, options.pairs)
+        yield from compare({"step": step, "stepper": stepper_step}, 1, options.pairs)
 
 
 def compare(sides: dict[str, Callable[[], Any]], steps: int, pairs: int) -> Iterator[Row]:

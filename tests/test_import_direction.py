@@ -11,7 +11,7 @@ import pytest
 import ssm_metarl_gym
 
 PACKAGE = "ssm_metarl_gym"
-AGENTS = {"adaptation", "dynamics", "features", "meta_maml", "meta_trainer", "ssm"}
+AGENTS = {"adaptation", "dynamics", "features", "meta_maml", "meta_trainer", "policies", "ssm", "ssm_ppo"}
 ALLOWED = {
     "": {"_version", "distributions", "envs", "families", "tasks"},
     "_version": set(),
@@ -32,6 +32,8 @@ ALLOWED = {
             "hidden_task_vector",
             "pendulum",
             "pendulum_vector",
+            "repeat_observation",
+            "repeat_observation_vector",
         )
     },
     "envs.hidden_task": {"checks", "distributions", "families", "tasks"},
@@ -41,12 +43,23 @@ ALLOWED = {
     "envs.pendulum_vector": {"envs.hidden_task", "envs.hidden_task_vector", "envs.pendulum"},
     "envs.mujoco": {"checks", "envs.hidden_task", "mujoco_tasks", "tasks"},
     "envs.pendulum": {"checks", "envs.hidden_task", "tasks"},
+    "envs.repeat_observation": {"checks", "envs.hidden_task"},
+    "envs.repeat_observation_vector": {
+        "checks",
+        "envs.hidden_task",
+        "envs.hidden_task_vector",
+        "envs.repeat_observation",
+    },
     "agents": {f"agents.{module}" for module in AGENTS},
     "agents.scan": set(),
     "agents.losses": set(),
-    "agents.ssm": {"agents.scan", "checks"},
+    "agents.stepper": set(),
+    "agents.ssm": {"agents.scan", "agents.stepper", "checks"},
     "agents.features": {"agents.ssm"},
     "agents.dynamics": {"agents.ssm"},
+    "agents.sequence_buffer": set(),
+    "agents.policies": {"agents.sequence_buffer", "agents.ssm", "agents.stepper"},
+    "agents.ssm_ppo": {"agents.policies", "agents.sequence_buffer", "checks"},
     "agents.meta_maml": {"agents.losses", "checks"},
     "agents.adaptation": {"agents.losses", "checks"},
     "agents.streams": set(),
@@ -54,12 +67,14 @@ ALLOWED = {
     | {"checks", "files"},
     "wrappers": {
         f"wrappers.{module}"
-        for module in ("history_window", "online_adaptation", "sb3_vec_env", "transition_observation")
+        for module in ("history_window", "online_adaptation", "sb3_env", "sb3_vec_env", "transition_observation")
     },
     "wrappers._observations": set(),
     "wrappers.history_window": {"checks", "wrappers._observations"},
     "wrappers.online_adaptation": {"agents.adaptation", "agents.dynamics", "checks"},
     "wrappers.sb3_vec_env": set(),
+    "wrappers.sb3_env": {"checks"}
+    | {f"wrappers.{module}" for module in ("history_window", "sb3_vec_env", "transition_observation")},
     "wrappers.transition_observation": {"wrappers._observations"},
 }
 # What is not of agents or wrappers must not pull in torch: the environments are usable without it.

@@ -34,13 +34,17 @@ PUBLIC = {
     ],
     "ssm_metarl_gym.agents": [
         "SSM",
+        "SSMPPO",
         "AdaptationConfig",
         "Adapter",
         "AdapterStats",
+        "CnnSSMPolicy",
         "DynamicsModel",
         "MetaMAML",
         "MetaTrainer",
+        "MultiInputSSMPolicy",
         "SSMFeaturesExtractor",
+        "SSMPolicy",
     ],
     "ssm_metarl_gym.wrappers": [
         "HistoryWindow",
@@ -49,6 +53,7 @@ PUBLIC = {
         "TransitionObservation",
         "VectorHistoryWindow",
         "VectorTransitionObservation",
+        "make_sb3_env",
     ],
 }
 MODULES = [module.name for module in pkgutil.walk_packages(ssm_metarl_gym.__path__, "ssm_metarl_gym.")]

@@ -6,6 +6,7 @@ if __name__ != "ssm_metarl_gym.wrappers":
 
 from ssm_metarl_gym.wrappers.history_window import HistoryWindow, VectorHistoryWindow
 from ssm_metarl_gym.wrappers.online_adaptation import OnlineAdaptation
+from ssm_metarl_gym.wrappers.sb3_env import make_sb3_env
 from ssm_metarl_gym.wrappers.sb3_vec_env import SB3VecEnv
 from ssm_metarl_gym.wrappers.transition_observation import TransitionObservation, VectorTransitionObservation
 
@@ -16,4 +17,5 @@ __all__ = [
     "TransitionObservation",
     "VectorHistoryWindow",
     "VectorTransitionObservation",
+    "make_sb3_env",
 ]

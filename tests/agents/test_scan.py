@@ -139,6 +139,33 @@ def test_vmap_over_any_argument_and_gradients_of_gradients_through_it(in_dims):
     torch.testing.assert_close(ours, plain)
 
 
+@pytest.mark.parametrize("num_steps", [T, 64, 100, 513])
+def test_single_precision_is_the_loop_to_five_digits_and_to_the_bit_each_time(num_steps):
+    decay = torch.polar(torch.full((P,), 0.99), torch.rand(P))
+    inputs, state = torch.randn(B, num_steps, P, dtype=torch.complex64), torch.randn(B, P, dtype=torch.complex64)
+    start = torch.rand(B, num_steps) < 0.02
+    states = linear_recurrence(decay, 0.1 * inputs, state, start)
+    assert (states - loop(decay, 0.1 * inputs, state, start)).abs().max() < 1e-5
+    assert torch.equal(states, linear_recurrence(decay, 0.1 * inputs, state, start))
+
+
+def test_gradients_of_a_long_sequence_are_those_of_the_loop():
+    start = torch.rand(B, 70) < 0.05
+    tensors = [torch.randn(shape, dtype=torch.float64) for shape in ((P,), (B, 70, P), (B, P))]
+    tensors[0] = tensors[0].tanh()
+
+    def derivatives(function):
+        def energy(*args):
+            return function(*args, start).pow(3).sum()
+
+        def slope(*args):
+            return sum(part.square().sum() for part in grad(energy, (0, 1, 2))(*args))
+
+        return *grad(energy, (0, 1, 2))(*tensors), *grad(slope, (0, 1, 2))(*tensors)
+
+    torch.testing.assert_close(derivatives(linear_recurrence), derivatives(loop))
+
+
 def test_vmap_in_vmap():
     decays, inputs = torch.randn(2, 3, P), torch.randn(2, 3, B, T, P)
     state, start = torch.randn(B, P), torch.rand(B, T) < 0.3

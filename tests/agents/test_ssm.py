@@ -68,6 +68,17 @@ class TestScan:
             torch.testing.assert_close(y_t, y[:, t])
         torch.testing.assert_close(state, last)
 
+    def test_a_long_scan_is_a_loop_over_step_in_single_precision(self):
+        model, num_steps = SSM(D, 64, OUT), 200
+        x, state, start = torch.randn(B, num_steps, D), model.initial_state(B), torch.rand(B, num_steps) < 0.05
+        with torch.no_grad():
+            y, last = model.scan(x, state, start)
+            assert torch.equal(model.scan(x, state, start)[0], y)
+            for t in range(num_steps):
+                y_t, state = model.step(x[:, t], state, start[:, t])
+                assert (y_t - y[:, t]).abs().max() < 1e-5
+        assert (state - last).abs().max() < 1e-5
+
     @pytest.mark.parametrize("cut", [1, 3, 5])
     def test_chunked_is_whole(self, model, start, cut):
         x, state = sequence()

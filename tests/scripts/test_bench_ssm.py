@@ -30,7 +30,8 @@ def test_every_comparison_has_its_row(bench_ssm, tmp_path, capsys):
     bench_ssm.main(["--steps", "3", "--batch", "2", "--width", "4", "--pairs", "2", "--output", str(path)])
     rows = json.loads(path.read_text())
     forms = ["scan", "loop", "log-depth", "block"]
-    expected = [(form, against, 3) for against in ("LSTM", "GRU") for form in forms] + [("block", "LSTMCell", 1)]
+    expected = [(form, against, 3) for against in ("LSTM", "GRU") for form in forms]
+    expected += [(form, "LSTMCell", 1) for form in ("block", "stepper", "step")] + [("stepper", "step", 1)]
     assert [(row["ours"], row["against"], row["steps"]) for row in rows] == expected
     assert all(0 < row["low"] <= row["median"] <= row["high"] < math.inf for row in rows)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]

@@ -1,0 +1,435 @@
+"""Train an agent that copes with a hidden task by Stable-Baselines3's PPO: without memory, or with one of several.
+
+    mlp         PPO("MlpPolicy") on the plain observation: no memory, the baseline
+    transition  PPO("MlpPolicy") that also sees the last transition: the baseline to beat
+    window-ssm  PPO("MlpPolicy") whose SSMFeaturesExtractor reads the last transitions
+    ssm         SSMPPO("SSMPolicy"), a recurrent state-space model
+    lstm        sb3-contrib's RecurrentPPO("MlpLstmPolicy")
+
+The run lies in one folder: config.json, progress.csv (and TensorBoard's files), checkpoints, and at the end model.zip
+and vecnormalize.pkl, which evaluate.py reads. The same command again goes on from the last checkpoint.
+"""
+
+import argparse
+import csv
+import importlib.metadata
+import importlib.util
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import CSVOutputFormat, Logger, make_output_format
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecNormalize
+
+import ssm_metarl_gym
+from ssm_metarl_gym.agents import SSMPPO, SSMFeaturesExtractor
+from ssm_metarl_gym.files import replacing
+from ssm_metarl_gym.wrappers import make_sb3_env
+
+# The algorithm, its policy and what the policy sees.
+POLICIES = {
+    "mlp": ("PPO", "MlpPolicy", "plain"),
+    "transition": ("PPO", "MlpPolicy", "transition"),
+    "window-ssm": ("PPO", "MlpPolicy", "window"),
+    "ssm": ("SSMPPO", "SSMPolicy", "transition"),
+    "lstm": ("RecurrentPPO", "MlpLstmPolicy", "transition"),
+}
+PACKAGES = ("ssm-metarl-gym", "gymnasium", "numpy", "sb3-contrib", "stable-baselines3", "torch")
+ROLLOUT_LENGTH = 128
+# What another run of the same command may change: where it runs and how often it saves.
+FREE_OPTIONS = ("checkpoint_interval", "device", "output")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    env: str = field(
+        default="ssm_metarl/CartPolePolarity-v0",
+        metadata={"help": "id of the environment; module:id imports the module that registers it"},
+    )
+    env_kwargs: dict[str, Any] = field(default_factory=dict, metadata={"help": "its arguments, in JSON"})
+    policy: str = field(default="ssm", metadata={"help": f"one of {', '.join(POLICIES)}"})
+    seed: int = field(default=0, metadata={"help": "seeds everything: one uninterrupted run gives one result"})
+    timesteps: int = field(
+        default=400_000, metadata={"help": "steps of the environments, rounded up to whole rollouts"}
+    )
+    output: Path = field(default=Path("output/train_ppo"), metadata={"help": "folder of the run"})
+    num_envs: int = field(default=64, metadata={"help": "environments that are stepped side by side"})
+    checkpoint_interval: int = field(default=50_000, metadata={"help": "timesteps between checkpoints"})
+    window: int = field(default=16, metadata={"help": "steps that window-ssm reads"})
+    hyperparameters: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "arguments of the algorithm that replace those of the recipe, in JSON"}
+    )
+    defaults: bool = field(default=False, metadata={"help": "the algorithm's own defaults instead of the recipe"})
+    device: str = field(default="cpu", metadata={"help": "PyTorch's name of the device"})
+
+
+def algorithm_arguments(options: Options) -> dict[str, Any]:
+    """The keyword arguments of the algorithm, as JSON can hold them; a learning rate of two numbers falls linearly."""
+    arguments: dict[str, Any] = {}
+    if not options.defaults:
+        is_pendulum = "Pendulum" in options.env
+        num_steps = options.hyperparameters.get("n_steps", ROLLOUT_LENGTH)
+        learning_rate = 1e-3 if is_pendulum else 1.5e-3
+        arguments = {
+            "learning_rate": [learning_rate, 0.1 * learning_rate],
+            "n_steps": num_steps,
+            # Four minibatches of whole environments, which is what a recurrent policy learns from.
+            "batch_size": num_steps * max(1, options.num_envs // 4),
+            "n_epochs": 4,
+            "gamma": 0.95 if is_pendulum else 0.98,
+            "gae_lambda": 0.95,
+            "clip_range": 0.2,
+            "ent_coef": 0.0 if is_pendulum else 0.01,
+            "vf_coef": 0.5,
+            "max_grad_norm": 0.5,
+        }
+    arguments |= options.hyperparameters
+    if options.policy == "window-ssm":
+        # The state-space model ends in gated layers of its own.
+        arguments["policy_kwargs"] = {"net_arch": []} | arguments.get("policy_kwargs", {})
+    return arguments
+
+
+def make_algorithm(options: Options, env: VecNormalize) -> OnPolicyAlgorithm:
+    """The untrained agent."""
+    algorithm, policy, _ = POLICIES[options.policy]
+    arguments = algorithm_arguments(options)
+    if isinstance(arguments.get("learning_rate"), list):
+        start, end = arguments["learning_rate"]
+        arguments["learning_rate"] = LinearSchedule(start, end, 1.0)
+    if options.policy == "window-ssm":
+        arguments["policy_kwargs"] |= {"features_extractor_class": SSMFeaturesExtractor}
+    seed = stream_seed(options.seed, 0)
+    return find_algorithm(algorithm)(policy, env, seed=seed, device=options.device, **arguments)
+
+
+def find_algorithm(name: str) -> Any:
+    """The class of an algorithm; sb3-contrib is imported only where it is needed."""
+    if name == "RecurrentPPO":
+        from sb3_contrib import RecurrentPPO
+
+        return RecurrentPPO
+    return {"PPO": PPO, "SSMPPO": SSMPPO}[name]
+
+
+def make_env(options: Options) -> VecNormalize:
+    """The environments to train on, with observations and rewards normalised."""
+    env = make_sb3_env(
+        options.env,
+        options.num_envs,
+        observation=POLICIES[options.policy][2],
+        window=options.window,
+        **options.env_kwargs,
+    )
+    # 0.99 is the default of all three algorithms.
+    return VecNormalize(env, gamma=algorithm_arguments(options).get("gamma", 0.99))
+
+
+def stream_seed(seed: int, num_timesteps: int) -> int:
+    """The seed of what is random from a timestep on.
+
+    SB3 seeds environment i with seed + i, so neighbouring seeds would share most of their tasks: these lie far apart.
+    And who goes on from a checkpoint meets other tasks than those before it.
+    """
+    return int(np.random.SeedSequence([seed, num_timesteps]).generate_state(1)[0])
+
+
+def make_config(options: Options) -> dict[str, Any]:
+    """All that there is to know about a run before it begins: what config.json holds."""
+    algorithm, _, observation = POLICIES[options.policy]
+    versions = {"python": sys.version.partition(" ")[0]}
+    for package in PACKAGES:
+        if importlib.util.find_spec(package.replace("-", "_")) is not None:
+            versions[package] = package_version(package)
+    return {
+        "algorithm": algorithm,
+        "observation": observation,
+        **{name: value for name, value in asdict(options).items() if name not in FREE_OPTIONS},
+        "algorithm_arguments": algorithm_arguments(options),
+        "versions": versions,
+    }
+
+
+def package_version(package: str) -> str:
+    """The version of an installed package; that of this one also where it is only on the path."""
+    if package == "ssm-metarl-gym":
+        return ssm_metarl_gym.__version__
+    return importlib.metadata.version(package)
+
+
+class KeepingCSV(CSVOutputFormat):
+    """SB3's CSV log, which begins with what an earlier session wrote up to the checkpoint that this one starts from."""
+
+    def __init__(self, path: Path, num_timesteps: int) -> None:
+        rows, self.keys = [], []
+        if path.exists():
+            with path.open(newline="") as file:
+                reader = csv.DictReader(file)
+                complete = [row for row in reader if None not in row.values()]
+            rows = [row for row in complete if float(row["time/total_timesteps"]) <= num_timesteps]
+            self.keys = list(reader.fieldnames or []) if rows else []
+        with replacing(path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.keys, lineterminator="\n")
+            if rows:
+                writer.writeheader()
+                writer.writerows(rows)
+        # SB3's own constructor would empty the file.
+        self.file = path.open("r+", newline="")
+        self.file.seek(0, 2)
+        self.separator, self.quotechar = ",", '"'
+
+
+def make_logger(folder: Path, num_timesteps: int) -> Logger:
+    """A log in progress.csv, and for TensorBoard where it is installed."""
+    formats = [KeepingCSV(folder / "progress.csv", num_timesteps)]
+    if importlib.util.find_spec("tensorboard") is not None:
+        formats.append(make_output_format("tensorboard", str(folder)))
+    return Logger(str(folder), formats)
+
+
+class Stopwatch:
+    """Seconds of training, of the wall and of the processor, those of earlier sessions included."""
+
+    def __init__(self, wall_seconds: float = 0.0, cpu_seconds: float = 0.0) -> None:
+        self._wall, self._cpu = time.perf_counter() - wall_seconds, time.process_time() - cpu_seconds
+
+    def read(self) -> dict[str, float]:
+        """The seconds so far."""
+        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
+        return {"wall_seconds": round(wall, 2), "cpu_seconds": round(cpu, 2)}
+
+
+class SaveCheckpoints(BaseCallback):
+    """Saves a checkpoint after the update by the rollout that reaches the next multiple of the interval."""
+
+    def __init__(self, folder: Path, interval: int, stopwatch: Stopwatch, *, talkative: bool) -> None:
+        super().__init__()
+        self._folder, self._interval, self._stopwatch, self._talkative = folder, interval, stopwatch, talkative
+
+    def _on_training_start(self) -> None:
+        self._saved = self.num_timesteps
+
+    def _on_rollout_start(self) -> None:
+        # The update by a rollout ends just before the next one starts.
+        steps = self.model.num_timesteps
+        if steps // self._interval == self._saved // self._interval:
+            return
+        save_checkpoint(self.model, self._folder, self._stopwatch)
+        self._saved = steps
+        if self._talkative:
+            seconds, returns = self._stopwatch.read()["wall_seconds"], [info["r"] for info in self.model.ep_info_buffer]
+            mean = f"mean return {np.mean(returns):.1f}" if returns else "no episode ended yet"
+            print(f"{steps:>9} timesteps, {seconds:7.1f} s, {mean}", flush=True)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def save_checkpoint(model: Any, folder: Path, stopwatch: Stopwatch) -> None:
+    """Save all that is needed to go on as one folder, which appears at once or not at all; keep the last two."""
+    temporary = folder / "unfinished"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    model.save(temporary / "model.zip")
+    model.get_vec_normalize_env().save(temporary / "vecnormalize.pkl")
+    (temporary / "seconds.json").write_text(json.dumps(stopwatch.read()))
+    temporary.rename(folder / f"{model.num_timesteps:010d}")
+    for old in find_checkpoints(folder)[:-2]:
+        shutil.rmtree(old)
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints, the last one last."""
+    return sorted(path for path in folder.glob("*") if path.name.isdigit())
+
+
+def train(options: Options) -> None:
+    """Train from the beginning or from the last checkpoint, and save the agent."""
+    checkpoints = find_checkpoints(options.output / "checkpoints")
+    if not checkpoints:
+        model, stopwatch = make_algorithm(options, make_env(options)), Stopwatch()
+    else:
+        checkpoint = checkpoints[-1]
+        env = VecNormalize.load(str(checkpoint / "vecnormalize.pkl"), make_env(options).venv)
+        algorithm = find_algorithm(POLICIES[options.policy][0])
+        model = algorithm.load(checkpoint / "model.zip", env=env, device=options.device)
+        model.set_random_seed(stream_seed(options.seed, model.num_timesteps))
+        stopwatch = Stopwatch(**json.loads((checkpoint / "seconds.json").read_text()))
+        print(f"goes on from {model.num_timesteps} of {options.timesteps} timesteps", flush=True)
+    model.set_logger(make_logger(options.output, model.num_timesteps))
+    show_bar = sys.stdout.isatty() and importlib.util.find_spec("rich") is not None
+    try:
+        # SB3 counts on from the timesteps of the checkpoint, and so does the schedule of the learning rate.
+        model.learn(
+            options.timesteps - model.num_timesteps,
+            callback=SaveCheckpoints(
+                options.output / "checkpoints", options.checkpoint_interval, stopwatch, talkative=not show_bar
+            ),
+            reset_num_timesteps=not checkpoints,
+            progress_bar=show_bar,
+        )
+    finally:
+        model.logger.close()
+    seconds = stopwatch.read()
+    with replacing(options.output / "vecnormalize.pkl") as temporary:
+        model.get_vec_normalize_env().save(temporary)
+    with replacing(options.output / "model.zip") as temporary:
+        model.save(temporary)
+    # Last, because it is what says that the run is finished.
+    write_config(options.output, make_config(options) | {"finished": True, **seconds})
+    print("{wall_seconds:.1f} s ({cpu_seconds:.1f} s of the processor)".format(**seconds))
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """The configuration of the run in a folder, None where there is none."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError:
+        config = None
+    if not isinstance(config, dict):
+        raise ValueError(f"--output must be a new folder or that of a run; {folder}/config.json is of something else.")
+    return config
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write config.json."""
+    with replacing(folder / "config.json") as temporary:
+        temporary.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """What an option in JSON holds."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"must be an object in JSON, like '{{\"n_epochs\": 8}}'; got {text}")
+    return value
+
+
+def parse_options(arguments: Sequence[str] | None) -> Options:
+    """The options of the command line; exits with a clear message where one is not valid."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    defaults = Options()
+    for name, option in Options.__dataclass_fields__.items():
+        default = getattr(defaults, name)
+        flag, text = f"--{name.replace('_', '-')}", option.metadata["help"]
+        if isinstance(default, bool):
+            parser.add_argument(flag, action="store_true", help=text)
+        elif isinstance(default, dict):
+            parser.add_argument(flag, type=json_object, default=default, metavar="JSON", help=text)
+        elif name == "policy":
+            parser.add_argument(flag, choices=list(POLICIES), default=default, help=f"default: {default}")
+        else:
+            metavar = {int: "N", Path: "DIR", str: "NAME"}[option.type]
+            text = f"{text} (default: {default})"
+            parser.add_argument(flag, type=option.type, default=default, metavar=metavar, help=text)
+    options = Options(**vars(parser.parse_args(arguments)))
+    if not 0 <= options.seed < 2**31:
+        parser.error(f"--seed must be >= 0 and less than 2^31; got {options.seed}.")
+    for name in ("timesteps", "num_envs", "checkpoint_interval", "window"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be >= 1; got {getattr(options, name)}.")
+    try:
+        check_agent(options)
+        check_output(options)
+    except ValueError as error:
+        parser.error(str(error))
+    return options
+
+
+def check_agent(options: Options) -> None:
+    """Make the agent once, so that whatever is wrong with it is known before anything is written."""
+    if options.env_kwargs.get("split", "train") != "train":
+        raise ValueError(
+            f"--env-kwargs must leave the split to be 'train'; got {options.env_kwargs['split']!r}. "
+            "The other splits are for evaluate.py."
+        )
+    if options.policy == "lstm" and importlib.util.find_spec("sb3_contrib") is None:
+        raise ValueError("--policy lstm needs sb3-contrib. Install it: python -m pip install sb3-contrib")
+    try:
+        torch.zeros(1, device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device must be a device that PyTorch has; got {options.device!r} ({error}).") from error
+    try:
+        env = make_env(options)
+    except (gym.error.Error, ImportError, TypeError, ValueError, AssertionError) as error:
+        raise ValueError(
+            f"--env {options.env} with --env-kwargs {json.dumps(options.env_kwargs)} cannot be made: {error}"
+        ) from error
+    try:
+        make_algorithm(options, env)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ValueError(
+            f"--policy {options.policy} with --hyperparameters {json.dumps(options.hyperparameters)} cannot be made "
+            f"for {options.env}: {error}"
+        ) from error
+    finally:
+        env.close()
+
+
+def check_output(options: Options) -> None:
+    """Whether the output can be written to, and holds no other run."""
+    folder = options.output
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+        present = read_config(folder)
+    except OSError as error:
+        raise ValueError(
+            f"--output must be a folder that can be written to; got {folder} ({error.strerror})."
+        ) from error
+    if present is None:
+        return
+    wanted = {name: value for name, value in asdict(options).items() if name not in FREE_OPTIONS}
+    differing = [
+        f"--{name.replace('_', '-')} ({json.dumps(present.get(name))} there, {json.dumps(value)} now)"
+        for name, value in wanted.items()
+        if present.get(name) != value
+    ]
+    if differing:
+        raise ValueError(
+            f"--output must be a new folder or that of a run with the same options; in {folder} these differ: "
+            f"{', '.join(differing)}. Give another --output."
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, or go on training."""
+    torch.set_num_threads(1)
+    options = parse_options(arguments)
+    present = read_config(options.output)
+    if present is not None and present.get("finished"):
+        print(f"the run in {options.output} is finished: {options.timesteps} timesteps")
+        return
+    if present is None:
+        write_config(options.output, make_config(options))
+    try:
+        train(options)
+    except KeyboardInterrupt:
+        reached = [int(path.name) for path in find_checkpoints(options.output / "checkpoints")] or [0]
+        print(f"\ninterrupted; the same command again goes on from timestep {reached[-1]}", file=sys.stderr)
+        raise SystemExit(130) from None
+    print(f"the agent is in {options.output}; evaluate it: python scripts/evaluate.py {options.output}")
+
+
+if __name__ == "__main__":
+    main()
