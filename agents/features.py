@@ -101,7 +101,8 @@ class _WindowExtractor(nn.Module):
         starts_from_here_on = start.flip(1).cumsum(1).flip(1)  # B T
         # What lies before the last start is not seen, but a NaN there would be in the gradients (0 * NaN is NaN).
         unseen = starts_from_here_on > start
-        features, _ = self.ssm.scan(window[..., :-1].masked_fill(unseen[..., None], 0.0), start=start)
+        seen = window[..., :-1].masked_fill(unseen[..., None], 0.0)  # B T D
+        features, _ = self.ssm.scan(seen, start=start, only_last=True)
         return features[:, -1]
 
 

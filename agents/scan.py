@@ -1,55 +1,23 @@
 """The resettable linear recurrence at the heart of the state-space model."""
 
 import math
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["complex_multiply", "linear_recurrence", "scan"]
+__all__ = ["linear_recurrence"]
 
-# A sequence of at least so many steps, each of at most so many numbers, is cut into pieces that run side by side: there
-# a step costs more than its arithmetic. Measured, forward and backward of up to 1024 numbers: pieces are 1.05 to 1.5
-# times as fast as steps at 128 steps and 1.3 to 3 times at 512. At 64 steps a whole model shows no difference; 2048
-# numbers gain nothing up to 256 steps, 4096 lose at 64. Doubling is never faster than pieces from 64 steps on.
-_LONG: Final = 128
-_NARROW: Final = 2048
+# Steps of at most so many numbers are computed by NumPy, whose calls cost a fraction of PyTorch's.
+_NARROW: Final = 8192
+# Of those, sequences of at least so many steps of at most so many numbers are cut into pieces that run side by side.
+_LONG: Final = 64
+_PIECE: Final = 512
+_NUMPY_TYPES: Final = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
-
-def complex_multiply(a: Tensor, b: Tensor) -> Tensor:
-    """The product of complex numbers kept as real pairs: ``Float[... 2 P]``, real part first.
-
-    Pairs, not complex tensors, because a state must be one real tensor that SB3's buffers can hold.
-    """
-    a_re, a_im = a.unbind(-2)
-    b_re, b_im = b.unbind(-2)
-    return torch.stack([a_re * b_re - a_im * b_im, a_re * b_im + a_im * b_re], dim=-2)
-
-
-def scan(decay: Tensor, inputs: Tensor, state: Tensor, start: Tensor | None = None) -> Tensor:
-    """:func:`linear_recurrence` of complex numbers that are kept as real pairs, real part first.
-
-    Args:
-        decay: ``Float[2 P]``.
-        inputs: ``Float[B T 2 P]``.
-        state: ``Float[B 2 P]``, the state before the first step.
-        start: ``Bool[B T]``, the first steps of episodes; None where there is none.
-
-    Returns:
-        ``Float[B T 2 P]``, the state after each step.
-    """
-    if inputs.shape[1] == 1:
-        # One step: the operations themselves are cheaper than a graph node of their own.
-        if start is not None:
-            state = torch.where(start[:, 0, None, None], 0.0, state)
-        return (complex_multiply(decay, state) + inputs[:, 0])[:, None]
-    states = linear_recurrence(_to_complex(decay), _to_complex(inputs), _to_complex(state), start)
-    return torch.stack([states.real, states.imag], dim=-2)
-
-
-def _to_complex(pairs: Tensor) -> Tensor:
-    real, imaginary = pairs.unbind(-2)
-    return torch.complex(real, imaginary)
+Array: TypeAlias = npt.NDArray[Any]
 
 
 def linear_recurrence(decay: Tensor, inputs: Tensor, state: Tensor, start: Tensor | None = None) -> Tensor:
@@ -70,6 +38,11 @@ def linear_recurrence(decay: Tensor, inputs: Tensor, state: Tensor, start: Tenso
     Returns:
         ``[B T P]``, the state after each step.
     """
+    if inputs.shape[1] == 1:
+        # One step: the operations themselves are cheaper than a graph node of their own.
+        if start is not None:
+            state = torch.where(start, 0.0, state)
+        return (decay * state + inputs[:, 0])[:, None]
     if start is None:
         start = torch.zeros(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
     states: Tensor = _Recurrence.apply(decay, inputs.transpose(0, 1), state, start.transpose(0, 1))
@@ -83,8 +56,9 @@ class _Recurrence(torch.autograd.Function):
     def forward(decay: Tensor, inputs: Tensor, state: Tensor, start: Tensor) -> Tensor:
         if inputs.is_cuda:
             return by_doubling(decay, inputs, state, start)
-        if inputs.shape[0] >= _LONG and inputs[0].numel() <= _NARROW:
-            return in_pieces(decay, inputs, state, start)
+        if inputs.device.type == "cpu" and inputs.dtype in _NUMPY_TYPES and inputs[0].numel() <= _NARROW:
+            arrays = (x.detach().resolve_conj().resolve_neg().numpy() for x in (decay, inputs, state, start))
+            return torch.from_numpy(by_numpy(*arrays))
         return step_by_step(decay, inputs, state, start)
 
     @staticmethod
@@ -130,39 +104,46 @@ class _Recurrence(torch.autograd.Function):
 def step_by_step(decay: Tensor, inputs: Tensor, state: Tensor, start: Tensor) -> Tensor:
     """The recurrence as it is written, one step after the other: ``[T B P]``."""
     states = torch.empty_like(inputs, memory_format=torch.contiguous_format)
-    _fill(states, decay, inputs, state, start)
+    starts = start.any(dim=1).tolist()
+    for inputs_t, states_t, start_t, any_start in zip(inputs, states, start, starts, strict=True):
+        if any_start:
+            state = torch.where(start_t[:, None], 0.0, state)
+        state = torch.addcmul(inputs_t, decay, state, out=states_t)
     return states
 
 
-def _fill(states: Tensor, decay: Tensor, inputs: Tensor, state: Tensor, start: Tensor) -> None:
-    """Writes the states after each step into ``states`` ``[T ... P]``, step by step."""
-    starts = start.flatten(1).any(dim=1).tolist() if start.any() else [False] * len(start)
-    for inputs_t, states_t, start_t, any_start in zip(inputs, states, start, starts, strict=True):
-        if any_start:
-            state = torch.where(start_t[..., None], 0.0, state)
-        state = torch.addcmul(inputs_t, decay, state, out=states_t)
-
-
-def in_pieces(decay: Tensor, inputs: Tensor, state: Tensor, start: Tensor) -> Tensor:
-    """Pieces of about sqrt(T) steps side by side, and then what each inherits from the one before it."""
+@np.errstate(all="ignore")  # PyTorch does not warn of overflow and NaN either
+def by_numpy(decay: Array, inputs: Array, state: Array, start: Array) -> Array:
+    """The same in NumPy: pieces of a long sequence side by side, and then what each inherits from the one before it."""
     num_steps, batch_size, num_states = inputs.shape
-    # A power of two, as most sequences are as long as one, so that nothing has to be added.
-    length = 1 << (math.isqrt(num_steps - 1).bit_length())
+    is_long = num_steps >= _LONG and batch_size * num_states <= _PIECE
+    # About sqrt(T), and a power of two, as most sequences are as long as one, so that nothing has to be added.
+    length = 1 << math.isqrt(num_steps - 1).bit_length() if is_long else num_steps
     padding = -num_steps % length
     if padding:
-        inputs = torch.cat([inputs, inputs.new_zeros(padding, batch_size, num_states)])
-        start = torch.cat([start, start.new_zeros(padding, batch_size)])
-    pieces, starts = inputs.unflatten(0, (-1, length)), start.unflatten(0, (-1, length))  # C L B P, C L B
-    states = torch.empty_like(pieces, memory_format=torch.contiguous_format)
-    first = torch.cat([state[None], state.new_zeros(len(pieces) - 1, batch_size, num_states)])  # C B P
-    _fill(states.transpose(0, 1), decay, pieces.transpose(0, 1), first, starts.transpose(0, 1))
-    powers = decay.expand(length, *decay.shape).cumprod(dim=0).view(length, -1, num_states)  # L 1 P or L B P
-    fresh = starts.cummax(dim=1).values[..., None]  # C L B 1, a start so far in this piece
-    any_start = fresh.flatten(1).any(dim=1).tolist()
-    for piece in range(1, len(pieces)):
-        whole = torch.addcmul(states[piece], powers, states[piece - 1, -1])
-        states[piece] = torch.where(fresh[piece], states[piece], whole) if any_start[piece] else whole
-    return states.flatten(0, 1)[:num_steps]
+        inputs = np.concatenate([inputs, np.zeros_like(inputs, shape=(padding, batch_size, num_states))])
+        start = np.concatenate([start, np.zeros_like(start, shape=(padding, batch_size))])
+    num_pieces = (num_steps + padding) // length
+    pieces = inputs.reshape(num_pieces, length, batch_size, num_states).swapaxes(0, 1)  # L C B P
+    starts = start.reshape(num_pieces, length, batch_size, 1).swapaxes(0, 1)  # L C B 1
+    states = np.empty_like(pieces, order="C")
+    previous = np.concatenate([state[None], np.zeros_like(state, shape=(num_pieces - 1, *state.shape))])  # C B P
+    any_start = np.atleast_1d(starts.any(axis=(1, 2, 3)))  # L
+    for t, (inputs_t, states_t) in enumerate(zip(pieces, states, strict=True)):
+        if any_start[t]:
+            previous = np.where(starts[t], 0, previous)
+        np.multiply(decay, previous, out=states_t)
+        states_t += inputs_t
+        previous = states_t
+    if num_pieces == 1:
+        return states[:, 0]
+    powers = np.broadcast_to(decay, (length, *decay.shape)).cumprod(axis=0)
+    powers = powers.reshape(length, -1, num_states)  # L 1 P or L B P
+    fresh = np.logical_or.accumulate(starts, axis=0)  # L C B 1, a start so far in this piece
+    for piece in range(1, num_pieces):
+        inherited = powers * states[-1, piece - 1]  # L B P
+        states[:, piece] += np.where(fresh[:, piece], 0, inherited) if fresh[-1, piece].any() else inherited
+    return states.swapaxes(0, 1).reshape(num_steps + padding, batch_size, num_states)[:num_steps]
 
 
 def by_doubling(decay: Tensor, inputs: Tensor, state: Tensor, start: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssm_metarl_gym.agents.scan import scan
+from ssm_metarl_gym.agents.scan import linear_recurrence
 from ssm_metarl_gym.agents.stepper import SSMStepper, StepperLayer
 from ssm_metarl_gym.checks import check_integer
 
@@ -84,13 +84,16 @@ class SSM(nn.Module):
         y, state = self.scan(x[:, None], state, None if start is None else start[:, None])
         return y[:, 0], state
 
-    def scan(self, x: Tensor, state: Tensor | None = None, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def scan(
+        self, x: Tensor, state: Tensor | None = None, start: Tensor | None = None, *, only_last: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Features of every step of a sequence, and the state after its last step.
 
         Args:
             x: ``Float[B T state_dim]``.
             state: ``Float[B L 2 P]``; None for the zero state.
             start: ``Bool[B T]``, true at the first steps of episodes: the state is cleared *before* such a step.
+            only_last: The features of the last step alone, ``Float[B 1 output_dim]``, which takes less time.
 
         Returns:
             ``Float[B T output_dim]`` and ``Float[B L 2 P]``.
@@ -108,10 +111,11 @@ class SSM(nn.Module):
                 raise ValueError(f"start must have the shape {tuple(x.shape[:2])} of the steps; got {start.shape}.")
             start = start.bool()
         features, states = self.encoder(x), []
-        for layer, layer_state in zip(self.layers, state.unbind(1), strict=True):
-            features, layer_state = layer(features, layer_state, start)
+        for layer, layer_state in zip(self.layers, torch.complex(*state.unbind(2)).unbind(1), strict=True):
+            features, layer_state = layer(features, layer_state, start, only_last and layer is self.layers[-1])
             states.append(layer_state)
-        return self.decoder(features), torch.stack(states, dim=1)
+        after = torch.stack(states, dim=1)  # B L P
+        return self.decoder(features), torch.stack([after.real, after.imag], dim=2)
 
     def stepper(self) -> SSMStepper:
         """A snapshot of the present weights that takes the steps of a rollout fast and without gradients.
@@ -147,6 +151,7 @@ class _Layer(nn.Module):
         self.theta = nn.Parameter(torch.log(torch.empty(num_states).uniform_(0.01, math.pi / 2)))
         self.norm_weight = nn.Parameter(torch.ones(width))
         self.norm_bias = nn.Parameter(torch.zeros(width))
+        # Of b the rows, of c the columns are the real and the imaginary part of one state after the other.
         self.b = _linear_weight(2 * num_states, width)
         self.c = _linear_weight(width, 2 * num_states)
         self.d = nn.Parameter(torch.randn(width))
@@ -154,40 +159,45 @@ class _Layer(nn.Module):
         self.gate_bias = nn.Parameter(torch.zeros(2 * width))
 
     def forward(
-        self, x: Tensor, state: Tensor | None = None, start: Tensor | None = None
+        self, x: Tensor, state: Tensor | None = None, start: Tensor | None = None, only_last: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """``x`` ``Float[B (T) H]``, ``state`` ``Float[B 2 P]`` -> the same; no state where none was given."""
+        """``x`` ``Float[B (T) H]``, ``state`` ``Complex[B P]`` -> the same; no state where none was given."""
         # Scaled by a second operation, because vmap gets second derivatives of an affine layer_norm wrong
         # (https://github.com/pytorch/functorch/issues/534).
         normed = torch.addcmul(self.norm_bias, F.layer_norm(x, self.norm_weight.shape), self.norm_weight)
-        states = F.linear(normed, self.scale()[:, None] * self.b)  # B (T) 2P
+        pairs = F.linear(normed, self.scale()[:, None] * self.b)  # B (T) 2P
         if state is not None:
-            pairs = scan(self.decay(), states.unflatten(-1, (2, -1)), state, start)  # B T 2 P
-            states, state = pairs.flatten(-2), pairs[:, -1]
-        mixed = F.gelu(torch.addcmul(F.linear(states, self.c), self.d, normed))  # B (T) H
+            inputs = torch.view_as_complex(pairs.unflatten(-1, (-1, 2)))  # B T P
+            states = linear_recurrence(self.decay(), inputs, state, start)  # B T P
+            state = states[:, -1]
+            if only_last:
+                x, normed, states = x[:, -1:], normed[:, -1:], states[:, -1:]
+            pairs = torch.view_as_real(states).flatten(-2)
+        mixed = F.gelu(torch.addcmul(F.linear(pairs, self.c), self.d, normed))  # B (T) H
         return x + F.glu(F.linear(mixed, self.gate_weight, self.gate_bias), dim=-1), state
 
     def decay(self) -> Tensor:
-        """lambda, ``Float[2 P]``."""
-        angle, radius = torch.exp(self.theta), torch.exp(-torch.exp(self.nu))
-        return torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)])
+        """lambda, ``Complex[P]``."""
+        return torch.polar(torch.exp(-torch.exp(self.nu)), torch.exp(self.theta))
 
     def scale(self) -> Tensor:
-        """sqrt(1 - |lambda|^2) for the real and for the imaginary parts, ``Float[2P]``."""
-        scale = torch.sqrt(-torch.expm1(-2.0 * torch.exp(self.nu)))
-        return torch.cat([scale, scale])
+        """sqrt(1 - |lambda|^2) for the real and the imaginary part of each state, ``Float[2P]``."""
+        return torch.sqrt(-torch.expm1(-2.0 * torch.exp(self.nu))).repeat_interleave(2)
 
     @torch.no_grad()
     def folded(self) -> StepperLayer:
         """What single steps need of the present parameters."""
-        real, imaginary = (part.diag() for part in self.decay())  # P P
+        decay = self.decay()
+        real, imaginary = decay.real.diag(), decay.imag.diag()  # P P
+        # A stepper has all real parts before all imaginary ones, as the state has.
+        halves = torch.arange(2 * len(decay)).view(-1, 2).t().flatten()
         half = math.sqrt(0.5)
         return StepperLayer(
             rotation=torch.cat([torch.cat([real, imaginary], dim=1), torch.cat([-imaginary, real], dim=1)]),
             norm_weight=self.norm_weight.clone(),
             norm_bias=self.norm_bias.clone(),
-            b=(self.scale()[:, None] * self.b).t().contiguous(),
-            c=half * self.c.t().contiguous(),
+            b=(self.scale()[:, None] * self.b)[halves].t().contiguous(),
+            c=half * self.c.t()[halves],
             d=half * self.d,
             gate_weight=half * self.gate_weight.t().contiguous(),
             gate_bias=self.gate_bias.clone(),

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ssm_metarl_gym.agents import SSM
-from ssm_metarl_gym.agents.scan import by_doubling, complex_multiply, scan
+from ssm_metarl_gym.agents.scan import by_doubling, linear_recurrence
 from ssm_metarl_gym.files import replacing
 from ssm_metarl_gym.timing import compare_in_turns
 
@@ -61,20 +61,18 @@ class Row:
 
 
 def loop(decay: Tensor, inputs: Tensor, state: Tensor) -> Tensor:
-    """The recurrence over real pairs, with a graph node for each operation of each step."""
+    """The recurrence with a graph node for each operation of each step."""
     states = []
     for inputs_t in inputs.unbind(1):
-        state = complex_multiply(decay, state) + inputs_t
+        state = decay * state + inputs_t
         states.append(state)
     return torch.stack(states, dim=1)
 
 
 def log_depth(decay: Tensor, inputs: Tensor, state: Tensor) -> Tensor:
     """The recurrence by doubling, as autograd differentiates it."""
-    decay, inputs, state = (torch.view_as_complex(x.transpose(-1, -2).contiguous()) for x in (decay, inputs, state))
     start = torch.zeros(inputs.shape[1], inputs.shape[0], dtype=torch.bool)
-    states = by_doubling(decay, inputs.transpose(0, 1), state, start).transpose(0, 1)
-    return torch.view_as_real(states).transpose(-1, -2)
+    return by_doubling(decay, inputs.transpose(0, 1), state, start).transpose(0, 1)
 
 
 def make_block(width: int) -> Any:
@@ -85,12 +83,10 @@ def make_block(width: int) -> Any:
 def compare_sequences(steps: int, options: Options) -> Iterator[Row]:
     """Forward and backward over sequences."""
     width, batch = options.width, options.batch
-    recurrence = [
-        torch.rand(2, width // 2).mul(0.5).requires_grad_(),
-        torch.randn(batch, steps, 2, width // 2, requires_grad=True),
-        torch.zeros(batch, 2, width // 2, requires_grad=True),
-    ]
-    x, state = torch.randn(batch, steps, width, requires_grad=True), torch.zeros(batch, 2, width // 2)
+    shapes = ((width // 2,), (batch, steps, width // 2), (batch, width // 2))  # decay, inputs, state
+    recurrence = [(0.5 * torch.randn(shape, dtype=torch.complex64)).requires_grad_() for shape in shapes]
+    recurrence[0].data /= recurrence[0].abs().clamp(min=1.0)  # no state grows
+    x, state = torch.randn(batch, steps, width, requires_grad=True), torch.zeros(batch, width // 2, dtype=torch.cfloat)
     lstm, gru, block = (
         nn.LSTM(width, width, batch_first=True),
         nn.GRU(width, width, batch_first=True),
@@ -101,9 +97,9 @@ def compare_sequences(steps: int, options: Options) -> Iterator[Row]:
         return lambda: forward().sum().backward()
 
     ours = {
-        "scan": trained(lambda: scan(*recurrence)),
-        "loop": trained(lambda: loop(*recurrence)),
-        "log-depth": trained(lambda: log_depth(*recurrence)),
+        "scan": trained(lambda: torch.view_as_real(linear_recurrence(*recurrence))),
+        "loop": trained(lambda: torch.view_as_real(loop(*recurrence))),
+        "log-depth": trained(lambda: torch.view_as_real(log_depth(*recurrence))),
         "block": trained(lambda: block(x, state)[0]),
     }
     theirs = {"LSTM": trained(lambda: lstm(x)[0]), "GRU": trained(lambda: gru(x)[0])}

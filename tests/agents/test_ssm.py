@@ -34,7 +34,7 @@ def reference(model, x, state, start):
     """The equations of Orvieto et al. 2023 with complex numbers, written out: ``x`` ``Float[B T D]``."""
     p = {name: tensor.detach().numpy() for name, tensor in model.named_parameters()}
     h = state.numpy()[:, :, 0] + 1j * state.numpy()[:, :, 1]  # B L P
-    num_states, outputs = h.shape[-1], []
+    outputs = []
     for t in range(x.shape[1]):
         h = np.where(start[:, t, None, None], 0.0, h)
         y = x[:, t].numpy() @ p["encoder.weight"].T + p["encoder.bias"]
@@ -43,9 +43,9 @@ def reference(model, x, state, start):
             centred = y - y.mean(-1, keepdims=True)
             normed = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * q["norm_weight"] + q["norm_bias"]
             decay = np.exp(-np.exp(q["nu"]) + 1j * np.exp(q["theta"]))
-            b = q["b"][:num_states] + 1j * q["b"][num_states:]
+            b = q["b"][::2] + 1j * q["b"][1::2]
             h[:, k] = decay * h[:, k] + np.sqrt(1.0 - np.abs(decay) ** 2) * (normed @ b.T)
-            mixed = np.concatenate([h[:, k].real, h[:, k].imag], -1) @ q["c"].T + q["d"] * normed
+            mixed = np.stack([h[:, k].real, h[:, k].imag], -1).reshape(len(h), -1) @ q["c"].T + q["d"] * normed
             gelu = mixed * 0.5 * (1.0 + np.vectorize(math.erf)(mixed / math.sqrt(2.0)))
             value, gate = np.split(gelu @ q["gate_weight"].T + q["gate_bias"], 2, axis=-1)
             y = y + value / (1.0 + np.exp(-gate))
@@ -54,6 +54,15 @@ def reference(model, x, state, start):
 
 
 class TestScan:
+    def test_the_last_step_alone_is_the_last_of_all_with_its_gradients(self, model, start):
+        x, state = sequence()
+        features, after = model.scan(x, state, start)
+        last, last_after = model.scan(x, state, start, only_last=True)
+        torch.testing.assert_close(last, features[:, -1:])
+        torch.testing.assert_close(last_after, after)
+        ours, expected = (torch.autograd.grad(y.square().sum(), model.parameters()) for y in (last, features[:, -1]))
+        torch.testing.assert_close(ours, expected)
+
     def test_it_follows_the_published_equations(self, model, start):
         model.double()
         x, state = sequence(dtype=torch.float64)

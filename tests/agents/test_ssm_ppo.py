@@ -481,6 +481,10 @@ class TestSaving:
             np.testing.assert_array_equal(one, other)
 
 
+def test_a_minibatch_is_one_environment_by_default():
+    assert SSMPPO("SSMPolicy", noise(), n_steps=12, device="cpu").batch_size == 12
+
+
 class TestRefuses:
     @pytest.mark.parametrize(("batch_size", "advice"), [(7, 8), (12, 8), (17, 16), (1, 8)])
     def test_minibatches_of_parts_of_rows(self, batch_size, advice):
@@ -490,7 +494,7 @@ class TestRefuses:
             make(noise(), batch_size=batch_size)
 
     @pytest.mark.parametrize("name", ["n_steps", "batch_size"])
-    @pytest.mark.parametrize("size", [0, -8, 8.0, None])
+    @pytest.mark.parametrize("size", [0, -8, 8.0])
     def test_sizes_that_are_none(self, name, size):
         with pytest.raises(ValueError, match=f"{name} must be an int >= 1; got"):
             make(noise(), **{name: size})
