@@ -119,16 +119,18 @@ def by_numpy(decay: Array, inputs: Array, state: Array, start: Array) -> Array:
     is_long = num_steps >= _LONG and batch_size * num_states <= _PIECE
     # About sqrt(T), and a power of two, as most sequences are as long as one, so that nothing has to be added.
     length = 1 << math.isqrt(num_steps - 1).bit_length() if is_long else num_steps
-    padding = -num_steps % length
+    num_pieces = -(-num_steps // length)
+    shape = (num_pieces, length, batch_size)
+    padding = num_pieces * length - num_steps
     if padding:
-        inputs = np.concatenate([inputs, np.zeros_like(inputs, shape=(padding, batch_size, num_states))])
-        start = np.concatenate([start, np.zeros_like(start, shape=(padding, batch_size))])
-    num_pieces = (num_steps + padding) // length
-    pieces = inputs.reshape(num_pieces, length, batch_size, num_states).swapaxes(0, 1)  # L C B P
-    starts = start.reshape(num_pieces, length, batch_size, 1).swapaxes(0, 1)  # L C B 1
-    states = np.empty_like(pieces, order="C")
-    previous = np.concatenate([state[None], np.zeros_like(state, shape=(num_pieces - 1, *state.shape))])  # C B P
-    any_start = np.atleast_1d(starts.any(axis=(1, 2, 3)))  # L
+        inputs = np.concatenate([inputs, np.zeros((padding, batch_size, num_states), inputs.dtype)])
+        start = np.concatenate([start, np.zeros((padding, batch_size), start.dtype)])
+    pieces = inputs.reshape(*shape, num_states).swapaxes(0, 1)  # L C B P
+    starts = start.reshape(*shape, 1).swapaxes(0, 1)  # L C B 1
+    any_start = np.any(starts, axis=(1, 2, 3)).tolist()
+    states = np.empty(pieces.shape, inputs.dtype)
+    previous = np.zeros(pieces.shape[1:], inputs.dtype)  # C B P
+    previous[0] = state
     for t, (inputs_t, states_t) in enumerate(zip(pieces, states, strict=True)):
         if any_start[t]:
             previous = np.where(starts[t], 0, previous)
@@ -137,13 +139,15 @@ def by_numpy(decay: Array, inputs: Array, state: Array, start: Array) -> Array:
         previous = states_t
     if num_pieces == 1:
         return states[:, 0]
-    powers = np.broadcast_to(decay, (length, *decay.shape)).cumprod(axis=0)
-    powers = powers.reshape(length, -1, num_states)  # L 1 P or L B P
-    fresh = np.logical_or.accumulate(starts, axis=0)  # L C B 1, a start so far in this piece
+    powers = np.empty((length, *decay.shape), decay.dtype)
+    powers[:] = decay
+    powers = np.multiply.accumulate(powers).reshape(length, -1, num_states)  # L 1 P or L B P
+    fresh = np.logical_or.accumulate(starts)  # L C B 1, a start so far in this piece
+    any_fresh = fresh[-1].any(axis=(1, 2)).tolist()
     for piece in range(1, num_pieces):
         inherited = powers * states[-1, piece - 1]  # L B P
-        states[:, piece] += np.where(fresh[:, piece], 0, inherited) if fresh[-1, piece].any() else inherited
-    return states.swapaxes(0, 1).reshape(num_steps + padding, batch_size, num_states)[:num_steps]
+        states[:, piece] += np.where(fresh[:, piece], 0, inherited) if any_fresh[piece] else inherited
+    return states.swapaxes(0, 1).reshape(num_pieces * length, batch_size, num_states)[:num_steps]
 
 
 def by_doubling(decay: Tensor, inputs: Tensor, state: Tensor, start: Tensor) -> Tensor:
