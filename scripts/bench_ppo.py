@@ -37,7 +37,8 @@ class Options:
     """The command line."""
 
     num_envs: int = field(default=8, metadata={"help": "environments"})
-    steps: int = field(default=128, metadata={"help": "steps of a rollout in each environment, and of a minibatch"})
+    steps: int = field(default=128, metadata={"help": "steps of a rollout in each environment"})
+    minibatches: int = field(default=4, metadata={"help": "minibatches of a rollout, of whole environments each"})
     epochs: int = field(default=10, metadata={"help": "passes over each rollout"})
     width: int = field(default=64, metadata={"help": "width of all networks, even"})
     pairs: int = field(default=9, metadata={"help": "pairs of turns of each comparison"})
@@ -49,7 +50,7 @@ def make_agents(options: Options) -> dict[str, OnPolicyAlgorithm]:
     width = options.width
     settings: dict[str, Any] = {
         "n_steps": options.steps,
-        "batch_size": options.steps,
+        "batch_size": options.num_envs // options.minibatches * options.steps,
         "n_epochs": options.epochs,
         "seed": 0,
         "device": "cpu",
@@ -79,9 +80,14 @@ def parse_options(arguments: Sequence[str] | None) -> Options:
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, default=option.default, help=option.metadata["help"], **kind)
     options = Options(**vars(parser.parse_args(arguments)))
-    for name, least in (("num_envs", 1), ("steps", 2), ("epochs", 1), ("width", 2), ("pairs", 1)):
+    for name, least in (("num_envs", 1), ("steps", 2), ("minibatches", 1), ("epochs", 1), ("width", 2), ("pairs", 1)):
         if getattr(options, name) < least:
             parser.error(f"--{name.replace('_', '-')} must be >= {least}; got {getattr(options, name)}.")
+    if options.num_envs % options.minibatches:
+        parser.error(
+            f"--minibatches must divide --num-envs, {options.num_envs}, because a sequence stays whole; got "
+            f"{options.minibatches}."
+        )
     if options.width % 2:
         parser.error(f"--width must be even; got {options.width}.")
     return options
@@ -96,7 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def turn(name: str) -> Callable[[], object]:
         return lambda: agents[name].learn(options.num_envs * options.steps, reset_num_timesteps=False)
 
-    print(f"torch {torch.__version__}; {options.num_envs} x {options.steps} steps, width {options.width}\n")
+    shape = f"{options.num_envs} x {options.steps} steps in {options.minibatches} minibatches"
+    print(f"torch {torch.__version__}; {shape}, {options.epochs} epochs, width {options.width}\n")
     print("| SSMPPO against | ratio | 10 to 90 % | target |\n| --- | --- | --- | --- |", flush=True)
     rows = []
     for against, target in TARGETS.items():
