@@ -38,9 +38,7 @@ class SSMPolicy(ActorCriticPolicy):
         action_space: As in every policy of SB3.
         lr_schedule: As in every policy of SB3.
         net_arch: The networks between the SSM and the outputs, as in SB3.
-        ssm_hidden_dim: Width of the SSM.
-        ssm_num_layers: Number of layers of the SSM.
-        ssm_output_dim: Number of features that the SSM gives to ``net_arch``.
+        ssm_kwargs: Arguments of the SSM, of which ``hidden_dim`` and ``output_dim`` are 64 unless they are given.
         **kwargs: All other arguments of SB3's ``ActorCriticPolicy``.
 
     Raises:
@@ -55,9 +53,7 @@ class SSMPolicy(ActorCriticPolicy):
         lr_schedule: Schedule,
         net_arch: list[int] | dict[str, list[int]] | None = None,
         *,
-        ssm_hidden_dim: int = 64,
-        ssm_num_layers: int = 2,
-        ssm_output_dim: int = 64,
+        ssm_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if not kwargs.get("share_features_extractor", True):
@@ -71,11 +67,7 @@ class SSMPolicy(ActorCriticPolicy):
                 f"{extractor.__name__} cannot read observations that are dictionaries; got {observation_space}. Use "
                 "'MultiInputSSMPolicy' instead."
             )
-        self._ssm_sizes = {
-            "ssm_hidden_dim": ssm_hidden_dim,
-            "ssm_num_layers": ssm_num_layers,
-            "ssm_output_dim": ssm_output_dim,
-        }
+        self.ssm_kwargs = {"hidden_dim": 64, "output_dim": 64} | (ssm_kwargs or {})
         self._stepper: SSMStepper | None = None
         if kwargs.get("optimizer_class", torch.optim.Adam) is torch.optim.Adam and not kwargs.get("optimizer_kwargs"):
             # SB3's Adam, in one operation for all tensors instead of several for each.
@@ -84,18 +76,13 @@ class SSMPolicy(ActorCriticPolicy):
 
     def _build_mlp_extractor(self) -> None:
         """Make the memory and what follows it, at the moment when SB3 asks for it: before its one optimiser is made."""
-        self.ssm = SSM(
-            self.features_dim,
-            self._ssm_sizes["ssm_hidden_dim"],
-            self._ssm_sizes["ssm_output_dim"],
-            num_layers=self._ssm_sizes["ssm_num_layers"],
-        )
+        self.ssm = SSM(self.features_dim, **self.ssm_kwargs)
         self.mlp_extractor = MlpExtractor(
             self.ssm.output_dim, net_arch=self.net_arch, activation_fn=self.activation_fn, device=self.device
         )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return super()._get_constructor_parameters() | self._ssm_sizes
+        return super()._get_constructor_parameters() | {"ssm_kwargs": self.ssm_kwargs}
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy made in mid-rollout, by a callback, is of the weights and not of the snapshot of them.

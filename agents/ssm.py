@@ -1,6 +1,7 @@
 """The state-space model: a stack of diagonal linear recurrences with gated outputs."""
 
 import math
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from ssm_metarl_gym.agents.stepper import SSMStepper, StepperLayer
 from ssm_metarl_gym.checks import check_integer
 
 __all__ = ["SSM"]
+
+_MIN_ANGLE: Final = 0.01  # of lambda before training: theta is its logarithm
 
 
 class SSM(nn.Module):
@@ -33,13 +36,25 @@ class SSM(nn.Module):
         output_dim: Width of the output.
         device: Where the parameters live.
         num_layers: Number of layers.
+        radius: The range of ``|lambda|`` before training. A state forgets half in ``log(0.5) / log|lambda|`` steps: one
+            to 69 of them by default. What is to be remembered exactly, or longer, needs radii close to 1.
+        max_angle: The largest angle of lambda before training, in radians. States that turn by all angles up to pi
+            tell all steps of the past apart.
 
     Raises:
-        ValueError: A size is not a positive integer, or ``hidden_dim`` is odd.
+        ValueError: A size is not a positive integer, ``hidden_dim`` is odd, or a range is empty or beyond its bounds.
     """
 
     def __init__(
-        self, state_dim: int, hidden_dim: int = 128, output_dim: int = 32, device: str = "cpu", *, num_layers: int = 2
+        self,
+        state_dim: int,
+        hidden_dim: int = 128,
+        output_dim: int = 32,
+        device: str = "cpu",
+        *,
+        num_layers: int = 2,
+        radius: tuple[float, float] = (0.5, 0.99),
+        max_angle: float = math.pi / 2,
     ) -> None:
         super().__init__()
         sizes = {"state_dim": state_dim, "hidden_dim": hidden_dim, "output_dim": output_dim, "num_layers": num_layers}
@@ -47,9 +62,13 @@ class SSM(nn.Module):
             check_integer(name, size)
         if hidden_dim % 2:
             raise ValueError(f"hidden_dim must be even (two real numbers make a complex state); got {hidden_dim}.")
+        if not 0.0 < radius[0] < radius[1] < 1.0:
+            raise ValueError(f"radius must be two numbers, 0 < low < high < 1; got {radius!r}. Use (0.5, 0.99).")
+        if not _MIN_ANGLE < max_angle <= 2.0 * math.pi:
+            raise ValueError(f"max_angle must be in ({_MIN_ANGLE}, 2 pi] radians; got {max_angle!r}. Use pi / 2.")
         self.state_dim, self.hidden_dim, self.output_dim, self.num_layers = map(int, sizes.values())
         self.encoder = nn.Linear(state_dim, hidden_dim)
-        self.layers = nn.ModuleList(_Layer(hidden_dim) for _ in range(num_layers))
+        self.layers = nn.ModuleList(_Layer(hidden_dim, radius, max_angle) for _ in range(num_layers))
         self.decoder = nn.Linear(hidden_dim, output_dim)
         self.to(device)
 
@@ -142,13 +161,11 @@ class _Layer(nn.Module):
     Its parameters lie here and not in submodules, whose calls would take as long as the arithmetic of a single step.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, radius: tuple[float, float], max_angle: float) -> None:
         super().__init__()
         num_states = width // 2
-        # |lambda| between 0.5 and 0.99, so that memories of one step and of a hundred are there from the start.
-        radius = torch.empty(num_states).uniform_(0.5, 0.99)
-        self.nu = nn.Parameter(torch.log(-torch.log(radius)))
-        self.theta = nn.Parameter(torch.log(torch.empty(num_states).uniform_(0.01, math.pi / 2)))
+        self.nu = nn.Parameter(torch.log(-torch.log(torch.empty(num_states).uniform_(*radius))))
+        self.theta = nn.Parameter(torch.log(torch.empty(num_states).uniform_(_MIN_ANGLE, max_angle)))
         self.norm_weight = nn.Parameter(torch.ones(width))
         self.norm_bias = nn.Parameter(torch.zeros(width))
         # Of b the rows, of c the columns are the real and the imaginary part of one state after the other.

@@ -58,7 +58,7 @@ def make_agents(options: Options) -> dict[str, OnPolicyAlgorithm]:
     heads = {"net_arch": {"pi": [width, width], "vf": [width, width]}}
     lstm = heads | {"lstm_hidden_size": width}
     shared = lstm | {"shared_lstm": True, "enable_critic_lstm": False}
-    ssm = heads | {"ssm_hidden_dim": width, "ssm_output_dim": width}
+    ssm = heads | {"ssm_kwargs": {"hidden_dim": width, "output_dim": width}}
 
     def make(algorithm: Callable[..., OnPolicyAlgorithm], policy: str, policy_kwargs: Any) -> OnPolicyAlgorithm:
         env = make_vec_env("CartPole-v1", options.num_envs, seed=0)

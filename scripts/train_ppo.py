@@ -136,8 +136,9 @@ def make_env(options: Options) -> VecNormalize:
         window=options.window,
         **options.env_kwargs,
     )
-    # 0.99 is the default of all three algorithms.
-    return VecNormalize(env, gamma=algorithm_arguments(options).get("gamma", 0.99))
+    # 0.99 is the default of all three algorithms. What lies beyond five standard deviations lies beyond the physics of
+    # training, where a memory that has never seen the like goes astray.
+    return VecNormalize(env, clip_obs=5.0, gamma=algorithm_arguments(options).get("gamma", 0.99))
 
 
 def stream_seed(seed: int, num_timesteps: int) -> int:

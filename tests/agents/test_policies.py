@@ -41,7 +41,7 @@ def policy_for(observation_space, action_space, **kwargs):
         kind = MultiInputSSMPolicy
     elif len(observation_space.shape) == 3:
         kind = CnnSSMPolicy
-    kwargs = {"ssm_hidden_dim": 8, "ssm_output_dim": 6} | kwargs
+    kwargs["ssm_kwargs"] = {"hidden_dim": 8, "output_dim": 6} | kwargs.get("ssm_kwargs", {})
     policy = kind(observation_space, action_space, lambda _: 1e-3, **kwargs)
     with torch.no_grad():
         policy.action_net.weight.normal_()  # SB3 starts it so small that all actions look alike
@@ -120,7 +120,7 @@ class TestEvaluatingActions:
 
     @pytest.mark.parametrize("net_arch", [[5], {"pi": [5, 4], "vf": [3]}, {"pi": [], "vf": [3]}], ids=str)
     def test_with_networks_after_the_memory(self, net_arch):
-        policy = policy_for(VECTOR, ACTIONS["Box"], net_arch=net_arch, ssm_num_layers=1)
+        policy = policy_for(VECTOR, ACTIONS["Box"], net_arch=net_arch, ssm_kwargs={"num_layers": 1})
         self.check(policy)
         assert policy.initial_state(2).shape == (2, 1, 2, 4)
 
@@ -347,9 +347,9 @@ def test_the_one_optimizer_has_all_parameters(observations):
 @pytest.mark.parametrize(
     ("observations", "kwargs"),
     [
-        ("Box", {"ssm_num_layers": 3, "net_arch": {"pi": [5], "vf": [4]}}),
+        ("Box", {"ssm_kwargs": {"num_layers": 3, "radius": (0.9, 0.95)}, "net_arch": {"pi": [5], "vf": [4]}}),
         ("Box", {"use_sde": True, "squash_output": True}),
-        ("Dict", {"ssm_hidden_dim": 10}),
+        ("Dict", {"ssm_kwargs": {"hidden_dim": 10}}),
         ("image", {"features_extractor_kwargs": {"features_dim": 7}}),
     ],
     ids=str,
@@ -367,6 +367,12 @@ def test_a_saved_policy_is_the_same(tmp_path, observations, kwargs):
         np.testing.assert_array_equal(state, after)
 
 
+def test_the_memory_is_64_wide_unless_told_otherwise():
+    for ssm_kwargs, sizes in ((None, (64, 64, 2)), ({"hidden_dim": 8, "num_layers": 1}, (8, 64, 1))):
+        ssm = SSMPolicy(VECTOR, WIDE, lambda _: 1e-3, ssm_kwargs=ssm_kwargs).ssm
+        assert (ssm.hidden_dim, ssm.output_dim, ssm.num_layers) == sizes
+
+
 class TestRefuses:
     def test_two_features_extractors(self):
         with pytest.raises(ValueError, match=r"share_features_extractor must be True.*got False"):
@@ -378,7 +384,7 @@ class TestRefuses:
         with pytest.raises(ValueError, match="'MultiInputSSMPolicy'"):
             SSMPolicy(OBSERVATIONS["Dict"], WIDE, lambda _: 1e-3, **kwargs)
 
-    @pytest.mark.parametrize("name", ["ssm_hidden_dim", "ssm_num_layers", "ssm_output_dim"])
+    @pytest.mark.parametrize("name", ["hidden_dim", "num_layers", "output_dim"])
     def test_sizes_that_are_none(self, name):
-        with pytest.raises(ValueError, match=f"{name.removeprefix('ssm_')} must be an int >= 1; got 0"):
-            policy_for(VECTOR, WIDE, **{name: 0})
+        with pytest.raises(ValueError, match=f"{name} must be an int >= 1; got 0"):
+            policy_for(VECTOR, WIDE, ssm_kwargs={name: 0})

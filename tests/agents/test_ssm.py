@@ -268,6 +268,27 @@ class TestConstruction:
         with pytest.raises(ValueError, match=r"hidden_dim must be even .* got 7"):
             SSM(2, 7)
 
+    @pytest.mark.parametrize("radius", [(0.5, 0.99), (0.95, 0.999)])
+    @pytest.mark.parametrize("max_angle", [0.1, math.pi, 2 * math.pi])
+    def test_the_memory_starts_within_its_ranges(self, radius, max_angle):
+        for layer in SSM(D, 400, OUT, radius=radius, max_angle=max_angle).layers:
+            moduli, angles = layer.decay().abs(), layer.theta.exp()
+            low, high = radius
+            assert low - 1e-4 <= moduli.min() < low + 0.1 * (high - low)
+            assert high - 0.1 * (high - low) < moduli.max() <= high + 1e-4
+            assert 0.01 - 1e-6 <= angles.min() < 0.01 + 0.1 * max_angle
+            assert 0.9 * max_angle < angles.max() <= max_angle + 1e-4
+
+    @pytest.mark.parametrize("radius", [(0.0, 0.5), (0.5, 1.0), (0.9, 0.5), (0.5, math.nan)])
+    def test_a_radius_that_is_no_range_below_one_is_refused(self, radius):
+        with pytest.raises(ValueError, match=r"radius must be two numbers, 0 < low < high < 1; got \("):
+            SSM(D, radius=radius)
+
+    @pytest.mark.parametrize("max_angle", [0.0, 0.01, 7.0, math.nan])
+    def test_an_angle_beyond_a_turn_is_refused(self, max_angle):
+        with pytest.raises(ValueError, match=rf"max_angle must be in \(0.01, 2 pi\] radians; got {max_angle}"):
+            SSM(D, max_angle=max_angle)
+
     @pytest.mark.parametrize("num_layers", [1, 3])
     def test_the_number_of_layers(self, num_layers):
         model = SSM(D, H, OUT, num_layers=num_layers)

@@ -75,7 +75,7 @@ def noise(num_envs=3, observations="Box", actions="Discrete"):
 
 
 def make(env="CartPole-v1", policy="SSMPolicy", *, policy_kwargs=None, **kwargs):
-    small = {"ssm_hidden_dim": 8, "ssm_output_dim": 6} | (policy_kwargs or {})
+    small = {"ssm_kwargs": {"hidden_dim": 8, "output_dim": 6}} | (policy_kwargs or {})
     options = {"n_steps": T, "batch_size": T, "n_epochs": 2, "seed": 0, "device": "cpu"} | kwargs
     return SSMPPO(policy, env, policy_kwargs=small, **options)
 
@@ -532,8 +532,8 @@ class TestMemory:
             return evaluate_policy(model, VecMonitor(fresh), 64)[0]
 
     def test_solves_a_task_that_needs_it(self):
-        sizes = {"ssm_hidden_dim": 32, "ssm_output_dim": 32, "ssm_num_layers": 1}
-        assert self.score(SSMPPO, "SSMPolicy", policy_kwargs=sizes) > 0.97
+        sizes = {"hidden_dim": 32, "output_dim": 32, "num_layers": 1}
+        assert self.score(SSMPPO, "SSMPolicy", policy_kwargs={"ssm_kwargs": sizes}) > 0.97
 
     def test_is_what_ppo_lacks(self):
         assert self.score(PPO, "MlpPolicy") < 0.65
