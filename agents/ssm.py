@@ -127,7 +127,10 @@ class SSM(nn.Module):
             )
         if start is not None:
             if start.shape != x.shape[:2]:
-                raise ValueError(f"start must have the shape {tuple(x.shape[:2])} of the steps; got {start.shape}.")
+                raise ValueError(
+                    f"start must have the shape {tuple(x.shape[:2])} of the steps; got {tuple(start.shape)}. Give one "
+                    "flag for each step, or None where no episode starts."
+                )
             start = start.bool()
         features, states = self.encoder(x), []
         for layer, layer_state in zip(self.layers, torch.complex(*state.unbind(2)).unbind(1), strict=True):

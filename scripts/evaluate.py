@@ -50,6 +50,9 @@ ALGORITHMS = {
 SPLITS = ("train", "interpolation", "extrapolation", "switch", "default")
 # What tells runs of one group apart, or is known only after training.
 NOT_OF_THE_GROUP = ("seed", "versions", "finished", "wall_seconds", "cpu_seconds")
+# Arguments of an environment that agents of one comparison may differ in: the split is chosen here, and "context" only
+# says whether an agent is told its task.
+NOT_OF_THE_TASKS = {"split", "context"}
 # The 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; the last one is used beyond, as it is the safer.
 STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
@@ -112,6 +115,15 @@ def read_agents(options: Options) -> list[Agent]:
     env_ids = sorted({agent.config["env"] for agent in agents})
     if len(env_ids) > 1:
         raise ValueError(f"all agents must be of one environment; got {', '.join(env_ids)}. Evaluate one at a time.")
+    env_kwargs = [agent.config["env_kwargs"] | options.env_kwargs for agent in agents]
+    for agent, kwargs in zip(agents, env_kwargs, strict=True):
+        for name in (env_kwargs[0].keys() | kwargs.keys()) - NOT_OF_THE_TASKS:
+            if env_kwargs[0].get(name) != kwargs.get(name):
+                raise ValueError(
+                    f"all agents must meet the same tasks; {name} is {json.dumps(env_kwargs[0].get(name))} for "
+                    f"{agents[0].path} and {json.dumps(kwargs.get(name))} for {agent.path}. Give one for all in "
+                    "--env-kwargs."
+                )
     seen: dict[str, Agent] = {}
     for agent in agents:
         other = seen.setdefault(json.dumps([agent.config, agent.seed], sort_keys=True), agent)
@@ -433,6 +445,8 @@ def choose_splits(options: Options, agent: Agent) -> dict[str, dict[str, Any]]:
         present = find_splits(env_id, agent.config["env_kwargs"] | options.env_kwargs)
     except (gym.error.Error, ImportError, TypeError, ValueError) as error:
         raise ValueError(f"the environment {env_id} cannot be made: {error}") from error
+    if "split" in options.env_kwargs and "default" not in present:
+        raise ValueError(f"--env-kwargs must leave the split to --splits; got {options.env_kwargs['split']!r} there.")
     for split in options.splits:
         if split not in present:
             raise ValueError(f"--splits must be among {', '.join(present)} for {env_id}; got {split}.")

@@ -69,7 +69,7 @@ class Options:
     )
     output: Path = field(default=Path("output/train_ppo"), metadata={"help": "folder of the run"})
     num_envs: int = field(default=64, metadata={"help": "environments that are stepped side by side"})
-    checkpoint_interval: int = field(default=50_000, metadata={"help": "timesteps between checkpoints"})
+    checkpoint_interval: int = field(default=50_000, metadata={"help": "timesteps between checkpoints at most"})
     window: int = field(default=16, metadata={"help": "steps that window-ssm reads"})
     hyperparameters: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "arguments of the algorithm that replace those of the recipe, in JSON"}
@@ -181,8 +181,9 @@ class KeepingCSV(CSVOutputFormat):
         if path.exists():
             with path.open(newline="") as file:
                 reader = csv.DictReader(file)
-                complete = [row for row in reader if None not in row.values()]
-            rows = [row for row in complete if float(row["time/total_timesteps"]) <= num_timesteps]
+                # A session that was killed while it wrote may have left a row with too few or too many columns.
+                complete = [row for row in reader if None not in row and None not in row.values()]
+            rows = [row for row in complete if float(row["time/total_timesteps"] or "inf") <= num_timesteps]
             self.keys = list(reader.fieldnames or []) if rows else []
         with replacing(path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.keys, lineterminator="\n")
@@ -216,7 +217,7 @@ class Stopwatch:
 
 
 class SaveCheckpoints(BaseCallback):
-    """Saves a checkpoint after the update by the rollout that reaches the next multiple of the interval."""
+    """Saves a checkpoint before more timesteps than the interval, or than one rollout, could be lost."""
 
     def __init__(self, folder: Path, interval: int, stopwatch: Stopwatch, *, talkative: bool) -> None:
         super().__init__()
@@ -227,8 +228,8 @@ class SaveCheckpoints(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         # The update by a rollout ends just before the next one starts.
-        steps = self.model.num_timesteps
-        if steps // self._interval == self._saved // self._interval:
+        steps, rollout = self.model.num_timesteps, self.model.n_steps * self.model.n_envs
+        if steps == self._saved or steps - self._saved + rollout <= self._interval:
             return
         save_checkpoint(self.model, self._folder, self._stopwatch)
         self._saved = steps
@@ -259,18 +260,28 @@ def find_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.name.isdigit())
 
 
+def load_checkpoint(options: Options, checkpoint: Path) -> tuple[OnPolicyAlgorithm, Stopwatch]:
+    """The agent as a checkpoint holds it, with its environments, and the seconds that it took."""
+    try:
+        env = VecNormalize.load(str(checkpoint / "vecnormalize.pkl"), make_env(options).venv)
+        algorithm = find_algorithm(POLICIES[options.policy][0])
+        model = algorithm.load(checkpoint / "model.zip", env=env, device=options.device)
+        return model, Stopwatch(**json.loads((checkpoint / "seconds.json").read_text()))
+    except Exception as error:  # a damaged archive or pickle may raise anything
+        raise SystemExit(
+            f"{checkpoint} cannot be loaded: {error}. If the file system damaged it, delete that folder to go on from "
+            "the checkpoint before it."
+        ) from error
+
+
 def train(options: Options) -> None:
     """Train from the beginning or from the last checkpoint, and save the agent."""
     checkpoints = find_checkpoints(options.output / "checkpoints")
     if not checkpoints:
         model, stopwatch = make_algorithm(options, make_env(options)), Stopwatch()
     else:
-        checkpoint = checkpoints[-1]
-        env = VecNormalize.load(str(checkpoint / "vecnormalize.pkl"), make_env(options).venv)
-        algorithm = find_algorithm(POLICIES[options.policy][0])
-        model = algorithm.load(checkpoint / "model.zip", env=env, device=options.device)
+        model, stopwatch = load_checkpoint(options, checkpoints[-1])
         model.set_random_seed(stream_seed(options.seed, model.num_timesteps))
-        stopwatch = Stopwatch(**json.loads((checkpoint / "seconds.json").read_text()))
         print(f"goes on from {model.num_timesteps} of {options.timesteps} timesteps", flush=True)
     model.set_logger(make_logger(options.output, model.num_timesteps))
     show_bar = sys.stdout.isatty() and importlib.util.find_spec("rich") is not None
@@ -291,8 +302,9 @@ def train(options: Options) -> None:
         model.get_vec_normalize_env().save(temporary)
     with replacing(options.output / "model.zip") as temporary:
         model.save(temporary)
-    # Last, because it is what says that the run is finished.
-    write_config(options.output, make_config(options) | {"finished": True, **seconds})
+    # Last, because it is what says that the run is finished. The rest is what the run began with, whatever the recipe
+    # and the versions of the session that ends it.
+    write_config(options.output, (read_config(options.output) or make_config(options)) | {"finished": True, **seconds})
     print("{wall_seconds:.1f} s ({cpu_seconds:.1f} s of the processor)".format(**seconds))
 
 

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -185,6 +186,7 @@ class TestArchives:
         (["--splits", "test"], "invalid choice: 'test'"),
         (["--env-kwargs", "3"], "--env-kwargs: must be an object in JSON"),
         (["--env-kwargs", '{"size": 1}'], "unexpected keyword argument 'size'"),
+        (["--env-kwargs", '{"split": "train"}'], "--env-kwargs must leave the split to --splits; got 'train' there."),
         (["--algorithm", "PPO"], "--algorithm is for archives; got it with folders of runs only."),
     ],
 )
@@ -232,6 +234,22 @@ class TestBadAgents:
     def test_different_environments(self, message, runs, archive):
         agents = [runs / "mlp-0", archive, "--algorithm", "A2C", "--env", "CartPole-v1"]
         assert f"must be of one environment; got CartPole-v1, {ENV_ID}." in message(*agents)
+
+    def test_different_tasks(self, evaluate, message, runs, tmp_path):
+        def copy_with(**changes):
+            folder = tmp_path / "copy"
+            shutil.copytree(runs / "ssm-0", folder, dirs_exist_ok=True)
+            config = json.loads((runs / "ssm-0" / "config.json").read_text())
+            config["env_kwargs"] |= changes
+            (folder / "config.json").write_text(json.dumps(config))
+            return folder
+
+        found = message(runs / "mlp-0", copy_with(max_episode_steps=30))
+        assert f"max_episode_steps is 60 for {runs / 'mlp-0'} and 30 for {tmp_path / 'copy'}. Give one" in found
+        for changes, options in (({"context": "visible"}, []), ({"task": {}}, ["--env-kwargs", '{"task": null}'])):
+            agents = [str(runs / "mlp-0"), str(copy_with(**changes))]
+            arguments = [*agents, *options, "--output", str(tmp_path / "output")]
+            assert len(evaluate.parse_options(arguments)[1]) == 2
 
 
 class TestGroups:

@@ -1,6 +1,7 @@
 import csv
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -231,6 +232,22 @@ class TestResume:
         run("--policy", "ssm")
         assert "goes on from 96 of 160" in capsys.readouterr().out
 
+    def test_a_damaged_checkpoint_is_named(self, interrupted, run, tmp_path, capsys):
+        checkpoint = tmp_path / "run" / "checkpoints" / "0000000096"
+        (checkpoint / "model.zip").write_text("damaged")
+        with pytest.raises(SystemExit, match=r"0000000096 cannot be loaded: .* delete that folder"):
+            run("--policy", "ssm")
+        shutil.rmtree(checkpoint)
+        run("--policy", "ssm")
+        assert "goes on from 64 of 160" in capsys.readouterr().out
+
+    def test_the_configuration_is_still_that_of_the_beginning(self, interrupted, run, tmp_path):
+        path = tmp_path / "run" / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"versions": {"torch": "0.1"}}))
+        config = json.loads((run("--policy", "ssm") / "config.json").read_text())
+        assert config["finished"]
+        assert config["versions"] == {"torch": "0.1"}
+
     def test_other_options_are_refused(self, interrupted, run, capsys):
         with pytest.raises(SystemExit) as exit_info:
             run("--policy", "mlp", "--seed", "2")
@@ -246,6 +263,14 @@ class TestResume:
         assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+@pytest.mark.parametrize(("interval", "gaps"), [(1, {32}), (63, {32}), (64, {64}), (100, {96}), (10**6, set())])
+def test_no_more_than_an_interval_lies_between_checkpoints(train_ppo, run, monkeypatch, interval, gaps):
+    saved = [0]
+    monkeypatch.setattr(train_ppo, "save_checkpoint", lambda model, *_: saved.append(model.num_timesteps))
+    run("--policy", "mlp", "--checkpoint-interval", str(interval))
+    assert set(np.diff(saved)) == gaps
+
+
 class TestKeepingCSV:
     def test_rows_up_to_the_checkpoint_stay_whatever_columns_come(self, train_ppo, tmp_path):
         path = tmp_path / "progress.csv"
@@ -256,6 +281,13 @@ class TestKeepingCSV:
         log.write({"time/total_timesteps": 25, "b": 7}, {"time/total_timesteps": (), "b": ()})
         log.close()
         assert path.read_text() == "time/total_timesteps,a,b\n10,1.5,\n20,,\n25,,7\n"
+
+    @pytest.mark.parametrize("torn", ["", "5", "5,1,2", ",1"])
+    def test_a_row_that_was_written_in_part_is_left_out(self, train_ppo, torn, tmp_path):
+        path = tmp_path / "progress.csv"
+        path.write_text(f"time/total_timesteps,a\n10,1.5\n{torn}\n")
+        train_ppo.KeepingCSV(path, 20).close()
+        assert path.read_text() == "time/total_timesteps,a\n10,1.5\n"
 
     @pytest.mark.parametrize("text", [None, "", "time/total_timesteps\n30\n"])
     def test_without_such_rows_it_begins_anew(self, train_ppo, text, tmp_path):
@@ -275,13 +307,15 @@ def test_a_killed_run_loses_no_more_than_an_interval(train_ppo, tmp_path):
     process = subprocess.Popen(command)  # noqa: S603
     deadline = time.monotonic() + 120
     while len(train_ppo.find_checkpoints(tmp_path / "checkpoints")) < 2 and time.monotonic() < deadline:
+        assert process.poll() is None
         time.sleep(0.05)
     process.kill()
     process.wait()
     earlier = read_log(tmp_path)
     checkpoint = int(train_ppo.find_checkpoints(tmp_path / "checkpoints")[-1].name)
-    assert 4000 <= checkpoint < 24000
-    assert float(earlier[-1]["time/total_timesteps"]) - checkpoint < 2000 + 512
+    assert 2 * 1536 <= checkpoint < 24000  # of 512 timesteps a rollout, three fit into the interval
+    # The log has whole rollouts; the one that was going on is lost too.
+    assert float(earlier[-1]["time/total_timesteps"]) - checkpoint <= 2000
     assert not (tmp_path / "model.zip").exists()
 
     again = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
