@@ -15,6 +15,7 @@ from ssm_metarl_gym.agents.ssm import SSM
 __all__ = ["SSMFeaturesExtractor"]
 
 _ALONE = "observation"  # the key of an observation that is no dictionary
+_LEAST_IMAGE = 36  # pixels: of fewer, the convolutions of SB3's NatureCNN leave nothing
 
 
 class SSMFeaturesExtractor(BaseFeaturesExtractor):
@@ -65,7 +66,7 @@ class SSMFeaturesExtractor(BaseFeaturesExtractor):
             _check_box_alone(observation_space, normalized_image)
             subspaces = {_ALONE: observation_space}
         for key, space in subspaces.items():
-            _check_readable(key, space)
+            _check_readable(key, space, normalized_image)
         ssm = partial(SSM, hidden_dim=hidden_dim, output_dim=features_dim, num_layers=num_layers)
         parts: list[nn.Module] = [
             _WindowExtractor(key, ssm(space.shape[1] - 1)) for key, space in subspaces.items() if _is_window(space)
@@ -134,10 +135,15 @@ def _check_box_alone(space: spaces.Space[object], normalized_image: bool) -> Non
         )
 
 
-def _check_readable(key: str, space: spaces.Space[object]) -> None:
+def _check_readable(key: str, space: spaces.Space[object], normalized_image: bool) -> None:
     readable = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
     if not isinstance(space, readable) or (isinstance(space, spaces.Box) and space.shape == ()):
         raise ValueError(
             "SSMFeaturesExtractor needs a Box with at least one axis, a Discrete, a MultiDiscrete, a MultiBinary, or a "
             f"Dict of these; got {space} as {key}. Flatten it with Gymnasium's FlattenObservation."
+        )
+    if is_image_space(space, normalized_image=normalized_image) and min((space.shape or ())[1:]) < _LEAST_IMAGE:
+        raise ValueError(
+            f"an image must be at least {_LEAST_IMAGE} x {_LEAST_IMAGE}, channels first; got {space} as {key}. Enlarge "
+            "it with Gymnasium's ResizeObservation."
         )

@@ -43,7 +43,7 @@ class SSMPolicy(ActorCriticPolicy):
 
     Raises:
         ValueError: ``share_features_extractor`` is False: there is one memory, and so one extractor before it. Or the
-            observations are dictionaries, which the extractor cannot read.
+            observations are dictionaries, which the extractor cannot read. Or an argument of the SSM is not valid.
     """
 
     def __init__(
@@ -66,6 +66,11 @@ class SSMPolicy(ActorCriticPolicy):
             raise ValueError(
                 f"{extractor.__name__} cannot read observations that are dictionaries; got {observation_space}. Use "
                 "'MultiInputSSMPolicy' instead."
+            )
+        if "state_dim" in (ssm_kwargs or {}):
+            raise ValueError(
+                "ssm_kwargs must leave state_dim to the policy, which knows the width of its features; got "
+                f"{ssm_kwargs}. Leave it out."
             )
         self.ssm_kwargs = {"hidden_dim": 64, "output_dim": 64} | (ssm_kwargs or {})
         self._stepper: SSMStepper | None = None

@@ -54,7 +54,7 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(decay: Tensor, inputs: Tensor, state: Tensor, start: Tensor) -> Tensor:
-        if inputs.is_cuda:
+        if inputs.is_cuda or torch.compiler.is_compiling():  # what is exported has neither NumPy nor a loop
             return by_doubling(decay, inputs, state, start)
         if inputs.device.type == "cpu" and inputs.dtype in _NUMPY_TYPES and inputs[0].numel() <= _NARROW:
             arrays = (x.detach().resolve_conj().resolve_neg().numpy() for x in (decay, inputs, state, start))

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ssm_metarl_gym.agents.scan import linear_recurrence
 from ssm_metarl_gym.agents.stepper import SSMStepper, StepperLayer
-from ssm_metarl_gym.checks import check_integer
+from ssm_metarl_gym.checks import check_integer, is_number
 
 __all__ = ["SSM"]
 
@@ -62,9 +62,12 @@ class SSM(nn.Module):
             check_integer(name, size)
         if hidden_dim % 2:
             raise ValueError(f"hidden_dim must be even (two real numbers make a complex state); got {hidden_dim}.")
-        if not 0.0 < radius[0] < radius[1] < 1.0:
-            raise ValueError(f"radius must be two numbers, 0 < low < high < 1; got {radius!r}. Use (0.5, 0.99).")
-        if not _MIN_ANGLE < max_angle <= 2.0 * math.pi:
+        # Closer to 0 or 1, single precision has no logarithm of the logarithm.
+        if len(radius) != 2 or not all(map(is_number, radius)) or not 1e-6 <= radius[0] < radius[1] <= 1.0 - 1e-6:
+            raise ValueError(
+                f"radius must be two numbers, 1e-6 <= low < high <= 1 - 1e-6; got {radius!r}. Use (0.5, 0.99)."
+            )
+        if not is_number(max_angle) or not _MIN_ANGLE < max_angle <= 2.0 * math.pi:
             raise ValueError(f"max_angle must be in ({_MIN_ANGLE}, 2 pi] radians; got {max_angle!r}. Use pi / 2.")
         self.state_dim, self.hidden_dim, self.output_dim, self.num_layers = map(int, sizes.values())
         self.encoder = nn.Linear(state_dim, hidden_dim)

@@ -27,7 +27,8 @@ class SSMPPO(PPO):
     """PPO (Schulman et al. 2017, https://arxiv.org/abs/1707.06347) for policies that remember.
 
     It is SB3's ``PPO`` in everything but what a minibatch is: all steps of some of the environments, each as one dense
-    sequence with its episodes' starts marked, and the state that the memory had before the first of them.
+    sequence with its episodes' starts marked, and the state that the memory had before the first of them. A callback
+    that sets weights in mid-rollout changes the memory's steps from the next rollout on.
 
     Example:
         >>> model = SSMPPO("SSMPolicy", "CartPole-v1", n_steps=64).learn(128)
@@ -128,6 +129,9 @@ class SSMPPO(PPO):
         super()._setup_model()
         # The memory after the last step taken. Where an episode starts it is cleared, so any will do before the first.
         self._last_state: Tensor = self.policy.initial_state(self.n_envs)
+        if self._last_episode_starts is not None:
+            # A loaded algorithm that goes on in mid-episode has no memory of it: to learning, that is a start.
+            self._last_episode_starts = np.ones(self.n_envs, dtype=bool)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_last_state"]

@@ -222,7 +222,12 @@ def make_env(agent: Agent, num_envs: int, seed: int, env_kwargs: dict[str, Any])
         **(config["env_kwargs"] | env_kwargs),
     )
     if agent.vecnormalize is not None:
-        env = VecNormalize.load(str(agent.vecnormalize), env)
+        try:
+            env = VecNormalize.load(str(agent.vecnormalize), env)
+        except Exception as error:  # a pickle of something else may raise anything
+            raise SystemExit(
+                f"{agent.vecnormalize} cannot be loaded as what VecNormalize.save wrote: {error}"
+            ) from error
         env.training = env.norm_reward = False
     # Far from each other, because in an environment that is not batched row i has the seed plus i.
     env.seed(1_000_000 * (1 + seed))
@@ -432,7 +437,8 @@ def parse_options(arguments: Sequence[str] | None) -> tuple[Options, list[Agent]
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=options.output).close()
-        (options.output / "results.json").unlink(missing_ok=True)  # those of an earlier run would mislead
+        for name in ("results.md", "results.json", "returns.png", "curves.png"):
+            (options.output / name).unlink(missing_ok=True)  # those of an earlier run would mislead
     except OSError as error:
         parser.error(f"--output must be a folder that can be written to; got {options.output} ({error.strerror}).")
     return options, agents, splits

@@ -88,7 +88,7 @@ def algorithm_arguments(options: Options) -> dict[str, Any]:
         arguments = {
             "learning_rate": [learning_rate, 0.1 * learning_rate],
             "n_steps": num_steps,
-            # Four minibatches of whole environments, which is what a recurrent policy learns from.
+            # About four minibatches of whole environments, which is what a recurrent policy learns from.
             "batch_size": num_steps * max(1, options.num_envs // 4),
             "n_epochs": 4,
             "gamma": 0.95 if is_pendulum else 0.98,
@@ -316,7 +316,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
         return None
     except json.JSONDecodeError:
         config = None
-    if not isinstance(config, dict):
+    if not isinstance(config, dict) or "policy" not in config:
         raise ValueError(f"--output must be a new folder or that of a run; {folder}/config.json is of something else.")
     return config
 
@@ -410,8 +410,8 @@ def check_output(options: Options) -> None:
         raise ValueError(
             f"--output must be a folder that can be written to; got {folder} ({error.strerror})."
         ) from error
-    if present is None:
-        return
+    if present is None or not (present.get("finished") or find_checkpoints(folder / "checkpoints")):
+        return  # a run that has learned nothing yet may begin anew with other options
     wanted = {name: value for name, value in asdict(options).items() if name not in FREE_OPTIONS}
     differing = [
         f"--{name.replace('_', '-')} ({json.dumps(present.get(name))} there, {json.dumps(value)} now)"
@@ -433,7 +433,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if present is not None and present.get("finished"):
         print(f"the run in {options.output} is finished: {options.timesteps} timesteps")
         return
-    if present is None:
+    if not find_checkpoints(options.output / "checkpoints"):
         write_config(options.output, make_config(options))
     try:
         train(options)

@@ -267,6 +267,13 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"SSMFeaturesExtractor needs a Box .* FlattenObservation"):
             SSMFeaturesExtractor(space)
 
+    @pytest.mark.parametrize("shape", [(1, 35, 36), (3, 36, 20)])
+    def test_images_too_small_for_the_convolutions(self, shape):
+        space = spaces.Box(0, 255, shape, np.uint8)
+        for each in (space, spaces.Dict(image=space, other=FLAT)):
+            with pytest.raises(ValueError, match=r"an image must be at least 36 x 36.*got Box.*ResizeObservation"):
+                SSMFeaturesExtractor(each)
+
     @pytest.mark.parametrize(
         "space", [spaces.Box(0, 1, (2, 3, 4)), spaces.Box(0, 255, (1, 2, 3, 4), np.uint8)], ids=str
     )
@@ -521,6 +528,7 @@ class Recall(gym.Env):
         return np.array([0.0, self._t / 5], np.float32), float(done and action == self.right), done, False, {}
 
 
+@pytest.mark.slow
 def test_a_window_remembers():
     envs = DummyVecEnv([lambda: HistoryWindow(Recall(), 5)] * 16)
     sizes = {"features_dim": 16, "hidden_dim": 16, "num_layers": 1}

@@ -384,6 +384,10 @@ class TestRefuses:
         with pytest.raises(ValueError, match="'MultiInputSSMPolicy'"):
             SSMPolicy(OBSERVATIONS["Dict"], WIDE, lambda _: 1e-3, **kwargs)
 
+    def test_a_width_of_the_input(self):
+        with pytest.raises(ValueError, match=r"ssm_kwargs must leave state_dim to the policy.*got .*Leave it out"):
+            policy_for(VECTOR, WIDE, ssm_kwargs={"state_dim": 3})
+
     @pytest.mark.parametrize("name", ["hidden_dim", "num_layers", "output_dim"])
     def test_sizes_that_are_none(self, name):
         with pytest.raises(ValueError, match=f"{name} must be an int >= 1; got 0"):

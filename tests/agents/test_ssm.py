@@ -279,15 +279,21 @@ class TestConstruction:
             assert 0.01 - 1e-6 <= angles.min() < 0.01 + 0.1 * max_angle
             assert 0.9 * max_angle < angles.max() <= max_angle + 1e-4
 
-    @pytest.mark.parametrize("radius", [(0.0, 0.5), (0.5, 1.0), (0.9, 0.5), (0.5, math.nan)])
+    @pytest.mark.parametrize("radius", [(0.0, 0.5), (0.5, 1.0 - 1e-9), (0.9, 0.5), (0.5, math.nan), (0.5,), "ab"])
     def test_a_radius_that_is_no_range_below_one_is_refused(self, radius):
-        with pytest.raises(ValueError, match=r"radius must be two numbers, 0 < low < high < 1; got \("):
+        with pytest.raises(ValueError, match=r"radius must be two numbers, 1e-6 <= low < high <= 1 - 1e-6; got"):
             SSM(D, radius=radius)
 
-    @pytest.mark.parametrize("max_angle", [0.0, 0.01, 7.0, math.nan])
+    @pytest.mark.parametrize("max_angle", [0.0, 0.01, 7.0, math.nan, None])
     def test_an_angle_beyond_a_turn_is_refused(self, max_angle):
         with pytest.raises(ValueError, match=rf"max_angle must be in \(0.01, 2 pi\] radians; got {max_angle}"):
             SSM(D, max_angle=max_angle)
+
+    @pytest.mark.parametrize("radius", [(1e-6, 2e-6), (1.0 - 2e-6, 1.0 - 1e-6)])
+    def test_the_extreme_time_scales_have_finite_gradients(self, radius):
+        model = SSM(D, H, OUT, radius=radius)
+        model.scan(sequence()[0])[0].square().sum().backward()
+        assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
     @pytest.mark.parametrize("num_layers", [1, 3])
     def test_the_number_of_layers(self, num_layers):
@@ -320,3 +326,9 @@ def test_a_state_of_another_shape_is_refused(model, x, shape):
 def test_a_start_mask_of_another_shape_is_refused(model, shape):
     with pytest.raises(ValueError, match="start must have the shape"):
         model.scan(torch.zeros(B, T, D), start=torch.zeros(shape, dtype=torch.bool))
+
+
+def test_an_exported_model_computes_the_same(model, start):
+    x, state = sequence()
+    scan = torch.export.export(_Scan(model), (x, state, start)).module()
+    torch.testing.assert_close(scan(x, state, start), model.scan(x, state, start))

@@ -111,13 +111,20 @@ def test_an_output_that_cannot_be_written_is_named(train_ppo, tmp_path, capsys):
     assert f"--output must be a folder that can be written to; got {tmp_path / 'file'}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["{", "[]"])
+@pytest.mark.parametrize("text", ["{", "[]", '{"name": "mine"}'])
 def test_a_folder_of_something_else_is_left_alone(train_ppo, text, tmp_path, capsys):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(SystemExit):
         train_ppo.main([*TINY, "--output", str(tmp_path)])
     assert "config.json is of something else" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_run_that_learned_nothing_may_begin_anew_with_other_options(train_ppo, tmp_path):
+    with pytest.raises(TypeError):  # from SB3, when learning has begun
+        train_ppo.main([*TINY, "--hyperparameters", '{"n_epochs": "2"}', "--output", str(tmp_path)])
+    train_ppo.main([*TINY, "--hyperparameters", '{"n_epochs": 2}', "--output", str(tmp_path)])
+    assert json.loads((tmp_path / "config.json").read_text())["hyperparameters"] == {"n_epochs": 2}
 
 
 def test_without_sb3_contrib_it_says_how_to_install_it(train_ppo, tmp_path, monkeypatch, capsys):
