@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,8 @@ class SSMPolicy(ActorCriticPolicy):
             observations are dictionaries, which the extractor cannot read. Or an argument of the SSM is not valid.
     """
 
+    default_extractor: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
+
     def __init__(
         self,
         observation_space: spaces.Space[Any],
@@ -61,7 +63,7 @@ class SSMPolicy(ActorCriticPolicy):
                 "share_features_extractor must be True, because actor and critic share one memory; got False. Leave "
                 "it out."
             )
-        extractor = kwargs.get("features_extractor_class", FlattenExtractor)
+        extractor = kwargs.setdefault("features_extractor_class", self.default_extractor)
         if isinstance(observation_space, spaces.Dict) and issubclass(extractor, FlattenExtractor):
             raise ValueError(
                 f"{extractor.__name__} cannot read observations that are dictionaries; got {observation_space}. Use "
@@ -207,32 +209,10 @@ class SSMPolicy(ActorCriticPolicy):
 class CnnSSMPolicy(SSMPolicy):
     """:class:`SSMPolicy` for images, which SB3's convolutional network reads."""
 
-    def __init__(
-        self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        lr_schedule: Schedule,
-        net_arch: list[int] | dict[str, list[int]] | None = None,
-        *,
-        features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
-        **kwargs: Any,
-    ) -> None:
-        kwargs["features_extractor_class"] = features_extractor_class
-        super().__init__(observation_space, action_space, lr_schedule, net_arch, **kwargs)
+    default_extractor = NatureCNN
 
 
 class MultiInputSSMPolicy(SSMPolicy):
     """:class:`SSMPolicy` for ``Dict`` observations, whose parts SB3's extractor puts together."""
 
-    def __init__(
-        self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        lr_schedule: Schedule,
-        net_arch: list[int] | dict[str, list[int]] | None = None,
-        *,
-        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
-        **kwargs: Any,
-    ) -> None:
-        kwargs["features_extractor_class"] = features_extractor_class
-        super().__init__(observation_space, action_space, lr_schedule, net_arch, **kwargs)
+    default_extractor = CombinedExtractor
