@@ -43,7 +43,8 @@ class SSMPolicy(ActorCriticPolicy):
 
     Raises:
         ValueError: ``share_features_extractor`` is False: there is one memory, and so one extractor before it. Or the
-            observations are dictionaries, which the extractor cannot read. Or an argument of the SSM is not valid.
+            observations are dictionaries and the extractor cannot read them, or the reverse. Or an argument of the SSM
+            is not valid.
     """
 
     default_extractor: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
@@ -68,6 +69,11 @@ class SSMPolicy(ActorCriticPolicy):
             raise ValueError(
                 f"{extractor.__name__} cannot read observations that are dictionaries; got {observation_space}. Use "
                 "'MultiInputSSMPolicy' instead."
+            )
+        if not isinstance(observation_space, spaces.Dict) and issubclass(extractor, CombinedExtractor):
+            raise ValueError(
+                f"{extractor.__name__} reads observations that are dictionaries; got {observation_space}. Use "
+                "'SSMPolicy' instead, or 'CnnSSMPolicy' for images."
             )
         if "state_dim" in (ssm_kwargs or {}):
             raise ValueError(
@@ -168,6 +174,9 @@ class SSMPolicy(ActorCriticPolicy):
             state: ``Float[n L 2 P]``, what the last call returned; None where nothing was seen yet.
             episode_start: ``Bool[n]``, where an episode starts, before which the memory is cleared; None for nowhere.
             deterministic: The most probable action instead of a drawn one.
+
+        Raises:
+            ValueError: The observation is a tuple, or ``state`` or ``episode_start`` is of another number of rows.
         """
         if isinstance(observation, tuple):
             raise ValueError(
@@ -179,8 +188,18 @@ class SSMPolicy(ActorCriticPolicy):
         num_envs = len(next(iter(tensors.values())) if isinstance(tensors, dict) else tensors)
         memory = self.initial_state(num_envs)
         if state is not None:
+            if np.shape(state) != memory.shape:
+                raise ValueError(
+                    f"state must be the array of shape {tuple(memory.shape)} that the last call returned; got one of "
+                    f"shape {np.shape(state)}. Use None where nothing was seen yet."
+                )
             memory = torch.as_tensor(state, dtype=memory.dtype, device=memory.device)
         start = np.zeros(num_envs) if episode_start is None else np.reshape(episode_start, -1)
+        if start.size != num_envs:
+            raise ValueError(
+                f"episode_start must have one flag for each of the {num_envs} observations; got {start.size}. Use None "
+                "where no episode starts."
+            )
         with torch.no_grad():
             distribution, memory = self.get_distribution(
                 tensors, memory, torch.as_tensor(start > 0, device=memory.device)

@@ -63,7 +63,12 @@ class SSM(nn.Module):
         if hidden_dim % 2:
             raise ValueError(f"hidden_dim must be even (two real numbers make a complex state); got {hidden_dim}.")
         # Closer to 0 or 1, single precision has no logarithm of the logarithm.
-        if len(radius) != 2 or not all(map(is_number, radius)) or not 1e-6 <= radius[0] < radius[1] <= 1.0 - 1e-6:
+        if (
+            not isinstance(radius, (tuple, list))
+            or len(radius) != 2
+            or not all(map(is_number, radius))
+            or not 1e-6 <= radius[0] < radius[1] <= 1.0 - 1e-6
+        ):
             raise ValueError(
                 f"radius must be two numbers, 1e-6 <= low < high <= 1 - 1e-6; got {radius!r}. Use (0.5, 0.99)."
             )

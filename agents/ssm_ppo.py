@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from ssm_metarl_gym.agents.policies import CnnSSMPolicy, MultiInputSSMPolicy, SSMPolicy
 from ssm_metarl_gym.agents.sequence_buffer import DictSequenceRolloutBuffer, SequenceRolloutBuffer
-from ssm_metarl_gym.checks import check_integer
+from ssm_metarl_gym.checks import check_choice, check_integer
 
 __all__ = ["SSMPPO"]
 
@@ -86,14 +86,10 @@ class SSMPPO(PPO):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        check_integer("n_steps", n_steps)
         batch_size = n_steps if batch_size is None else batch_size
-        check_integer("batch_size", batch_size)
-        if batch_size % n_steps:
-            raise ValueError(
-                f"batch_size must be a multiple of n_steps, because a minibatch holds whole sequences; got batch_size "
-                f"{batch_size} and n_steps {n_steps}. Use batch_size={max(1, batch_size // n_steps) * n_steps}."
-            )
+        _check_sizes(n_steps, batch_size)
+        if isinstance(policy, str):
+            check_choice("policy", policy, list(self.policy_aliases))
         super().__init__(
             policy,
             env,
@@ -122,6 +118,7 @@ class SSMPPO(PPO):
         )
 
     def _setup_model(self) -> None:
+        _check_sizes(self.n_steps, self.batch_size)  # loading may have changed one of them
         is_dict = isinstance(self.observation_space, spaces.Dict)
         self.rollout_buffer_class = DictSequenceRolloutBuffer if is_dict else SequenceRolloutBuffer
         if not issubclass(self.policy_class, SSMPolicy):
@@ -218,3 +215,13 @@ class SSMPPO(PPO):
     ) -> Self:
         """Train for ``total_timesteps`` steps, as in every algorithm of SB3."""
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+
+def _check_sizes(n_steps: int, batch_size: int) -> None:
+    check_integer("n_steps", n_steps)
+    check_integer("batch_size", batch_size)
+    if batch_size % n_steps:
+        raise ValueError(
+            f"batch_size must be a multiple of n_steps, because a minibatch holds whole sequences; got batch_size "
+            f"{batch_size} and n_steps {n_steps}. Use batch_size={max(1, batch_size // n_steps) * n_steps}."
+        )

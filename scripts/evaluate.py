@@ -67,7 +67,9 @@ class Options:
     splits: tuple[str, ...] = field(default=(), metadata={"help": "default: all held-out ones of the environment"})
     num_tasks: int = field(default=100, metadata={"help": "tasks of a split, one episode each (default: 100)"})
     seed: int = field(default=0, metadata={"help": "seeds the tasks (default: 0)"})
-    output: Path = field(default=Path("output/evaluate"), metadata={"help": "folder for the results"})
+    output: Path = field(
+        default=Path("output/evaluate"), metadata={"help": "folder for the results (default: output/evaluate)"}
+    )
     video: bool = field(default=False, metadata={"help": "film the first agent of each row of the table in each split"})
     env_kwargs: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "arguments that replace those that agents were trained with, in JSON"}
@@ -437,8 +439,6 @@ def parse_options(arguments: Sequence[str] | None) -> tuple[Options, list[Agent]
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=options.output).close()
-        for name in ("results.md", "results.json", "returns.png", "curves.png"):
-            (options.output / name).unlink(missing_ok=True)  # those of an earlier run would mislead
     except OSError as error:
         parser.error(f"--output must be a folder that can be written to; got {options.output} ({error.strerror}).")
     return options, agents, splits

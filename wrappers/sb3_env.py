@@ -34,7 +34,7 @@ def make_sb3_env(
         observation: What a row shows: ``"plain"``, its own observation; ``"transition"``, see
             :class:`VectorTransitionObservation`; ``"window"``, the last transitions, see :class:`VectorHistoryWindow`.
         window: Length of the window.
-        **env_kwargs: Arguments of the environment.
+        **env_kwargs: Arguments of the environment. (Its seed is the algorithm's, or that of ``env.seed(...)``.)
 
     Raises:
         ValueError: The observation is none of these, or a number is not a positive integer.

@@ -294,13 +294,10 @@ class TestPredict:
     @pytest.mark.parametrize("shape", [(3, 2, 2, 4), (1, 2, 2, 4), (N, 1, 2, 4), (N, 2, 2, 8), (N, 16), ()], ids=str)
     def test_refuses_a_state_of_another_shape(self, shape):
         policy = policy_for(VECTOR, WIDE)
-        with pytest.raises(ValueError, match=r"the state must have shape \(4, 2, 2, 4\)"):
+        with pytest.raises(
+            ValueError, match=r"state must be the array of shape \(4, 2, 2, 4\) that the last call returned; got"
+        ):
             policy.predict(draw(VECTOR, N), np.zeros(shape, dtype=np.float32))
-
-    def test_refuses_start_flags_of_another_number_of_environments(self):
-        policy = policy_for(VECTOR, WIDE)
-        with pytest.raises(ValueError, match="start must have the shape"):
-            policy.predict(draw(VECTOR, N), episode_start=np.ones(3, dtype=bool))
 
 
 class TestFrozenMemory:
@@ -383,6 +380,15 @@ class TestRefuses:
     def test_dictionaries_where_nothing_reads_them(self, kwargs):
         with pytest.raises(ValueError, match="'MultiInputSSMPolicy'"):
             SSMPolicy(OBSERVATIONS["Dict"], WIDE, lambda _: 1e-3, **kwargs)
+
+    def test_what_is_no_dictionary_where_dictionaries_are_read(self):
+        with pytest.raises(ValueError, match=r"CombinedExtractor reads .* dictionaries; got Box.*Use 'SSMPolicy'"):
+            MultiInputSSMPolicy(VECTOR, WIDE, lambda _: 1e-3)
+
+    @pytest.mark.parametrize("starts", [True, [False, True], np.ones(4)])
+    def test_starts_of_another_number_of_rows(self, starts):
+        with pytest.raises(ValueError, match="episode_start must have one flag for each of the 3 observations; got"):
+            policy_for(VECTOR, WIDE).predict(draw(VECTOR, 3), None, np.asarray(starts))
 
     def test_a_width_of_the_input(self):
         with pytest.raises(ValueError, match=r"ssm_kwargs must leave state_dim to the policy.*got .*Leave it out"):

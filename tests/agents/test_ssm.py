@@ -279,7 +279,7 @@ class TestConstruction:
             assert 0.01 - 1e-6 <= angles.min() < 0.01 + 0.1 * max_angle
             assert 0.9 * max_angle < angles.max() <= max_angle + 1e-4
 
-    @pytest.mark.parametrize("radius", [(0.0, 0.5), (0.5, 1.0 - 1e-9), (0.9, 0.5), (0.5, math.nan), (0.5,), "ab"])
+    @pytest.mark.parametrize("radius", [(0.0, 0.5), (0.5, 1.0 - 1e-9), (0.9, 0.5), (0.5, math.nan), (0.5,), "ab", 0.9])
     def test_a_radius_that_is_no_range_below_one_is_refused(self, radius):
         with pytest.raises(ValueError, match=r"radius must be two numbers, 1e-6 <= low < high <= 1 - 1e-6; got"):
             SSM(D, radius=radius)

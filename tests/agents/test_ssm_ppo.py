@@ -486,6 +486,11 @@ def test_a_minibatch_is_one_environment_by_default():
 
 
 class TestRefuses:
+    def test_sizes_that_do_not_fit_after_loading(self, tmp_path):
+        make(noise()).save(tmp_path / "model")
+        with pytest.raises(ValueError, match="batch_size must be a multiple of n_steps"):
+            SSMPPO.load(tmp_path / "model", n_steps=T - 1)
+
     @pytest.mark.parametrize(("batch_size", "advice"), [(7, 8), (12, 8), (17, 16), (1, 8)])
     def test_minibatches_of_parts_of_rows(self, batch_size, advice):
         with pytest.raises(
@@ -505,7 +510,7 @@ class TestRefuses:
 
     @pytest.mark.parametrize("name", ["MlpPolicy", "SsmPolicy"])
     def test_policies_it_does_not_know(self, name):
-        with pytest.raises(ValueError, match=f"Policy {name} unknown"):
+        with pytest.raises(ValueError, match=f"policy must be one of .*'SSMPolicy'.*got '{name}'"):
             make(noise(), name)
 
     def test_policies_without_memory(self):
