@@ -313,8 +313,12 @@ def format_table(rows: Sequence[dict[str, Any]], num_tasks: int) -> str:
         f"| agent | {' | '.join(splits)} | seeds | timesteps | CPU seconds |",
         "| --- |" + " --- |" * (len(splits) + 3),
     ]
+    largest = max(abs(row["splits"][split]["mean_return"]) for row in rows for split in splits)
+    cell = "{mean_return:.1f} [{ci_low:.1f}, {ci_high:.1f}]"
+    if largest < 10.0:  # returns of so few points differ in their decimals
+        cell = cell.replace(".1f", ".3f")
     for row in rows:
-        cells = ["{mean_return:.1f} [{ci_low:.1f}, {ci_high:.1f}]".format(**row["splits"][split]) for split in splits]
+        cells = [cell.format(**row["splits"][split]) for split in splits]
         timesteps = "?" if row["timesteps"] is None else str(row["timesteps"])
         seconds = "?" if row["cpu_seconds"] is None else f"{row['cpu_seconds']:.0f}"
         lines.append(f"| {row['label']} | {' | '.join(cells)} | {row['num_seeds']} | {timesteps} | {seconds} |")

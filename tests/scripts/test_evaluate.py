@@ -300,3 +300,10 @@ def test_the_film_shows_the_first_agent_of_each_group(evaluate, archive, tmp_pat
     with Image.open(path) as film:
         assert film.size == (400, 266)
         assert film.n_frames == 4  # every second one
+
+
+@pytest.mark.parametrize(("mean", "cell"), [(12.3456, "12.3 [12.3, 13.3]"), (0.9876, "0.988 [0.988, 1.988]")])
+def test_small_returns_are_shown_to_more_places(evaluate, mean, cell):
+    numbers = {"mean_return": mean, "ci_low": mean, "ci_high": mean + 1.0}
+    row = {"label": "ssm", "splits": {"default": numbers}, "num_seeds": 2, "timesteps": 1, "cpu_seconds": 1.0}
+    assert f"| ssm | {cell} | 2 | 1 | 1 |" in evaluate.format_table([row], num_tasks=3)
