@@ -33,6 +33,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from tqdm import tqdm
 
 import ssm_metarl_gym  # noqa: F401 - registers the environments
+from ssm_metarl_gym.command_line import json_object
 from ssm_metarl_gym.envs import HiddenTask
 from ssm_metarl_gym.files import replacing
 from ssm_metarl_gym.statistics import bootstrap_interval
@@ -396,17 +397,6 @@ def film(model: Any, env: VecEnv, label: str, path: Path) -> None:
         total, num_steps = total + float(reward[0]), num_steps + 1
     with replacing(path) as temporary:
         frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=40, loop=0)
-
-
-def json_object(text: str) -> dict[str, Any]:
-    """What an option in JSON holds."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"must be an object in JSON, like '{{\"switch\": null}}'; got {text}")
-    return value
 
 
 def parse_options(arguments: Sequence[str] | None) -> tuple[Options, list[Agent], dict[str, dict[str, Any]]]:

@@ -21,6 +21,7 @@ ALLOWED = {
     "distributions": {"checks", "tasks"},
     "families": {"checks", "distributions", "mujoco_tasks", "tasks"},
     "mujoco_tasks": {"tasks"},
+    "command_line": set(),
     "statistics": set(),
     "timing": set(),
     "envs": {

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ssm_metarl_gym.envs.cartpole import FAILURE_PENALTY, TaskCartPoleEnv, parse_bounds
-from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv, Observations
+from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv, Observations, parse_whole_numbers
 
 __all__ = ["TaskCartPoleVectorEnv"]
 
@@ -67,12 +67,7 @@ class TaskCartPoleVectorEnv(HiddenTaskVectorEnv):
         return derived
 
     def _parse_actions(self, actions: Any) -> npt.NDArray[Any]:
-        parsed: npt.NDArray[Any] = np.asarray(actions)
-        if parsed.shape != (self.num_envs,) or parsed.dtype.kind not in "iu":
-            raise ValueError(
-                f"actions must be {self.num_envs} whole numbers, one for each row; "
-                f"got shape {parsed.shape} of {parsed.dtype}."
-            )
+        parsed = parse_whole_numbers(actions, self.num_envs)
         # Shifted by a bit, 0 and 1 are 0 and nothing else is.
         if np.count_nonzero(parsed >> 1):
             row = int(np.argmax(parsed >> 1 != 0))

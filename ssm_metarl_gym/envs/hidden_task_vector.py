@@ -24,7 +24,14 @@ from ssm_metarl_gym.envs.hidden_task import (
 from ssm_metarl_gym.families import parse_family
 from ssm_metarl_gym.tasks import Task, TaskBatch
 
-__all__ = ["HiddenTaskVectorEnv", "check_seed", "parse_autoreset_mode", "parse_reset_mask", "rows_of"]
+__all__ = [
+    "HiddenTaskVectorEnv",
+    "check_seed",
+    "parse_autoreset_mode",
+    "parse_reset_mask",
+    "parse_whole_numbers",
+    "rows_of",
+]
 
 Rows = npt.NDArray[np.intp]
 Floats = npt.NDArray[np.float64]
@@ -515,6 +522,16 @@ def _low_and_spread(bounds: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
 def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     array.setflags(write=False)  # twice as fast as the attribute of the flags
     return array
+
+
+def parse_whole_numbers(actions: Any, num_envs: int) -> npt.NDArray[Any]:
+    """The discrete actions of all rows, ``Int[n]``, of any type of integers."""
+    parsed: npt.NDArray[Any] = np.asarray(actions)
+    if parsed.shape != (num_envs,) or parsed.dtype.kind not in "iu":
+        raise ValueError(
+            f"actions must be {num_envs} whole numbers, one for each row; got shape {parsed.shape} of {parsed.dtype}."
+        )
+    return parsed
 
 
 def rows_of(array: npt.NDArray[Any], mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.object_]:

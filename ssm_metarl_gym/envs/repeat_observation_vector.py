@@ -10,7 +10,13 @@ from gymnasium.vector.utils import batch_space
 
 from ssm_metarl_gym.checks import check_integer
 from ssm_metarl_gym.envs.hidden_task import check_reset_options
-from ssm_metarl_gym.envs.hidden_task_vector import check_seed, parse_autoreset_mode, parse_reset_mask, rows_of
+from ssm_metarl_gym.envs.hidden_task_vector import (
+    check_seed,
+    parse_autoreset_mode,
+    parse_reset_mask,
+    parse_whole_numbers,
+    rows_of,
+)
 from ssm_metarl_gym.envs.repeat_observation import RepeatObservationEnv, draw, one_hot
 
 __all__ = ["RepeatObservationVectorEnv"]
@@ -127,12 +133,7 @@ class RepeatObservationVectorEnv(gym.vector.VectorEnv[npt.NDArray[np.float32], n
         return one_hot(symbols[self._rows, self._times], self.num_symbols)
 
     def _parse_actions(self, actions: Any) -> npt.NDArray[Any]:
-        parsed: npt.NDArray[Any] = np.asarray(actions)
-        if parsed.shape != (self.num_envs,) or parsed.dtype.kind not in "iu":
-            raise ValueError(
-                f"actions must be {self.num_envs} whole numbers, one for each row; "
-                f"got shape {parsed.shape} of {parsed.dtype}."
-            )
+        parsed = parse_whole_numbers(actions, self.num_envs)
         wrong = (parsed < 0) | (parsed >= self.num_symbols)
         if wrong.any():
             row = int(wrong.argmax())

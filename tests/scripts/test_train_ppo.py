@@ -85,7 +85,7 @@ def test_every_option_arrives(train_ppo, tmp_path, monkeypatch):
         (["--timesteps", "0"], "--timesteps must be >= 1; got 0."),
         (["--num-envs", "0"], "--num-envs must be >= 1; got 0."),
         (["--policy", "gru"], "invalid choice: 'gru'"),
-        (["--env-kwargs", "{"], "--env-kwargs: must be an object in JSON, like '{\"n_epochs\": 8}'; got {"),
+        (["--env-kwargs", "{"], "--env-kwargs: must be an object in JSON, like '{\"name\": 8}'; got {"),
         (["--hyperparameters", "[1]"], "--hyperparameters: must be an object in JSON"),
         (["--env", "ssm_metarl/CartPoleX-v0"], "--env ssm_metarl/CartPoleX-v0 with --env-kwargs {} cannot be made"),
         (["--env", "no_such_module:CartPole-v1"], "No module named 'no_such_module'"),
