@@ -112,6 +112,12 @@ def swing_up(parameters: Floats, observations: Floats, t: int) -> Floats:
     return command
 
 
+def walk_to(parameters: Floats, observations: Floats, t: int) -> Floats:
+    """PointNavigation: straight to a point, and no further."""
+    command: Floats = (parameters - observations) / 0.1
+    return command
+
+
 def gait(num_joints: int) -> Controller:
     """A rhythm: each joint swings around a middle with an amplitude and a phase of its own, all at one frequency."""
 
@@ -139,6 +145,7 @@ def feedback(observation_size: int, num_joints: int) -> Controller:
 CONTROLLERS: dict[str, Controller] = {
     "CartPole": Controller(5, push_cart),
     "Pendulum": Controller(5, swing_up),
+    "PointNavigation": Controller(2, walk_to),
     "HalfCheetah": gait(6),
     "Ant": gait(8),
     "Hopper": feedback(11, 3),

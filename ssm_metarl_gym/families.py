@@ -25,7 +25,7 @@ from ssm_metarl_gym.mujoco_tasks import (
     ModelTask,
     Walker2dTask,
 )
-from ssm_metarl_gym.tasks import CartPoleTask, PendulumTask, Task
+from ssm_metarl_gym.tasks import CartPoleTask, PendulumTask, PointNavigationTask, Task
 
 __all__ = ["FAMILIES", "SPLITS", "TaskFamily", "parse_family"]
 
@@ -167,6 +167,12 @@ FAMILIES: Final[dict[str, TaskFamily]] = {
     "Pendulum": _family(PendulumTask, *_PENDULUM),
     "PendulumPolarity": _family(PendulumTask, *_PENDULUM, polarity=_SIGN),
     "PendulumSwitch": _family(PendulumTask, *_PENDULUM, polarity=_SIGN),
+    # The goals of MAML (https://arxiv.org/abs/1703.03400, section 5.3); the extrapolation is this project's.
+    "PointNavigation": _family(
+        PointNavigationTask,
+        dict.fromkeys(("goal_x", "goal_y"), Uniform((-0.5, 0.5))),
+        dict.fromkeys(("goal_x", "goal_y"), Uniform((-0.75, -0.5), (0.5, 0.75))),
+    ),
     # The benchmarks of MAML (https://arxiv.org/abs/1703.03400), ProMP (https://arxiv.org/abs/1810.06784) and PEARL
     # (https://arxiv.org/abs/1903.08254), on Gymnasium's MuJoCo environments.
     "HalfCheetahVel": _family(HalfCheetahVelTask, {"velocity": Uniform((0, 3))}, {"velocity": Uniform((3, 4))}),

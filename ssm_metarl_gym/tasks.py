@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from ssm_metarl_gym.checks import check_choice, check_integer, is_number
 
-__all__ = ["CartPoleTask", "PendulumTask", "Task", "TaskBatch"]
+__all__ = ["CartPoleTask", "PendulumTask", "PointNavigationTask", "Task", "TaskBatch"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,19 @@ class PendulumTask(Task):
     m: float = 1.0
     l: float = 1.0  # noqa: E741 - Gymnasium's own name for it
     gain: float = 1.0
+
+
+@dataclass(frozen=True)
+class PointNavigationTask(Task):
+    """The goal of a point in the plane, whose episodes start at the origin.
+
+    Attributes:
+        goal_x: First coordinate of the goal; the default goal is a corner of the square of the training tasks.
+        goal_y: Second coordinate of the goal.
+    """
+
+    goal_x: float = 0.5
+    goal_y: float = 0.5
 
 
 class TaskBatch(Sequence[Task]):

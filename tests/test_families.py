@@ -67,6 +67,15 @@ class TestCatalogue:
             assert {parameter: uniform.intervals for parameter, uniform in plain.parameters.items()} == ranges
             assert all(other.parameters == {**plain.parameters, "polarity": Choice(-1, 1)} for other in signed)
 
+    def test_goals_are_those_of_maml_and_beyond_in_both_coordinates(self):
+        family, inside, beyond = FAMILIES["PointNavigation"], ((-0.5, 0.5),), ((-0.75, -0.5), (0.5, 0.75))
+        for split, ranges in (("train", inside), ("interpolation", inside), ("extrapolation", beyond)):
+            parameters = family.distribution(split).parameters
+            assert {name: uniform.intervals for name, uniform in parameters.items()} == {
+                "goal_x": ranges,
+                "goal_y": ranges,
+            }
+
     @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
     def test_every_family_survives_json(self, family):
         copy = TaskFamily.from_dict(json.loads(json.dumps(family.to_dict())))

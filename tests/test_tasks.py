@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssm_metarl_gym.tasks import CartPoleTask, PendulumTask, Task, TaskBatch
+from ssm_metarl_gym.tasks import CartPoleTask, PendulumTask, PointNavigationTask, Task, TaskBatch
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class SlopeTask(Task):
     friction: float = 1.0
 
 
-TASK_TYPES = (CartPoleTask, PendulumTask, SlopeTask)
+TASK_TYPES = (CartPoleTask, PendulumTask, PointNavigationTask, SlopeTask)
 SIGNED = (CartPoleTask, PendulumTask)
 POSITIVE_PARAMETERS = [(task_type, name) for task_type in TASK_TYPES for name in task_type.positive]
 
@@ -48,7 +48,14 @@ class TestTask:
         assert copy == task
         assert (hash(copy), copy.task_id, copy.to_dict()) == (hash(task), task.task_id, task.to_dict())
 
-    @pytest.mark.parametrize(("task_type", "name"), [*POSITIVE_PARAMETERS, (SlopeTask, "slope")])
+    @pytest.mark.parametrize(
+        ("task_type", "name"),
+        [
+            *POSITIVE_PARAMETERS,
+            *((PointNavigationTask, name) for name in ("goal_x", "goal_y")),
+            (SlopeTask, "slope"),
+        ],
+    )
     def test_every_parameter_counts(self, task_type, name):
         default, changed = task_type(), task_type.from_dict({name: 2})
         assert changed == replace(default, **{name: 2.0}) != default
@@ -113,6 +120,7 @@ class TestTaskIds:
     def test_do_not_depend_on_the_process(self):
         assert CartPoleTask().task_id == 5905035200414588523
         assert PendulumTask(polarity=-1, g=9.81, l=0.7).task_id == 1755587410075198850
+        assert PointNavigationTask(goal_x=-0.25).task_id == 6195799135868517899
 
     def test_are_equal_for_zeros_of_either_sign(self):
         assert SlopeTask(slope=0.0) == SlopeTask(slope=-0.0)

@@ -10,6 +10,8 @@ from ssm_metarl_gym.envs.hidden_task import DerivedQuantity, HiddenTask, TaskPar
 from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv
 from ssm_metarl_gym.envs.pendulum import TaskPendulumEnv
 from ssm_metarl_gym.envs.pendulum_vector import TaskPendulumVectorEnv
+from ssm_metarl_gym.envs.point_navigation import TaskPointNavigationEnv
+from ssm_metarl_gym.envs.point_navigation_vector import TaskPointNavigationVectorEnv
 from ssm_metarl_gym.envs.repeat_observation import RepeatObservationEnv
 from ssm_metarl_gym.envs.repeat_observation_vector import RepeatObservationVectorEnv
 
@@ -24,6 +26,8 @@ __all__ = [
     "TaskParameter",
     "TaskPendulumEnv",
     "TaskPendulumVectorEnv",
+    "TaskPointNavigationEnv",
+    "TaskPointNavigationVectorEnv",
     "register_environments",
 ]
 
@@ -39,6 +43,7 @@ _REGISTRATIONS: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
     ("Pendulum", "pendulum:TaskPendulumEnv", 200, {}),
     ("PendulumPolarity", "pendulum:TaskPendulumEnv", 200, {}),
     ("PendulumSwitch", "pendulum:TaskPendulumEnv", 200, _SWITCHING),
+    ("PointNavigation", "point_navigation:TaskPointNavigationEnv", 100, {}),
     # These need MuJoCo, which is imported with the first of them.
     ("HalfCheetahVel", "mujoco:TaskHalfCheetahVelEnv", 200, {}),
     ("HalfCheetahDir", "mujoco:TaskHalfCheetahDirEnv", 200, {}),
@@ -51,6 +56,9 @@ _REGISTRATIONS: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
 _BATCHED = {
     "cartpole:TaskCartPoleEnv": "ssm_metarl_gym.envs.cartpole_vector:TaskCartPoleVectorEnv",
     "pendulum:TaskPendulumEnv": "ssm_metarl_gym.envs.pendulum_vector:TaskPendulumVectorEnv",
+    "point_navigation:TaskPointNavigationEnv": (
+        "ssm_metarl_gym.envs.point_navigation_vector:TaskPointNavigationVectorEnv"
+    ),
 }
 
 

@@ -5,6 +5,14 @@ import numpy as np
 import pytest
 from gymnasium.vector import SyncVectorEnv, VectorWrapper
 
+from ssm_metarl_gym.envs import TaskPointNavigationEnv
+
+
+@pytest.fixture
+def fast_windows(fast_windows, monkeypatch):
+    """That of all tests, for the window of this package's own too."""
+    monkeypatch.setitem(TaskPointNavigationEnv.metadata, "render_fps", 10_000)
+
 
 class Leader(VectorWrapper):
     """A batched environment that remembers its last infos."""

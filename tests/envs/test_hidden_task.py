@@ -26,11 +26,14 @@ from ssm_metarl_gym import (
 from ssm_metarl_gym.envs import DerivedQuantity, HiddenTask, TaskParameter
 from ssm_metarl_gym.families import SPLITS
 
-PHYSICS = ("CartPole", "Pendulum")
+SIGNED_PHYSICS = ("CartPole", "Pendulum")
+PHYSICS = (*SIGNED_PHYSICS, "PointNavigation")
 FAMILIES = {name: family for name, family in families.FAMILIES.items() if name.startswith(PHYSICS)}
 F32_MAX = np.finfo(np.float32).max
 each_family = pytest.mark.parametrize("family", FAMILIES)
+each_signed_family = pytest.mark.parametrize("family", [name for name in FAMILIES if name.startswith(SIGNED_PHYSICS)])
 each_physics = pytest.mark.parametrize("family", PHYSICS)
+each_signed_physics = pytest.mark.parametrize("family", SIGNED_PHYSICS)
 
 
 def make(family, /, **kwargs):
@@ -39,8 +42,13 @@ def make(family, /, **kwargs):
 
 def play(env, num_steps):
     """The unwrapped environment's own steps, which no time limit ends, under a harmless action."""
-    action = 0 if "CartPole" in env.spec.id else np.zeros(1, dtype=np.float32)
+    action = 0 if "CartPole" in env.spec.id else np.zeros(env.action_space.shape, dtype=np.float32)
     return [env.unwrapped.step(action) for _ in range(num_steps)]
+
+
+def another_task(family):
+    """Parameters that no default task has."""
+    return {"polarity": -1} if family.startswith(SIGNED_PHYSICS) else {"goal_x": -0.3}
 
 
 class TestDrawing:
@@ -69,14 +77,14 @@ class TestDrawing:
     def test_a_given_task_leaves_both_streams_as_they_are(self, family):
         drawn, fixed, chosen = make(family), make(family, task={}), make(family)
         later = []
-        for env, options in ((drawn, {}), (fixed, {}), (chosen, {"task": {"polarity": -1}})):
+        for env, options in ((drawn, {}), (fixed, {}), (chosen, {"task": another_task(family)})):
             env.reset(seed=5, options=options)
             start = env.unwrapped.state.tolist()
             later.append([(start, *(env.reset() and tuple(env.unwrapped.state) for _ in range(3)))])
         assert later[0] == later[1] == later[2]
         assert drawn.unwrapped.task == chosen.unwrapped.task != fixed.unwrapped.task
 
-    @each_family
+    @each_signed_family
     def test_the_tasks_of_later_episodes_do_not_depend_on_earlier_steps(self, family):
         played, skipped = (make(family, switch={"probability": 0.5}) for _ in range(2))
         for env in (played, skipped):
@@ -87,7 +95,7 @@ class TestDrawing:
     @each_physics
     def test_a_task_is_chosen_for_good_or_for_one_episode(self, family):
         task_type = FAMILIES[family].train.task_type
-        fixed, once = task_type(polarity=-1, **{task_type.parameter_names()[1]: 5.0}), task_type()
+        fixed, once = task_type(**another_task(family) | {task_type.parameter_names()[1]: 5.0}), task_type()
         env = make(family, task=fixed.to_dict()).unwrapped
         assert env.task == fixed
         for options, expected in ((None, fixed), ({"task": once}, once), ({"task": once.to_dict()}, once), ({}, fixed)):
@@ -105,8 +113,9 @@ class TestDrawing:
             tasks.append(env.task)
         assert tasks[0] == tasks[1] != tasks[2]
 
-    @pytest.mark.parametrize(("task_type", "family"), [(CartPoleTask, "CartPole"), (PendulumTask, "Pendulum")])
-    def test_every_parameter_is_an_attribute_of_its_own_environment(self, task_type, family):
+    @each_physics
+    def test_every_parameter_is_an_attribute_of_its_own_environment(self, family):
+        task_type = FAMILIES[family].task_type
         env, other = make(family).unwrapped, make(family).unwrapped
         for name, default in task_type().to_dict().items():
             value = -1 if name == "polarity" else 2 * default
@@ -116,13 +125,13 @@ class TestDrawing:
             assert env.task == replace(env.task, **{name: value})
         assert other.task == task_type()
         env.reset(options={"task": {}})
-        env.task = replace(env.task, polarity=-1)
+        env.task = replace(env.task, **another_task(family))
         info = play(env, 1)[0][-1]
         assert (info["task_id"], info["task_params"]) == (env.task.task_id, env.task.to_dict())
 
 
 class TestSwitching:
-    @each_family
+    @each_signed_family
     def test_at_a_step(self, family):
         env = make(family, switch={"step": 3})
         for _ in range(2):
@@ -132,7 +141,7 @@ class TestSwitching:
                 expected = -sign if step >= 3 else sign
                 assert env.unwrapped.task.polarity == info["task_params"]["polarity"] == expected
 
-    @each_family
+    @each_signed_family
     @pytest.mark.parametrize(("switch", "flips"), [({"probability": 1.0}, 6), ({"probability": 0.0}, 0), (None, 0)])
     def test_always_or_never(self, family, switch, flips):
         env = make(family, switch=switch)
@@ -147,7 +156,7 @@ class TestSwitching:
         signs = [info["task_params"]["polarity"] for *_, info in play(env, 10_000)]
         assert 25 < np.count_nonzero(np.diff(signs)) < 75  # 50 expected, standard deviation 7
 
-    @each_physics
+    @each_signed_physics
     def test_only_the_sign_changes_and_acts_from_the_next_step_on(self, family):
         env = make(family, switch={"step": 1})
         env.reset(seed=0, options={"task": {}})
@@ -171,6 +180,7 @@ class TestObserving:
             ("CartPolePolarity", {"force_mag": 10, "length": 0.5, "masspole": 0.5, "polarity": -1}, [0, 0, 1, -1]),
             ("Pendulum", {"m": 1.25, "l": 0.875}, [1, -0.5]),
             ("PendulumPolarity", {"m": 1.5, "l": 0.75, "polarity": -1}, [2, -1, -1]),
+            ("PointNavigation", {"goal_x": 0.25, "goal_y": -0.75}, [0.5, -1.5]),
         ],
     )
     @pytest.mark.parametrize("split", ["train", "extrapolation"])
@@ -217,7 +227,8 @@ class TestCopies:
     @each_family
     @pytest.mark.parametrize("render_mode", [None, "rgb_array", "human"])
     def test_continue_identically(self, family, copy, render_mode, rollout):
-        env = make(family, render_mode=render_mode, switch={"probability": 0.3})
+        switch = {"probability": 0.3} if family.startswith(SIGNED_PHYSICS) else None
+        env = make(family, render_mode=render_mode, switch=switch)
         rollout(env, 2, seed=0)
         if render_mode == "rgb_array":
             env.render()
@@ -243,7 +254,9 @@ class TestRendering:
         # All of the difference is in the caption.
         assert len({frame[40:].tobytes() for frame in frames}) == 1
 
-    @pytest.mark.parametrize(("family", "state"), [("CartPole", [1, 0, 0.1, 0]), ("Pendulum", [2, 0])])
+    @pytest.mark.parametrize(
+        ("family", "state"), [("CartPole", [1, 0, 0.1, 0]), ("Pendulum", [2, 0]), ("PointNavigation", [0.2, -0.3])]
+    )
     def test_the_window_shows_the_frame_of_the_current_state(self, family, state):
         import pygame
 
@@ -257,7 +270,7 @@ class TestRendering:
 
 
 class TestBadInput:
-    @each_physics
+    @each_signed_physics
     @pytest.mark.parametrize(
         ("kwargs", "message"),
         [
@@ -273,7 +286,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match=message):
             make(family, **kwargs)
 
-    @each_physics
+    @each_signed_physics
     @pytest.mark.parametrize(
         "switch",
         [
@@ -286,7 +299,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"^switch must be None, .*; got "):
             make(family, switch=switch)
 
-    @each_physics
+    @each_signed_physics
     @pytest.mark.parametrize(
         ("options", "message"),
         [
@@ -300,7 +313,10 @@ class TestBadInput:
         with pytest.raises(ValueError, match=message):
             make(family).reset(options=options)
 
-    @pytest.mark.parametrize(("family", "task"), [("CartPole", PendulumTask()), ("Pendulum", CartPoleTask())])
+    @pytest.mark.parametrize(
+        ("family", "task"),
+        [("CartPole", PendulumTask()), ("Pendulum", CartPoleTask()), ("PointNavigation", CartPoleTask())],
+    )
     def test_tasks_and_families_of_other_physics(self, family, task):
         env = make(family).unwrapped
         with pytest.raises(ValueError, match=f"task must be a {family}Task; got {type(task).__name__}"):
@@ -308,7 +324,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match="family must be one of "):
             make(family, family=type(task).__name__.removesuffix("Task"))
 
-    @each_physics
+    @each_signed_physics
     @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, "long"])
     def test_attributes(self, family, value):
         env = make(family).unwrapped

@@ -14,6 +14,7 @@ from gymnasium.wrappers import vector as wrappers
 
 from ssm_metarl_gym import CartPoleTask, PendulumTask, TaskBatch, TaskSet
 from ssm_metarl_gym.families import FAMILIES, SPLITS
+from ssm_metarl_gym.tasks import PointNavigationTask
 from ssm_metarl_gym.wrappers import (
     HistoryWindow,
     TransitionObservation,
@@ -21,19 +22,32 @@ from ssm_metarl_gym.wrappers import (
     VectorTransitionObservation,
 )
 
-FAMILY_NAMES = [name for name, family in FAMILIES.items() if family.task_type in (CartPoleTask, PendulumTask)]
+SIGNED = [name for name, family in FAMILIES.items() if family.task_type in (CartPoleTask, PendulumTask)]
+FAMILY_NAMES = [*SIGNED, "PointNavigation"]
 MODES = [mode.value for mode in AutoresetMode]
 NUM_ENVS = 3
 EVERY_STEP = {"switch": {"probability": 1.0}}
 
 each_family = pytest.mark.parametrize("family", FAMILY_NAMES)
-each_physics = pytest.mark.parametrize("family", ["CartPole", "Pendulum"])
+each_signed_family = pytest.mark.parametrize("family", SIGNED)
+each_physics = pytest.mark.parametrize("family", ["CartPole", "Pendulum", "PointNavigation"])
+each_signed_physics = pytest.mark.parametrize("family", ["CartPole", "Pendulum"])
 each_mode = pytest.mark.parametrize("mode", MODES)
 each_copy = pytest.mark.parametrize(
     "copied",
     [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))],  # noqa: S301
     ids=["deepcopy", "pickle"],
 )
+
+
+def possible(family, kwargs):
+    """The arguments, without a switch where tasks have no sign to flip."""
+    return kwargs if family in SIGNED else kwargs | {"switch": None}
+
+
+def another_task(family):
+    """Parameters that no default task has."""
+    return {"polarity": -1} if family in SIGNED else {"goal_x": -0.3}
 
 
 def make(family, num_envs=NUM_ENVS, /, **kwargs):
@@ -93,6 +107,7 @@ class TestEqualToSingleEnvironments:
         ],
     )
     def test_in_every_result(self, family, mode, kwargs, leader_and_rows, play_both, assert_same):
+        kwargs = possible(family, kwargs)
         env, rows = leader_and_rows(
             f"ssm_metarl/{family}-v0", NUM_ENVS, autoreset_mode=mode, max_episode_steps=12, **kwargs
         )
@@ -111,6 +126,8 @@ class TestEqualToSingleEnvironments:
         trial = kwargs.get("on_failure", "restart" if family in ("CartPolePolarity", "CartPoleSwitch") else "no")
         falls = sum(np.count_nonzero(step[-1].get("restarted", False)) for step in history)
         assert (falls > 0) == (trial == "restart" and "CartPole" in family)
+        if family not in SIGNED:
+            return
         signs = [step[-1]["task_params"]["polarity"] for step in history if len(step) == 5]
         assert np.any(np.diff(signs, axis=0)) == (
             kwargs["switch"] is not None or "Polarity" in family or "Switch" in family
@@ -133,7 +150,7 @@ class TestEqualToSingleEnvironments:
         else:
             assert infos["restarted"].tolist() == [True, False]
 
-    @each_family
+    @each_signed_family
     def test_where_the_sign_flips_at_random_steps(self, family, assert_same):
         env = make(family, switch={"probability": 0.3}, max_episode_steps=None, on_failure="terminate")
         rows = [gym.make(f"ssm_metarl/{family}-v0", switch=None, on_failure="terminate") for _ in range(NUM_ENVS)]
@@ -170,7 +187,7 @@ class TestEqualToSingleEnvironments:
         ],
     )
     def test_under_one_seed_where_there_is_one_row(self, family, mode, kwargs, play_both):
-        kwargs = {"max_episode_steps": 14, **kwargs}
+        kwargs = possible(family, {"max_episode_steps": 14, **kwargs})
         env = make(family, 1, autoreset_mode=mode, **kwargs)
         single = SyncVectorEnv([lambda: gym.make(f"ssm_metarl/{family}-v0", **kwargs)], autoreset_mode=mode)
         for seed in (5, None):  # None continues the streams
@@ -191,7 +208,8 @@ class TestEqualToSingleEnvironments:
         env = make(family, size, split="extrapolation", on_failure="terminate", switch=None)
         single = gym.make(f"ssm_metarl/{family}-v0", on_failure="terminate", switch=None).unwrapped
         single.reset()
-        widths = [2.4, 3.0, 0.25, 3.0] if "CartPole" in family else [20.0, 8.0]
+        widths = {CartPoleTask: [2.4, 3.0, 0.25, 3.0], PendulumTask: [20.0, 8.0], PointNavigationTask: [0.8, 0.8]}
+        widths = widths[single.task_type]
         states = rng.uniform(-1, 1, (size, len(widths))) * widths
         env.reset(seed=1, options={"state": states})
         tasks = env.unwrapped.tasks
@@ -217,21 +235,23 @@ class TestSeeds:
     @each_mode
     def test_one_seed_gives_one_result(self, family, mode, assert_same):
         kwargs = {"autoreset_mode": mode, "max_episode_steps": 9, "switch": {"probability": 0.2}}
+        kwargs = possible(family, kwargs)
         env = make(family, **kwargs)
         first = play(env, 20, seed=1)
         assert_same(play(env, 20, seed=1), first)
         assert_same(play(make(family, **kwargs), 20, seed=np.int64(1)), first)
-        env.reset(seed=2)
+        observations, infos = env.reset(seed=2)
         assert env.np_random_seed == 2
-        for one, other in zip(own(env), (first[0][1]["task_id"].tolist(), first[0][0].tolist()), strict=True):
-            assert one != other
+        assert infos["task_id"].tolist() != first[0][1]["task_id"].tolist()
+        # All points start at the origin.
+        assert (observations.tolist() != first[0][0].tolist()) == (family in SIGNED)
 
     @each_family
     def test_different_seeds_and_no_seed_give_different_tasks_and_states(self, family):
         env = make(family, split="extrapolation")
         tasks, states = zip(*[(env.reset(seed=seed), own(env))[1] for seed in (0, 1, None)], strict=True)
         fresh = [starts(make(family), 1) for _ in range(2)]
-        for drawn in ([*chain(*tasks)], [*chain(*states)]):
+        for drawn in ([*chain(*tasks)], [*chain(*states)])[: 1 + (family in SIGNED)]:
             assert len(set(map(str, drawn))) == len(drawn) == 3 * NUM_ENVS
         assert fresh[0] != fresh[1]
 
@@ -242,7 +262,7 @@ class TestSeeds:
         drawn = list(chain(*tasks))
         assert all(map(FAMILIES[family].distribution(split).contains, drawn))
         assert len(set(drawn)) == len(drawn)
-        assert len({tuple(state) for state in chain(*states)}) == len(drawn)
+        assert len({tuple(state) for state in chain(*states)}) == (len(drawn) if family in SIGNED else 1)
 
     @each_family
     def test_one_seed_gives_different_tasks_in_each_split(self, family):
@@ -251,17 +271,17 @@ class TestSeeds:
     @each_family
     def test_global_generators_are_not_touched(self, family):
         before = np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
-        play(make(family, max_episode_steps=5, **EVERY_STEP), 12, seed=0)
+        play(make(family, max_episode_steps=5, **possible(family, EVERY_STEP)), 12, seed=0)
         assert (np.random.get_state()[1].tolist(), random.getstate()) == before  # noqa: NPY002
 
     @each_family
     def test_given_tasks_leave_both_streams_as_they_are(self, family):
         drawn_tasks, drawn_states = starts(make(family), 4, seed=5)
-        chosen_tasks, chosen_states = starts(make(family), 4, seed=5, options={"tasks": {"polarity": -1}})
+        chosen_tasks, chosen_states = starts(make(family), 4, seed=5, options={"tasks": another_task(family)})
         fixed_tasks, fixed_states = starts(make(family, task={}), 4, seed=5)
         assert drawn_states == chosen_states == fixed_states
         assert drawn_tasks[1:] == chosen_tasks[1:]
-        assert chosen_tasks[0] == [chosen_tasks[0][0].from_dict({"polarity": -1})] * NUM_ENVS
+        assert chosen_tasks[0] == [chosen_tasks[0][0].from_dict(another_task(family))] * NUM_ENVS
         assert fixed_tasks == [[type(fixed_tasks[0][0])()] * NUM_ENVS] * 4
 
     @each_family
@@ -271,7 +291,7 @@ class TestSeeds:
         assert given[0] == drawn[0]
         assert given[1] == [state.tolist(), *drawn[1][1:]]
 
-    @each_family
+    @each_signed_family
     def test_switches_leave_tasks_and_states_of_later_episodes(self, family):
         later = []
         for switch in (None, {"step": 1}, {"step": [1, 2, 3]}, {"probability": 0.5}):
@@ -314,7 +334,7 @@ class TestSeeds:
 
 
 class TestSwitching:
-    @each_family
+    @each_signed_family
     def test_at_a_step_of_each_row(self, family):
         env = make(family, switch={"step": [1, 3, 5]}, on_failure="terminate", autoreset_mode="Disabled")
         for _ in range(2):
@@ -327,7 +347,7 @@ class TestSwitching:
                 assert env.unwrapped.tasks.column("polarity").tolist() == expected.tolist()
                 assert infos["task_id"].tolist() == [task.task_id for task in env.unwrapped.tasks]
 
-    @each_family
+    @each_signed_family
     @pytest.mark.parametrize("switch", [{"probability": 0.0}, None])
     def test_never(self, family, switch):
         history = play(make(family, switch=switch, max_episode_steps=None, on_failure="restart"), 100, seed=0)
@@ -339,7 +359,7 @@ class TestSwitching:
         assert 70 < flips.sum() < 130  # 100 expected, standard deviation 10
         assert len(set(np.argmax(flips, axis=0).tolist())) > 30  # not all at once
 
-    @each_family
+    @each_signed_family
     def test_whoever_is_told_the_parameters_sees_it_at_once(self, family):
         env = make(family, context="visible", switch={"step": [1, 2, 2]}, task={}, on_failure="terminate")
         shown = [env.reset(seed=0)[0][:, -1].tolist()] + [
@@ -360,6 +380,7 @@ class TestResetOptions:
     TASKS = {  # noqa: RUF012
         "CartPole": [CartPoleTask(length=0.3, polarity=-1), CartPoleTask(), CartPoleTask(masspole=0.2)],
         "Pendulum": [PendulumTask(l=0.8, polarity=-1), PendulumTask(), PendulumTask(m=1.2)],
+        "PointNavigation": [PointNavigationTask(0.3, -0.4), PointNavigationTask(), PointNavigationTask(goal_y=-0.2)],
     }
 
     @each_physics
@@ -390,13 +411,14 @@ class TestResetOptions:
 
     @each_physics
     def test_one_column_for_all_rows(self, family):
-        name = "masspole" if family == "CartPole" else "m"
+        name = {"CartPole": "masspole", "Pendulum": "m", "PointNavigation": "goal_y"}[family]
         env = make(family)
-        env.reset(options={"tasks": {"polarity": -1, name: [0.1, 0.2, 0.3]}})
+        env.reset(options={"tasks": another_task(family) | {name: [0.1, 0.2, 0.3]}})
         assert env.unwrapped.tasks.column(name).tolist() == [0.1, 0.2, 0.3]
-        assert env.unwrapped.tasks.column("polarity").tolist() == [-1, -1, -1]
+        ((other, value),) = another_task(family).items()
+        assert env.unwrapped.tasks.column(other).tolist() == [value] * 3
 
-    @each_physics
+    @each_signed_physics
     @each_mode
     def test_a_mask_changes_its_rows_alone(self, family, mode, assert_same):
         kwargs = {"autoreset_mode": mode, "max_episode_steps": 6, "switch": {"step": 5}, "on_failure": "terminate"}
@@ -504,7 +526,7 @@ class TestRefusals:
         ({"reset_mask": np.zeros(3, np.bool_)}, ValueError, r"at least one True; got shape \(3,\) with 0 True"),
     ]
 
-    @each_physics
+    @each_signed_physics
     @pytest.mark.parametrize(("options", "error", "message"), BAD_OPTIONS)
     def test_a_refused_option_changes_nothing(self, family, options, error, message, assert_same):
         env = make(family, max_episode_steps=9, **EVERY_STEP)
@@ -559,7 +581,7 @@ class TestRefusals:
         with pytest.raises(gym.error.ResetNeeded, match="reset"):
             env.render()
 
-    @each_physics
+    @each_signed_physics
     @pytest.mark.parametrize(
         ("kwargs", "message"),
         [
@@ -657,6 +679,7 @@ class TestOwnership:
     @each_mode
     def test_what_is_returned_may_be_written(self, family, mode, assert_same):
         kwargs = {"autoreset_mode": mode, "max_episode_steps": 9, "context": "visible", "switch": {"step": 4}}
+        kwargs = possible(family, kwargs)
 
         def history(spoil):
             env, kept = make(family, **kwargs), []
@@ -687,7 +710,7 @@ class TestOwnership:
     @each_mode
     @pytest.mark.parametrize("copied", [False, True])
     def test_infos_never_change_and_those_of_all_rows_cannot_be_written(self, family, mode, copied, assert_same):
-        env = make(family, autoreset_mode=mode, max_episode_steps=9, switch={"step": 4})
+        env = make(family, autoreset_mode=mode, max_episode_steps=9, **possible(family, {"switch": {"step": 4}}))
         env.reset(seed=0)
         env = copy.deepcopy(env) if copied else env
         handed_out, expected = [], []
@@ -702,7 +725,7 @@ class TestOwnership:
             if mask.any():
                 handed_out.append(env.reset(options={"reset_mask": mask})[1])
                 expected.append(copy.deepcopy(handed_out[-1]))
-        env.unwrapped.tasks = {"polarity": -1}
+        env.unwrapped.tasks = another_task(family)
         assert_same(handed_out, expected)
 
     @each_physics
@@ -732,6 +755,7 @@ class TestOwnership:
     @each_physics
     @pytest.mark.parametrize("switch", [None, {"step": 3}])
     def test_given_tasks_decide_the_next_step_and_those_after_it(self, family, switch, assert_same):
+        switch = switch if family in SIGNED else None
         env, other = (make(family, switch=switch, context="visible", on_failure="terminate") for _ in range(2))
         tasks = TestResetOptions.TASKS[family]
         env.reset(seed=0)
@@ -740,12 +764,14 @@ class TestOwnership:
         assert list(env.unwrapped.tasks) == tasks
         for actions in sample(env, 5):
             assert_same(env.step(actions), other.step(actions))
+        if family not in SIGNED:
+            return
         signs = [-task.polarity if switch else task.polarity for task in tasks]
         assert env.unwrapped.tasks.column("polarity").tolist() == signs
 
 
 class TestPrecision:
-    @pytest.mark.parametrize("family", ["CartPole", "PendulumPolarity"])
+    @pytest.mark.parametrize("family", ["CartPole", "PendulumPolarity", "PointNavigation"])
     def test_single_precision_is_near_double_precision(self, family):
         kwargs = {"task": {}, "switch": None, "max_episode_steps": None, "context": "visible"}
         env, reference = make(family, 16, dtype="float32", **kwargs), make(family, 16, **kwargs)
@@ -789,7 +815,8 @@ class TestRendering:
     @each_mode
     def test_frames_are_those_of_single_environments(self, family, mode, leader_and_rows):
         kwargs = {"render_mode": "rgb_array", "max_episode_steps": 3, "autoreset_mode": mode, "split": "extrapolation"}
-        env, rows = leader_and_rows(f"ssm_metarl/{family}-v0", 2, switch={"step": [1, 4]}, **kwargs)
+        switch = {"step": [1, 4]} if family in SIGNED else None
+        env, rows = leader_and_rows(f"ssm_metarl/{family}-v0", 2, switch=switch, **kwargs)
         for each in (env, rows):
             each.reset(seed=0)
         for step in range(5):
@@ -861,7 +888,9 @@ class TestRendering:
     def test_pictures_change_nothing(self, family, assert_same):
         histories = []
         for render in (False, True):
-            env = make(family, render_mode="rgb_array", max_episode_steps=3, switch={"step": 2})
+            env = make(
+                family, render_mode="rgb_array", max_episode_steps=3, **possible(family, {"switch": {"step": 2}})
+            )
             history = [env.reset(seed=0)]
             for actions in sample(env, 6):
                 if render:
@@ -877,11 +906,11 @@ class TestCopies:
     @each_mode
     @each_copy
     def test_go_on_as_the_original(self, family, mode, copied, assert_same):
-        kwargs = {"switch": {"probability": 0.3}, "max_episode_steps": 8, "context": "visible"}
+        kwargs = possible(family, {"switch": {"probability": 0.3}, "max_episode_steps": 8, "context": "visible"})
         env = make(family, autoreset_mode=mode, **kwargs)
         play(env, 5, seed=0)
         # Tasks are drawn ahead, and bounds hold until the episode ends.
-        bounds = {"low": -0.5} if "CartPole" in family else {"x_init": 0.5}
+        bounds = {CartPoleTask: {"low": -0.5}, PendulumTask: {"x_init": 0.5}}.get(FAMILIES[family].task_type, {})
         env.reset(options={"reset_mask": np.array([False, True, False]), **bounds})
         twin = copied(env)
         assert own(twin) == own(env)
@@ -903,7 +932,7 @@ class TestCopies:
     @each_physics
     @each_copy
     def test_share_nothing(self, family, copied):
-        env = make(family, **EVERY_STEP)
+        env = make(family, **possible(family, EVERY_STEP))
         env.reset(seed=0)
         before = own(env)
         play(copied(env), 5)
@@ -927,6 +956,8 @@ class TestSpec:
     @each_family
     @pytest.mark.parametrize("kwargs", KWARGS)
     def test_in_json_makes_the_same_environment(self, family, kwargs, assert_same):
+        if family not in SIGNED:
+            kwargs = possible(family, kwargs) | ({"task": {"goal_x": [0.1, 0.2, -0.3]}} if "task" in kwargs else {})
         env = make(family, **kwargs)
         twin = gym.make_vec(EnvSpec.from_json(env.spec.to_json()))
         assert twin.spec == env.spec
@@ -1042,7 +1073,7 @@ class TestUnderWrappers:
             for columns in zip(one, other, strict=True):
                 check(*columns)
 
-    @pytest.mark.parametrize("family", ["CartPole", "CartPolePolarity", "Pendulum"])
+    @pytest.mark.parametrize("family", ["CartPole", "CartPolePolarity", "Pendulum", "PointNavigation"])
     @each_mode
     @pytest.mark.parametrize(
         ("wrapper", "vector_wrapper"),
@@ -1067,7 +1098,7 @@ class TestUnderWrappers:
 @pytest.mark.parametrize("num_steps", [300, pytest.param(3000, marks=pytest.mark.slow)])
 @each_physics
 def test_memory_does_not_grow_with_the_steps(family, num_steps):
-    env = make(family, 256, max_episode_steps=40, switch={"probability": 0.01})
+    env = make(family, 256, max_episode_steps=40, **possible(family, {"switch": {"probability": 0.01}}))
     env.reset(seed=0)
     actions = sample(env, 8)
 

@@ -9,7 +9,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import SyncVectorEnv
 
 import ssm_metarl_gym
-from ssm_metarl_gym.envs import TaskCartPoleVectorEnv, TaskPendulumVectorEnv
+from ssm_metarl_gym.envs import TaskCartPoleVectorEnv, TaskPendulumVectorEnv, TaskPointNavigationVectorEnv
 
 TIME_LIMITS = {
     "ssm_metarl/CartPole-v0": 500,
@@ -18,6 +18,12 @@ TIME_LIMITS = {
     "ssm_metarl/Pendulum-v0": 200,
     "ssm_metarl/PendulumPolarity-v0": 200,
     "ssm_metarl/PendulumSwitch-v0": 200,
+    "ssm_metarl/PointNavigation-v0": 100,
+}
+BATCHED = {
+    "CartPole": TaskCartPoleVectorEnv,
+    "Pendulum": TaskPendulumVectorEnv,
+    "PointNavigation": TaskPointNavigationVectorEnv,
 }
 # These need MuJoCo, and have tests of their own.
 MUJOCO_TIME_LIMITS = {
@@ -32,16 +38,17 @@ OPTIONS = [
     {"split": "extrapolation", "context": "visible"},
     {"context": "visible"},
     {"task": {}},
-    {"task": {"polarity": -1}},
     {"switch": None},
-    {"switch": {"step": 2}},
-    {"switch": {"probability": 1.0}},
 ]
+# A goal has no sign.
+SIGNED = [{"task": {"polarity": -1}}, {"switch": {"step": 2}}, {"switch": {"probability": 1.0}}]
 ON_FAILURE = [{"on_failure": "terminate"}, {"on_failure": "restart"}]
 VARIANTS = [
     pytest.param(env_id, kwargs, id=f"{env_id}-{kwargs}")
     for env_id in TIME_LIMITS
-    for kwargs in OPTIONS + (ON_FAILURE if "CartPole" in env_id else [])
+    for kwargs in OPTIONS
+    + ([] if "PointNavigation" in env_id else SIGNED)
+    + (ON_FAILURE if "CartPole" in env_id or "PointNavigation" in env_id else [])
 ]
 
 
@@ -53,7 +60,7 @@ def test_all_environments_are_registered_with_their_time_limits():
 
 @pytest.mark.parametrize("env_id", TIME_LIMITS)
 def test_make_vec_makes_the_batched_environment(env_id):
-    env_type = TaskCartPoleVectorEnv if "CartPole" in env_id else TaskPendulumVectorEnv
+    (env_type,) = (env_type for name, env_type in BATCHED.items() if name in env_id)
     for name in (env_id, f"ssm_metarl_gym:{env_id}"):
         env = gym.make_vec(name, num_envs=2)
         assert type(env) is env_type

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ssm_metarl_gym.families import FAMILIES
-from ssm_metarl_gym.tasks import CartPoleTask, PendulumTask, TaskBatch
+from ssm_metarl_gym.tasks import CartPoleTask, PendulumTask, PointNavigationTask, TaskBatch
 
 BALANCING = np.array([0.2, 0.5, 1.0, 1.0, 0.0])
 
@@ -33,7 +33,10 @@ class TestJudge:
         returns = judge(np.tile(BALANCING, (16, 1)), TaskBatch(CartPoleTask, {}, 16), 0, told=True)
         assert returns.tolist() == [200.0] * 16
 
-    @pytest.mark.parametrize(("family", "task"), [("CartPole", {"length": 0.3}), ("Pendulum", {"m": 1.2})])
+    @pytest.mark.parametrize(
+        ("family", "task"),
+        [("CartPole", {"length": 0.3}), ("Pendulum", {"m": 1.2}), ("PointNavigation", {"goal_y": -0.3})],
+    )
     def test_returns_are_those_of_the_environment(self, headroom, family, task):
         judge = headroom.Judge(family, "interpolation")
         parameters = np.random.default_rng(0).standard_normal((1, judge.controller.num_parameters))
@@ -47,6 +50,13 @@ class TestJudge:
             observation, reward, terminated, truncated, _ = env.step(action)
             total, ended, t = total + reward, terminated or truncated, t + 1
         assert judge(parameters, tasks, 3, told=False) == pytest.approx([total])
+
+    def test_a_point_stops_where_it_was_sent(self, headroom):
+        judge = headroom.Judge("PointNavigation", "interpolation")
+        tasks = TaskBatch(PointNavigationTask, {"goal_x": [0.15, 0.15], "goal_y": 0.0})
+        at_the_goal, beside_it = judge(np.array([[0.15, 0.0], [0.15, 0.1]]), tasks, 0, told=True)
+        assert at_the_goal == pytest.approx(-(0.05**2))  # the first of two steps
+        assert beside_it == pytest.approx(-(0.05**2 + 0.1**2) - 99 * 0.1**2)
 
     @pytest.mark.parametrize("family", FAMILIES)
     def test_every_family_has_a_controller_of_the_right_size(self, headroom, family):

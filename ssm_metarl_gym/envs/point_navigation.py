@@ -1,0 +1,172 @@
+"""A point in the plane that is rewarded for being near a hidden goal."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from ssm_metarl_gym.checks import check_choice
+from ssm_metarl_gym.envs.hidden_task import Family, HiddenTask, TaskParameter, check_reset_options, parse_state
+from ssm_metarl_gym.tasks import PointNavigationTask
+
+__all__ = ["TaskPointNavigationEnv"]
+
+# How far the action 1 moves the point in a step, and the distance from the goal at which an episode ends.
+MAX_SPEED: Final = 0.1
+GOAL_RADIUS: Final = 0.01
+
+# The picture: its width in pixels, the coordinate of its edges, and the colours of the goal, the point and the lines.
+_WIDTH, _EDGE = 500, 1.0
+_GOAL_COLOUR, _POINT_COLOUR, _LINE_COLOUR = (46, 125, 50), (204, 77, 77), (210, 210, 210)
+
+
+class _Plane(gym.Env[npt.NDArray[np.float32], Any]):
+    """The spaces of the point navigation, and its picture. Gymnasium has no such environment to build on."""
+
+    metadata: dict[str, Any] = {"render_modes": ["human", "rgb_array"], "render_fps": 30}  # noqa: RUF012 - as in Gymnasium
+
+    goal_x: Any
+    goal_y: Any
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f"render_mode must be None, 'human' or 'rgb_array'; got {render_mode!r}.")
+        self.render_mode = render_mode
+        self.observation_space = spaces.Box(-np.inf, np.inf, shape=(2,), dtype=np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, shape=(2,), dtype=np.float32)
+        self.state: Any = None
+        self.screen: Any = None
+        self.clock: Any = None
+
+    def render(self) -> None:
+        """Draw the point (red), the goal (green) and the square of the training goals on ``screen``."""
+        if self.render_mode is None:
+            gym.logger.warn('render() needs a render mode. Give gym.make(..., render_mode="rgb_array").')
+            return
+        if self.state is None:
+            raise gym.error.ResetNeeded("reset() must be called before render().")
+        try:
+            import pygame
+        except ImportError as error:
+            message = 'pictures need pygame; run `pip install "ssm-metarl-gym[demo]"`.'
+            raise gym.error.DependencyNotInstalled(message) from error
+        if self.screen is None:
+            pygame.display.init()
+            size, is_window = (_WIDTH, _WIDTH), self.render_mode == "human"
+            self.screen = pygame.display.set_mode(size) if is_window else pygame.Surface(size)
+            self.clock = pygame.time.Clock()
+        self.screen.fill((255, 255, 255))
+        square = [_pixels(x, y) for x, y in ((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5))]
+        pygame.draw.polygon(self.screen, _LINE_COLOUR, square, width=2)
+        pygame.draw.circle(self.screen, _GOAL_COLOUR, _pixels(self.goal_x, self.goal_y), 12, width=3)
+        pygame.draw.circle(self.screen, _POINT_COLOUR, _pixels(*self.state), 7)
+        if self.render_mode == "human":
+            pygame.event.pump()
+            self.clock.tick(self.metadata["render_fps"])
+            pygame.display.flip()
+
+    def close(self) -> None:
+        """Close the window, if there is one."""
+        if self.screen is not None:
+            import pygame
+
+            pygame.display.quit()
+            self.screen = self.clock = None
+
+
+def _pixels(x: float, y: float) -> tuple[int, int]:
+    """Where a position is in the picture, y upwards; one outside of the picture is at its edge."""
+    column, row = (np.clip([x, -y], -_EDGE, _EDGE) + _EDGE) * (_WIDTH / (2 * _EDGE))
+    return int(column), int(row)
+
+
+class TaskPointNavigationEnv(HiddenTask[PointNavigationTask], _Plane):
+    """A point that is moved through the plane, rewarded for being near a goal that the agent is not told.
+
+    The "2D navigation" of MAML (Finn et al. 2017, https://arxiv.org/abs/1703.03400, section 5.3). The dynamics are the
+    same in all tasks: only the reward tells them apart, so an agent that shall find out needs it as an input.
+
+    ## Action space
+    ``Box(-1, 1, (2,))``: the velocity in x and y, as a fraction of 0.1 a step. (MAML's is the velocity itself; a
+    normalised action is what SB3 and both environment checkers ask for.)
+
+    ## Observation space
+    ``Box`` of the position x and y, which has no bounds but the largest float32; with ``context="visible"`` followed by
+    the parameters that vary in the family, scaled to [-1, 1] over the training range.
+
+    ## Rewards
+    ``-((x - goal_x)^2 + (y - goal_y)^2)``, with the position after the step.
+
+    ## Starting state
+    The origin.
+
+    ## Episode end
+    Termination within 0.01 of the goal, or the time limit of 100 steps.
+
+    ## Arguments
+    * ``split``: ``"train"`` (goals uniform in the square [-0.5, 0.5]^2), ``"interpolation"`` (the same, from a stream
+      of its own) or ``"extrapolation"`` (each coordinate in [-0.75, -0.5] or [0.5, 0.75]).
+    * ``context``: ``"hidden"``, or ``"visible"`` to append the goal to the observation.
+    * ``task``: a dictionary of parameters (see ``PointNavigationTask``) that every episode has, or ``None`` to draw
+      them.
+    * ``switch``: ``None``, as a goal has no sign to flip.
+    * ``on_failure``: ``"terminate"`` or ``"restart"``, as for CartPole; a point cannot fail.
+
+    ``reset(options=...)`` takes ``task`` (a dictionary or a ``PointNavigationTask``, for this episode) and ``state``
+    (the position). ``info`` holds ``task_id`` and ``task_params``.
+
+    ## Version history
+    * v0: initial version.
+    """
+
+    task_type = PointNavigationTask
+    goal_x = TaskParameter()
+    goal_y = TaskParameter()
+
+    def __init__(
+        self,
+        family: Family = "PointNavigation",
+        *,
+        split: str = "train",
+        context: str = "hidden",
+        task: Mapping[str, float] | None = None,
+        switch: None = None,
+        on_failure: str = "terminate",
+        render_mode: str | None = None,
+    ) -> None:
+        check_choice("on_failure", on_failure, ("terminate", "restart"))
+        super().__init__(family=family, split=split, context=context, task=task, switch=switch, render_mode=render_mode)
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        """Start an episode at the origin, with a new task."""
+        options = check_reset_options(options, ("task", "state"))
+        task = self._parse_task(options["task"]) if options.get("task") is not None else None
+        state = parse_state(options["state"], (2,)) if "state" in options else np.zeros(2)
+        # Nothing may change before every option is known to be valid.
+        gym.Env.reset(self, seed=seed)
+        self._begin_task(seed, task)
+        self.state = state
+        if self.render_mode == "human":
+            self.render()
+        return self._observe(self.state.astype(np.float32)), self._info()
+
+    def step(self, action: Any) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """Move the point; an action outside [-1, 1] counts as the nearest bound."""
+        action = np.asarray(action)
+        if action.shape != (2,) or action.dtype.kind not in "iuf" or not np.isfinite(action).all():
+            raise ValueError(f"an action must be two finite numbers in an array of shape (2,); got {action!r}.")
+        if self.state is None:
+            raise gym.error.ResetNeeded("reset() must be called before step().")
+        # In double precision, so that the same action has the same effect in every type of numbers.
+        self.state = self.state + np.clip(action.astype(np.float64), -1.0, 1.0) * MAX_SPEED
+        away_x, away_y = (self.state - [self.goal_x, self.goal_y]).tolist()
+        squared_distance = away_x * away_x + away_y * away_y
+        if self.render_mode == "human":
+            self.render()
+        observation = self._observe(self.state.astype(np.float32))
+        return observation, -squared_distance, squared_distance <= GOAL_RADIUS**2, False, self._info()
