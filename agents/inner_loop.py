@@ -1,0 +1,148 @@
+"""The inner loop of meta-learning: gradient steps on a task's loss, as a differentiable function of the weights."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad
+
+from ssm_metarl_gym.checks import check_choice, check_integer
+
+__all__ = ["InnerLoop", "LearnedRates", "Weights"]
+
+Weights: TypeAlias = dict[str, Tensor]
+LearnedRates: TypeAlias = Literal["tensor", "step", "element"]
+
+
+class InnerLoop:
+    """Gradient steps on a task's loss, as a differentiable function of the weights and of learned step sizes.
+
+    ``w_s = w_sm1 - rate * grad loss(w_sm1)``, equation 1 of Finn et al. 2017 (https://arxiv.org/abs/1703.03400).
+
+    Args:
+        model: The module whose parameters are adapted. Those that are frozen (``requires_grad=False``) stay so.
+        inner_lr: The step size; where step sizes are learned, their first value.
+        first_order: Whether gradients count as constants, which ignores how they depend on the weights.
+        adapts: Says by name which parameters the steps change; None for all.
+        learned_rates: What has a step size of its own that is learned: each parameter (``"tensor"``), each parameter in
+            each step (``"step"``, Antoniou et al. 2019, https://arxiv.org/abs/1810.09502), or each number in each
+            parameter (``"element"``, Meta-SGD of Li et al. 2017, https://arxiv.org/abs/1707.09835). Learned are
+            logarithms: a step size never turns negative. None for ``inner_lr`` throughout.
+        num_steps: For how many steps ``"step"`` has step sizes; later ones use the last.
+        grad_clip_norm: The largest L2 norm of a task's gradient; inf for no bound.
+
+    Attributes:
+        trained: The names of all parameters that require a gradient.
+        adapted: The names of those that the steps change.
+        rates: The logarithms of the learned step sizes by the names of their parameters; empty without any.
+
+    Raises:
+        ValueError: ``inner_lr`` is not finite and positive, ``grad_clip_norm`` not positive, ``learned_rates`` is
+            unknown, or there is nothing to adapt.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inner_lr: float,
+        *,
+        first_order: bool = False,
+        adapts: Callable[[str], bool] | None = None,
+        learned_rates: LearnedRates | None = None,
+        num_steps: int = 1,
+        grad_clip_norm: float = math.inf,
+    ) -> None:
+        if not (math.isfinite(inner_lr) and inner_lr > 0.0):
+            raise ValueError(f"inner_lr must be finite and > 0; got {inner_lr!r}.")
+        if not grad_clip_norm > 0.0:
+            raise ValueError(f"the norm to clip a gradient at must be > 0; got {grad_clip_norm!r}. Use inf for none.")
+        if learned_rates is not None:
+            check_choice("learned_rates", learned_rates, get_args(LearnedRates))
+        check_integer("num_steps", num_steps, least=0)
+        self.model, self.inner_lr, self.first_order = model, inner_lr, first_order
+        self.learned_rates, self.grad_clip_norm = learned_rates, grad_clip_norm
+        self.trained = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+        self.adapted = tuple(name for name in self.trained if adapts is None or adapts(name))
+        if not self.adapted:
+            raise ValueError(
+                "the model must have a parameter that requires a gradient and that `adapts` accepts; it has none. "
+                "Unfreeze one with requires_grad_(True)."
+            )
+        self._detached = False
+        self.rates: Weights = {}
+        if learned_rates is not None:
+            shapes = {"tensor": (), "step": (max(num_steps, 1),)}
+            for name, weight in self.weights().items():
+                if name in self.adapted:
+                    shape = shapes.get(learned_rates, weight.shape)
+                    self.rates[name] = weight.new_full(shape, math.log(inner_lr)).requires_grad_()
+
+    def weights(self) -> Weights:
+        """All parameters that require a gradient, as they are now."""
+        weights: Weights = {name: self.model.get_parameter(name) for name in self.trained}
+        return {name: weight.detach() for name, weight in weights.items()} if self._detached else weights
+
+    def rate(self, name: str, index: int) -> Tensor | float:
+        """The step size of a parameter in step ``index``: a number, a scalar, or as many numbers as the parameter."""
+        if not self.rates:
+            return self.inner_lr
+        rates = self.rates[name].detach() if self._detached else self.rates[name]
+        if self.learned_rates == "step":
+            rates = rates[min(index, len(rates) - 1)]
+        return rates.exp()
+
+    def step(
+        self, loss_fn: Callable[[Weights], Tensor], weights: Weights, index: int = 0, *, functional: bool = True
+    ) -> Weights:
+        """One step, which may be mapped over tasks with ``torch.vmap`` and differentiated.
+
+        Args:
+            loss_fn: The task's loss as a function of all trained weights, a scalar.
+            weights: The weights before the step, of the names ``trained``.
+            index: The number of the step, from 0.
+            functional: Whether to differentiate with ``torch.func``, without which there is no ``vmap``. Plain autograd
+                also takes what ``torch.func`` refuses: buffers that change, and functions that cannot be transformed.
+
+        Returns:
+            The weights after it.
+        """
+        adapted = {name: weights[name] for name in self.adapted}
+        if self.first_order:
+            adapted = {name: weight.detach() for name, weight in adapted.items()}
+
+        def loss_of(adapted: Weights) -> Tensor:
+            return loss_fn(weights | adapted)
+
+        gradients = grad(loss_of)(adapted) if functional else _gradients(loss_of, adapted, not self.first_order)
+        if self.first_order:
+            gradients = {name: gradient.detach() for name, gradient in gradients.items()}
+        gradients = self._clipped(gradients)
+        return weights | {name: weights[name] - self.rate(name, index) * gradients[name] for name in gradients}
+
+    def detached(self) -> "InnerLoop":
+        """The same steps from the same weights, but nothing behind them: what they give has no graph."""
+        twin = copy.copy(self)
+        twin.first_order = twin._detached = True
+        return twin
+
+    def _clipped(self, gradients: Weights) -> Weights:
+        if self.grad_clip_norm == math.inf:
+            return gradients
+        square = torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum()
+        # The square root of the bound has no infinite slope where the gradient is zero.
+        factor = self.grad_clip_norm / square.clamp(min=self.grad_clip_norm**2).sqrt()
+        return {name: factor * gradient for name, gradient in gradients.items()}
+
+
+def _gradients(loss_of: Callable[[Weights], Tensor], weights: Weights, create_graph: bool) -> Weights:
+    """The gradients by plain autograd."""
+    with torch.enable_grad():
+        if not create_graph:
+            weights = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+        found = torch.autograd.grad(
+            loss_of(weights), tuple(weights.values()), create_graph=create_graph, materialize_grads=True
+        )
+    return dict(zip(weights, found, strict=True))

@@ -1,0 +1,142 @@
+"""Tasks of supervised meta-learning, side by side: stacked, or padded where they differ in their number of rows."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssm_metarl_gym.agents.losses import measure
+
+__all__ = ["Inputs", "LossFunction", "MetaTask", "TaskSet", "TaskSets", "as_inputs", "check_set", "group_tasks"]
+
+LossFunction: TypeAlias = Callable[[Any, Tensor], Tensor]
+Inputs: TypeAlias = Tensor | tuple[Tensor, ...]
+MetaTask: TypeAlias = tuple[Inputs, Tensor, Inputs, Tensor]
+
+# Losses of which it is known that they are a mean over rows, so that rows which are padding can be left out exactly.
+_ROW_WISE: Final = (nn.HuberLoss, nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)
+_ROW_WISE_FUNCTIONS: Final = (F.huber_loss, F.l1_loss, F.mse_loss, F.smooth_l1_loss)
+
+
+@dataclass(frozen=True)
+class TaskSet:
+    """A support or query set, or those of K tasks with one more axis in front of each tensor.
+
+    Attributes:
+        x: The inputs of the model, each ``Float[N ...]``.
+        y: ``Float[N ...]``, the targets.
+        mask: ``Bool[N]``, false for rows that are padding; None where there is none.
+    """
+
+    x: tuple[Tensor, ...]
+    y: Tensor
+    mask: Tensor | None = None
+
+    def loss(self, loss_fn: LossFunction, prediction: Any) -> Tensor:
+        """The loss of a prediction for the rows that are not padding."""
+        if self.mask is None:
+            return measure(loss_fn, prediction, self.y)
+        losses = measure_rows(loss_fn, prediction, self.y)  # N ...
+        counted = self.mask.view(-1, *[1] * (losses.ndim - 1)).expand_as(losses)
+        total = torch.where(counted, losses, 0.0).sum()
+        return total if getattr(loss_fn, "reduction", "mean") == "sum" else total / counted.sum()
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of its tensors, as :meth:`of` takes them."""
+        return (*self.x, self.y) if self.mask is None else (*self.x, self.y, self.mask)
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], masked: bool) -> "TaskSet":
+        """The set of these tensors; the last one is the mask if it is ``masked``."""
+        *x, y = tensors[:-1] if masked else tensors
+        return cls(tuple(x), y, tensors[-1] if masked else None)
+
+    @property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        """Those of inputs and targets."""
+        return tuple(tensor.shape for tensor in (*self.x, self.y))
+
+
+@dataclass(frozen=True)
+class TaskSets:
+    """Tasks of equal shapes, after padding.
+
+    Attributes:
+        numbers: The numbers of the tasks.
+        support: The support sets, a leading axis for the tasks.
+        query: The query sets, likewise.
+    """
+
+    numbers: tuple[int, ...]
+    support: TaskSet
+    query: TaskSet
+
+
+def group_tasks(tasks: Sequence[MetaTask], numbers: Sequence[int], loss_fn: LossFunction, pad: bool) -> list[TaskSets]:
+    """The tasks of these numbers in as few groups as possible, each of equal shapes.
+
+    Tasks that differ in their numbers of rows alone share a group where ``pad`` is true and the loss is known to be a
+    mean over rows.
+    """
+    # Of exactly these types: a subclass may compute anything.
+    pad = pad and (type(loss_fn) in _ROW_WISE or loss_fn in _ROW_WISE_FUNCTIONS)
+    groups: dict[Any, list[tuple[int, TaskSet, TaskSet]]] = {}
+    for number in numbers:
+        support_x, support_y, query_x, query_y = tasks[number]
+        support, query = TaskSet(as_inputs(support_x), support_y), TaskSet(as_inputs(query_x), query_y)
+        key = tuple(shape[1:] if pad else shape for shape in (*support.shapes, *query.shapes))
+        groups.setdefault((key, len(support.x)), []).append((number, support, query))
+    return [
+        TaskSets(tuple(number for number, *_ in group), *(_joined(sets) for sets in list(zip(*group, strict=True))[1:]))
+        for group in groups.values()
+    ]
+
+
+def check_set(what: str, x: Inputs, y: Tensor) -> None:
+    """``x`` and ``y`` must be tensors with as many rows each, at least one."""
+    inputs = as_inputs(x)
+    if not inputs or not all(isinstance(part, Tensor) for part in (*inputs, y)):
+        names = ", ".join(type(part).__name__ for part in (*inputs, y))
+        raise ValueError(f"the {what} must be tensors; got {names}.")
+    if y.ndim == 0 or len(y) == 0 or any(part.shape[:1] != y.shape[:1] for part in inputs):
+        shapes = " and ".join(str(tuple(part.shape)) for part in (*inputs, y))
+        raise ValueError(f"the {what} must have as many inputs as targets, at least one; got shapes {shapes}.")
+
+
+def measure_rows(loss_fn: LossFunction, prediction: Any, target: Tensor) -> Tensor:
+    """The losses of all elements, of a loss that would average them: ``Float[N ...]``."""
+    measure(loss_fn, prediction, target)  # its complaints are those that the user knows
+    if not isinstance(loss_fn, nn.Module):
+        return loss_fn(prediction, target, reduction="none")  # type: ignore[call-arg]
+    unreduced: Any = copy.copy(loss_fn)
+    unreduced.reduction = "none"
+    losses: Tensor = unreduced(prediction, target)
+    return losses
+
+
+def as_inputs(x: Inputs) -> tuple[Tensor, ...]:
+    """The arguments of a model, of which most have one."""
+    return tuple(x) if isinstance(x, (tuple, list)) else (x,)
+
+
+def _joined(sets: Sequence[TaskSet]) -> TaskSet:
+    """Sets of several tasks as one, padded at the end to the longest."""
+    x = [_stacked(parts) for parts in zip(*(one.x for one in sets), strict=True)]
+    lengths = [len(one.y) for one in sets]
+    mask = None
+    if len(set(lengths)) > 1:
+        y = sets[0].y
+        mask = torch.arange(max(lengths), device=y.device) < torch.tensor(lengths, device=y.device)[:, None]
+    return TaskSet(tuple(x), _stacked([one.y for one in sets]), mask)
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    if all(tensor.shape == tensors[0].shape for tensor in tensors):
+        return torch.stack(list(tensors))
+    # With the last row over and over: of zeros, say, a model might make infinities, which times no slope are NaN.
+    rows = torch.arange(max(map(len, tensors)), device=tensors[0].device)
+    return torch.stack([tensor[rows.clamp(max=len(tensor) - 1)] for tensor in tensors])
