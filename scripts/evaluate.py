@@ -36,7 +36,7 @@ import ssm_metarl_gym  # noqa: F401 - registers the environments
 from ssm_metarl_gym.command_line import json_object
 from ssm_metarl_gym.envs import HiddenTask
 from ssm_metarl_gym.files import replacing
-from ssm_metarl_gym.statistics import bootstrap_interval
+from ssm_metarl_gym.statistics import interval_over_seeds
 from ssm_metarl_gym.wrappers import make_sb3_env
 
 mpl.use("Agg")
@@ -54,8 +54,6 @@ NOT_OF_THE_GROUP = ("seed", "versions", "finished", "wall_seconds", "cpu_seconds
 # Arguments of an environment that agents of one comparison may differ in: the split is chosen here, and "context" only
 # says whether an agent is told its task.
 NOT_OF_THE_TASKS = {"split", "context"}
-# The 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; the last one is used beyond, as it is the safer.
-STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
 Rewards: TypeAlias = list[list[float]]  # the reward at each step, a row for each task
 
@@ -267,21 +265,6 @@ def group(agents: Sequence[Agent]) -> dict[str, list[int]]:
     return labelled
 
 
-def interval(returns: Sequence[Sequence[float]], seed: int) -> tuple[float, float]:
-    """A 95 % interval of the mean return: over seeds where there are several, else over the tasks of the one.
-
-    Args:
-        returns: ``Float[num_seeds num_tasks]``.
-        seed: Seeds the bootstrap.
-    """
-    if len(returns) == 1:
-        return bootstrap_interval(returns[0], seed)
-    means = np.mean(returns, axis=1)
-    quantile = STUDENT_T[min(len(means) - 1, len(STUDENT_T)) - 1]
-    half_width = quantile * np.std(means, ddof=1) / np.sqrt(len(means))
-    return float(np.mean(means) - half_width), float(np.mean(means) + half_width)
-
-
 def summarise(
     agents: Sequence[Agent], groups: dict[str, list[int]], returns: Sequence[dict[str, list[float]]], seed: int
 ) -> list[dict[str, Any]]:
@@ -291,7 +274,7 @@ def summarise(
         splits = {}
         for split in returns[members[0]]:
             values = [returns[number][split] for number in members]
-            low, high = interval(values, seed)
+            low, high = interval_over_seeds(values, seed)
             splits[split] = {"mean_return": float(np.mean(values)), "ci_low": low, "ci_high": high}
         seconds = [agents[number].cpu_seconds for number in members]
         rows.append(

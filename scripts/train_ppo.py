@@ -11,14 +11,9 @@ and vecnormalize.pkl, which evaluate.py reads. The same command again goes on fr
 """
 
 import argparse
-import csv
-import importlib.metadata
 import importlib.util
 import json
-import shutil
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,15 +24,16 @@ import numpy as np
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import CSVOutputFormat, Logger, make_output_format
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
-import ssm_metarl_gym
+from ssm_metarl_gym import runs
 from ssm_metarl_gym.agents import SSMPPO, SSMFeaturesExtractor
-from ssm_metarl_gym.command_line import json_object
+from ssm_metarl_gym.agents.logs import make_logger
+from ssm_metarl_gym.command_line import add_arguments
 from ssm_metarl_gym.files import replacing
+from ssm_metarl_gym.runs import Stopwatch, check_output, find_checkpoints, find_versions, read_config, write_config
 from ssm_metarl_gym.wrappers import make_sb3_env
 
 # The algorithm, its policy and what the policy sees.
@@ -52,6 +48,8 @@ PACKAGES = ("ssm-metarl-gym", "gymnasium", "numpy", "sb3-contrib", "stable-basel
 ROLLOUT_LENGTH = 128
 # What another run of the same command may change: where it runs and how often it saves.
 FREE_OPTIONS = ("checkpoint_interval", "device", "output")
+# What every config.json of this script has.
+CONFIG_KEY = "policy"
 
 
 @dataclass(frozen=True)
@@ -154,67 +152,13 @@ def stream_seed(seed: int, num_timesteps: int) -> int:
 def make_config(options: Options) -> dict[str, Any]:
     """All that there is to know about a run before it begins: what config.json holds."""
     algorithm, _, observation = POLICIES[options.policy]
-    versions = {"python": sys.version.partition(" ")[0]}
-    for package in PACKAGES:
-        if importlib.util.find_spec(package.replace("-", "_")) is not None:
-            versions[package] = package_version(package)
     return {
         "algorithm": algorithm,
         "observation": observation,
         **{name: value for name, value in asdict(options).items() if name not in FREE_OPTIONS},
         "algorithm_arguments": algorithm_arguments(options),
-        "versions": versions,
+        "versions": find_versions(PACKAGES),
     }
-
-
-def package_version(package: str) -> str:
-    """The version of an installed package; that of this one also where it is only on the path."""
-    if package == "ssm-metarl-gym":
-        return ssm_metarl_gym.__version__
-    return importlib.metadata.version(package)
-
-
-class KeepingCSV(CSVOutputFormat):
-    """SB3's CSV log, which begins with what an earlier session wrote up to the checkpoint that this one starts from."""
-
-    def __init__(self, path: Path, num_timesteps: int) -> None:
-        rows, self.keys = [], []
-        if path.exists():
-            with path.open(newline="") as file:
-                reader = csv.DictReader(file)
-                # A session that was killed while it wrote may have left a row with too few or too many columns.
-                complete = [row for row in reader if None not in row and None not in row.values()]
-            rows = [row for row in complete if float(row["time/total_timesteps"] or "inf") <= num_timesteps]
-            self.keys = list(reader.fieldnames or []) if rows else []
-        with replacing(path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.keys, lineterminator="\n")
-            if rows:
-                writer.writeheader()
-                writer.writerows(rows)
-        # SB3's own constructor would empty the file.
-        self.file = path.open("r+", newline="")
-        self.file.seek(0, 2)
-        self.separator, self.quotechar = ",", '"'
-
-
-def make_logger(folder: Path, num_timesteps: int) -> Logger:
-    """A log in progress.csv, and for TensorBoard where it is installed."""
-    formats = [KeepingCSV(folder / "progress.csv", num_timesteps)]
-    if importlib.util.find_spec("tensorboard") is not None:
-        formats.append(make_output_format("tensorboard", str(folder)))
-    return Logger(str(folder), formats)
-
-
-class Stopwatch:
-    """Seconds of training, of the wall and of the processor, those of earlier sessions included."""
-
-    def __init__(self, wall_seconds: float = 0.0, cpu_seconds: float = 0.0) -> None:
-        self._wall, self._cpu = time.perf_counter() - wall_seconds, time.process_time() - cpu_seconds
-
-    def read(self) -> dict[str, float]:
-        """The seconds so far."""
-        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
-        return {"wall_seconds": round(wall, 2), "cpu_seconds": round(cpu, 2)}
 
 
 class SaveCheckpoints(BaseCallback):
@@ -244,21 +188,14 @@ class SaveCheckpoints(BaseCallback):
 
 
 def save_checkpoint(model: Any, folder: Path, stopwatch: Stopwatch) -> None:
-    """Save all that is needed to go on as one folder, which appears at once or not at all; keep the last two."""
-    temporary = folder / "unfinished"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    model.save(temporary / "model.zip")
-    model.get_vec_normalize_env().save(temporary / "vecnormalize.pkl")
-    (temporary / "seconds.json").write_text(json.dumps(stopwatch.read()))
-    temporary.rename(folder / f"{model.num_timesteps:010d}")
-    for old in find_checkpoints(folder)[:-2]:
-        shutil.rmtree(old)
+    """Save all that is needed to go on."""
 
+    def write(checkpoint: Path) -> None:
+        model.save(checkpoint / "model.zip")
+        model.get_vec_normalize_env().save(checkpoint / "vecnormalize.pkl")
+        (checkpoint / "seconds.json").write_text(json.dumps(stopwatch.read()))
 
-def find_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints, the last one last."""
-    return sorted(path for path in folder.glob("*") if path.name.isdigit())
+    runs.save_checkpoint(folder, model.num_timesteps, write)
 
 
 def load_checkpoint(options: Options, checkpoint: Path) -> tuple[OnPolicyAlgorithm, Stopwatch]:
@@ -284,7 +221,7 @@ def train(options: Options) -> None:
         model, stopwatch = load_checkpoint(options, checkpoints[-1])
         model.set_random_seed(stream_seed(options.seed, model.num_timesteps))
         print(f"goes on from {model.num_timesteps} of {options.timesteps} timesteps", flush=True)
-    model.set_logger(make_logger(options.output, model.num_timesteps))
+    model.set_logger(make_logger(options.output, "time/total_timesteps", model.num_timesteps))
     show_bar = sys.stdout.isatty() and importlib.util.find_spec("rich") is not None
     try:
         # SB3 counts on from the timesteps of the checkpoint, and so does the schedule of the learning rate.
@@ -305,46 +242,15 @@ def train(options: Options) -> None:
         model.save(temporary)
     # Last, because it is what says that the run is finished. The rest is what the run began with, whatever the recipe
     # and the versions of the session that ends it.
-    write_config(options.output, (read_config(options.output) or make_config(options)) | {"finished": True, **seconds})
+    config = read_config(options.output, CONFIG_KEY) or make_config(options)
+    write_config(options.output, config | {"finished": True, **seconds})
     print("{wall_seconds:.1f} s ({cpu_seconds:.1f} s of the processor)".format(**seconds))
-
-
-def read_config(folder: Path) -> dict[str, Any] | None:
-    """The configuration of the run in a folder, None where there is none."""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        return None
-    except json.JSONDecodeError:
-        config = None
-    if not isinstance(config, dict) or "policy" not in config:
-        raise ValueError(f"--output must be a new folder or that of a run; {folder}/config.json is of something else.")
-    return config
-
-
-def write_config(folder: Path, config: dict[str, Any]) -> None:
-    """Write config.json."""
-    with replacing(folder / "config.json") as temporary:
-        temporary.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def parse_options(arguments: Sequence[str] | None) -> Options:
     """The options of the command line; exits with a clear message where one is not valid."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    defaults = Options()
-    for name, option in Options.__dataclass_fields__.items():
-        default = getattr(defaults, name)
-        flag, text = f"--{name.replace('_', '-')}", option.metadata["help"]
-        if isinstance(default, bool):
-            parser.add_argument(flag, action="store_true", help=text)
-        elif isinstance(default, dict):
-            parser.add_argument(flag, type=json_object, default=default, metavar="JSON", help=text)
-        elif name == "policy":
-            parser.add_argument(flag, choices=list(POLICIES), default=default, help=f"default: {default}")
-        else:
-            metavar = {int: "N", Path: "DIR", str: "NAME"}[option.type]
-            text = f"{text} (default: {default})"
-            parser.add_argument(flag, type=option.type, default=default, metavar=metavar, help=text)
+    add_arguments(parser, Options, {"policy": list(POLICIES)})
     options = Options(**vars(parser.parse_args(arguments)))
     if not 0 <= options.seed < 2**31:
         parser.error(f"--seed must be >= 0 and less than 2^31; got {options.seed}.")
@@ -353,7 +259,8 @@ def parse_options(arguments: Sequence[str] | None) -> Options:
             parser.error(f"--{name.replace('_', '-')} must be >= 1; got {getattr(options, name)}.")
     try:
         check_agent(options)
-        check_output(options)
+        wanted = {name: value for name, value in asdict(options).items() if name not in FREE_OPTIONS}
+        check_output(options.output, wanted, CONFIG_KEY)
     except ValueError as error:
         parser.error(str(error))
     return options
@@ -389,37 +296,11 @@ def check_agent(options: Options) -> None:
         env.close()
 
 
-def check_output(options: Options) -> None:
-    """Whether the output can be written to, and holds no other run."""
-    folder = options.output
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-        present = read_config(folder)
-    except OSError as error:
-        raise ValueError(
-            f"--output must be a folder that can be written to; got {folder} ({error.strerror})."
-        ) from error
-    if present is None or not (present.get("finished") or find_checkpoints(folder / "checkpoints")):
-        return  # a run that has learned nothing yet may begin anew with other options
-    wanted = {name: value for name, value in asdict(options).items() if name not in FREE_OPTIONS}
-    differing = [
-        f"--{name.replace('_', '-')} ({json.dumps(present.get(name))} there, {json.dumps(value)} now)"
-        for name, value in wanted.items()
-        if present.get(name) != value
-    ]
-    if differing:
-        raise ValueError(
-            f"--output must be a new folder or that of a run with the same options; in {folder} these differ: "
-            f"{', '.join(differing)}. Give another --output."
-        )
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, or go on training."""
     torch.set_num_threads(1)
     options = parse_options(arguments)
-    present = read_config(options.output)
+    present = read_config(options.output, CONFIG_KEY)
     if present is not None and present.get("finished"):
         print(f"the run in {options.output} is finished: {options.timesteps} timesteps")
         return

@@ -1,5 +1,4 @@
 import json
-import math
 import shutil
 
 import numpy as np
@@ -265,16 +264,6 @@ class TestGroups:
         agents = [make_agent(0), make_agent(1), make_agent(0, timesteps=20), make_agent(1)]
         assert evaluate.group(agents) == {"ssm (timesteps=10)": [0, 1, 3], "ssm (timesteps=20)": [2]}
         assert evaluate.group(agents[:2]) == {"ssm": [0, 1]}
-
-    def test_the_interval_over_three_seeds(self, evaluate):
-        low, high = evaluate.interval([[1.0, 3.0], [3.0, 3.0], [4.0, 4.0]], 0)
-        half_width = 4.303 * 1.0 / math.sqrt(3)
-        assert (low, high) == (pytest.approx(3 - half_width), pytest.approx(3 + half_width))
-
-    def test_the_quantiles_are_those_of_student(self, evaluate):
-        stats = pytest.importorskip("scipy.stats")
-        expected = stats.t.ppf(0.975, np.arange(1, len(evaluate.STUDENT_T) + 1))
-        assert pytest.approx(expected, abs=5e-4) == evaluate.STUDENT_T
 
     def test_a_curve_sums_up_to_the_mean_return(self, evaluate):
         assert evaluate.mean_curve([[1.0, 1.0, 1.0], [3.0]]).tolist() == [2.0, 0.5, 0.5]

@@ -278,35 +278,6 @@ def test_no_more_than_an_interval_lies_between_checkpoints(train_ppo, run, monke
     assert set(np.diff(saved)) == gaps
 
 
-class TestKeepingCSV:
-    def test_rows_up_to_the_checkpoint_stay_whatever_columns_come(self, train_ppo, tmp_path):
-        path = tmp_path / "progress.csv"
-        text = "time/total_timesteps,a\n10,1.5\n20,\n30,3\n4"
-        path.write_text(text)
-        log = train_ppo.KeepingCSV(path, 20)
-        assert path.read_text() == "time/total_timesteps,a\n10,1.5\n20,\n"
-        log.write({"time/total_timesteps": 25, "b": 7}, {"time/total_timesteps": (), "b": ()})
-        log.close()
-        assert path.read_text() == "time/total_timesteps,a,b\n10,1.5,\n20,,\n25,,7\n"
-
-    @pytest.mark.parametrize("torn", ["", "5", "5,1,2", ",1"])
-    def test_a_row_that_was_written_in_part_is_left_out(self, train_ppo, torn, tmp_path):
-        path = tmp_path / "progress.csv"
-        path.write_text(f"time/total_timesteps,a\n10,1.5\n{torn}\n")
-        train_ppo.KeepingCSV(path, 20).close()
-        assert path.read_text() == "time/total_timesteps,a\n10,1.5\n"
-
-    @pytest.mark.parametrize("text", [None, "", "time/total_timesteps\n30\n"])
-    def test_without_such_rows_it_begins_anew(self, train_ppo, text, tmp_path):
-        path = tmp_path / "progress.csv"
-        if text is not None:
-            path.write_text(text)
-        log = train_ppo.KeepingCSV(path, 20)
-        log.write({"time/total_timesteps": 25}, {"time/total_timesteps": ()})
-        log.close()
-        assert path.read_text() == "time/total_timesteps\n25\n"
-
-
 @pytest.mark.slow
 def test_a_killed_run_loses_no_more_than_an_interval(train_ppo, tmp_path):
     options = ["--policy", "ssm", "--num-envs", "4", "--timesteps", "24000", "--checkpoint-interval", "2000"]

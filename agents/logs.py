@@ -1,0 +1,56 @@
+"""Stable-Baselines3's log for a run that may go on from a checkpoint."""
+
+import csv
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.logger import CSVOutputFormat, HumanOutputFormat, KVWriter, Logger, make_output_format
+
+from ssm_metarl_gym.files import replacing
+
+__all__ = ["KeepingCSV", "make_logger"]
+
+
+class KeepingCSV(CSVOutputFormat):
+    """SB3's CSV log, which begins with what an earlier session wrote up to the checkpoint that this one starts from.
+
+    Args:
+        path: The file.
+        column: The column that says how far a row is.
+        last: How far the checkpoint is: rows beyond it are left out.
+    """
+
+    def __init__(self, path: Path, column: str, last: int) -> None:
+        rows: list[dict[str, Any]] = []
+        self.keys: list[str] = []
+        if path.exists():
+            with path.open(newline="") as file:
+                reader = csv.DictReader(file)
+                # A session that was killed while it wrote may have left a row with too few or too many columns.
+                complete = [row for row in reader if None not in row and None not in row.values()]
+            rows = [row for row in complete if float(row[column] or "inf") <= last]
+            self.keys = list(reader.fieldnames or []) if rows else []
+        with replacing(path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.keys, lineterminator="\n")
+            if rows:
+                writer.writeheader()
+                writer.writerows(rows)
+        # SB3's own constructor would empty the file.
+        self.file = path.open("r+", newline="")
+        self.file.seek(0, 2)
+        self.separator, self.quotechar = ",", '"'
+
+
+def make_logger(folder: Path, column: str, last: int, *, stdout: bool = False) -> Logger:
+    """A log in progress.csv, for TensorBoard where it is installed, and on the terminal where that is wanted.
+
+    ``column`` and ``last`` are as in :class:`KeepingCSV`.
+    """
+    formats: list[KVWriter] = [KeepingCSV(folder / "progress.csv", column, last)]
+    if importlib.util.find_spec("tensorboard") is not None:
+        formats.append(make_output_format("tensorboard", str(folder)))
+    if stdout:
+        formats.append(HumanOutputFormat(sys.stdout))
+    return Logger(str(folder), formats)
