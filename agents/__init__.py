@@ -8,6 +8,7 @@ from ssm_metarl_gym.agents.adaptation import AdaptationConfig, Adapter, AdapterS
 from ssm_metarl_gym.agents.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.features import SSMFeaturesExtractor
 from ssm_metarl_gym.agents.meta_maml import MetaMAML
+from ssm_metarl_gym.agents.meta_policy import MetaPolicy
 from ssm_metarl_gym.agents.meta_trainer import MetaTrainer
 from ssm_metarl_gym.agents.policies import CnnSSMPolicy, MultiInputSSMPolicy, SSMPolicy
 from ssm_metarl_gym.agents.ssm import SSM
@@ -22,6 +23,7 @@ __all__ = [
     "CnnSSMPolicy",
     "DynamicsModel",
     "MetaMAML",
+    "MetaPolicy",
     "MetaTrainer",
     "MultiInputSSMPolicy",
     "SSMFeaturesExtractor",

@@ -1,34 +1,72 @@
-"""Meta-training of a dynamics model over the tasks of an environment."""
+"""Meta-training over the tasks of an environment."""
 
-import zlib
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, BinaryIO, Final, Literal, Protocol
 
-import gymnasium as gym
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from stable_baselines3.common.logger import Logger
+from torch import nn
 from tqdm.auto import tqdm
 
 from ssm_metarl_gym.agents.adaptation import AdaptationConfig
-from ssm_metarl_gym.agents.dynamics import DynamicsModel
-from ssm_metarl_gym.agents.meta_maml import MetaMAML, MetaTask
-from ssm_metarl_gym.agents.streams import collect_streams
-from ssm_metarl_gym.checks import check_integer
+from ssm_metarl_gym.agents.distributed import rank, world_size
+from ssm_metarl_gym.agents.dynamics_objective import DynamicsObjective, DynamicsOptions, default_dynamics_model
+from ssm_metarl_gym.agents.meta_policy import MetaPolicy
+from ssm_metarl_gym.agents.policy_objective import PolicyObjective, PolicyOptions
+from ssm_metarl_gym.checks import check_choice, check_integer
 from ssm_metarl_gym.files import replacing
+from ssm_metarl_gym.tasks import Task
 
-__all__ = ["MetaTrainer"]
+__all__ = ["MetaTrainer", "Objective"]
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
+_EVALUATED_STEPS: Final = (0, 1, 3, 5, 10)
+
+
+class Objective(Protocol):
+    """What a :class:`MetaTrainer` trains for.
+
+    All that is random in an update follows from the seed and the number of the update: no stream of random numbers
+    lives on between updates, so that nothing is lost when a run is killed.
+    """
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is trained in place."""
+
+    def update(self, number: int) -> dict[str, float]:
+        """One outer update, the one of this number: what to log of it, the loss first, as ``"loss"``."""
+
+    def evaluate(
+        self, split: str, num_steps: Sequence[int], *, num_tasks: int, seed: int
+    ) -> dict[int, npt.NDArray[np.float64]]:
+        """The loss or the return of each of ``num_tasks`` tasks after so many inner steps: ``{steps: Float[K]}``."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that training goes on from, but for the weights of the model: tensors and plain values."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+
+
+_OBJECTIVES: Final[dict[str, tuple[type[Any], type[Any]]]] = {
+    "dynamics": (DynamicsObjective, DynamicsOptions),
+    "policy": (PolicyObjective, PolicyOptions),
+}
 
 
 class MetaTrainer:
-    """Meta-trains a :class:`DynamicsModel` so that a few steps on the latest transitions tell it the task.
+    """Meta-trains a model on the tasks of the ``train`` split of an environment.
 
-    A task is a stream of random actions in an environment of the ``train`` split. Its support set is a window of
-    transitions of which only the last few count, a random number of them, so that the model learns to adapt from the
-    first transition on; its query set is the window that follows.
+    ``objective="dynamics"`` trains a :class:`DynamicsModel` so that a few steps on the latest transitions tell it the
+    task, see :class:`DynamicsObjective`; ``"policy"`` a policy so that a few steps on its own trajectories do, see
+    :class:`PolicyObjective`. Within a default process group of ``torch.distributed`` the processes share the tasks of
+    every update, and all of them must call :meth:`learn` alike.
 
     Example:
         >>> trainer = MetaTrainer("ssm_metarl/CartPolePolarity-v0", seed=0).learn(800, progress_bar=True)
@@ -36,76 +74,71 @@ class MetaTrainer:
 
     Args:
         env_id: An environment with a ``split`` argument, such as those of this package.
-        model: The model to train, in place and with all its parameters; None for
-            ``DynamicsModel(observation_space, action_space)``.
-        env_kwargs: More arguments for ``gymnasium.make``.
+        model: The model to train, in place; None for the default one of the objective.
+        objective: ``"dynamics"`` or ``"policy"``.
+        env_kwargs: More arguments of the environment.
         seed: Seeds the tasks, the actions, the batches and the weights of the default model.
-        inner_lr: Step size of the inner loop, and of the adaptation at test time.
-        outer_lr: Step size of Adam.
-        inner_steps: Number of steps of the inner loop, and of one call of the adapter at test time.
-        window: Number of transitions in a support set, and in a query set.
-        meta_batch_size: Number of tasks in an update.
-        num_streams: Number of streams to collect.
-        stream_length: Number of transitions of a stream, at least two windows.
+        device: The device of the default model; a given one stays where it is.
+        **options: Fields of :class:`DynamicsOptions` or :class:`PolicyOptions`.
 
     Attributes:
         model: The model.
         num_updates: Number of updates so far.
+        objective: The name of the objective.
+        options: The :class:`DynamicsOptions` or :class:`PolicyOptions`.
 
     Raises:
-        ValueError: A size is not positive, or a stream is shorter than two windows.
+        ValueError: The objective or an option is unknown or not valid.
     """
 
     def __init__(
         self,
         env_id: str,
-        model: DynamicsModel | None = None,
+        model: nn.Module | None = None,
         *,
+        objective: Literal["dynamics", "policy"] = "dynamics",
         env_kwargs: Mapping[str, Any] | None = None,
         seed: int = 0,
-        inner_lr: float = 0.3,
-        outer_lr: float = 2e-3,
-        inner_steps: int = 1,
-        window: int = 16,
-        meta_batch_size: int = 32,
-        num_streams: int = 1000,
-        stream_length: int = 64,
+        device: str | torch.device = "cpu",
+        **options: Any,
     ) -> None:
-        sizes = {"window": window, "meta_batch_size": meta_batch_size, "num_streams": num_streams}
-        for name, size in sizes.items():
-            check_integer(name, size)
-        check_integer("stream_length (at least two windows)", stream_length, least=2 * window)
+        check_choice("objective", objective, list(_OBJECTIVES))
+        objective_type, options_type = _OBJECTIVES[objective]
+        for name in options:
+            valid = [field.name for field in fields(options_type)]
+            check_choice(f"an option of the objective {objective!r}", name, valid)
+        check_integer("seed", seed, least=0)
         if "split" in (env_kwargs or {}):
             raise ValueError("env_kwargs must not hold 'split': training is on the train split. Use evaluate(split).")
-        self.env_id = env_id
-        self.options: dict[str, Any] = {
-            "env_kwargs": dict(env_kwargs or {}),
-            "seed": seed,
-            "inner_lr": inner_lr,
-            "outer_lr": outer_lr,
-            "inner_steps": inner_steps,
-            "stream_length": stream_length,
-            **sizes,
-        }
-        self.model = _default_model(env_id, self.options) if model is None else model
+        self.env_id, self.seed, self.env_kwargs = env_id, seed, dict(env_kwargs or {})
+        self.objective = objective
+        self.options = options_type(**options)
         self.num_updates = 0
-        self._rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
-        self._streams: tuple[Tensor, Tensor] | None = None
-        self.model.requires_grad_(True)
-        self._maml = MetaMAML(
-            nn.Sequential(self.model.core, self.model.head),
-            inner_lr,
-            outer_lr,
-            inner_steps=inner_steps,
-            adapts=lambda name: self.model.adapts == "all" or name.startswith("1."),
-        )
-        self.model.prepare_to_adapt()
+        kwargs = {"env_kwargs": self.env_kwargs, "seed": seed, "options": self.options, "distributed": world_size() > 1}
+        self._objective: Objective = objective_type(env_id, model, **kwargs)
+        if model is None and torch.device(device).type != "cpu":
+            # The optimiser and learned step sizes must be where the model is, so all is made once more around it.
+            self._objective = objective_type(env_id, self._objective.model.to(device), **kwargs)
+        self._logger = Logger(None, [])
+
+    @property
+    def model(self) -> nn.Module:
+        """The model; between updates, what adapts at test time requires a gradient."""
+        return self._objective.model
+
+    def set_logger(self, logger: Logger) -> None:
+        """Log :meth:`learn` with a logger that ``stable_baselines3.common.logger.configure`` made; process 0 logs."""
+        self._logger = logger
 
     def learn(
         self,
         total_updates: int,
         callback: Callable[["MetaTrainer", float], bool | None] | None = None,
         progress_bar: bool = False,
+        *,
+        log_interval: int = 10,
+        eval_interval: int | None = None,
+        num_eval_tasks: int = 100,
     ) -> "MetaTrainer":
         """Take ``total_updates`` more updates.
 
@@ -113,55 +146,119 @@ class MetaTrainer:
             total_updates: Number of updates.
             callback: Called after every update with this trainer and the loss; returning False ends the training.
             progress_bar: Whether to show the progress and the loss.
+            log_interval: Number of updates over which a row of the log is a mean.
+            eval_interval: Number of updates between evaluations on the split ``interpolation`` for the log; None for
+                none. They do not change what is learned.
+            num_eval_tasks: Number of tasks of such an evaluation.
 
         Returns:
-            This trainer. What adapts at test time requires a gradient, the rest of the model does not.
+            This trainer.
+
+        Raises:
+            ValueError: A number is negative, or zero where it must not be.
+            FloatingPointError: The loss of an update was not finite in any task; the model is as it was before.
         """
         check_integer("total_updates", total_updates, least=0)
-        if self._streams is None:
-            self._streams = self._collect("train", self.options["num_streams"], self.options["seed"], training=True)
-        self.model.requires_grad_(True)
-        try:
-            with tqdm(total=total_updates, desc="meta-training", unit="update", disable=not progress_bar) as bar:
-                for _ in range(total_updates):
-                    loss = self._maml.meta_update(self._sample_tasks(*self._streams), weighted_mse)
-                    self.num_updates += 1
-                    bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                    bar.update()
-                    if callback is not None and callback(self, loss) is False:
-                        break
-        finally:
-            self.model.prepare_to_adapt()
+        check_integer("log_interval", log_interval)
+        check_integer("num_eval_tasks", num_eval_tasks)
+        if eval_interval is not None:
+            check_integer("eval_interval", eval_interval)
+        speed = _Speed(self.num_updates)
+        with tqdm(total=total_updates, desc="meta-training", unit="update", disable=not progress_bar) as bar:
+            for _ in range(total_updates):
+                metrics = self._objective.update(self.num_updates)
+                self.num_updates += 1
+                if rank() == 0:
+                    evaluates = eval_interval is not None and self.num_updates % eval_interval == 0
+                    self._log(metrics, speed, num_eval_tasks if evaluates else 0, log_interval)
+                bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)
+                bar.update()
+                if callback is not None and callback(self, metrics["loss"]) is False:
+                    break
         return self
 
-    def evaluate(self, split: str = "interpolation", *, num_tasks: int = 100, seed: int = 0) -> list[float]:
-        """The mean prediction error, in variances of the change, after 0, 1, ... ``inner_steps`` steps.
+    def _log(self, metrics: Mapping[str, float], speed: "_Speed", num_eval_tasks: int, log_interval: int) -> None:
+        for name, value in metrics.items():
+            self._logger.record_mean(f"train/{name}", value)
+        if num_eval_tasks:
+            for steps, values in self.evaluate(num_tasks=num_eval_tasks).items():
+                self._logger.record(f"eval/interpolation_after_{steps}_steps", float(np.mean(values)))
+        if num_eval_tasks or self.num_updates % log_interval == 0:
+            self._logger.record("time/updates", self.num_updates)
+            self._logger.record("time/updates_per_second", speed.read(self.num_updates))
+            self._logger.dump(step=self.num_updates)
 
-        The tasks are fresh ones of ``split``, and their whole support counts.
+    def evaluate(
+        self,
+        split: str = "interpolation",
+        num_steps: Sequence[int] = _EVALUATED_STEPS,
+        *,
+        num_tasks: int = 100,
+        seed: int = 0,
+    ) -> dict[int, npt.NDArray[np.float64]]:
+        """How well the model does in fresh tasks of a split after so many inner steps; nothing is learned.
+
+        Args:
+            split: ``"interpolation"``, ``"extrapolation"`` or ``"train"`` (tasks that were not trained on, either).
+            num_steps: Numbers of inner steps.
+            num_tasks: Number of tasks K.
+            seed: Seeds the tasks and all else that is random.
+
+        Returns:
+            ``{steps: Float[K]}``, one value for each task: the prediction error in variances of the change
+            (``"dynamics"``), or the return (``"policy"``).
+
+        Raises:
+            ValueError: A number is not valid, or there is no such split.
         """
-        window = self.options["window"]
-        tasks = [
-            (x[:window], y[:window], x[window : 2 * window], y[window : 2 * window])
-            for x, y in zip(*self._collect(split, num_tasks, seed), strict=True)
-        ]
-        self.model.requires_grad_(True)
-        try:
-            return [
-                self._maml.query_losses(tasks, weighted_mse, steps).mean().item()
-                for steps in range(self.options["inner_steps"] + 1)
-            ]
-        finally:
-            self.model.prepare_to_adapt()
+        check_integer("num_tasks", num_tasks)
+        if not num_steps:
+            raise ValueError("num_steps must hold at least one number of inner steps; got none.")
+        for steps in num_steps:
+            check_integer("each of num_steps", steps, least=0)
+        return self._objective.evaluate(split, num_steps, num_tasks=num_tasks, seed=seed)
+
+    def adapt(self, task: Task | Mapping[str, float], num_steps: int, *, seed: int = 0) -> MetaPolicy:
+        """A copy of the policy after ``num_steps`` inner steps in one task, each on fresh trajectories.
+
+        Args:
+            task: The task, or the parameters in which it differs from the default.
+            num_steps: Number of inner steps.
+            seed: Seeds the trajectories.
+
+        Raises:
+            ValueError: The objective is not ``"policy"``, or an argument is not valid.
+        """
+        if not isinstance(self._objective, PolicyObjective):
+            raise ValueError(
+                f"adapt needs objective='policy', whose model acts; got {self.objective!r}. Adapt a model of the "
+                "dynamics with an Adapter, or online with the wrapper OnlineAdaptation."
+            )
+        return self._objective.adapt(task, num_steps, seed=seed)
 
     def adaptation_config(self) -> AdaptationConfig:
-        """How to adapt the model online as it was trained to: the same steps, clipped, within a wide trust region."""
+        """How to adapt the model online as it was trained to: the same steps, clipped, within a wide trust region.
+
+        Raises:
+            ValueError: The objective is not ``"dynamics"``, or step sizes were learned, of which an
+                :class:`AdaptationConfig` has only one.
+        """
+        if not isinstance(self.options, DynamicsOptions):
+            raise ValueError(
+                f"adaptation_config needs objective='dynamics', whose model an Adapter adapts; got {self.objective!r}."
+            )
+        if self.options.learned_rates is not None:
+            raise ValueError(
+                "adaptation_config needs one step size for the whole model, as an Adapter takes; got "
+                f"learned_rates={self.options.learned_rates!r}. Train with learned_rates=None."
+            )
         return AdaptationConfig(
-            lr=self.options["inner_lr"],
+            lr=self.options.inner_lr,
             grad_clip_norm=1.0,
             trust_region_eps=1.0,
             ema_decay=0.99,
             entropy_weight=0.0,
-            max_steps_per_call=self.options["inner_steps"],
+            max_steps_per_call=max(1, self.options.inner_steps),
         )
 
     def save(self, path: str | Path) -> None:
@@ -169,107 +266,73 @@ class MetaTrainer:
         state = {
             "format": _FORMAT,
             "env_id": self.env_id,
-            "options": self.options,
-            "adapts": self.model.adapts,
+            "objective": self.objective,
+            "env_kwargs": self.env_kwargs,
+            "seed": self.seed,
+            "options": asdict(self.options),
             "num_updates": self.num_updates,
             "model": self.model.state_dict(),
-            "optimizer": self._maml.optimizer.state_dict(),
-            "rng": self._rng.bit_generator.state,
+            "state": self._objective.state_dict(),
         }
         with replacing(path) as temporary:
             torch.save(state, temporary)
 
     @classmethod
-    def load(cls, path: str | Path, model: DynamicsModel | None = None) -> "MetaTrainer":
+    def load(
+        cls,
+        path: str | Path | BinaryIO,
+        model: nn.Module | None = None,
+        *,
+        device: str | torch.device = "cpu",
+    ) -> "MetaTrainer":
         """The trainer that was saved; no code from the file is run.
 
         Args:
-            path: The file.
-            model: A model built like the one saved, where that had a core of its own; None for the default model.
+            path: The file, or where it is or what was read from it.
+            model: A model built like the one saved, where that was not the default model; None for the default one.
+            device: The device of the default model.
 
         Raises:
             ValueError: The file is not of a trainer, or of another model.
         """
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except OSError:
-            raise
-        except Exception:  # torch.load raises whatever a foreign file happens to trip over
-            state = None
-        if not isinstance(state, dict) or state.get("format") != _FORMAT:
-            raise ValueError(f"{path} must be a file written by MetaTrainer.save in format {_FORMAT}; it is not.")
-        options = state["options"]
-        if model is None:
-            model = _default_model(state["env_id"], options, state["adapts"])
-        if model.adapts != state["adapts"]:
-            raise ValueError(
-                f"the model must have adapts={state['adapts']!r} like the one in {path}; got {model.adapts!r}."
-            )
-        trainer = cls(state["env_id"], model, **options)
+        state = _read(path)
+        kwargs = {name: state[name] for name in ("objective", "env_kwargs", "seed")}
+        if model is None and state["objective"] == "dynamics":
+            adapts = state["state"]["adapts"]
+            model = default_dynamics_model(state["env_id"], state["env_kwargs"], state["seed"], adapts).to(device)
+        trainer = cls(state["env_id"], model, **kwargs, device=device, **state["options"])
         try:
             trainer.model.load_state_dict(state["model"])
-        except RuntimeError as error:
+            trainer._objective.load_state_dict(state["state"])
+        except (RuntimeError, ValueError) as error:
             raise ValueError(f"the model must be built like the one in {path}: {error}") from None
-        trainer._maml.optimizer.load_state_dict(state["optimizer"])
-        trainer._rng.bit_generator.state = state["rng"]
         trainer.num_updates = state["num_updates"]
         return trainer
 
-    def _collect(self, split: str, num_streams: int, seed: int, *, training: bool = False) -> tuple[Tensor, Tensor]:
-        """Normalised inputs ``Float[S T in]``, and targets with a weight as last column ``Float[S T D+1]``.
 
-        The streams of a training run also set the normalisation of the model before its first update.
-        """
-        env = _make_env(self.env_id, split, self.options["env_kwargs"])
-        # The same seed gives other streams for another split, and for evaluation on the split of training.
-        spawn_key = (1 if training else 2, zlib.crc32(split.encode()))
-        streams = collect_streams(
-            env, num_streams, self.options["stream_length"], seed=np.random.SeedSequence(seed, spawn_key=spawn_key)
-        )
-        env.close()
-        flat = [
-            array.reshape(-1, *array.shape[2:])
-            for array in (streams.observations, streams.actions, streams.next_observations)
-        ]
-        weights = ~streams.restarted.reshape(-1)
-        if training and self.num_updates == 0:
-            self.model.set_normalisation(*(array[weights] for array in flat))
-        inputs = self.model.inputs(flat[0], flat[1])
-        targets = self.model.targets(flat[0], flat[2])
-        targets = torch.cat([targets, torch.as_tensor(weights[:, None]).to(targets)], dim=1)
-        return inputs.unflatten(0, streams.restarted.shape), targets.unflatten(0, streams.restarted.shape)
+class _Speed:
+    """Updates per second since this object was made."""
 
-    def _sample_tasks(self, inputs: Tensor, targets: Tensor) -> list[MetaTask]:
-        window, size = self.options["window"], self.options["meta_batch_size"]
-        streams = self._rng.integers(len(inputs), size=size)
-        offsets = self._rng.integers(inputs.shape[1] - 2 * window + 1, size=size)
-        times = torch.as_tensor(offsets[:, None] + np.arange(2 * window))  # K 2W
-        x = inputs[torch.as_tensor(streams)[:, None], times]  # K 2W in
-        y = targets[torch.as_tensor(streams)[:, None], times]  # K 2W D+1
-        num_ignored = torch.as_tensor(self._rng.integers(window + 1, size=size))
-        ignored = torch.arange(2 * window) < num_ignored[:, None]  # K 2W
-        y[..., -1] = torch.where(ignored.to(y.device), 0.0, y[..., -1])
-        return list(zip(x[:, :window], y[:, :window], x[:, window:], y[:, window:], strict=True))
+    def __init__(self, num_updates: int) -> None:
+        self._num_updates, self._start = num_updates, time.perf_counter()
+
+    def read(self, num_updates: int) -> float:
+        return (num_updates - self._num_updates) / (time.perf_counter() - self._start)
 
 
-def weighted_mse(prediction: Tensor, target: Tensor) -> Tensor:
-    """The mean squared error over the rows of weight 1: ``Float[N D]`` against ``Float[N D+1]``, the weight last.
-
-    Zero where no row counts.
-    """
-    weight = target[..., -1:]
-    errors = (prediction - target[..., :-1]).square() * weight
-    return errors.sum() / (weight.sum().clamp(min=1.0) * prediction.shape[-1])
-
-
-def _default_model(
-    env_id: str, options: Mapping[str, Any], adapts: Literal["last_layer", "all"] = "last_layer"
-) -> DynamicsModel:
-    env = _make_env(env_id, "train", options["env_kwargs"])
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(options["seed"])  # torch.manual_seed would seed other devices too
-        return DynamicsModel(env.observation_space, env.action_space, adapts=adapts)
+def _read(path: str | Path | BinaryIO) -> dict[str, Any]:
+    """What :meth:`MetaTrainer.save` wrote."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception:  # torch.load raises whatever a foreign file happens to trip over
+        state = None
+    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+        older = " It was written by an earlier version: train anew." if _is_older(state) else ""
+        raise ValueError(f"{path} must be a file written by MetaTrainer.save in format {_FORMAT}; it is not.{older}")
+    return state
 
 
-def _make_env(env_id: str, split: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
-    return gym.make(env_id, split=split, disable_env_checker=True, **env_kwargs)
+def _is_older(state: object) -> bool:
+    return isinstance(state, dict) and state.get("format") == 1

@@ -1,14 +1,19 @@
 """Collecting streams of random actions, one task a stream."""
 
+import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
 
-__all__ = ["Streams", "collect_streams"]
+__all__ = ["Streams", "collect_streams", "make_stream_env"]
+
+StreamEnv: TypeAlias = gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]
 
 
 @dataclass(frozen=True)
@@ -28,31 +33,93 @@ class Streams:
     restarted: npt.NDArray[np.bool_]
 
 
-def collect_streams(
-    env: gym.Env[Any, Any], num_streams: int, stream_length: int, *, seed: np.random.SeedSequence
-) -> Streams:
+def make_stream_env(env_id: str, num_streams: int, **env_kwargs: Any) -> StreamEnv:
+    """What :func:`collect_streams` takes: a batched environment with a row for each stream, or a single one.
+
+    Only environments of this package have a batched form that lets a row go on with its task when its episode ends.
+    Of any other a single one plays one stream after the other: as many side by side as there are streams would take
+    their memory, and in one process they would be no faster.
+    """
+    module, _, name = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    spec = gym.spec(name)
+    if spec.namespace == "ssm_metarl" and spec.vector_entry_point is not None:
+        return gym.make_vec(env_id, num_streams, autoreset_mode=AutoresetMode.DISABLED, **env_kwargs)
+    return gym.make(env_id, disable_env_checker=True, **env_kwargs)
+
+
+def collect_streams(env: StreamEnv, num_streams: int, stream_length: int, *, seed: np.random.SeedSequence) -> Streams:
     """Take random actions for ``stream_length`` steps in each of ``num_streams`` tasks.
 
     Every stream starts with a reset, which draws a task. An episode that ends within a stream goes on with the same
     task. Environments of this package start in states from far apart (their ``wide_start``).
+
+    Args:
+        env: What :func:`make_stream_env` makes: a batched environment of ``num_streams`` rows that does not reset
+            itself, or a single one.
+        num_streams: S.
+        stream_length: T.
+        seed: Seeds the tasks, the states and the actions.
+
+    Raises:
+        ValueError: The observation space is no Box, or the action space neither Discrete nor a bounded Box.
     """
     rng = np.random.default_rng(seed)
-    options = dict(getattr(env.unwrapped, "wide_start", {}))
+    if isinstance(env, gym.vector.VectorEnv):
+        observation_space, action_space = env.single_observation_space, env.single_action_space
+    else:
+        observation_space, action_space = env.observation_space, env.action_space
     shape = (num_streams, stream_length)
-    observations = np.empty((*shape, *_observation_shape(env.observation_space)), dtype=np.float32)
-    next_observations, restarted = np.empty_like(observations), np.zeros(shape, dtype=np.bool_)
-    actions = _random_actions(env.action_space, rng, shape)
-    env.reset(seed=int(rng.integers(2**31)))
+    observations = np.empty((*shape, *_observation_shape(observation_space)), dtype=np.float32)
+    streams = Streams(
+        observations,
+        _random_actions(action_space, rng, shape),
+        np.empty_like(observations),
+        np.zeros(shape, dtype=np.bool_),
+    )
+    env_seed = int(rng.integers(2**31))
+    if isinstance(env, gym.vector.VectorEnv):
+        _play_together(env, streams, env_seed)
+    else:
+        _play_one_by_one(env, streams, env_seed)
+    return streams
+
+
+def _play_together(env: gym.vector.VectorEnv[Any, Any, Any], streams: Streams, seed: int) -> None:
+    options = _wide_start(env.unwrapped.single_env_type)  # type: ignore[attr-defined]
+    observation, _ = env.reset(seed=seed, options=options)
+    for t in range(streams.actions.shape[1]):
+        streams.observations[:, t] = observation
+        observation, _, terminated, truncated, info = env.step(streams.actions[:, t])
+        streams.next_observations[:, t] = observation
+        streams.restarted[:, t] = info.get("restarted", False)
+        ended = np.logical_or(terminated, truncated)
+        if ended.any():
+            same_tasks = {"reset_mask": ended, "tasks": env.unwrapped.tasks}  # type: ignore[attr-defined]
+            observation, _ = env.reset(options=options | same_tasks)
+
+
+def _play_one_by_one(env: gym.Env[Any, Any], streams: Streams, seed: int) -> None:
+    options = _wide_start(env.unwrapped)
+    num_streams, stream_length = streams.restarted.shape
+    env.reset(seed=seed)
     for stream in range(num_streams):
         observation, _ = env.reset(options=options)
         for t in range(stream_length):
-            observations[stream, t] = observation
-            observation, _, terminated, truncated, info = env.step(actions[stream, t])
-            next_observations[stream, t], restarted[stream, t] = observation, info.get("restarted", False)
+            streams.observations[stream, t] = observation
+            observation, _, terminated, truncated, info = env.step(streams.actions[stream, t])
+            streams.next_observations[stream, t] = observation
+            streams.restarted[stream, t] = info.get("restarted", False)
             if terminated or truncated:
                 same_task = {"task": env.unwrapped.task} if hasattr(env.unwrapped, "task") else {}
                 observation, _ = env.reset(options=options | same_task)
-    return Streams(observations, actions, next_observations, restarted)
+
+
+def _wide_start(env_type: Any) -> dict[str, Any]:
+    """The options of a reset that starts in states from far apart, where the environment has such."""
+    wide_start: Mapping[str, Any] = getattr(env_type, "wide_start", {})
+    return dict(wide_start)
 
 
 def _observation_shape(space: spaces.Space[Any]) -> tuple[int, ...]:

@@ -349,8 +349,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trainer = MetaTrainer(ENV_ID, make_model(options.core), seed=options.seed, num_streams=budget.num_streams)
     trainer.learn(budget.meta_updates, progress_bar=True)
     trainer.save(options.output / "dynamics.pt")
-    errors = trainer.evaluate("interpolation")
-    print(f"prediction error on held-out tasks: {errors[0]:.3f} before adapting, {errors[-1]:.3f} after", flush=True)
+    before, after = (errors.mean() for errors in trainer.evaluate("interpolation", (0, 1)).values())
+    print(f"prediction error on held-out tasks: {before:.3f} before adapting, {after:.3f} after", flush=True)
 
     curves = run_jobs(options, budget)
     rows = [summarise(*key, np.sum(rewards, axis=1), options.seed) for key, rewards in curves.items()]

@@ -11,7 +11,17 @@ import pytest
 import ssm_metarl_gym
 
 PACKAGE = "ssm_metarl_gym"
-AGENTS = {"adaptation", "dynamics", "features", "meta_maml", "meta_trainer", "policies", "ssm", "ssm_ppo"}
+AGENTS = {
+    "adaptation",
+    "dynamics",
+    "features",
+    "meta_maml",
+    "meta_policy",
+    "meta_trainer",
+    "policies",
+    "ssm",
+    "ssm_ppo",
+}
 ALLOWED = {
     "": {"_version", "distributions", "envs", "families", "tasks"},
     "_version": set(),
@@ -22,6 +32,7 @@ ALLOWED = {
     "families": {"checks", "distributions", "mujoco_tasks", "tasks"},
     "mujoco_tasks": {"tasks"},
     "command_line": set(),
+    "runs": {"_version", "files"},
     "statistics": set(),
     "timing": set(),
     "envs": {
@@ -33,6 +44,8 @@ ALLOWED = {
             "hidden_task_vector",
             "pendulum",
             "pendulum_vector",
+            "point_navigation",
+            "point_navigation_vector",
             "repeat_observation",
             "repeat_observation_vector",
         )
@@ -44,6 +57,8 @@ ALLOWED = {
     "envs.pendulum_vector": {"envs.hidden_task", "envs.hidden_task_vector", "envs.pendulum"},
     "envs.mujoco": {"checks", "envs.hidden_task", "mujoco_tasks", "tasks"},
     "envs.pendulum": {"checks", "envs.hidden_task", "tasks"},
+    "envs.point_navigation": {"checks", "envs.hidden_task", "tasks"},
+    "envs.point_navigation_vector": {"envs.hidden_task_vector", "envs.point_navigation"},
     "envs.repeat_observation": {"checks", "envs.hidden_task"},
     "envs.repeat_observation_vector": {
         "checks",
@@ -61,11 +76,42 @@ ALLOWED = {
     "agents.sequence_buffer": set(),
     "agents.policies": {"agents.sequence_buffer", "agents.ssm", "agents.stepper"},
     "agents.ssm_ppo": {"agents.policies", "agents.sequence_buffer", "checks"},
-    "agents.meta_maml": {"agents.losses", "checks"},
+    "agents.distributed": set(),
+    "agents.inner_loop": {"checks"},
+    "agents.outer_loop": {"agents.distributed", "checks"},
+    "agents.low_rank": {"agents.inner_loop"},
+    "agents.meta_tasks": {"agents.losses"},
+    "agents.query_losses": {f"agents.{module}" for module in ("inner_loop", "low_rank", "meta_tasks")},
+    "agents.meta_maml": {
+        f"agents.{module}" for module in ("distributed", "inner_loop", "meta_tasks", "outer_loop", "query_losses")
+    }
+    | {"checks"},
     "agents.adaptation": {"agents.losses", "checks"},
     "agents.streams": set(),
-    "agents.meta_trainer": {f"agents.{module}" for module in ("adaptation", "dynamics", "meta_maml", "streams")}
-    | {"checks", "files"},
+    "agents.dynamics_objective": {f"agents.{module}" for module in ("distributed", "dynamics", "meta_maml", "streams")}
+    | {"checks"},
+    "agents.action_distributions": set(),
+    "agents.meta_policy": {"agents.action_distributions", "agents.policies", "agents.ssm", "checks"},
+    "agents.trajectories": {"agents.inner_loop", "agents.meta_policy", "tasks"},
+    "agents.policy_gradient": {"agents.action_distributions", "agents.trajectories"},
+    "agents.policy_objective": {
+        f"agents.{module}"
+        for module in (
+            "distributed",
+            "inner_loop",
+            "meta_policy",
+            "outer_loop",
+            "policy_gradient",
+            "trajectories",
+        )
+    }
+    | {"checks", "tasks"},
+    "agents.logs": {"files"},
+    "agents.meta_trainer": {
+        f"agents.{module}"
+        for module in ("adaptation", "distributed", "dynamics_objective", "meta_policy", "policy_objective")
+    }
+    | {"checks", "files", "tasks"},
     "wrappers": {
         f"wrappers.{module}"
         for module in ("history_window", "online_adaptation", "sb3_env", "sb3_vec_env", "transition_observation")

@@ -22,6 +22,7 @@ PUBLIC = {
         "Choice",
         "LogUniform",
         "PendulumTask",
+        "PointNavigationTask",
         "Task",
         "TaskBatch",
         "TaskDistribution",
@@ -41,6 +42,7 @@ PUBLIC = {
         "CnnSSMPolicy",
         "DynamicsModel",
         "MetaMAML",
+        "MetaPolicy",
         "MetaTrainer",
         "MultiInputSSMPolicy",
         "SSMFeaturesExtractor",
@@ -64,7 +66,7 @@ EXAMPLES = [
     for test in doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(name))
     if test.examples
 ]
-NAMES = {"dataclass": dataclass, "gym": gym, "np": np, "torch": torch, "nn": torch.nn, "PPO": PPO}
+NAMES = {"dataclass": dataclass, "gym": gym, "np": np, "spaces": gym.spaces, "torch": torch, "nn": torch.nn, "PPO": PPO}
 for module in (tasks, distributions, families, envs, files, agents, wrappers):
     NAMES |= {name: getattr(module, name) for name in module.__all__}
 
@@ -100,6 +102,7 @@ def test_there_are_examples():
     assert {param.id.rpartition(".")[2] for param in EXAMPLES} >= {
         "SSM",
         "MetaMAML",
+        "MetaPolicy",
         "Adapter",
         "HiddenTask",
         "OnlineAdaptation",

@@ -1,16 +1,17 @@
 import copy
+import csv
 import io
-import math
 import zipfile
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.logger import configure
 from torch import nn
 
-from ssm_metarl_gym.agents import Adapter, DynamicsModel, MetaMAML, MetaTrainer, meta_trainer
-from ssm_metarl_gym.agents.meta_trainer import weighted_mse
+from ssm_metarl_gym.agents import DynamicsModel, MetaTrainer
+from ssm_metarl_gym.agents.dynamics_objective import DynamicsOptions
 
 ENV_ID = "ssm_metarl/CartPolePolarity-v0"
 TINY = {"window": 4, "meta_batch_size": 8, "num_streams": 30, "stream_length": 16}
@@ -33,45 +34,50 @@ def learn(trainer, num_updates):
     return losses
 
 
-@pytest.fixture
-def collected(monkeypatch):
-    """The streams that were collected, in order."""
-    streams, original = [], meta_trainer.collect_streams
+def evaluate(trainer, *args, **kwargs):
+    """What ``trainer.evaluate`` gives, comparable."""
+    return {steps: values.tolist() for steps, values in trainer.evaluate(*args, **kwargs).items()}
 
-    def spy(*args, **kwargs):
-        streams.append(original(*args, **kwargs))
-        return streams[-1]
 
-    monkeypatch.setattr(meta_trainer, "collect_streams", spy)
-    return streams
+@pytest.fixture(params=["dynamics", "policy"])
+def make_any(request):
+    """A function that makes a small trainer of each objective in turn."""
+    sizes = {"meta_batch_size": 2, "trajectories_per_task": 2, "width": 4, "num_epochs": 1}
+    arguments = {
+        "dynamics": {"env_id": ENV_ID, **TINY},
+        "policy": {"env_id": "ssm_metarl/PendulumPolarity-v0", "env_kwargs": {"max_episode_steps": 5}, **sizes},
+    }[request.param]
+    return lambda **changes: MetaTrainer(objective=request.param, **arguments | changes)
 
 
 class TestLearn:
-    def test_one_seed_gives_one_result(self, look, untouched_rng):
+    def test_one_seed_gives_one_result(self, make_any, look, untouched_rng):
         runs = []
         with untouched_rng():
             for seed in (0, 0, 1):
-                trainer = make_trainer(seed=seed)
+                trainer = make_any(seed=seed)
                 before = look(trainer.model)
-                runs.append((before, learn(trainer, 4), look(trainer.model), trainer.evaluate(num_tasks=5, seed=3)))
+                runs.append((before, learn(trainer, 4), look(trainer.model), evaluate(trainer, num_tasks=5, seed=3)))
                 assert trainer.num_updates == 4
         assert runs[0] == runs[1]
         assert all(one != other for one, other in zip(runs[0], runs[2], strict=True))
 
-    def test_parts_are_the_whole(self, look):
-        whole, parts = make_trainer(), make_trainer()
+    def test_parts_are_the_whole(self, make_any, look):
+        whole, parts = make_any(), make_any()
         losses = learn(parts, 0) + learn(parts, 3) + learn(parts, 2)
         assert losses == learn(whole, 5)
         assert look(parts.model) == look(whole.model)
 
     def test_it_learns_to_adapt(self):
         trainer = make_trainer(make_model(width=32), num_streams=60, meta_batch_size=16, inner_lr=0.3, inner_steps=2)
-        untrained = trainer.evaluate()
-        errors = trainer.learn(120).evaluate()
-        assert len(errors) == 3
-        assert errors[0] > errors[1] > errors[2]
-        assert errors[2] < 0.5 * errors[0]
-        assert errors[2] < untrained[2]
+        # The first update also sets the normalisation, and with it the unit of the errors.
+        untrained, trained = trainer.learn(1).evaluate(num_tasks=50), trainer.learn(119).evaluate(num_tasks=50)
+        errors = {steps: values.mean() for steps, values in trained.items()}
+        assert list(errors) == list(untrained) == [0, 1, 3, 5, 10]
+        assert all(values.shape == (50,) for values in trained.values())
+        assert errors[0] > errors[1] > errors[3]
+        assert errors[3] < 0.5 * errors[0]
+        assert errors[3] < 0.5 * untrained[3].mean()
 
     @pytest.mark.parametrize("adapts", ["last_layer", "all"])
     def test_the_outer_step_trains_all_and_leaves_what_adapts_trainable(self, adapts):
@@ -113,98 +119,91 @@ class TestLearn:
         assert not out
         assert ("meta-training" in err and "2/2" in err and "loss=" in err) == shown
 
-    def test_tasks_are_pieces_of_streams_with_the_oldest_transitions_masked(self, monkeypatch, collected):
-        batches = []
-        monkeypatch.setattr(MetaMAML, "meta_update", lambda _, tasks, loss_fn: batches.append(tasks) or 0.0)
-        trainer = make_trainer().learn(60)
-        (streams,) = collected
-        num_windows, window = 0, TINY["window"]
-        inputs, weights, masked, offsets = {}, ~streams.restarted, set(), set()
-        for stream in range(TINY["num_streams"]):
-            rows = trainer.model.inputs(streams.observations[stream], streams.actions[stream])
-            inputs |= {row.numpy().tobytes(): (stream, t) for t, row in enumerate(rows)}
-        for support_x, support_y, query_x, query_y in (task for tasks in batches for task in tasks):
-            assert support_x.shape[0] == query_x.shape[0] == window
-            places = [inputs[row.numpy().tobytes()] for row in torch.cat([support_x, query_x])]
-            stream, first = places[0]
-            assert places == [(stream, first + t) for t in range(2 * window)]
-            now = slice(first, first + 2 * window)
-            targets = trainer.model.targets(streams.observations[stream, now], streams.next_observations[stream, now])
-            assert torch.equal(torch.cat([support_y, query_y])[:, :-1], targets)
-            # A restart cannot be predicted, and only the last few transitions of a support count.
-            counted, expected = torch.cat([support_y, query_y])[:, -1].numpy(), weights[stream, now]
-            assert (counted[window:] == expected[window:]).all()
-            ignored = next((k for k in range(window + 1) if (counted[k:window] == expected[k:window]).all()), None)
-            assert not counted[:ignored].any()
-            if expected[:window].all():
-                masked.add(ignored)
-            offsets.add(first)
-            num_windows += 1
-        assert num_windows == 60 * TINY["meta_batch_size"]
-        assert masked == set(range(window + 1))
-        assert offsets == set(range(TINY["stream_length"] - 2 * window + 1))
-
-    def test_the_normalisation_is_that_of_the_training_transitions(self, collected):
-        trainer = make_trainer()
-        trainer.learn(1)
-        (streams,) = collected
-        counted = ~streams.restarted
-        assert not counted.all()
-        twin = make_model()
-        twin.set_normalisation(
-            streams.observations[counted], streams.actions[counted], streams.next_observations[counted]
-        )
-        for name in ("input_shift", "input_scale", "target_scale"):
-            assert torch.equal(getattr(trainer.model, name), getattr(twin, name))
-
 
 class TestEvaluate:
-    def test_it_changes_nothing(self, look):
-        model = make_model()
-        control = make_trainer(copy.deepcopy(model))
-        trainer = make_trainer(model)
+    def test_it_changes_nothing(self, make_any, look):
+        control, trainer = make_any(), make_any()
         for num_updates in (0, 2, 3):
             assert learn(trainer, num_updates) == learn(control, num_updates)
-            before = look(model)
+            before = look(trainer.model)
             trainer.evaluate("train", num_tasks=3, seed=7)
-            assert look(model) == before
+            assert look(trainer.model) == before
 
-    def test_every_split_and_every_seed_has_tasks_of_its_own(self, collected):
-        trainer, num_tasks = make_trainer().learn(5), TINY["num_streams"]
-        errors = [trainer.evaluate(split, num_tasks=num_tasks) for split in ("train", "interpolation", "extrapolation")]
-        errors.append(trainer.evaluate("interpolation", num_tasks=num_tasks, seed=1))
-        assert errors[1] == trainer.evaluate(num_tasks=num_tasks, seed=0)
-        # Not even the training split is evaluated on what was trained on.
-        starts = [tuple(streams.observations[0, 0]) for streams in collected[:-1]]
-        assert len(set(starts)) == len(starts) == 5
-        assert len({error for split in errors for error in split}) == sum(map(len, errors))
+    def test_every_task_has_a_value_after_so_many_steps(self, make_any):
+        trainer = make_any()
+        every = evaluate(trainer, num_tasks=4)
+        assert list(every) == [0, 1, 3, 5, 10]
+        assert all(len(values) == 4 for values in every.values())
+        assert evaluate(trainer, num_steps=[3], num_tasks=4) == {3: pytest.approx(every[3])}
 
-    @pytest.mark.parametrize("adapts", ["last_layer", "all"])
-    def test_it_is_what_an_adapter_achieves(self, collected, adapts):
-        trainer = make_trainer(make_model(adapts), inner_steps=2).learn(5)
-        errors = trainer.evaluate(num_tasks=4)
-        streams, window, model = collected[-1], TINY["window"], trainer.model
-        config = trainer.adaptation_config()
-        unbounded = {"grad_clip_norm": math.inf, "trust_region_eps": math.inf}
-        for num_steps, expected in enumerate(errors):
-            changes = {"lr": 0.0} if num_steps == 0 else {"max_steps_per_call": num_steps}
-            adapter = Adapter(model, type(config)(**{**vars(config), **unbounded, **changes}))
-            losses = []
-            for stream in range(4):
-                encoded = model.encode(streams.observations[stream], streams.actions[stream])
-                targets = model.targets(streams.observations[stream], streams.next_observations[stream])
-                weights = torch.from_numpy(~streams.restarted[stream, :, None])
-                targets = torch.cat([targets, weights], dim=1)
-                adapter.reset()
-                adapter.adapt(weighted_mse, {"states": encoded[:window], "targets": targets[:window]})
-                query = slice(window, 2 * window)
-                losses.append(weighted_mse(model(encoded[query]), targets[query]).item())
-            adapter.reset()
-            assert np.mean(losses) == pytest.approx(expected, rel=1e-4)
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"num_tasks": 0}, "num_tasks must be an int >= 1; got 0"),
+            ({"num_steps": [1, -1]}, "num_steps must be an int >= 0; got -1"),
+            ({"num_steps": []}, "num_steps must hold at least one"),
+            ({"split": "test"}, "split must be one of .*; got 'test'"),
+        ],
+        ids=str,
+    )
+    def test_bad_arguments_are_refused(self, make_any, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            make_any().evaluate(**arguments)
 
-    def test_the_configuration_of_the_adapter_is_that_of_the_inner_loop(self):
+
+class TestLog:
+    @staticmethod
+    def rows(trainer, folder, num_updates, **kwargs):
+        logger = configure(str(folder), ["csv"])
+        trainer.set_logger(logger)
+        losses = []
+        trainer.learn(num_updates, lambda _, loss: losses.append(loss), **kwargs)
+        logger.close()
+        with (folder / "progress.csv").open() as file:
+            return losses, list(csv.DictReader(file))
+
+    def test_a_row_is_a_mean_over_an_interval(self, make_any, tmp_path):
+        losses, rows = self.rows(make_any(), tmp_path, 7, log_interval=3)
+        assert [row["time/updates"] for row in rows] == ["3", "6"]
+        for row, start in zip(rows, (0, 3), strict=True):
+            assert float(row["train/loss"]) == pytest.approx(np.mean(losses[start : start + 3]))
+            assert float(row["train/dropped_tasks"]) == 0
+            assert float(row["time/updates_per_second"]) > 0
+        assert not any(name.startswith("eval/") for name in rows[0])
+
+    def test_evaluations_come_at_their_own_interval_and_change_nothing(self, make_any, tmp_path, look):
+        trainer, control = make_any(), make_any().learn(6)
+        _, rows = self.rows(trainer, tmp_path, 6, log_interval=3, eval_interval=2, num_eval_tasks=3)
+        assert [row["time/updates"] for row in rows] == ["2", "3", "4", "6"]
+        assert look(trainer.model) == look(control.model)
+        for steps, values in trainer.evaluate(num_tasks=3).items():
+            column = [row[f"eval/interpolation_after_{steps}_steps"] for row in rows]
+            assert [bool(cell) for cell in column] == [True, False, True, True]
+            assert float(column[-1]) == pytest.approx(values.mean())
+
+    def test_without_a_logger_nothing_is_printed(self, capsys):
+        make_trainer().learn(2, log_interval=1)
+        assert capsys.readouterr().out == ""
+
+    @pytest.mark.parametrize("name", ["log_interval", "eval_interval", "num_eval_tasks"])
+    def test_intervals_are_checked(self, name):
+        with pytest.raises(ValueError, match=f"{name} must be an int >= 1; got 0"):
+            make_trainer().learn(1, **{name: 0})
+
+
+class TestAdaptationConfig:
+    def test_is_that_of_the_inner_loop(self):
         config = make_trainer(inner_lr=0.07, inner_steps=2).adaptation_config()
         assert (config.lr, config.max_steps_per_call) == (0.07, 2)
+        assert make_trainer(inner_steps=0).adaptation_config().max_steps_per_call == 1
+
+    def test_step_sizes_that_were_learned_are_refused(self):
+        with pytest.raises(ValueError, match=r"got learned_rates='tensor'\. Train with learned_rates=None"):
+            make_trainer(learned_rates="tensor").adaptation_config()
+
+    def test_a_policy_has_none(self):
+        with pytest.raises(ValueError, match=r"objective='dynamics'.*got 'policy'"):
+            MetaTrainer(ENV_ID, objective="policy").adaptation_config()
 
 
 class TestFiles:
@@ -221,11 +220,27 @@ class TestFiles:
             loaded = MetaTrainer.load(str(tmp_path / "trainer.pt"), shell)
         assert shell in (None, loaded.model)
         assert look(loaded.model) == look(trainer.model)
-        assert (loaded.env_id, loaded.options, loaded.num_updates) == (ENV_ID, trainer.options, num_updates)
-        assert loaded.evaluate(num_tasks=3) == trainer.evaluate(num_tasks=3)
+        assert (loaded.env_id, loaded.env_kwargs, loaded.seed) == (ENV_ID, {"context": "hidden"}, 5)
+        assert (loaded.options, loaded.num_updates) == (trainer.options, num_updates)
+        assert evaluate(loaded, num_tasks=3) == evaluate(trainer, num_tasks=3)
         assert learn(loaded, 3) == learn(trainer, 3)
         assert look(loaded.model) == look(trainer.model)
         assert loaded.num_updates == num_updates + 3
+
+    def test_any_objective_goes_on_with_all_that_it_learned(self, make_any, look, tmp_path):
+        options = {"learned_rates": "tensor", "inner_steps": 2, "outer_lr": 0.1}
+        trainer = make_any(**options).learn(2)
+        trainer.save(tmp_path / "trainer.pt")
+        with (tmp_path / "trainer.pt").open("rb") as file:
+            loaded = MetaTrainer.load(file)
+        assert (loaded.objective, loaded.options) == (trainer.objective, trainer.options)
+        assert learn(loaded, 2) == learn(trainer, 2)
+        assert look(loaded.model) == look(trainer.model)
+        # The inner step sizes are no part of the model, and learned ones show in what a step does.
+        assert evaluate(loaded, num_tasks=2) == evaluate(trainer, num_tasks=2)
+        control = make_any(**options)
+        control.model.load_state_dict(trainer.model.state_dict())
+        assert evaluate(loaded, num_tasks=2) != evaluate(control, num_tasks=2)
 
     def test_a_default_model_that_adapts_as_a_whole_needs_no_shell(self, look, tmp_path):
         env = gym.make(ENV_ID)
@@ -254,6 +269,12 @@ class TestFiles:
         path = tmp_path / "foreign.pt"
         path.write_bytes(self.foreign(kind))
         with pytest.raises(ValueError, match=r"foreign\.pt must be a file written by MetaTrainer\.save"):
+            MetaTrainer.load(path)
+
+    def test_a_file_of_the_first_format_is_named_as_such(self, tmp_path):
+        path = tmp_path / "old.pt"
+        torch.save({"format": 1, "env_id": ENV_ID}, path)
+        with pytest.raises(ValueError, match=r"in format 2; it is not\. .* by an earlier version: train anew"):
             MetaTrainer.load(path)
 
     def test_a_truncated_file_is_refused(self, tmp_path):
@@ -299,25 +320,40 @@ class TestFiles:
         assert list(tmp_path.iterdir()) == [path]
 
 
-class TestWeightedMSE:
-    def test_hand_computed(self):
-        prediction = torch.tensor([[1.0, 2.0], [3.0, 5.0], [9.0, 9.0]])
-        target = torch.tensor([[0.0, 0.0, 1.0], [3.0, 3.0, 1.0], [0.0, 0.0, 0.0]])
-        assert weighted_mse(prediction, target).item() == (1.0 + 4.0 + 0.0 + 4.0) / 4.0
-        assert weighted_mse(prediction[:1], target[:1]).item() == (1.0 + 4.0) / 2.0
-        assert weighted_mse(prediction, target * torch.tensor([1.0, 1.0, 0.0])).item() == 0.0
+class TestRefuses:
+    def test_an_unknown_option(self, make_any):
+        with pytest.raises(ValueError, match=r"an option of the objective .* got 'inner_rl'\. Did you mean 'inner_lr'"):
+            make_any(inner_rl=0.1)
 
-    def test_with_equal_weights_it_is_the_mean_squared_error(self):
-        prediction, target = torch.randn(2, 5, 3)
-        weighted = weighted_mse(prediction, torch.cat([target, torch.ones(5, 1)], dim=1))
-        torch.testing.assert_close(weighted, nn.MSELoss()(prediction, target))
+    def test_an_unknown_objective(self):
+        with pytest.raises(ValueError, match=r"objective must be one of .* got 'dynamic'\. Did you mean 'dynamics'"):
+            MetaTrainer(ENV_ID, objective="dynamic")
+
+    def test_another_split_than_that_of_training(self, make_any):
+        with pytest.raises(ValueError, match="env_kwargs must not hold 'split'"):
+            make_any(env_kwargs={"split": "extrapolation"})
+
+    @pytest.mark.parametrize("seed", [-1, 0.5])
+    def test_a_seed_that_is_none(self, make_any, seed):
+        with pytest.raises(ValueError, match=f"seed must be an int >= 0; got {seed}"):
+            make_any(seed=seed)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [(name, value) for name in ("window", "meta_batch_size", "num_streams") for value in (0, 2.0)]
-    + [("inner_steps", 0), ("inner_lr", 0.0), ("outer_lr", math.nan), ("stream_length", 7), ("stream_length", 64.0)],
-)
-def test_options_are_checked(name, value):
-    with pytest.raises(ValueError, match=f"{name}.* must be .*; got {value}"):
-        make_trainer(**{name: value})
+def test_options_are_those_of_the_dataclass():
+    assert make_trainer().options == DynamicsOptions(**TINY)
+
+
+class TestAdapt:
+    def test_it_gives_the_policy_for_one_task(self):
+        sizes = {"meta_batch_size": 2, "trajectories_per_task": 2, "width": 4}
+        trainer = MetaTrainer("ssm_metarl/PointNavigation-v0", objective="policy", **sizes).learn(1)
+        before = [parameter.clone() for parameter in trainer.model.parameters()]
+        first, again, other = (trainer.adapt({"goal_x": x}, 1, seed=3) for x in (0.3, 0.3, -0.3))
+        for one, same, different in zip(first.parameters(), again.parameters(), other.parameters(), strict=True):
+            assert torch.equal(one, same)
+            assert not torch.equal(one, different)
+        assert all(map(torch.equal, before, trainer.model.parameters()))
+
+    def test_a_model_of_the_dynamics_is_adapted_by_an_adapter(self):
+        with pytest.raises(ValueError, match=r"adapt needs objective='policy'.*got 'dynamics'.*Adapter"):
+            make_trainer().adapt({}, 1)

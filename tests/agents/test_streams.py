@@ -6,7 +6,7 @@ import pytest
 from gymnasium import spaces
 
 import ssm_metarl_gym  # noqa: F401 - registers the environments
-from ssm_metarl_gym.agents.streams import collect_streams
+from ssm_metarl_gym.agents.streams import collect_streams, make_stream_env
 
 ENV_IDS = [f"ssm_metarl/{name}-v0" for name in ("CartPole", "CartPolePolarity", "Pendulum")]
 each_env = pytest.mark.parametrize("env_id", ENV_IDS)
@@ -51,6 +51,26 @@ def collect(env, seed=0):
     return collect_streams(env, S, T, seed=np.random.SeedSequence(seed))
 
 
+class VectorSpy(gym.vector.VectorWrapper):
+    """Keeps the state and the tasks before every step."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.steps = []
+
+    def step(self, actions):
+        self.steps.append((self.unwrapped.state, list(self.unwrapped.tasks)))
+        return self.env.step(actions)
+
+
+def make(env_id, kind):
+    """An environment of one task at a time, or the batched one."""
+    return make_stream_env(env_id, S) if kind == "batched" else gym.make(env_id)
+
+
+each_kind = pytest.mark.parametrize("kind", ["single", "batched"])
+
+
 @each_env
 def test_a_stream_holds_what_the_environment_did(env_id):
     env = Spy(gym.make(env_id))
@@ -69,8 +89,45 @@ def test_a_stream_holds_what_the_environment_did(env_id):
 
 
 @each_env
-def test_a_transition_starts_where_the_last_one_ended(env_id):
-    streams = collect(gym.make(env_id))
+def test_batched_streams_hold_what_single_environments_do(env_id):
+    """Each step is taken again by a single environment in the same task and state."""
+    envs, env = VectorSpy(make_stream_env(env_id, S)), gym.make(env_id).unwrapped
+    streams = collect(envs)
+    env.reset(seed=0)
+    for t, (states, tasks) in enumerate(envs.steps):
+        for row in range(S):
+            env.reset(options={"task": tasks[row], "state": states[row]})
+            observation, _, _, _, info = env.step(streams.actions[row, t])
+            restarted = info.get("restarted", False)
+            assert streams.restarted[row, t] == restarted
+            if not restarted:  # where a new state is drawn
+                np.testing.assert_array_equal(streams.next_observations[row, t], observation)
+    assert [len(set(column)) for column in zip(*(tasks for _, tasks in envs.steps), strict=True)] == [1] * S
+    assert len(set(envs.steps[0][1])) == S
+    assert streams.restarted.any() == (env_id == "ssm_metarl/CartPolePolarity-v0")
+    assert all(map(env.action_space.contains, streams.actions.reshape(S * T, *(env.action_space.shape or ()))))
+
+
+def test_a_batched_stream_whose_episode_ends_starts_widely_again():
+    env_id = "ssm_metarl/CartPole-v0"
+    streams = collect(make_stream_env(env_id, S, max_episode_steps=2))
+    starts = streams.observations[:, ::2]
+    assert not (streams.next_observations[:, 1:-1:2] == starts[:, 1:]).any()
+    assert (starts[..., 0].std(axis=1) > 0.5).all()
+
+
+def test_only_environments_with_a_batched_form_are_batched():
+    assert isinstance(make_stream_env("ssm_metarl/CartPole-v0", 3), gym.vector.VectorEnv)
+    assert isinstance(make_stream_env("ssm_metarl_gym:ssm_metarl/CartPole-v0", 3), gym.vector.VectorEnv)
+    env = make_stream_env("CartPole-v1", 3, sutton_barto_reward=True)  # Gymnasium's own cannot go on with a task
+    assert isinstance(env, gym.Env)
+    assert collect_streams(env, 3, 4, seed=np.random.SeedSequence(0)).observations.shape == (3, 4, 4)
+
+
+@each_kind
+@each_env
+def test_a_transition_starts_where_the_last_one_ended(env_id, kind):
+    streams = collect(make(env_id, kind))
     joined = (streams.next_observations[:, :-1] == streams.observations[:, 1:]).all(axis=-1)
     if env_id == "ssm_metarl/CartPole-v0":
         # An episode that ended within the stream: its last observation is kept, and the next one starts anew.
@@ -92,19 +149,20 @@ def test_a_stream_has_one_task_and_each_has_another(env_id):
     assert len(set.union(*per_stream)) == S
 
 
+@each_kind
 @each_env
-def test_streams_start_in_states_from_far_apart(env_id):
-    env = gym.make(env_id)
-    spread = collect(env).observations[:, 0].std(axis=0)
+def test_streams_start_in_states_from_far_apart(env_id, kind):
+    spread, env = collect(make(env_id, kind)).observations[:, 0].std(axis=0), gym.make(env_id)
     usual = np.std([env.reset(seed=seed)[0] for seed in range(S)], axis=0)
     assert (spread[-1:] > 2.0 * usual[-1:]).all()
 
 
+@each_kind
 @each_env
-def test_one_seed_gives_one_result(env_id, untouched_rng):
-    env = gym.make(env_id)
+def test_one_seed_gives_one_result(env_id, kind, untouched_rng):
+    env = make(env_id, kind)
     with untouched_rng():
-        first, again, other = collect(env), collect(gym.make(env_id)), collect(env, seed=1)
+        first, again, other = collect(env), collect(make(env_id, kind)), collect(env, seed=1)
     for same in (again, collect(env)):
         for one, another in zip(astuple(first), astuple(same), strict=True):
             np.testing.assert_array_equal(one, another)
