@@ -1,0 +1,113 @@
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+
+@pytest.fixture(scope="module")
+def bench_maml(load_script):
+    """The script as a module."""
+    return load_script("bench_maml")
+
+
+@pytest.fixture
+def without_packages(bench_maml, monkeypatch):
+    """Only PyTorch and this package, wherever the tests run."""
+    monkeypatch.setattr(bench_maml.importlib.util, "find_spec", lambda name: None)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (1, 5, 4)])
+@pytest.mark.parametrize("make", ["make_mlp", "make_ssm"])
+def test_all_sides_have_the_gradient_of_finite_differences(bench_maml, make, shape):
+    torch.manual_seed(0)
+    model, tasks = getattr(bench_maml, make)(4), bench_maml.make_tasks(2, shape)
+    sides = bench_maml.find_sides()
+    bench_maml.check_gradients(sides, model, tasks)
+
+    model = model.double()
+    tasks = [tuple(tensor.double() for tensor in task) for task in tasks]
+    weights = nn.utils.parameters_to_vector(model.parameters()).detach()
+    direction = torch.randn_like(weights)
+
+    def step(weights):
+        """The loss at these weights, and how far plain gradient descent of rate 1 goes."""
+        nn.utils.vector_to_parameters(weights.clone(), model.parameters())
+        loss = bench_maml.loop(model, tasks, torch.optim.SGD, 1.0)()
+        return loss, weights - nn.utils.parameters_to_vector(model.parameters()).detach()
+
+    difference = (step(weights + 1e-5 * direction)[0] - step(weights - 1e-5 * direction)[0]) / 2e-5
+    assert step(weights)[1] @ direction == pytest.approx(difference, rel=1e-6)
+
+
+def test_a_side_with_another_gradient_ends_the_run(bench_maml):
+    def wrong(model, tasks, optimizer_class, outer_lr):
+        return bench_maml.loop(model, tasks, optimizer_class, 1.001 * outer_lr)
+
+    model, tasks = bench_maml.make_mlp(4), bench_maml.make_tasks(2, (3, 4))
+    with pytest.raises(SystemExit, match="wrong and the loop must have the same gradient"):
+        bench_maml.check_gradients({"loop": bench_maml.loop, "wrong": wrong}, model, tasks)
+
+
+def test_the_low_rank_form_is_in_one_of_our_sides_alone(bench_maml, monkeypatch):
+    calls = []
+    network = sys.modules["ssm_metarl_gym.agents.query_losses"].LowRankNetwork
+    monkeypatch.setattr(network, "__call__", lambda self, x: calls.append(x) or self._run(x)[0])
+    tasks = bench_maml.make_tasks(2, (3, 4))
+    for side, expected in ((bench_maml.meta_maml_written, 0), (bench_maml.meta_maml, 1)):
+        side(bench_maml.make_mlp(128), tasks, torch.optim.SGD, 1.0)()
+        assert len(calls) == expected
+
+
+@pytest.mark.usefixtures("without_packages")
+def test_every_comparison_has_its_row(bench_maml, tmp_path, capsys):
+    path = tmp_path / "results.json"
+    small = ["--tasks", "2", "8", "--ssm-tasks", "3", "--width", "4", "--pairs", "1"]
+    bench_maml.main([*small, "--output", str(path)])
+    rows = json.loads(path.read_text())
+    expected = [("MLP", num_tasks, side) for num_tasks in (2, 8) for side in ("MetaMAML", "MetaMAML, written")]
+    expected += [("SSM, steps", 3, "MetaMAML"), ("SSM, sequence", 3, "MetaMAML")]
+    assert [(row["network"], row["tasks"], row["ours"]) for row in rows] == expected
+    assert all(0 < row["low"] <= row["median"] <= row["high"] < math.inf for row in rows)
+    assert [row["target"] for row in rows] == [None, None, 2.0, None, None, None]
+    printed = capsys.readouterr().out
+    assert "torchopt is not installed and left out: python -m pip install torchopt" in printed
+    assert len([line for line in printed.splitlines() if line.startswith("|")]) == 2 + len(rows)
+
+
+@pytest.mark.slow
+def test_another_process_measures_the_peak(checkout):
+    command = [sys.executable, str(checkout / "scripts/bench_maml.py"), "--peak", "SSM, steps", "16", "1", "2"]
+    # A graph of 16 tasks takes tens of MiB at this width; a second update takes no second one.
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout  # noqa: S603
+    first, second = json.loads(output)
+    assert 20.0 < first <= second < 1.5 * first
+
+
+def test_memory_has_a_row_for_each_network(bench_maml, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench_maml, "measure_memory", lambda network, num_tasks, num_updates, _: num_updates)
+    path = tmp_path / "results.json"
+    bench_maml.main(["--memory", "--output", str(path)])
+    rows = json.loads(path.read_text())
+    assert [(row["first"], row["second"], row["target"]) for row in rows] == [(1, 1, 2.0)] * 4 + [(100, 2000, None)]
+    assert "| 100.0 | 2000.0 | 20.00 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", "8", "0"], "--tasks must be >= 1; got 0"),
+        (["--ssm-tasks", "0"], "--ssm-tasks must be >= 1; got 0"),
+        (["--pairs", "0"], "--pairs must be >= 1; got 0"),
+        (["--width", "5"], "--width must be even and >= 2; got 5"),
+    ],
+)
+def test_bad_options_are_refused(bench_maml, arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        bench_maml.main(arguments)
+    assert message in capsys.readouterr().err
