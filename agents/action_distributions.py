@@ -104,8 +104,13 @@ class DiagonalGaussian:
         return (log_std - old_log_std + 0.5 * squares * (-2.0 * log_std).exp() - 0.5).sum(-1)
 
     def to_environment(self, actions: Tensor) -> npt.NDArray[Any]:
-        """Actions in the units of the Box, and within it."""
+        """Actions in the units of the Box, and within it; its middle instead of those that are not finite.
+
+        No environment takes those. They come of a policy that has diverged, whose loss is not finite either: its task
+        does not count, and must not end the training of the others.
+        """
         scaled = self.shift + self.scale * actions.cpu().numpy()
+        scaled = np.where(np.isfinite(scaled), scaled, self.shift)
         clipped: npt.NDArray[Any] = np.clip(scaled, self._low, self._high)
         return clipped.astype(self._dtype)
 

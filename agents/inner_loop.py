@@ -78,7 +78,9 @@ class InnerLoop:
             for name, weight in self.weights().items():
                 if name in self.adapted:
                     shape = shapes.get(learned_rates, weight.shape)
-                    self.rates[name] = weight.new_full(shape, math.log(inner_lr)).requires_grad_()
+                    # Of a complex weight, too, the step size is a real number.
+                    rate = torch.full(shape, math.log(inner_lr), dtype=weight.dtype.to_real(), device=weight.device)
+                    self.rates[name] = rate.requires_grad_()
 
     def weights(self) -> Weights:
         """All parameters that require a gradient, as they are now."""
@@ -90,6 +92,11 @@ class InnerLoop:
         if not self.rates:
             return self.inner_lr
         rates = self.rates[name].detach() if self._detached else self.rates[name]
+        if rates.device != (device := self.model.get_parameter(name).device):
+            raise ValueError(
+                f"the model must be on the device of its learned step sizes, {rates.device}; got {device}. Move the "
+                "model before its step sizes are made."
+            )
         if self.learned_rates == "step":
             rates = rates[min(index, len(rates) - 1)]
         return rates.exp()
@@ -108,6 +115,9 @@ class InnerLoop:
 
         Returns:
             The weights after it.
+
+        Raises:
+            ValueError: Step sizes are learned, and the model is no longer on their device.
         """
         adapted = {name: weights[name] for name in self.adapted}
         if self.first_order:
@@ -131,7 +141,7 @@ class InnerLoop:
     def _clipped(self, gradients: Weights) -> Weights:
         if self.grad_clip_norm == math.inf:
             return gradients
-        square = torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum()
+        square = torch.stack([(gradient * gradient.conj()).real.sum() for gradient in gradients.values()]).sum()
         # The square root of the bound has no infinite slope where the gradient is zero.
         factor = self.grad_clip_norm / square.clamp(min=self.grad_clip_norm**2).sqrt()
         return {name: factor * gradient for name, gradient in gradients.items()}

@@ -5,11 +5,11 @@ from typing import Any, Final
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["measure"]
+__all__ = ["ELEMENTWISE", "ELEMENTWISE_FUNCTIONS", "measure"]
 
-# Torch broadcasts these, with a warning, over predictions and targets that do not match.
-_ELEMENTWISE: Final = (nn.HuberLoss, nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)
-_ELEMENTWISE_FUNCTIONS: Final = (F.huber_loss, F.l1_loss, F.mse_loss, F.smooth_l1_loss)
+# Means over elements. Torch broadcasts them, with a warning, over predictions and targets that do not match.
+ELEMENTWISE: Final = (nn.HuberLoss, nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)
+ELEMENTWISE_FUNCTIONS: Final = (F.huber_loss, F.l1_loss, F.mse_loss, F.smooth_l1_loss)
 
 
 def measure(loss_fn: Any, prediction: Any, target: Tensor) -> Tensor:
@@ -18,7 +18,7 @@ def measure(loss_fn: Any, prediction: Any, target: Tensor) -> Tensor:
     Raises:
         ValueError: The loss is something else, or an elementwise loss is given two shapes.
     """
-    elementwise = isinstance(loss_fn, _ELEMENTWISE) or loss_fn in _ELEMENTWISE_FUNCTIONS
+    elementwise = isinstance(loss_fn, ELEMENTWISE) or loss_fn in ELEMENTWISE_FUNCTIONS
     if elementwise and isinstance(prediction, Tensor) and prediction.shape != target.shape:
         raise ValueError(
             f"predictions and targets must have the same shape; got {tuple(prediction.shape)} and "

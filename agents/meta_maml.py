@@ -39,8 +39,7 @@ class MetaMAML:
     loss is one of torch's elementwise ones (the rows of a batch must then not depend on each other, as they do in
     attention over rows), else those of equal shapes are computed together. Modules that vmap refuses or gets wrong
     (``nn.LSTM``, ``nn.LayerNorm`` in second order, batch normalisation in training) have their tasks computed one after
-    the other, which is logged once. The result is the same. (A module that calls ``F.layer_norm`` with weights itself
-    is not recognised: scale the result in a second operation.)
+    the other, which is logged once. The result is the same.
 
     A task whose loss or gradient is not finite is left out, logged and counted. Frozen parameters
     (``requires_grad=False``) stay as they are. Every task begins with the model's buffers; after an outer step these
@@ -68,7 +67,7 @@ class MetaMAML:
             much as the last one, then ever less (MAML++). 0 for the last one alone.
         inner_grad_clip_norm: The largest L2 norm of a task's gradient in an inner step.
         grad_clip_norm: The largest L2 norm of the outer gradient.
-        optimizer_class: The class of the outer optimiser.
+        optimizer_class: The class of the outer optimiser, whose ``step`` takes no closure.
         optimizer_kwargs: More of its arguments. For a schedule give :attr:`optimizer` to one of
             ``torch.optim.lr_scheduler``.
         task_chunk_size: The most tasks that are computed together, which bounds the memory; None for all.
@@ -266,6 +265,8 @@ class MetaMAML:
     @torch.no_grad()
     def _follow(self, changed: Sequence[Weights]) -> None:
         """Move the model's buffers to the mean of what each task made of them, given those that it changed."""
+        if not (self.distributed or any(changed)):
+            return
         own = dict(self.model.named_buffers())
         wide = {name: buffer.to(torch.promote_types(buffer.dtype, torch.float64)) for name, buffer in own.items()}
         changes = {name: torch.zeros_like(buffer) for name, buffer in wide.items()}

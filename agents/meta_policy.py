@@ -70,6 +70,8 @@ class MetaPolicy(nn.Module):
             raise ValueError(f"the observation space must be a one-dimensional Box; got {observation_space}.")
         check_choice("network", network, _NETWORKS)
         check_integer("width", width)
+        if network == "ssm" and width % 2:
+            raise ValueError(f"width must be even for network='ssm'; got {width}. Use {width + 1}.")
         self.observation_space, self.action_space, self.network, self.width = (
             observation_space,
             action_space,

@@ -3,23 +3,18 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ssm_metarl_gym.agents.losses import measure
+from ssm_metarl_gym.agents.losses import ELEMENTWISE, ELEMENTWISE_FUNCTIONS, measure
 
 __all__ = ["Inputs", "LossFunction", "MetaTask", "TaskSet", "TaskSets", "as_inputs", "check_set", "group_tasks"]
 
 LossFunction: TypeAlias = Callable[[Any, Tensor], Tensor]
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...]
 MetaTask: TypeAlias = tuple[Inputs, Tensor, Inputs, Tensor]
-
-# Losses of which it is known that they are a mean over rows, so that rows which are padding can be left out exactly.
-_ROW_WISE: Final = (nn.HuberLoss, nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)
-_ROW_WISE_FUNCTIONS: Final = (F.huber_loss, F.l1_loss, F.mse_loss, F.smooth_l1_loss)
 
 
 @dataclass(frozen=True)
@@ -82,8 +77,8 @@ def group_tasks(tasks: Sequence[MetaTask], numbers: Sequence[int], loss_fn: Loss
     Tasks that differ in their numbers of rows alone share a group where ``pad`` is true and the loss is known to be a
     mean over rows.
     """
-    # Of exactly these types: a subclass may compute anything.
-    pad = pad and (type(loss_fn) in _ROW_WISE or loss_fn in _ROW_WISE_FUNCTIONS)
+    # Means from which padding can be left out exactly. Of exactly these types: a subclass may compute anything.
+    pad = pad and (type(loss_fn) in ELEMENTWISE or loss_fn in ELEMENTWISE_FUNCTIONS)
     groups: dict[Any, list[tuple[int, TaskSet, TaskSet]]] = {}
     for number in numbers:
         support_x, support_y, query_x, query_y = tasks[number]

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ssm_metarl_gym.agents.adaptation import AdaptationConfig
 from ssm_metarl_gym.agents.distributed import rank, world_size
+from ssm_metarl_gym.agents.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.dynamics_objective import DynamicsObjective, DynamicsOptions, default_dynamics_model
 from ssm_metarl_gym.agents.meta_policy import MetaPolicy
 from ssm_metarl_gym.agents.policy_objective import PolicyObjective, PolicyOptions
@@ -54,9 +55,9 @@ class Objective(Protocol):
         """Go on from what :meth:`state_dict` gave."""
 
 
-_OBJECTIVES: Final[dict[str, tuple[type[Any], type[Any]]]] = {
-    "dynamics": (DynamicsObjective, DynamicsOptions),
-    "policy": (PolicyObjective, PolicyOptions),
+_OBJECTIVES: Final[dict[str, tuple[type[Any], type[Any], type[nn.Module]]]] = {
+    "dynamics": (DynamicsObjective, DynamicsOptions, DynamicsModel),
+    "policy": (PolicyObjective, PolicyOptions, MetaPolicy),
 }
 
 
@@ -88,7 +89,7 @@ class MetaTrainer:
         options: The :class:`DynamicsOptions` or :class:`PolicyOptions`.
 
     Raises:
-        ValueError: The objective or an option is unknown or not valid.
+        ValueError: The objective or an option is unknown or not valid, or the model is of another kind.
     """
 
     def __init__(
@@ -103,18 +104,28 @@ class MetaTrainer:
         **options: Any,
     ) -> None:
         check_choice("objective", objective, list(_OBJECTIVES))
-        objective_type, options_type = _OBJECTIVES[objective]
+        objective_type, options_type, model_type = _OBJECTIVES[objective]
+        if not isinstance(model, model_type | None):
+            raise ValueError(
+                f"the model must be a {model_type.__name__} for objective={objective!r}; got a {type(model).__name__}. "
+                "Give None for the default one."
+            )
         for name in options:
             valid = [field.name for field in fields(options_type)]
             check_choice(f"an option of the objective {objective!r}", name, valid)
         check_integer("seed", seed, least=0)
         if "split" in (env_kwargs or {}):
             raise ValueError("env_kwargs must not hold 'split': training is on the train split. Use evaluate(split).")
-        self.env_id, self.seed, self.env_kwargs = env_id, seed, dict(env_kwargs or {})
+        self.env_id, self.seed, self.env_kwargs = env_id, int(seed), dict(env_kwargs or {})
         self.objective = objective
         self.options = options_type(**options)
         self.num_updates = 0
-        kwargs = {"env_kwargs": self.env_kwargs, "seed": seed, "options": self.options, "distributed": world_size() > 1}
+        kwargs = {
+            "env_kwargs": self.env_kwargs,
+            "seed": self.seed,
+            "options": self.options,
+            "distributed": world_size() > 1,
+        }
         self._objective: Objective = objective_type(env_id, model, **kwargs)
         if model is None and torch.device(device).type != "cpu":
             # The optimiser and learned step sizes must be where the model is, so all is made once more around it.
@@ -156,7 +167,7 @@ class MetaTrainer:
 
         Raises:
             ValueError: A number is negative, or zero where it must not be.
-            FloatingPointError: The loss of an update was not finite in any task; the model is as it was before.
+            FloatingPointError: The loss was not finite in any task; the model is as it was before that step.
         """
         check_integer("total_updates", total_updates, least=0)
         check_integer("log_interval", log_interval)
@@ -212,6 +223,7 @@ class MetaTrainer:
             ValueError: A number is not valid, or there is no such split.
         """
         check_integer("num_tasks", num_tasks)
+        check_integer("seed", seed, least=0)
         if not num_steps:
             raise ValueError("num_steps must hold at least one number of inner steps; got none.")
         for steps in num_steps:
@@ -234,6 +246,7 @@ class MetaTrainer:
                 f"adapt needs objective='policy', whose model acts; got {self.objective!r}. Adapt a model of the "
                 "dynamics with an Adapter, or online with the wrapper OnlineAdaptation."
             )
+        check_integer("seed", seed, least=0)
         return self._objective.adapt(task, num_steps, seed=seed)
 
     def adaptation_config(self) -> AdaptationConfig:
@@ -262,14 +275,18 @@ class MetaTrainer:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write everything that :meth:`load` needs to go on exactly where this trainer is."""
+        """Write everything that :meth:`load` needs to go on exactly where this trainer is.
+
+        Raises:
+            ValueError: ``env_kwargs`` holds something that JSON cannot hold.
+        """
         state = {
             "format": _FORMAT,
             "env_id": self.env_id,
             "objective": self.objective,
-            "env_kwargs": self.env_kwargs,
+            "env_kwargs": _plain(self.env_kwargs),
             "seed": self.seed,
-            "options": asdict(self.options),
+            "options": _plain(asdict(self.options)),
             "num_updates": self.num_updates,
             "model": self.model.state_dict(),
             "state": self._objective.state_dict(),
@@ -318,6 +335,19 @@ class _Speed:
 
     def read(self, num_updates: int) -> float:
         return (num_updates - self._num_updates) / (time.perf_counter() - self._start)
+
+
+def _plain(value: Any) -> Any:
+    """A value as a file can hold it that runs no code: numbers and arrays of NumPy become Python's."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(f"env_kwargs must be what JSON can hold, to be saved; got {value!r}. Give it as a dictionary.")
 
 
 def _read(path: str | Path | BinaryIO) -> dict[str, Any]:

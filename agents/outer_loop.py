@@ -55,8 +55,8 @@ class OuterLoop:
         """One step.
 
         Args:
-            losses_of: The losses of the tasks of these numbers, ``Float[len(numbers)]``, with the graph behind them.
-                May be called more than once with the same number.
+            losses_of: The losses of the tasks of these numbers, which are consecutive, ``Float[len(numbers)]``, with
+                the graph behind them. May be called more than once with the same number.
             num_tasks: The number of tasks, of this process.
 
         Returns:
@@ -97,7 +97,7 @@ class OuterLoop:
         return float(loss / num_kept)
 
     def _add(self, total: "_Total", losses_of: Callable[[Sequence[int]], Tensor], numbers: Sequence[int]) -> None:
-        """Add the tasks of a chunk, one by one where the chunk as a whole is not finite."""
+        """Add the tasks of a chunk; where it is not finite as a whole, half by half."""
         found = self._differentiate(losses_of(numbers))
         if found is not None:
             total.add(*found)
@@ -105,8 +105,9 @@ class OuterLoop:
             total.counts[2] += 1
             self.last_dropped += numbers
         else:
-            for number in numbers:
-                self._add(total, losses_of, [number])
+            middle = len(numbers) // 2
+            self._add(total, losses_of, numbers[:middle])
+            self._add(total, losses_of, numbers[middle:])
 
     def _differentiate(self, losses: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]] | None:
         """The losses and the gradients of their sum; None where one of them is not finite."""
@@ -135,7 +136,7 @@ class _Total:
             if gradient is not None:
                 total += gradient
         self.used += torch.tensor([gradient is not None for gradient in gradients])
-        self.counts[0] += losses.double().sum().cpu()
+        self.counts[0] += losses.cpu().double().sum()  # not every device has double precision
         self.counts[1] += len(losses)
 
     def sum_over_processes(self) -> None:

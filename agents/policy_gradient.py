@@ -164,7 +164,8 @@ def clipped_loss(distribution: ActionDistribution, parameters: Tensor, sample: S
 
 def divergence(distribution: ActionDistribution, parameters: Tensor, sample: Sample) -> Tensor:
     """The mean divergence KL(then || now) of the distributions over the steps of a task."""
-    return (sample.weights * distribution.divergence(sample.parameters, parameters)).sum()
+    divergences = distribution.divergence(sample.parameters, parameters)
+    return (sample.weights * torch.where(sample.weights > 0.0, divergences, 0.0)).sum()
 
 
 def _log_ratios(distribution: ActionDistribution, parameters: Tensor, sample: Sample) -> Tensor:

@@ -87,10 +87,10 @@ class PolicyOptions:
         check_integer("inner_steps", self.inner_steps, least=0)
         if self.task_chunk_size is not None:
             check_integer("task_chunk_size", self.task_chunk_size)
-        for name, least, most in _RANGES:
+        for name, least, most, rule in _RANGES:
             value = getattr(self, name)
             if not (is_number(value) and least <= value <= most):
-                raise ValueError(f"{name} must be a number in [{least:g}, {most:g}]; got {value!r}.")
+                raise ValueError(f"{name} must be {rule}; got {value!r}.")
         check_choice("surrogate", self.surrogate, get_args(Surrogate))
         check_choice("network", self.network, get_args(Network))
         if self.learned_rates is not None:
@@ -99,13 +99,13 @@ class PolicyOptions:
 
 _TINY, _HUGE = np.finfo(np.float32).tiny, np.finfo(np.float32).max
 _RANGES: Final = (
-    ("inner_lr", _TINY, _HUGE),
-    ("outer_lr", _TINY, _HUGE),
-    ("gamma", 0.0, 1.0),
-    ("gae_lambda", 0.0, 1.0),
-    ("clip_range", _TINY, _HUGE),
-    ("kl_penalty", 0.0, _HUGE),
-    ("grad_clip_norm", _TINY, math.inf),
+    ("inner_lr", _TINY, _HUGE, "finite and > 0; for no inner loop use inner_steps=0"),
+    ("outer_lr", _TINY, _HUGE, "finite and > 0"),
+    ("gamma", 0.0, 1.0, "in [0, 1]"),
+    ("gae_lambda", 0.0, 1.0, "in [0, 1]"),
+    ("clip_range", _TINY, _HUGE, "finite and > 0"),
+    ("kl_penalty", 0.0, _HUGE, "finite and >= 0"),
+    ("grad_clip_norm", _TINY, math.inf, "> 0; inf is no bound"),
 )
 
 
@@ -176,7 +176,24 @@ class PolicyObjective:
         )
 
     def update(self, number: int) -> dict[str, float]:
-        """The outer update of this number: the loss in its first epoch, and the mean return after each inner step."""
+        """The outer update of this number.
+
+        Returns:
+            The loss in its first epoch, the mean return after each inner step, and the number of tasks that were left
+            out because they were not finite, on the mean over the epochs.
+
+        Raises:
+            FloatingPointError: No task of an epoch is finite; the model is as it was before the update.
+        """
+        before = copy.deepcopy((self.model.state_dict(), self.state_dict()))
+        try:
+            return self._update(number)
+        except BaseException:  # an interrupt, too: the same update follows where training goes on
+            self.model.load_state_dict(before[0])
+            self.load_state_dict(before[1])
+            raise
+
+    def _update(self, number: int) -> dict[str, float]:
         samples, returns = self._sample(number)
         num_tasks = self._options.meta_batch_size
         share = own_share(num_tasks) if self._distributed else range(num_tasks)
@@ -184,7 +201,8 @@ class PolicyObjective:
         num_dropped = self._outer.num_dropped
         losses = [self._outer.step(partial(self._losses, own), len(share)) for _ in range(self._options.num_epochs)]
         named = {f"return_after_{index}_steps": value for index, value in enumerate(returns)}
-        return {"loss": losses[0], **named, "dropped_tasks": float(self._outer.num_dropped - num_dropped)}
+        dropped_tasks = (self._outer.num_dropped - num_dropped) / self._options.num_epochs
+        return {"loss": losses[0], **named, "dropped_tasks": dropped_tasks}
 
     def evaluate(
         self, split: str, num_steps: Sequence[int], *, num_tasks: int, seed: int
@@ -221,19 +239,23 @@ class PolicyObjective:
     def state_dict(self) -> dict[str, Any]:
         """All that training goes on from, but for the weights of the model."""
         return {
-            "optimizer": self._outer.optimizer.state_dict(),
+            "optimizer": copy.deepcopy(self._outer.optimizer.state_dict()),  # whose tensors change with the next step
             "rates": {name: rate.detach().clone() for name, rate in self._inner.rates.items()},
             "num_dropped": self._outer.num_dropped,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave."""
-        if set(state["rates"]) != set(self._inner.rates):
-            raise ValueError(
-                f"the learned rates must be of {sorted(self._inner.rates)}; got {sorted(state['rates'])}. Use the same "
-                "learned_rates."
-            )
-        self._outer.optimizer.load_state_dict(state["optimizer"])
+        """Go on from what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: The state has other learned step sizes.
+        """
+        own, theirs = (
+            {name: tuple(rate.shape) for name, rate in rates.items()} for rates in (self._inner.rates, state["rates"])
+        )
+        if own != theirs:
+            raise ValueError(f"the learned rates must be of {own}; got {theirs}. Use the same learned_rates.")
+        self._outer.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         with torch.no_grad():
             for name, rate in self._inner.rates.items():
                 rate.copy_(state["rates"][name])

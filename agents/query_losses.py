@@ -1,13 +1,16 @@
 """The losses on the query sets of many tasks after inner steps on their support sets, all tasks together."""
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from ssm_metarl_gym.agents.inner_loop import InnerLoop, Weights
 from ssm_metarl_gym.agents.low_rank import LowRankNetwork, find_layers
@@ -17,6 +20,10 @@ __all__ = ["AfterSteps", "BatchedTasks", "TaskLoss", "WayBack"]
 
 _logger = logging.getLogger(__name__)
 _Norm: Final = nn.modules.batchnorm._NormBase
+# What vmap gets wrong in second order, by the place of its scale: https://github.com/pytorch/functorch/issues/534.
+_SCALED: Final = {
+    F.layer_norm: 2, torch.layer_norm: 2, torch.native_layer_norm: 2, F.batch_norm: 3, F.instance_norm: 3
+}  # fmt: skip
 
 # A loss of weights on a set.
 SetLoss: TypeAlias = Callable[[Weights, TaskSet], Tensor]
@@ -95,8 +102,8 @@ class BatchedTasks:
     """
 
     def __init__(self, model: nn.Module, inner: InnerLoop) -> None:
-        self._model, self._together = model, True
-        # What vmap refuses, and what it gets wrong in second order: https://github.com/pytorch/functorch/issues/534.
+        self._model, self._together, self._watched = model, True, False
+        # What vmap refuses, and modules that call what it gets wrong.
         unfit = (nn.RNNBase,) if inner.first_order else (nn.RNNBase, nn.LayerNorm, _Norm)
         found = {type(module).__name__ for module in model.modules() if isinstance(module, unfit)}
         if found:
@@ -125,14 +132,27 @@ class BatchedTasks:
             self._give_up("it contains batch normalisation in training, whose statistics belong to one task")
         if self._together:
             try:
-                groups = group_tasks(tasks, numbers, loss_fn, pad=True)
-                return _in_order([self._group_losses(group, loss_fn, inner, task_loss) for group in groups], groups)
+                return self._all_together(group_tasks(tasks, numbers, loss_fn, pad=True), loss_fn, inner, task_loss)
             except RuntimeError as error:
                 reason = str(error)
+                if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in reason:
+                    raise  # a matter of task_chunk_size
             losses = self._one_by_one(tasks, numbers, loss_fn, inner, task_loss, buffers)
             self._give_up(reason)  # only now: a fault of the tasks themselves was raised again
             return losses
         return self._one_by_one(tasks, numbers, loss_fn, inner, task_loss, buffers)
+
+    def _all_together(
+        self, groups: Sequence[TaskSets], loss_fn: LossFunction, inner: InnerLoop, task_loss: TaskLoss
+    ) -> Tensor:
+        """Those of groups of tasks; the first time in second order it is watched what the model calls."""
+        with contextlib.nullcontext() if self._watched or inner.first_order else _Watch() as watch:
+            losses = [self._group_losses(group, loss_fn, inner, task_loss) for group in groups]
+        if watch is not None:
+            self._watched = True
+            if watch.found:
+                raise RuntimeError(f"it calls {', '.join(sorted(watch.found))} with a scale")
+        return _in_order(losses, groups)
 
     def _group_losses(self, group: TaskSets, loss_fn: LossFunction, inner: InnerLoop, task_loss: TaskLoss) -> Tensor:
         """Those of tasks of equal shapes, ``Float[K S]``."""
@@ -195,8 +215,23 @@ class BatchedTasks:
     def _give_up(self, reason: str) -> None:
         self._together = False
         _logger.warning(
-            "tasks are computed one after the other, because torch.func.vmap does not suit the model: %s", reason
+            "tasks are computed one after the other, because torch.func.vmap does not suit the model or the loss: %s",
+            reason,
         )
+
+
+class _Watch(TorchFunctionMode):
+    """Finds calls that scale what they normalise, in whatever module they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, place = kwargs or {}, _SCALED.get(func)
+        if place is not None and any(scale is not None for scale in (kwargs.get("weight"), *args[place : place + 1])):
+            self.found.add(func.__name__)
+        return func(*args, **kwargs)
 
 
 def _mixes_rows(module: nn.Module) -> bool:

@@ -66,6 +66,11 @@ class TaskRows:
                 f"the environment must have hidden tasks and a batched form; got {env_id!r}. Use e.g. "
                 "'ssm_metarl/CartPolePolarity-v0'."
             )
+        if getattr(env.unwrapped, "max_episode_steps", None) is None:
+            raise ValueError(
+                f"{env_id!r} must have a time limit, or an episode may never end. Leave max_episode_steps out of "
+                "env_kwargs, or give it a positive number."
+            )
         self.observation_space, self.action_space = env.single_observation_space, env.single_action_space
         self.task_type: type[Task] = env.unwrapped.tasks.task_type
 
@@ -101,7 +106,7 @@ def collect_trajectories(
     Args:
         rows: Where the environments come from.
         policy: What the weights are of.
-        weights: ``[K ...]`` by name, one set for each task.
+        weights: ``[K ...]`` by name, one set for each task; parameters that are not in it are the policy's own.
         tasks: K tasks.
         num_trajectories: M.
         seed: Of the environment and of the actions.
@@ -153,6 +158,9 @@ class _BatchedPolicy:
 
     def __init__(self, policy: MetaPolicy, weights: Weights) -> None:
         self._policy = policy
+        num_tasks = len(next(iter(weights.values())))
+        own = {name: parameter.expand(num_tasks, *parameter.shape) for name, parameter in policy.named_parameters()}
+        weights = own | weights
         self._layers = [
             (weights[f"{name}.weight"].mT, weights[f"{name}.bias"][:, None]) for name in ("core.0", "core.2", "head")
         ]

@@ -1,8 +1,11 @@
 """What meta-learning gains over multi-task training with fine-tuning, on held-out tasks, over several seeds.
 
     meta-learned    meta-trained for a few inner steps, whose step size is used in new tasks too
-    multi-task      the same model, trained just as long on the same tasks without inner steps; in new tasks it takes
-                    the same steps, of the size that is best on training tasks for that number of steps
+    multi-task      the same model, trained for as many updates without inner steps; in new tasks it takes the same
+                    steps, of the size that is best on training tasks for that number of steps
+
+With --objective policy, meta-training collects inner_steps + 1 times as many trajectories in an update. Give multi-task
+training as many tasks more: --multi-task-options '{"meta_batch_size": 40}' where the meta-learner has 20 and one step.
 
 The trained models lie in the output folder; those that are there are not trained again. So several processes may each
 train some of the seeds, and the last command prints the table of all of them.
@@ -26,7 +29,7 @@ from ssm_metarl_gym.statistics import interval_over_seeds
 
 SPLITS = ("interpolation", "extrapolation")
 # Step sizes for fine-tuning, as multiples of the meta-learner's.
-FACTORS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+FACTORS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 NUM_STEPS = {"dynamics": (0, 1, 3, 5, 10), "policy": (0, 1, 2, 3)}
 # Seeds of the held-out tasks, and of the training tasks on which step sizes are chosen.
 EVALUATION_SEED, TUNING_SEED = 0, 1
@@ -150,9 +153,9 @@ def parse_options(arguments: Sequence[str] | None) -> Options:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, Options, {"objective": list(NUM_STEPS)})
     options = Options(**vars(parser.parse_args(arguments)))
-    for name in ("updates", "seeds", "num_tasks"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be >= 1; got {getattr(options, name)}.")
+    for name, least in {"updates": 1, "first_seed": 0, "seeds": 1, "num_tasks": 1}.items():
+        if getattr(options, name) < least:
+            parser.error(f"--{name.replace('_', '-')} must be >= {least}; got {getattr(options, name)}.")
     if "inner_steps" in options.multi_task_options or options.options.get("inner_steps") == 0:
         parser.error("--options must have inner steps, and --multi-task-options must leave them out: it has none.")
     try:

@@ -11,6 +11,7 @@ processes, which share the tasks of every update:
 """
 
 import argparse
+import datetime
 import io
 import json
 import math
@@ -104,7 +105,8 @@ def process_group(options: Options) -> Iterator[None]:
     on_gpu = torch.device(options.device).type == "cuda"
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
+    # The others wait while process 0 evaluates, longer than the minutes that are the default.
+    torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=datetime.timedelta(hours=6))
     yield
     # Not after an error: it would wait for those that died.
     torch.distributed.destroy_process_group()

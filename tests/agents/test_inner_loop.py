@@ -144,6 +144,28 @@ class TestClipping:
         assert torch.autograd.gradcheck(loss, weights)
 
 
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(3.0 + 4.0j))
+
+
+class TestComplexWeights:
+    @pytest.mark.parametrize("functional", [True, False])
+    def test_clipping_is_hand_computed(self, functional):
+        # |w|^2 / 2 is steepest along w, of length 5: clipped at 1, a step of size 1 goes to 4 / 5 of it.
+        inner = InnerLoop(Complex(), 1.0, grad_clip_norm=1.0)
+        after = inner.step(lambda w: (w["w"] * w["w"].conj()).real / 2.0, inner.weights(), functional=functional)["w"]
+        torch.testing.assert_close(after, torch.tensor(2.4 + 3.2j))
+
+    @pytest.mark.parametrize("learned_rates", ["tensor", "step", "element"])
+    def test_learned_step_sizes_are_real(self, learned_rates):
+        inner = InnerLoop(Complex(), 0.1, learned_rates=learned_rates)
+        assert inner.rates["w"].dtype == torch.float32
+        after = inner.step(lambda w: (w["w"] * w["w"].conj()).real / 2.0, inner.weights())["w"]
+        torch.testing.assert_close(after, torch.tensor(2.7 + 3.6j))
+
+
 class TestDetached:
     @pytest.mark.parametrize("functional", [True, False])
     def test_the_same_numbers_without_a_graph(self, functional):
@@ -172,6 +194,15 @@ class TestErrors:
     def test_options(self, options, message):
         with pytest.raises(ValueError, match=message):
             make_inner(**options)
+
+    @pytest.mark.parametrize("learned_rates", ["tensor", "step", "element"])
+    def test_a_model_that_has_moved(self, learned_rates):
+        inner = make_inner(learned_rates=learned_rates)
+        inner.model.to("meta")
+        with pytest.raises(
+            ValueError, match=r"device of its learned step sizes, cpu; got meta\. Move the model before"
+        ):
+            inner.step(lambda w: w["2.bias"].square().sum(), inner.weights())
 
     @pytest.mark.parametrize("inner_lr", [0.0, -1.0, math.nan, math.inf])
     def test_step_size(self, inner_lr):

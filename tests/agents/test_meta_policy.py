@@ -82,6 +82,12 @@ def test_the_unit_of_an_action_is_half_the_box_and_the_environment_gets_the_near
     assert unbounded.to_environment(torch.tensor([[-7.0, 7.0], [7.0, -7.0]])).tolist() == [[-7.0, 7.0], [7.0, 0.0]]
 
 
+def test_an_environment_never_gets_an_action_that_is_not_finite():
+    distribution = DiagonalGaussian(ACTIONS["Box"])
+    actions = torch.tensor([[np.nan, 0.0], [np.inf, -np.inf]])
+    assert distribution.to_environment(actions).tolist() == [[0.0, 0.5], [0.0, 0.5]]
+
+
 def test_observations_are_normalised_by_those_of_the_data():
     policy = MetaPolicy(OBSERVATIONS, ACTIONS["Discrete"])
     observations = torch.randn(1000, 3) * torch.tensor([1.0, 50.0, 0.0]) + 5.0
@@ -133,7 +139,7 @@ def test_a_new_policy_hardly_looks_at_the_observation():
         (OBSERVATIONS, spaces.Discrete(3, start=1), {}, "the action space must be Discrete"),
         (OBSERVATIONS, ACTIONS["Box"], {"network": "lstm"}, "network must be one of"),
         (OBSERVATIONS, ACTIONS["Box"], {"width": 0}, "width must be an int"),
-        (OBSERVATIONS, ACTIONS["Box"], {"width": 5, "network": "ssm"}, "hidden_dim must be even"),
+        (OBSERVATIONS, ACTIONS["Box"], {"width": 5, "network": "ssm"}, "width must be even.* got 5. Use 6"),
     ],
 )
 def test_what_is_not_valid(observation_space, action_space, options, message):

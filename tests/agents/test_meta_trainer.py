@@ -10,6 +10,7 @@ import torch
 from stable_baselines3.common.logger import configure
 from torch import nn
 
+from ssm_metarl_gym import CartPoleTask, TaskDistribution, TaskFamily, Uniform
 from ssm_metarl_gym.agents import DynamicsModel, MetaTrainer
 from ssm_metarl_gym.agents.dynamics_objective import DynamicsOptions
 
@@ -143,6 +144,7 @@ class TestEvaluate:
             ({"num_steps": [1, -1]}, "num_steps must be an int >= 0; got -1"),
             ({"num_steps": []}, "num_steps must hold at least one"),
             ({"split": "test"}, "split must be one of .*; got 'test'"),
+            ({"seed": -1}, "seed must be an int >= 0; got -1"),
         ],
         ids=str,
     )
@@ -242,6 +244,21 @@ class TestFiles:
         control.model.load_state_dict(trainer.model.state_dict())
         assert evaluate(loaded, num_tasks=2) != evaluate(control, num_tasks=2)
 
+    def test_numbers_of_numpy_are_saved_as_those_of_python(self, make_any, tmp_path):
+        env_kwargs = {"task": {"length": np.float64(0.6), "polarity": np.int64(-1)}}
+        changes = {"env_id": ENV_ID, "env_kwargs": env_kwargs, "seed": np.int64(3)}
+        trainer = make_any(**changes, inner_lr=np.float64(0.2), inner_steps=np.int64(2))
+        trainer.save(tmp_path / "trainer.pt")
+        loaded = MetaTrainer.load(tmp_path / "trainer.pt")
+        assert (loaded.env_kwargs, loaded.seed, loaded.options) == (env_kwargs, 3, trainer.options)
+
+    def test_what_no_file_can_hold_is_refused_when_it_is_saved(self, make_any, tmp_path):
+        family = TaskFamily(TaskDistribution(CartPoleTask, {"length": Uniform((0.4, 0.6))}))
+        trainer = make_any(env_id=ENV_ID, env_kwargs={"family": family})
+        with pytest.raises(ValueError, match=r"env_kwargs must be what JSON can hold.* got TaskFamily"):
+            trainer.save(tmp_path / "trainer.pt")
+        assert not list(tmp_path.iterdir())
+
     def test_a_default_model_that_adapts_as_a_whole_needs_no_shell(self, look, tmp_path):
         env = gym.make(ENV_ID)
         trainer = make_trainer(DynamicsModel(env.observation_space, env.action_space, adapts="all"))
@@ -328,6 +345,14 @@ class TestRefuses:
     def test_an_unknown_objective(self):
         with pytest.raises(ValueError, match=r"objective must be one of .* got 'dynamic'\. Did you mean 'dynamics'"):
             MetaTrainer(ENV_ID, objective="dynamic")
+
+    def test_a_model_of_another_kind(self):
+        with pytest.raises(
+            ValueError, match=r"must be a DynamicsModel for objective='dynamics'; got a Linear\. Give None"
+        ):
+            make_trainer(nn.Linear(1, 1))
+        with pytest.raises(ValueError, match="must be a MetaPolicy for objective='policy'; got a DynamicsModel"):
+            MetaTrainer(ENV_ID, make_model(), objective="policy")
 
     def test_another_split_than_that_of_training(self, make_any):
         with pytest.raises(ValueError, match="env_kwargs must not hold 'split'"):

@@ -118,6 +118,19 @@ class TestDropping:
         assert outer.num_dropped == 1
         assert outer.last_dropped == []
 
+    def test_a_task_that_is_not_finite_is_found_by_halves(self):
+        (w,) = weights = make_weights(4.0)
+        chunks = []
+
+        def losses_of(numbers):
+            chunks.append(list(numbers))
+            return torch.stack([bad_gradient(w) if number == 2 else w for number in numbers])
+
+        outer = make_outer(weights)
+        assert outer.step(losses_of, 8) == 4.0
+        assert chunks == [list(range(8)), [0, 1, 2, 3], [0, 1], [2, 3], [2], [3], [4, 5, 6, 7]]
+        assert outer.last_dropped == [2]
+
     @pytest.mark.parametrize("bad", [bad_loss, bad_gradient])
     def test_where_none_is_left_nothing_changes(self, bad):
         (w,) = weights = make_weights(4.0)

@@ -1,3 +1,4 @@
+import copy
 import io
 import math
 from dataclasses import asdict
@@ -192,8 +193,48 @@ def test_seeds_differ_and_rates_are_learned():
     before = {name: rate.detach().clone() for name, rate in objective._inner.rates.items()}
     assert objective.update(0) != other.update(0)
     assert any(not torch.equal(rate, before[name]) for name, rate in objective._inner.rates.items())
-    with pytest.raises(ValueError, match="the learned rates must be of"):
-        make().load_state_dict(objective.state_dict())
+    for others in (None, "step", "element"):
+        with pytest.raises(ValueError, match=r"the learned rates must be of .* Use the same learned_rates"):
+            make(learned_rates=others).load_state_dict(objective.state_dict())
+
+
+def test_a_state_stays_as_it_was_saved_and_loaded():
+    objective, other = make(learned_rates="tensor"), make(learned_rates="tensor")
+    objective.update(0)
+    state = objective.state_dict()
+    saved = copy.deepcopy(state)
+    objective.update(1)
+    other.load_state_dict(state)
+    other.update(1)
+    for moments, expected in zip(
+        state["optimizer"]["state"].values(), saved["optimizer"]["state"].values(), strict=True
+    ):
+        assert_equal(moments, expected)
+    assert_equal(state["rates"], saved["rates"])
+
+
+def test_a_policy_that_has_diverged_still_acts():
+    objective = moved(make(inner_steps=1))
+    with torch.no_grad():
+        for parameter in objective.model.core.parameters():
+            parameter *= 1e30  # infinite features, of which the head makes infinity minus infinity
+    returns = objective.evaluate("interpolation", (0, 1), num_tasks=3, seed=0)
+    assert all(np.isfinite(values).all() for values in returns.values())
+    with pytest.raises(FloatingPointError, match="none of 4 tasks"):
+        objective.update(0)
+
+
+@pytest.mark.parametrize("frozen", ["log_std", "core."])
+def test_frozen_parameters_stay_as_they_are(frozen):
+    rows = TaskRows(POINT)
+    policy = MetaPolicy(rows.observation_space, rows.action_space, width=8)
+    for name, parameter in policy.named_parameters():
+        parameter.requires_grad_(not name.startswith(frozen))
+    objective = make(model=policy)
+    before = weights_of(objective)
+    objective.update(0)
+    same = [name for name, parameter in policy.named_parameters() if torch.equal(parameter, before[name])]
+    assert same == [name for name, _ in policy.named_parameters() if name.startswith(frozen)]
 
 
 def test_evaluation_is_on_the_same_tasks_after_any_number_of_steps():
@@ -287,11 +328,32 @@ def test_a_task_whose_step_is_not_finite_does_not_count(monkeypatch):
     monkeypatch.setattr(objective, "_prepare", poisoned)
     before = weights_of(objective)
     metrics = objective.update(1)
-    assert metrics["dropped_tasks"] == SMALL["num_epochs"]
+    assert metrics["dropped_tasks"] == 1  # in each epoch
     assert all(math.isfinite(value) for value in metrics.values())
     after = weights_of(objective)
     assert all(torch.isfinite(tensor).all() for tensor in after.values())
     assert any(not torch.equal(after[name], before[name]) for name, _ in objective.model.named_parameters())
+
+
+def test_an_update_that_is_interrupted_was_none(monkeypatch):
+    objective, twin = make(learned_rates="tensor"), make(learned_rates="tensor")
+    for each in (objective, twin):
+        each.update(0)
+    step, calls = objective._outer.step, []
+
+    def interrupted(*arguments):
+        calls.append(None)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    with monkeypatch.context() as context:
+        context.setattr(objective._outer, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            objective.update(1)
+    assert_equal(weights_of(objective), weights_of(twin))
+    assert objective.update(1) == twin.update(1)
+    assert_equal(weights_of(objective), weights_of(twin))
 
 
 def test_options_are_plain_values():

@@ -148,6 +148,39 @@ class Branching(nn.Sequential):
         return super().forward(x) if x.sum() < math.inf else x
 
 
+class Normalised(nn.Module):
+    """Normalises by a function, which no list of modules shows."""
+
+    def __init__(self, function, scaled):
+        super().__init__()
+        self.first, self.last, self.function = nn.Linear(2, 4), nn.Linear(4, 1), function
+        self.scale = nn.Parameter(torch.linspace(0.5, 2.0, 4)) if scaled else None
+
+    def forward(self, x):
+        return self.last(self.function(self.first(x), self.scale).tanh())
+
+
+NORMALISATIONS = {
+    "layer": lambda x, scale: nn.functional.layer_norm(x, (4,), scale),
+    "layer, by keyword": lambda x, scale: nn.functional.layer_norm(x, (4,), weight=scale),
+    "layer, of torch": lambda x, scale: torch.layer_norm(x, (4,), scale),
+    "batch": lambda x, scale: nn.functional.batch_norm(x, None, None, scale, training=True),
+    "instance": lambda x, scale: nn.functional.instance_norm(x.mT, weight=scale).mT,
+}
+
+
+class OutOfMemory(nn.Linear):
+    """Has too little memory at first, and then enough."""
+
+    num_calls = 0
+
+    def forward(self, x):
+        self.num_calls += 1
+        if self.num_calls == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(x)
+
+
 class Counting(nn.Sequential):
     """Counts its calls in a buffer, in place or by a new one."""
 
@@ -185,6 +218,22 @@ class TestOneByOne:
             first_order=first_order,
         )
         assert ("it contains LayerNorm" in caplog.text) != first_order
+
+    @pytest.mark.parametrize("scaled", [False, True])
+    @pytest.mark.parametrize("name", NORMALISATIONS)
+    def test_functions_that_are_wrong_in_second_order_are_found(self, caplog, name, scaled):
+        model, tasks = Normalised(NORMALISATIONS[name], scaled).double(), make_tasks(time=(6,) * (name == "instance"))
+        assert_same(compute(model, tasks, AfterSteps([2])), plain_losses(model, tasks, [2]), model)
+        assert ("_norm with a scale" in caplog.text) == scaled
+        caplog.clear()
+        compute(model, tasks, AfterSteps([2]), first_order=True)
+        assert not caplog.records
+
+    def test_too_little_memory_is_no_reason_to_give_up(self, caplog):
+        model = OutOfMemory(2, 1).double()
+        with pytest.raises(torch.OutOfMemoryError):
+            compute(model, make_tasks(), AfterSteps([1]))
+        assert not caplog.records
 
     def test_a_fault_of_the_tasks_is_raised_and_no_reason_to_give_up(self, caplog, way):
         model, calls = make_model(), []

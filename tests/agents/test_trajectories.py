@@ -12,9 +12,9 @@ SEED = np.random.SeedSequence(5)
 FALLING, TRIALS, POINT = (f"ssm_metarl/{name}-v0" for name in ("CartPole", "CartPolePolarity", "PointNavigation"))
 
 
-def make(env_id, network="mlp"):
+def make(env_id, network="mlp", **env_kwargs):
     """Rows, a policy, weights that differ from task to task, and tasks."""
-    rows = TaskRows(env_id)
+    rows = TaskRows(env_id, env_kwargs)
     policy = MetaPolicy(rows.observation_space, rows.action_space, network=network, width=8)
     policy.set_normalisation(torch.randn(100, rows.observation_space.shape[0]) * 0.5 + 0.1)
     weights = {name: w.detach() + 0.3 * torch.randn(K, *w.shape) for name, w in policy.named_parameters()}
@@ -33,13 +33,27 @@ def same(first, second):
 @pytest.mark.parametrize("env_id", [TRIALS, POINT])
 @pytest.mark.parametrize("network", ["mlp", "ssm"])
 def test_each_task_is_acted_in_with_its_own_weights_and_memory_from_the_start_of_the_episode(env_id, network):
-    rows, policy, weights, tasks = make(env_id, network)
+    rows, policy, weights, tasks = make(env_id, network, max_episode_steps=50)
     trajectories = collect_trajectories(rows, policy, weights, tasks, M, seed=SEED)
+    assert_acted(policy, weights, trajectories)
+
+
+@pytest.mark.parametrize("network", ["mlp", "ssm"])
+@pytest.mark.parametrize("frozen", ["log_std", "core."])
+def test_parameters_without_weights_are_those_of_the_policy(network, frozen):
+    rows, policy, weights, tasks = make(POINT, network, max_episode_steps=10)
     with torch.no_grad():
-        for k in range(K):
-            own = {name: weight[k] for name, weight in weights.items()}
-            expected, _ = functional_call(policy, own, (trajectories.observations[k],))
-            torch.testing.assert_close(trajectories.parameters[k], expected, rtol=1e-4, atol=1e-5)
+        policy.log_std -= 1.0
+    weights = {name: weight for name, weight in weights.items() if not name.startswith(frozen)}
+    assert_acted(policy, weights, collect_trajectories(rows, policy, weights, tasks, M, seed=SEED))
+
+
+@torch.no_grad()
+def assert_acted(policy, weights, trajectories):
+    for k in range(K):
+        own = {name: weight[k] for name, weight in weights.items()}
+        expected, _ = functional_call(policy, own, (trajectories.observations[k],))
+        torch.testing.assert_close(trajectories.parameters[k], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_rows_are_in_their_tasks():
@@ -127,3 +141,8 @@ def test_tasks_are_those_of_the_split_and_the_seed():
 def test_environments_without_tasks(env_id, env_kwargs, message):
     with pytest.raises(ValueError, match=message):
         TaskRows(env_id, env_kwargs)
+
+
+def test_an_environment_without_a_time_limit_is_refused():
+    with pytest.raises(ValueError, match=r"'ssm_metarl/PendulumPolarity-v0' must have a time limit"):
+        TaskRows("ssm_metarl/PendulumPolarity-v0", {"max_episode_steps": -1})

@@ -113,9 +113,10 @@ def test_a_bad_value_is_named_and_nothing_is_written(meta_train, arguments, mess
 
 @pytest.mark.parametrize("objective", ["dynamics", "policy"])
 def test_a_run_leaves_all_that_it_promises(run, objective, capsys):
-    sizes = {"meta_batch_size": 2, "trajectories_per_task": 2, "width": 4} if objective == "policy" else SIZES
+    policy = {"meta_batch_size": 2, "trajectories_per_task": 2, "width": 4, "num_epochs": 1}
+    sizes = policy if objective == "policy" else SIZES
     arguments = ["--objective", objective, "--checkpoint-interval", "4", "--eval-interval", "6", "--seed", "5"]
-    env = ["--env", "ssm_metarl/PendulumPolarity-v0", "--env-kwargs", '{"max_episode_steps": 20}']
+    env = ["--env", "ssm_metarl/PendulumPolarity-v0", "--env-kwargs", '{"max_episode_steps": 5}']
     folder = run(*arguments, *env, "--options", json.dumps(sizes))
     assert written(folder) == FILES
     config = json.loads((folder / "config.json").read_text())
@@ -163,7 +164,8 @@ def test_numbers_that_are_none_are_null_in_json(meta_train, monkeypatch):
 
 def test_one_seed_gives_one_result(run):
     first, again, other = (
-        weights(run("--seed", seed, folder=name)) for seed, name in (("0", "a"), ("0", "b"), ("1", "c"))
+        weights(run("--seed", seed, "--updates", "2", folder=name))
+        for seed, name in (("0", "a"), ("0", "b"), ("1", "c"))
     )
     assert same(first, again)
     assert not same(first, other)
@@ -305,18 +307,24 @@ def finish(command):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_at_any_moment_comes_to_the_same_weights(meta_train, command, run, tmp_path):
-    run(*LONG, folder="control")
+@pytest.mark.parametrize("objective", ["dynamics", "policy"])
+def test_a_run_that_is_killed_at_any_moment_comes_to_the_same_weights(meta_train, command, run, objective, tmp_path):
+    sizes = SIZES if objective == "dynamics" else {"meta_batch_size": 2, "trajectories_per_task": 2, "width": 4}
+    arguments = ["--objective", objective, "--options", json.dumps(sizes | {"learned_rates": "tensor"})]
+    arguments += ["--env-kwargs", '{"max_episode_steps": 20}']
+    run(*LONG, *arguments, folder="control")
     checkpoints = tmp_path / "killed" / "checkpoints"
     for kill, delay in enumerate([0.0, 0.013]):
-        with started(command("killed")) as (process, _):
+        with started(command("killed", *arguments)) as (process, _):
             wait_for(lambda reached=9 * kill + 3: _last(meta_train, checkpoints) >= reached, process)
             time.sleep(delay)
             process.kill()
             process.wait()
         assert not (tmp_path / "killed" / "model.pt").exists()
-    assert "goes on from" in finish(command("killed")).stdout
+    assert "goes on from" in finish(command("killed", *arguments)).stdout
     assert same(weights(tmp_path / "killed"), weights(tmp_path / "control"))
+    evaluations = [(tmp_path / folder / "evaluation.json").read_text() for folder in ("killed", "control")]
+    assert evaluations[0] == evaluations[1]  # in which learned rates show
     assert written(tmp_path / "killed") == FILES
 
 
