@@ -64,12 +64,17 @@ class InnerLoop:
         check_integer("num_steps", num_steps, least=0)
         self.model, self.inner_lr, self.first_order = model, inner_lr, first_order
         self.learned_rates, self.grad_clip_norm = learned_rates, grad_clip_norm
+        if adapts is not None and not callable(adapts):
+            raise ValueError(
+                f"adapts must be a function from a parameter's name to whether it adapts; got {adapts!r}. Use "
+                "lambda name: name.startswith(...)."
+            )
         self.trained = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
         self.adapted = tuple(name for name in self.trained if adapts is None or adapts(name))
         if not self.adapted:
             raise ValueError(
-                "the model must have a parameter that requires a gradient and that `adapts` accepts; it has none. "
-                "Unfreeze one with requires_grad_(True)."
+                "the model must have a parameter that requires a gradient and that `adapts` accepts; of "
+                f"{list(self.trained)} it has none. Unfreeze one with requires_grad_(True), or accept one of these."
             )
         self._detached = False
         self.rates: Weights = {}

@@ -209,6 +209,8 @@ class MetaTrainer:
     ) -> dict[int, npt.NDArray[np.float64]]:
         """How well the model does in fresh tasks of a split after so many inner steps; nothing is learned.
 
+        Before the first update, which normalises the model, its results are in other units than afterwards.
+
         Args:
             split: ``"interpolation"``, ``"extrapolation"`` or ``"train"`` (tasks that were not trained on, either).
             num_steps: Numbers of inner steps.
@@ -360,7 +362,8 @@ def _read(path: str | Path | BinaryIO) -> dict[str, Any]:
         state = None
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         older = " It was written by an earlier version: train anew." if _is_older(state) else ""
-        raise ValueError(f"{path} must be a file written by MetaTrainer.save in format {_FORMAT}; it is not.{older}")
+        name = path if isinstance(path, str | Path) else "what was read"
+        raise ValueError(f"{name} must be a file written by MetaTrainer.save in format {_FORMAT}; it is not.{older}")
     return state
 
 

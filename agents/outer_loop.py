@@ -86,7 +86,7 @@ class OuterLoop:
             )
             raise FloatingPointError(
                 f"the loss and its gradient must be finite; {found}, and the weights were left as they were. "
-                "Lower inner_lr or normalise the data."
+                "Lower inner_lr or outer_lr, or normalise the data."
             )
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient

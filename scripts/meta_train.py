@@ -142,7 +142,7 @@ def load_trainer(saved: bytes, options: Options) -> MetaTrainer:
     except ValueError as error:
         folder = options.output / "checkpoints"
         raise SystemExit(
-            f"the last checkpoint in {folder} cannot be loaded: {error}. If the file system damaged it, delete its "
+            f"the last checkpoint in {folder} cannot be loaded: {error} If the file system damaged it, delete its "
             "folder to go on from the checkpoint before it."
         ) from error
 

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from ssm_metarl_gym.files import replacing
@@ -56,3 +58,14 @@ def test_a_target_that_cannot_be_replaced_leaves_nothing_behind(tmp_path):
     with pytest.raises(OSError, match="folder"), replacing(tmp_path / "folder") as temporary:
         temporary.write_text("new")
     assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    folder, fifo = tmp_path / "folder", tmp_path / "fifo"
+    folder.mkdir()
+    os.mkfifo(fifo)
+    for path in (folder, fifo):
+        with pytest.raises(OSError, match=rf"{path.name} must be a file, or nothing yet"), replacing(path):
+            pytest.fail("nothing is written")
+    assert sorted(tmp_path.iterdir()) == [fifo, folder]
+    assert fifo.is_fifo()

@@ -109,7 +109,7 @@ ALLOWED = {
     "agents.logs": {"files"},
     "agents.meta_trainer": {
         f"agents.{module}"
-        for module in ("adaptation", "distributed", "dynamics_objective", "meta_policy", "policy_objective")
+        for module in ("adaptation", "distributed", "dynamics", "dynamics_objective", "meta_policy", "policy_objective")
     }
     | {"checks", "files", "tasks"},
     "wrappers": {

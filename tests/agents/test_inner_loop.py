@@ -208,3 +208,11 @@ class TestErrors:
     def test_step_size(self, inner_lr):
         with pytest.raises(ValueError, match=f"inner_lr must be finite and > 0; got {inner_lr}"):
             InnerLoop(nn.Linear(1, 1), inner_lr)
+
+
+def test_a_filter_that_is_no_function_or_accepts_nothing():
+    model = nn.Linear(2, 1)
+    with pytest.raises(ValueError, match=r"adapts must be a function.*got 'weight'"):
+        InnerLoop(model, 0.1, adapts="weight")
+    with pytest.raises(ValueError, match=r"of \['weight', 'bias'\] it has none"):
+        InnerLoop(model, 0.1, adapts=lambda name: name.startswith("head."))
