@@ -1,12 +1,12 @@
 """What the processes of one training run share, through ``torch.distributed``; nothing where there is but one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-__all__ = ["own_share", "rank", "sum_over_processes", "world_size"]
+__all__ = ["copy_from_first_process", "own_share", "rank", "sum_over_processes", "world_size"]
 
 
 def rank() -> int:
@@ -36,6 +36,13 @@ def sum_over_processes(tensors: Sequence[Tensor]) -> None:
         dist.all_reduce(flat)
         for tensor, total in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
             tensor.copy_(total.view_as(tensor))
+
+
+def copy_from_first_process(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by that of process 0, in place: two processors may differ in the last bit."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
 
 
 def _together() -> bool:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ssm_metarl_gym.agents.distributed import own_share, world_size
+from ssm_metarl_gym.agents.distributed import copy_from_first_process, own_share
 from ssm_metarl_gym.agents.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.meta_maml import MetaMAML, MetaTask
 from ssm_metarl_gym.agents.streams import collect_streams, make_stream_env
@@ -89,7 +89,7 @@ class DynamicsObjective:
         model: The model. Between updates, just what adapts at test time requires a gradient.
 
     Raises:
-        ValueError: An option is not valid, or there are more processes than tasks in an update.
+        ValueError: An option is not valid.
     """
 
     def __init__(
@@ -102,11 +102,6 @@ class DynamicsObjective:
         options: DynamicsOptions,
         distributed: bool = False,
     ) -> None:
-        if distributed and options.meta_batch_size < world_size():
-            raise ValueError(
-                f"meta_batch_size must be at least the number of processes; got {options.meta_batch_size} for "
-                f"{world_size()}. Start fewer processes."
-            )
         self._env_id, self._env_kwargs, self._seed, self._options = env_id, dict(env_kwargs), seed, options
         self._distributed = distributed
         self.model = default_dynamics_model(env_id, env_kwargs, seed) if model is None else model
@@ -207,7 +202,7 @@ class DynamicsObjective:
         if set_normalisation:
             self.model.set_normalisation(*(array[weights] for array in flat))
             if self._distributed:
-                _copy_from_first_process(list(self.model.state_dict().values()))
+                copy_from_first_process(self.model.state_dict().values())
         inputs = self.model.inputs(flat[0], flat[1])
         targets = self.model.targets(flat[0], flat[2])
         targets = torch.cat([targets, torch.as_tensor(weights[:, None]).to(targets)], dim=1)
@@ -244,12 +239,6 @@ def default_dynamics_model(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed other devices too
         return DynamicsModel(env.observation_space, env.action_space, adapts=adapts)
-
-
-def _copy_from_first_process(tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor by that of process 0, in place: two processors may differ in the last bit."""
-    for tensor in tensors:
-        torch.distributed.broadcast(tensor, src=0)
 
 
 def _split_windows(x: Tensor, y: Tensor, window: int) -> list[MetaTask]:

@@ -119,6 +119,11 @@ class MetaTrainer:
         self.env_id, self.seed, self.env_kwargs = env_id, int(seed), dict(env_kwargs or {})
         self.objective = objective
         self.options = options_type(**options)
+        if self.options.meta_batch_size < world_size():
+            raise ValueError(
+                f"meta_batch_size must be at least the number of processes; got {self.options.meta_batch_size} for "
+                f"{world_size()}. Start fewer processes."
+            )
         self.num_updates = 0
         kwargs = {
             "env_kwargs": self.env_kwargs,
@@ -314,7 +319,8 @@ class MetaTrainer:
         Raises:
             ValueError: The file is not of a trainer, or of another model.
         """
-        state = _read(path)
+        source = path if isinstance(path, str | Path) else "what was read"
+        state = _read(path, source)
         kwargs = {name: state[name] for name in ("objective", "env_kwargs", "seed")}
         if model is None and state["objective"] == "dynamics":
             adapts = state["state"]["adapts"]
@@ -324,7 +330,7 @@ class MetaTrainer:
             trainer.model.load_state_dict(state["model"])
             trainer._objective.load_state_dict(state["state"])
         except (RuntimeError, ValueError) as error:
-            raise ValueError(f"the model must be built like the one in {path}: {error}") from None
+            raise ValueError(f"the model must be built like the one in {source}: {error}") from None
         trainer.num_updates = state["num_updates"]
         return trainer
 
@@ -352,7 +358,7 @@ def _plain(value: Any) -> Any:
     raise ValueError(f"env_kwargs must be what JSON can hold, to be saved; got {value!r}. Give it as a dictionary.")
 
 
-def _read(path: str | Path | BinaryIO) -> dict[str, Any]:
+def _read(path: str | Path | BinaryIO, source: str | Path) -> dict[str, Any]:
     """What :meth:`MetaTrainer.save` wrote."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -362,8 +368,7 @@ def _read(path: str | Path | BinaryIO) -> dict[str, Any]:
         state = None
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         older = " It was written by an earlier version: train anew." if _is_older(state) else ""
-        name = path if isinstance(path, str | Path) else "what was read"
-        raise ValueError(f"{name} must be a file written by MetaTrainer.save in format {_FORMAT}; it is not.{older}")
+        raise ValueError(f"{source} must be a file written by MetaTrainer.save in format {_FORMAT}; it is not.{older}")
     return state
 
 

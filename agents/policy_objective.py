@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from ssm_metarl_gym.agents.distributed import own_share, world_size
+from ssm_metarl_gym.agents.distributed import copy_from_first_process, own_share
 from ssm_metarl_gym.agents.inner_loop import InnerLoop, LearnedRates, Weights
 from ssm_metarl_gym.agents.meta_policy import MetaPolicy, Network
 from ssm_metarl_gym.agents.outer_loop import OuterLoop
@@ -133,8 +133,7 @@ class PolicyObjective:
         model: The policy.
 
     Raises:
-        ValueError: The environment has no batched form with hidden tasks, the policy is for other spaces, or there are
-            more processes than tasks in an update.
+        ValueError: The environment has no batched form with hidden tasks, or the policy is for other spaces.
     """
 
     def __init__(
@@ -148,11 +147,6 @@ class PolicyObjective:
         distributed: bool = False,
     ) -> None:
         options = PolicyOptions() if options is None else options
-        if distributed and options.meta_batch_size < world_size():
-            raise ValueError(
-                f"meta_batch_size must be at least the number of processes; got {options.meta_batch_size} for "
-                f"{world_size()}. Start fewer processes."
-            )
         self._seed, self._options, self._distributed = seed, options, distributed
         self._rows = TaskRows(env_id, env_kwargs)
         self.model = default_policy(self._rows, options, seed) if model is None else model
@@ -342,9 +336,8 @@ class PolicyObjective:
         trajectories = self._collect(self._initial_weights(len(tasks)), tasks, self._stream(_NORMALISATION))
         self.model.set_normalisation(trajectories.observations[trajectories.valid])
         self.model.set_advantage_scale(self._prepare(trajectories).advantages[trajectories.valid])
-        if self._distributed:  # two processors may differ in the last bit
-            for buffer in self.model.buffers():
-                torch.distributed.broadcast(buffer, src=0)
+        if self._distributed:
+            copy_from_first_process(self.model.buffers())
 
     def _stream(self, *key: int) -> np.random.SeedSequence:
         return np.random.SeedSequence(self._seed, spawn_key=key)

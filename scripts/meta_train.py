@@ -314,6 +314,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         terminated = isinstance(interruption, Terminated)
         explain("terminated" if terminated else "interrupted", options)
         raise SystemExit(128 + (signal.SIGTERM if terminated else signal.SIGINT)) from None
+    except FloatingPointError as error:
+        explain(str(error), options)
+        raise SystemExit(1) from None
     except RuntimeError:
         if world_size() == 1:
             raise

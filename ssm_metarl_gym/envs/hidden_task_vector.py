@@ -28,6 +28,7 @@ __all__ = [
     "HiddenTaskVectorEnv",
     "check_seed",
     "parse_autoreset_mode",
+    "parse_numbers",
     "parse_reset_mask",
     "parse_whole_numbers",
     "rows_of",
@@ -531,6 +532,21 @@ def parse_whole_numbers(actions: Any, num_envs: int) -> npt.NDArray[Any]:
         raise ValueError(
             f"actions must be {num_envs} whole numbers, one for each row; got shape {parsed.shape} of {parsed.dtype}."
         )
+    return parsed
+
+
+def parse_numbers(actions: Any, num_envs: int, width: int) -> npt.NDArray[Any]:
+    """The continuous actions of all rows, ``[n width]``, finite and of any type of real numbers."""
+    parsed: npt.NDArray[Any] = np.asarray(actions)
+    if parsed.shape != (num_envs, width) or parsed.dtype.kind not in "iuf":
+        raise ValueError(
+            f"actions must be numbers in an array of shape ({num_envs}, {width}); "
+            f"got shape {parsed.shape} of {parsed.dtype}."
+        )
+    finite = np.isfinite(parsed)
+    if np.count_nonzero(finite) < finite.size:
+        row = int(np.argmin(finite.all(axis=1)))
+        raise ValueError(f"an action must be finite; got {parsed[row].tolist()} in row {row}.")
     return parsed
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv, Observations
+from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv, Observations, parse_numbers
 from ssm_metarl_gym.envs.pendulum import MAX_TORQUE, TaskPendulumEnv, parse_bounds
 
 __all__ = ["TaskPendulumVectorEnv"]
@@ -52,7 +52,6 @@ class TaskPendulumVectorEnv(HiddenTaskVectorEnv):
     def _allocate(self) -> None:
         self._scratch = np.empty((3, self.num_envs), dtype=self._dtype)
         self._torque = np.empty(self.num_envs, dtype=self._dtype)
-        self._flags = np.empty(self.num_envs, dtype=np.bool_)
 
     def _derive(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         polarity, g, m, length, gain = values
@@ -62,16 +61,7 @@ class TaskPendulumVectorEnv(HiddenTaskVectorEnv):
         return np.stack([3 * g / (2 * length), 3.0 / inertia, MAX_TORQUE * gain * polarity])
 
     def _parse_actions(self, actions: Any) -> npt.NDArray[Any]:
-        actions = np.asarray(actions)
-        if actions.shape != (self.num_envs, 1) or actions.dtype.kind not in "iuf":
-            raise ValueError(
-                f"actions must be numbers in an array of shape ({self.num_envs}, 1); "
-                f"got shape {actions.shape} of {actions.dtype}."
-            )
-        commands: npt.NDArray[Any] = actions[:, 0]
-        if np.count_nonzero(np.isfinite(commands, out=self._flags)) < self.num_envs:
-            row = int(np.argmin(self._flags))
-            raise ValueError(f"an action must be finite; got {commands[row]} in row {row}.")
+        commands: npt.NDArray[Any] = parse_numbers(actions, self.num_envs, 1)[:, 0]
         return commands
 
     def _advance(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:

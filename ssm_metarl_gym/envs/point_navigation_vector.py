@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv, Observations
+from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv, Observations, parse_numbers
 from ssm_metarl_gym.envs.point_navigation import GOAL_RADIUS, MAX_SPEED, TaskPointNavigationEnv
 
 __all__ = ["TaskPointNavigationVectorEnv"]
@@ -55,17 +55,7 @@ class TaskPointNavigationVectorEnv(HiddenTaskVectorEnv):
         return values
 
     def _parse_actions(self, actions: Any) -> npt.NDArray[Any]:
-        actions = np.asarray(actions)
-        if actions.shape != (self.num_envs, 2) or actions.dtype.kind not in "iuf":
-            raise ValueError(
-                f"actions must be numbers in an array of shape ({self.num_envs}, 2); "
-                f"got shape {actions.shape} of {actions.dtype}."
-            )
-        finite = np.isfinite(actions).all(axis=1)
-        if np.count_nonzero(finite) < self.num_envs:
-            row = int(np.argmin(finite))
-            raise ValueError(f"an action must be finite; got {actions[row].tolist()} in row {row}.")
-        velocities: npt.NDArray[Any] = actions.T
+        velocities: npt.NDArray[Any] = parse_numbers(actions, self.num_envs, 2).T
         return velocities
 
     def _advance(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:

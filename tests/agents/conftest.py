@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from ssm_metarl_gym.agents.low_rank import LowRankNetwork
+
 
 @pytest.fixture(autouse=True)
 def _seed():
@@ -42,3 +44,10 @@ def untouched_rng():
         assert states() == before
 
     return untouched
+
+
+@pytest.fixture(params=["dense", "low rank"])
+def way(request, monkeypatch):
+    """Computes plain networks in one of two ways, whatever is faster."""
+    monkeypatch.setattr(LowRankNetwork, "pays", staticmethod(lambda *_: request.param == "low rank"))
+    return request.param

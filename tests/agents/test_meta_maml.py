@@ -17,13 +17,6 @@ MSE = nn.MSELoss()
 SGD = torch.optim.SGD
 
 
-@pytest.fixture(params=["dense", "low rank"])
-def way(request, monkeypatch):
-    """Computes plain networks in one of two ways, whatever is faster."""
-    monkeypatch.setattr(LowRankNetwork, "pays", staticmethod(lambda *_: request.param == "low rank"))
-    return request.param
-
-
 def tanh_mlp():
     return nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
 

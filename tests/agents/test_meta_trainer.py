@@ -11,7 +11,7 @@ from stable_baselines3.common.logger import configure
 from torch import nn
 
 from ssm_metarl_gym import CartPoleTask, TaskDistribution, TaskFamily, Uniform
-from ssm_metarl_gym.agents import DynamicsModel, MetaTrainer
+from ssm_metarl_gym.agents import DynamicsModel, MetaTrainer, meta_trainer
 from ssm_metarl_gym.agents.dynamics_objective import DynamicsOptions
 
 ENV_ID = "ssm_metarl/CartPolePolarity-v0"
@@ -353,6 +353,11 @@ class TestRefuses:
             make_trainer(nn.Linear(1, 1))
         with pytest.raises(ValueError, match="must be a MetaPolicy for objective='policy'; got a DynamicsModel"):
             MetaTrainer(ENV_ID, make_model(), objective="policy")
+
+    def test_more_processes_than_tasks(self, make_any, monkeypatch):
+        monkeypatch.setattr(meta_trainer, "world_size", lambda: 9)
+        with pytest.raises(ValueError, match=r"meta_batch_size must be at least the number of processes; got \d for 9"):
+            make_any()
 
     def test_another_split_than_that_of_training(self, make_any):
         with pytest.raises(ValueError, match="env_kwargs must not hold 'split'"):

@@ -7,17 +7,9 @@ from torch import nn
 from torch.func import functional_call
 
 from ssm_metarl_gym.agents.inner_loop import InnerLoop
-from ssm_metarl_gym.agents.low_rank import LowRankNetwork
 from ssm_metarl_gym.agents.query_losses import AfterSteps, BatchedTasks, WayBack
 
 MSE = nn.MSELoss()
-
-
-@pytest.fixture(params=["dense", "low rank"])
-def way(request, monkeypatch):
-    """Computes plain networks in one of two ways, whatever is faster."""
-    monkeypatch.setattr(LowRankNetwork, "pays", staticmethod(lambda *_: request.param == "low rank"))
-    return request.param
 
 
 def make_model():

@@ -135,7 +135,6 @@ def test_tasks_are_those_of_the_split_and_the_seed():
     [
         ("CartPole-v1", {}, "must be an environment with hidden tasks"),
         (TRIALS, {"splits": "train"}, "unexpected keyword argument 'splits'"),
-        (TRIALS, {"split": "train"}, "env_kwargs must not hold 'split'"),
     ],
 )
 def test_environments_without_tasks(env_id, env_kwargs, message):
