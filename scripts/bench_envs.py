@@ -32,8 +32,8 @@ import torch
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import ssm_metarl_gym  # noqa: F401 - registers the environments
+from ssm_metarl_gym.experiments.measuring import compare_in_turns
 from ssm_metarl_gym.files import replacing
-from ssm_metarl_gym.timing import compare_in_turns
 from ssm_metarl_gym.wrappers import SB3VecEnv
 
 # What a chunk lasts, in CPU seconds; one step where that takes longer.

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ssm_metarl_gym.agents import SSM, MetaMAML
+from ssm_metarl_gym.experiments.measuring import compare_in_turns
 from ssm_metarl_gym.files import replacing
-from ssm_metarl_gym.timing import compare_in_turns
 
 INNER_STEPS, INNER_LR = 5, 0.01
 MSE = nn.MSELoss()

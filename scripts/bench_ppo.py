@@ -25,8 +25,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from ssm_metarl_gym.agents import SSMPPO
+from ssm_metarl_gym.experiments.measuring import compare_in_turns
 from ssm_metarl_gym.files import replacing
-from ssm_metarl_gym.timing import compare_in_turns
 
 # What we aim for: how many times as fast SSMPPO is as each of the others.
 TARGETS = {"RecurrentPPO": 5.0, "RecurrentPPO, shared LSTM": 3.0, "PPO": 0.35}

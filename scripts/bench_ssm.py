@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from ssm_metarl_gym.agents import SSM
-from ssm_metarl_gym.agents.scan import by_doubling, linear_recurrence
+from ssm_metarl_gym.agents.ssm.scan import by_doubling, linear_recurrence
+from ssm_metarl_gym.experiments.measuring import compare_in_turns
 from ssm_metarl_gym.files import replacing
-from ssm_metarl_gym.timing import compare_in_turns
 
 # What we aim for, by the two sides and the number of steps.
 TARGETS = {

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 
 from ssm_metarl_gym.agents import MetaTrainer
-from ssm_metarl_gym.command_line import add_arguments
+from ssm_metarl_gym.experiments.command_line import add_arguments
+from ssm_metarl_gym.experiments.statistics import interval_over_seeds
 from ssm_metarl_gym.files import replacing
-from ssm_metarl_gym.statistics import interval_over_seeds
 
 SPLITS = ("interpolation", "extrapolation")
 # Step sizes for fine-tuning, as multiples of the meta-learner's.

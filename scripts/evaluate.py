@@ -33,10 +33,10 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from tqdm import tqdm
 
 import ssm_metarl_gym  # noqa: F401 - registers the environments
-from ssm_metarl_gym.command_line import json_object
 from ssm_metarl_gym.envs import HiddenTask
+from ssm_metarl_gym.experiments.command_line import json_object
+from ssm_metarl_gym.experiments.statistics import interval_over_seeds
 from ssm_metarl_gym.files import replacing
-from ssm_metarl_gym.statistics import interval_over_seeds
 from ssm_metarl_gym.wrappers import make_sb3_env
 
 mpl.use("Agg")

@@ -28,10 +28,10 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 import ssm_metarl_gym  # noqa: F401 - registers the environments
-from ssm_metarl_gym.families import FAMILIES
+from ssm_metarl_gym.experiments.statistics import bootstrap_interval
 from ssm_metarl_gym.files import replacing
-from ssm_metarl_gym.statistics import bootstrap_interval
-from ssm_metarl_gym.tasks import TaskBatch
+from ssm_metarl_gym.tasks.families import FAMILIES
+from ssm_metarl_gym.tasks.task import TaskBatch
 
 Floats = npt.NDArray[np.float64]
 

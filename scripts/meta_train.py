@@ -30,11 +30,10 @@ import numpy as np
 import torch
 
 from ssm_metarl_gym.agents import MetaTrainer
-from ssm_metarl_gym.agents.distributed import rank, world_size
-from ssm_metarl_gym.agents.logs import make_logger
-from ssm_metarl_gym.command_line import add_arguments
-from ssm_metarl_gym.files import replacing
-from ssm_metarl_gym.runs import (
+from ssm_metarl_gym.agents.meta_learning.distributed import rank, world_size
+from ssm_metarl_gym.experiments.command_line import add_arguments
+from ssm_metarl_gym.experiments.logs import make_logger
+from ssm_metarl_gym.experiments.runs import (
     Stopwatch,
     check_output,
     find_checkpoints,
@@ -43,7 +42,8 @@ from ssm_metarl_gym.runs import (
     save_checkpoint,
     write_config,
 )
-from ssm_metarl_gym.statistics import bootstrap_interval
+from ssm_metarl_gym.experiments.statistics import bootstrap_interval
+from ssm_metarl_gym.files import replacing
 
 OBJECTIVES = {"dynamics": "loss", "policy": "return"}  # and what is evaluated
 PACKAGES = ("ssm-metarl-gym", "gymnasium", "numpy", "stable-baselines3", "torch")

@@ -40,8 +40,8 @@ from tqdm import tqdm
 
 import ssm_metarl_gym  # noqa: F401 - registers the environments
 from ssm_metarl_gym.agents import Adapter, DynamicsModel, MetaTrainer
+from ssm_metarl_gym.experiments.statistics import bootstrap_interval
 from ssm_metarl_gym.files import replacing
-from ssm_metarl_gym.statistics import bootstrap_interval
 from ssm_metarl_gym.wrappers import OnlineAdaptation
 
 mpl.use("Agg")

@@ -31,9 +31,9 @@ import torch
 from torch import nn
 
 from ssm_metarl_gym.agents import MetaMAML
-from ssm_metarl_gym.agents.meta_maml import MetaTask
+from ssm_metarl_gym.agents.meta_learning.maml import MetaTask
+from ssm_metarl_gym.experiments.statistics import interval_over_seeds
 from ssm_metarl_gym.files import replacing
-from ssm_metarl_gym.statistics import interval_over_seeds
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

@@ -30,10 +30,17 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from ssm_metarl_gym import runs
 from ssm_metarl_gym.agents import SSMPPO, SSMFeaturesExtractor
-from ssm_metarl_gym.agents.logs import make_logger
-from ssm_metarl_gym.command_line import add_arguments
+from ssm_metarl_gym.experiments.command_line import add_arguments
+from ssm_metarl_gym.experiments.logs import make_logger
+from ssm_metarl_gym.experiments.runs import (
+    Stopwatch,
+    check_output,
+    find_checkpoints,
+    find_versions,
+    read_config,
+    write_config,
+)
 from ssm_metarl_gym.files import replacing
-from ssm_metarl_gym.runs import Stopwatch, check_output, find_checkpoints, find_versions, read_config, write_config
 from ssm_metarl_gym.wrappers import make_sb3_env
 
 # The algorithm, its policy and what the policy sees.

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from ssm_metarl_gym._version import __version__
-from ssm_metarl_gym.distributions import Choice, LogUniform, TaskDistribution, TaskSet, Uniform
 from ssm_metarl_gym.envs import register_environments
-from ssm_metarl_gym.families import TaskFamily
-from ssm_metarl_gym.tasks import CartPoleTask, PendulumTask, PointNavigationTask, Task, TaskBatch
+from ssm_metarl_gym.tasks.distributions import Choice, LogUniform, TaskDistribution, TaskSet, Uniform
+from ssm_metarl_gym.tasks.families import TaskFamily
+from ssm_metarl_gym.tasks.task import CartPoleTask, PendulumTask, PointNavigationTask, Task, TaskBatch
 
 __all__ = [
     "CartPoleTask",

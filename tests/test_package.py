@@ -14,7 +14,7 @@ import torch
 from stable_baselines3 import PPO
 
 import ssm_metarl_gym
-from ssm_metarl_gym import agents, distributions, envs, families, files, tasks, wrappers
+from ssm_metarl_gym import agents, envs, files, tasks, wrappers
 
 PUBLIC = {
     "ssm_metarl_gym": [
@@ -67,7 +67,7 @@ EXAMPLES = [
     if test.examples
 ]
 NAMES = {"dataclass": dataclass, "gym": gym, "np": np, "spaces": gym.spaces, "torch": torch, "nn": torch.nn, "PPO": PPO}
-for module in (tasks, distributions, families, envs, files, agents, wrappers):
+for module in (tasks, envs, files, agents, wrappers):
     NAMES |= {name: getattr(module, name) for name in module.__all__}
 
 
@@ -111,7 +111,7 @@ def test_there_are_examples():
     }
 
 
-@pytest.mark.parametrize("name", ["agents", "agents.ssm", "wrappers", "wrappers.history_window"])
+@pytest.mark.parametrize("name", ["agents", "agents.ssm.model", "wrappers", "wrappers.history_window"])
 def test_the_folders_at_the_root_say_how_they_are_imported(name, checkout):
     run = _python(f"import {name}", cwd=checkout)
     package = name.partition(".")[0]
@@ -129,12 +129,13 @@ def test_a_checkout_without_links_works(checkout, tmp_path):
         (tmp_path / "ssm_metarl_gym" / link).write_text(f"../{link}")
     (tmp_path / "elsewhere").mkdir()
     script = """if True:
-        import ssm_metarl_gym.agents.ssm, ssm_metarl_gym.wrappers.history_window, sys
-        print(*(sys.modules[f"ssm_metarl_gym.{name}"].__file__ for name in ("agents.ssm", "wrappers.history_window")))
+        import ssm_metarl_gym.agents.ssm.model, ssm_metarl_gym.wrappers.history_window, sys
+        names = "agents.ssm.model", "wrappers.history_window"
+        print(*(sys.modules[f"ssm_metarl_gym.{name}"].__file__ for name in names))
     """
     run = _python(script, cwd=tmp_path / "elsewhere", PYTHONPATH=str(tmp_path))
     assert run.stderr == ""
-    assert run.stdout.split() == [str(tmp_path / "agents/ssm.py"), str(tmp_path / "wrappers/history_window.py")]
+    assert run.stdout.split() == [str(tmp_path / "agents/ssm/model.py"), str(tmp_path / "wrappers/history_window.py")]
 
 
 def _python(script, cwd, **environment):

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from ssm_metarl_gym.checks import check_integer
-from ssm_metarl_gym.wrappers._observations import VectorEpisodeObservation, check_flat_box
+from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation, check_flat_box
 
 __all__ = ["HistoryWindow", "VectorHistoryWindow"]
 

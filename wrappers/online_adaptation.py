@@ -13,8 +13,8 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssm_metarl_gym.agents.adaptation import Adapter
-from ssm_metarl_gym.agents.dynamics import DynamicsModel
+from ssm_metarl_gym.agents.adaptation.adapter import Adapter
+from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.checks import check_integer
 
 __all__ = ["OnlineAdaptation"]

@@ -10,7 +10,6 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from ssm_metarl_gym.checks import check_choice, check_integer
-from ssm_metarl_gym.distributions import TaskSet
 from ssm_metarl_gym.envs.hidden_task import (
     Family,
     HiddenTask,
@@ -21,8 +20,9 @@ from ssm_metarl_gym.envs.hidden_task import (
     shown_parameters,
     task_streams,
 )
-from ssm_metarl_gym.families import parse_family
-from ssm_metarl_gym.tasks import Task, TaskBatch
+from ssm_metarl_gym.tasks.distributions import TaskSet
+from ssm_metarl_gym.tasks.families import parse_family
+from ssm_metarl_gym.tasks.task import Task, TaskBatch
 
 __all__ = [
     "HiddenTaskVectorEnv",

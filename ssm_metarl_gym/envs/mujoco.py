@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ssm_metarl_gym.envs.hidden_task import Family, HiddenTask, check_reset_options
-from ssm_metarl_gym.mujoco_tasks import AntDirTask, HalfCheetahDirTask, HalfCheetahVelTask, HopperTask, Walker2dTask
-from ssm_metarl_gym.tasks import Task
+from ssm_metarl_gym.tasks.mujoco import AntDirTask, HalfCheetahDirTask, HalfCheetahVelTask, HopperTask, Walker2dTask
+from ssm_metarl_gym.tasks.task import Task
 
 try:
     import gymnasium.envs.mujoco.mujoco_rendering  # or the first constructor fails without saying what to install

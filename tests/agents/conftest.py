@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssm_metarl_gym.agents.low_rank import LowRankNetwork
+from ssm_metarl_gym.agents.meta_learning.low_rank import LowRankNetwork
 
 
 @pytest.fixture(autouse=True)

@@ -21,10 +21,10 @@ from ssm_metarl_gym import (
     TaskFamily,
     TaskSet,
     Uniform,
-    families,
 )
 from ssm_metarl_gym.envs import DerivedQuantity, HiddenTask, TaskParameter
-from ssm_metarl_gym.families import SPLITS
+from ssm_metarl_gym.tasks import families
+from ssm_metarl_gym.tasks.families import SPLITS
 
 SIGNED_PHYSICS = ("CartPole", "Pendulum")
 PHYSICS = (*SIGNED_PHYSICS, "PointNavigation")

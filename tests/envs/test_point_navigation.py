@@ -4,7 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from ssm_metarl_gym import families
+from ssm_metarl_gym.tasks import families
 
 
 def make(**kwargs):

@@ -56,7 +56,7 @@ def test_a_side_with_another_gradient_ends_the_run(bench_maml):
 
 def test_the_low_rank_form_is_in_one_of_our_sides_alone(bench_maml, monkeypatch):
     calls = []
-    network = sys.modules["ssm_metarl_gym.agents.query_losses"].LowRankNetwork
+    network = sys.modules["ssm_metarl_gym.agents.meta_learning.task_losses"].LowRankNetwork
     monkeypatch.setattr(network, "__call__", lambda self, x: calls.append(x) or self._run(x)[0])
     tasks = bench_maml.make_tasks(2, (3, 4))
     for side, expected in ((bench_maml.meta_maml_written, 0), (bench_maml.meta_maml, 1)):

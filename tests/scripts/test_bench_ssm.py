@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from ssm_metarl_gym.agents.scan import linear_recurrence
+from ssm_metarl_gym.agents.ssm.scan import linear_recurrence
 
 
 @pytest.fixture(scope="module")

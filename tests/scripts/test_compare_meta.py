@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ssm_metarl_gym.agents import MetaTrainer
-from ssm_metarl_gym.statistics import interval_over_seeds
+from ssm_metarl_gym.experiments.statistics import interval_over_seeds
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
 from ssm_metarl_gym.agents import SSMPPO
-from ssm_metarl_gym.statistics import bootstrap_interval
+from ssm_metarl_gym.experiments.statistics import bootstrap_interval
 from ssm_metarl_gym.wrappers import make_sb3_env
 
 ENV_ID = "ssm_metarl/CartPolePolarity-v0"

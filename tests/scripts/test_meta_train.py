@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ssm_metarl_gym.agents import MetaTrainer
-from ssm_metarl_gym.agents.dynamics_objective import DynamicsObjective
+from ssm_metarl_gym.agents.meta_training.dynamics_objective import DynamicsObjective
 
 ENV_ID = "ssm_metarl/CartPolePolarity-v0"
 SIZES = {"window": 4, "meta_batch_size": 8, "num_streams": 20, "stream_length": 16}

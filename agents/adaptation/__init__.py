@@ -1,0 +1,1 @@
+"""Adaptation of any module at test time, within bounds."""

@@ -1,0 +1,297 @@
+"""Model-agnostic meta-learning (MAML) for any module, and what descends from it."""
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ssm_metarl_gym.agents.meta_learning.distributed import sum_over_processes
+from ssm_metarl_gym.agents.meta_learning.inner_loop import InnerLoop, LearnedRates, Weights
+from ssm_metarl_gym.agents.meta_learning.outer_loop import OuterLoop
+from ssm_metarl_gym.agents.meta_learning.task_losses import AfterSteps, BatchedTasks, TaskLoss, WayBack
+from ssm_metarl_gym.agents.meta_learning.tasks import Inputs, LossFunction, MetaTask, TaskSet, as_inputs, check_set
+from ssm_metarl_gym.checks import check_choice, check_integer
+
+__all__ = ["LossFunction", "MetaMAML", "MetaTask"]
+
+_Algorithm = Literal["maml", "reptile"]
+
+
+class MetaMAML:
+    """Meta-learns the weights from which a few gradient steps on a task's support set suffice.
+
+    Finn et al. 2017, https://arxiv.org/abs/1703.03400, equation 1: the weights ``w`` minimise the mean over tasks of
+    ``loss(query; w - inner_lr * grad loss(support; w))``. By default the outer gradient is exact, through the inner
+    gradient (second order).
+
+    What else there is of this kind is chosen by keyword: first-order MAML (``first_order=True``), ANIL of Raghu et al.
+    2020, https://arxiv.org/abs/1909.09157 (``adapts=lambda name: name.startswith("head.")``), Meta-SGD of Li et al.
+    2017, https://arxiv.org/abs/1707.09835 (``learned_rates="element"``, here never negative), MAML++ of Antoniou et al.
+    2019, https://arxiv.org/abs/1810.09502 (``learned_rates="step", multi_step_updates=5000``), Reptile of Nichol et al.
+    2018, https://arxiv.org/abs/1803.02999 (``algorithm="reptile"``) and plain multi-task training (``inner_steps=0``).
+
+    All tasks are computed together, with ``torch.func.vmap``, or faster still where the model is linear and elementwise
+    layers in sequence. Tasks may differ in their numbers of rows: they are padded, and the padding masked, where the
+    loss is one of torch's elementwise ones (the rows of a batch must then not depend on each other, as they do in
+    attention over rows), else those of equal shapes are computed together. Modules that vmap refuses or gets wrong
+    (``nn.LSTM``, ``nn.LayerNorm`` in second order, batch normalisation in training) have their tasks computed one after
+    the other, which is logged once. The result is the same.
+
+    A task whose loss or gradient is not finite is left out, logged and counted. Frozen parameters
+    (``requires_grad=False``) stay as they are. Every task begins with the model's buffers; after an outer step these
+    are the mean of what the tasks made of them.
+
+    Example:
+        >>> maml = MetaMAML(nn.Linear(4, 1), inner_lr=0.01, outer_lr=0.001)
+        >>> x, y = torch.randn(10, 4), torch.randn(10, 1)
+        >>> loss = maml.meta_update([(x, y, x, y)] * 8, nn.MSELoss())
+        >>> adapted = maml.adapt(x, y, nn.MSELoss(), num_steps=5)
+
+    Args:
+        model: The module whose weights are meta-learned, in place.
+        inner_lr: Step size of the gradient steps on a support set; where it is learned, its first value.
+        outer_lr: Step size of the optimiser of the weights themselves, and of learned inner step sizes.
+        first_order: Whether the outer gradient ignores how the inner gradient depends on the weights.
+        inner_steps: Number of inner steps in :meth:`meta_update`.
+        adapts: Says by name which parameters the inner steps change; None for all. The outer step changes the others,
+            too, except in Reptile.
+        algorithm: ``"maml"``, or ``"reptile"``: the outer gradient is the way from the adapted weights back to the
+            weights, whose inner steps take support and query set in turn, as two minibatches of one task.
+        learned_rates: Which inner step sizes are learned: None, or one for each parameter (``"tensor"``), for each
+            parameter in each step (``"step"``), or for each number in each parameter (``"element"``).
+        multi_step_updates: Over so many updates, the query losses after all earlier inner steps count too, at first as
+            much as the last one, then ever less (MAML++). 0 for the last one alone.
+        inner_grad_clip_norm: The largest L2 norm of a task's gradient in an inner step.
+        grad_clip_norm: The largest L2 norm of the outer gradient.
+        optimizer_class: The class of the outer optimiser, whose ``step`` takes no closure.
+        optimizer_kwargs: More of its arguments. For a schedule give :attr:`optimizer` to one of
+            ``torch.optim.lr_scheduler``.
+        task_chunk_size: The most tasks that are computed together, which bounds the memory; None for all.
+        distributed: Whether each process of ``torch.distributed``'s default group calls :meth:`meta_update` with tasks
+            of its own, and all take the step of the mean over all tasks.
+
+    Attributes:
+        model: The model.
+        inner_steps: The number of inner steps.
+        num_updates: The number of outer steps so far.
+
+    Raises:
+        ValueError: An argument is out of its range, two contradict each other, or nothing can be trained.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inner_lr: float,
+        outer_lr: float,
+        first_order: bool = False,
+        *,
+        inner_steps: int = 1,
+        adapts: Callable[[str], bool] | None = None,
+        algorithm: _Algorithm = "maml",
+        learned_rates: LearnedRates | None = None,
+        multi_step_updates: int = 0,
+        inner_grad_clip_norm: float = math.inf,
+        grad_clip_norm: float = math.inf,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer_kwargs: Mapping[str, Any] | None = None,
+        task_chunk_size: int | None = None,
+        distributed: bool = False,
+    ) -> None:
+        if not (math.isfinite(outer_lr) and outer_lr > 0.0):
+            raise ValueError(f"outer_lr must be finite and > 0; got {outer_lr!r}.")
+        check_integer("inner_steps", inner_steps, least=0)
+        check_integer("multi_step_updates", multi_step_updates, least=0)
+        check_choice("algorithm", algorithm, get_args(_Algorithm))
+        if algorithm == "reptile" and (learned_rates is not None or multi_step_updates or inner_steps == 0):
+            raise ValueError(
+                "Reptile takes at least one inner step, learns no step sizes and has no query losses after earlier "
+                f"steps; got inner_steps={inner_steps}, learned_rates={learned_rates!r} and "
+                f"multi_step_updates={multi_step_updates}. Use algorithm='maml' for these."
+            )
+        self.model, self.inner_steps, self.algorithm = model, inner_steps, algorithm
+        self.multi_step_updates, self.num_updates, self.distributed = multi_step_updates, 0, distributed
+        self._inner = InnerLoop(
+            model,
+            inner_lr,
+            first_order=first_order or algorithm == "reptile",
+            adapts=adapts,
+            learned_rates=learned_rates,
+            num_steps=inner_steps,
+            grad_clip_norm=inner_grad_clip_norm,
+        )
+        parameters = [*self._inner.weights().values(), *self._inner.rates.values()]
+        optimizer = optimizer_class(parameters, lr=outer_lr, **(optimizer_kwargs or {}))  # type: ignore[call-arg]
+        self._outer = OuterLoop(
+            parameters,
+            optimizer,
+            task_chunk_size=task_chunk_size,
+            grad_clip_norm=grad_clip_norm,
+            distributed=distributed,
+        )
+        self._tasks = BatchedTasks(model, self._inner)
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The outer optimiser."""
+        return self._outer.optimizer
+
+    @property
+    def num_dropped(self) -> int:
+        """The number of tasks that were left out so far because they were not finite."""
+        return self._outer.num_dropped
+
+    def adapt(self, support_x: Inputs, support_y: Tensor, loss_fn: LossFunction, num_steps: int) -> nn.Module:
+        """A copy of the model after ``num_steps`` gradient steps on a support set; the model itself is untouched.
+
+        The copy shares no memory with the model and has no graph behind it: it can be saved, copied and trained on.
+
+        Args:
+            support_x: ``Float[N ...]``, the inputs; a tuple of them for a model that takes several.
+            support_y: ``Float[N ...]``, the targets.
+            loss_fn: Takes a prediction and a target, gives a scalar.
+            num_steps: Number of steps, >= 0.
+
+        Raises:
+            ValueError: The support is empty, not finite or of two lengths.
+        """
+        check_set("support", support_x, support_y)
+        check_integer("num_steps", num_steps, least=0)
+        support = TaskSet(as_inputs(support_x), support_y)
+        if not all(torch.isfinite(tensor).all() for tensor in support.tensors()):
+            raise ValueError("the support must be finite; got NaN or infinity. Drop those rows.")
+        adapted, inner = copy.deepcopy(self.model), self._inner.detached()
+        weights = {name: adapted.get_parameter(name).detach() for name in inner.trained}
+
+        def loss_of(weights: Weights) -> Tensor:
+            return support.loss(loss_fn, functional_call(adapted, weights, support.x))
+
+        for index in range(num_steps):
+            weights = inner.step(loss_of, weights, index, functional=False)
+        with torch.no_grad():
+            for name in inner.adapted:
+                adapted.get_parameter(name).copy_(weights[name])
+        return adapted
+
+    def meta_update(self, tasks: Sequence[MetaTask], loss_fn: LossFunction) -> float:
+        """One outer step on a batch of tasks.
+
+        Args:
+            tasks: Tuples ``(support_x, support_y, query_x, query_y)``.
+            loss_fn: Takes a prediction and a target, gives a scalar.
+
+        Returns:
+            The mean loss on the query sets after adaptation, from the weights before this step (with
+            ``multi_step_updates``, weighted over the inner steps).
+
+        Raises:
+            ValueError: A set is empty or of two lengths.
+            FloatingPointError: No task has a finite loss and gradient; the model is as it was.
+        """
+        if tasks or not self.distributed:  # of many processes, some may have nothing to do
+            _check_tasks(tasks)
+        buffers: dict[int, Weights] = {}
+        shares = self._shares()
+        task_loss: TaskLoss = AfterSteps(list(shares)) if self.algorithm == "maml" else WayBack(self.inner_steps)
+
+        def losses_of(numbers: Sequence[int]) -> Tensor:
+            losses = self._tasks.losses(tasks, numbers, loss_fn, self._inner, task_loss, buffers)  # K S
+            return losses @ losses.new_tensor(list(shares.values())) if len(shares) > 1 else losses[:, 0]
+
+        loss = self._outer.step(losses_of, len(tasks))
+        kept = [number for number in range(len(tasks)) if number not in self._outer.last_dropped]
+        self._follow([buffers.get(number, {}) for number in kept])
+        self.num_updates += 1
+        return loss
+
+    @torch.no_grad()
+    def query_losses(self, tasks: Sequence[MetaTask], loss_fn: LossFunction, num_steps: Sequence[int]) -> Tensor:
+        """The loss on each query set after each of these numbers of steps on its support set: ``Float[S K]``."""
+        _check_tasks(tasks)
+        if not isinstance(num_steps, Sequence) or not num_steps:
+            raise ValueError(f"num_steps must be a sequence of ints, at least one; got {num_steps!r}. Use [0, 1], say.")
+        for steps in num_steps:
+            check_integer("num_steps", steps, least=0)
+        size, inner, wanted = self._outer.task_chunk_size or len(tasks), self._inner.detached(), AfterSteps(num_steps)
+        chunks = (range(start, min(start + size, len(tasks))) for start in range(0, len(tasks), size))
+        return torch.cat([self._tasks.losses(tasks, chunk, loss_fn, inner, wanted) for chunk in chunks]).t()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is learned and counted here: not the model, but the optimiser and the learned step sizes."""
+        return {
+            "optimizer_class": type(self.optimizer).__name__,
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),  # whose tensors would change with the next step
+            "rates": {name: rate.detach().clone() for name, rate in self._inner.rates.items()},
+            "num_updates": self.num_updates,
+            "num_dropped": self.num_dropped,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave, of an object made with the same arguments.
+
+        Raises:
+            ValueError: The state is of something else.
+        """
+        optimizer = type(self.optimizer).__name__
+        if state.get("optimizer_class") != optimizer:
+            raise ValueError(
+                f"the state must be one of MetaMAML with {optimizer}; got one with {state.get('optimizer_class')!r}. "
+                "Give optimizer_class as it was."
+            )
+        shapes = {name: rate.shape for name, rate in self._inner.rates.items()}
+        if {name: rate.shape for name, rate in state["rates"].items()} != shapes:
+            raise ValueError(
+                f"the state must have learned step sizes like those here ({self._inner.learned_rates!r}, {len(shapes)} "
+                f"parameters); got {len(state['rates'])} of other names or shapes. Give learned_rates as it was."
+            )
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        with torch.no_grad():
+            for name, rate in state["rates"].items():
+                self._inner.rates[name].copy_(rate)
+        self.num_updates, self._outer.num_dropped = state["num_updates"], state["num_dropped"]
+
+    def _shares(self) -> dict[int, float]:
+        """What the losses after the steps of these numbers count in the outer loss."""
+        last = self.inner_steps
+        if last < 2 or self.num_updates >= self.multi_step_updates:
+            return {last: 1.0}
+        earlier = (1.0 - self.num_updates / self.multi_step_updates) / last
+        return {**dict.fromkeys(range(1, last), earlier), last: 1.0 - (last - 1) * earlier}
+
+    @torch.no_grad()
+    def _follow(self, changed: Sequence[Weights]) -> None:
+        """Move the model's buffers to the mean of what each task made of them, given those that it changed."""
+        if not (self.distributed or any(changed)):
+            return
+        own = dict(self.model.named_buffers())
+        wide = {name: buffer.to(torch.promote_types(buffer.dtype, torch.float64)) for name, buffer in own.items()}
+        changes = {name: torch.zeros_like(buffer) for name, buffer in wide.items()}
+        for task in changed:
+            for name, buffer in task.items():
+                change = buffer - wide[name]
+                changes[name] += torch.where(torch.isfinite(change), change, 0.0)
+        count = torch.tensor(float(len(changed)), dtype=torch.float64, device=self._outer.parameters[0].device)
+        if self.distributed and own:
+            sum_over_processes([*changes.values(), count])
+        for name, change in changes.items():
+            if change.any():  # the others stay bit for bit
+                moved = wide[name] + change / count
+                whole = not (own[name].is_floating_point() or own[name].is_complex())
+                own[name].copy_(moved.round() if whole else moved)
+
+
+def _check_tasks(tasks: Sequence[MetaTask]) -> None:
+    if not tasks:
+        raise ValueError("tasks must hold at least one tuple (support_x, support_y, query_x, query_y); got none.")
+    for index, task in enumerate(tasks):
+        if len(task) != 4:
+            raise ValueError(
+                f"task {index} must be a tuple (support_x, support_y, query_x, query_y); got {len(task)} parts."
+            )
+        support_x, support_y, query_x, query_y = task
+        check_set(f"support of task {index}", support_x, support_y)
+        check_set(f"query of task {index}", query_x, query_y)

@@ -1,0 +1,157 @@
+"""The outer loop of meta-learning: an ordinary optimiser's step on the mean loss over tasks."""
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ssm_metarl_gym.agents.meta_learning.distributed import sum_over_processes
+from ssm_metarl_gym.checks import check_integer
+
+__all__ = ["OuterLoop"]
+
+_logger = logging.getLogger(__name__)
+
+
+class OuterLoop:
+    """Steps of an optimiser on the mean loss over tasks.
+
+    Tasks whose loss or gradient is not finite are left out and counted; the mean is over the others.
+
+    Args:
+        parameters: What is trained.
+        optimizer: Any optimiser of them.
+        task_chunk_size: The most tasks whose graph is held at once; None for all. The result is the same.
+        grad_clip_norm: The largest L2 norm of the mean gradient; inf for no bound.
+        distributed: Whether every process of the default process group takes the same step at the same time, each with
+            tasks of its own. The mean is over the tasks of all of them.
+
+    Attributes:
+        num_dropped: The number of tasks that were left out so far, in all processes.
+        last_dropped: The numbers of those of this process that the last step left out.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        optimizer: torch.optim.Optimizer,
+        *,
+        task_chunk_size: int | None = None,
+        grad_clip_norm: float = math.inf,
+        distributed: bool = False,
+    ) -> None:
+        if task_chunk_size is not None:
+            check_integer("task_chunk_size", task_chunk_size)
+        if not grad_clip_norm > 0.0:
+            raise ValueError(f"grad_clip_norm must be > 0; got {grad_clip_norm!r}. Use inf for no bound.")
+        self.parameters, self.optimizer = tuple(parameters), optimizer
+        self.task_chunk_size, self.grad_clip_norm, self.distributed = task_chunk_size, grad_clip_norm, distributed
+        self.num_dropped = 0
+        self.last_dropped: list[int] = []
+
+    def step(self, losses_of: Callable[[Sequence[int]], Tensor], num_tasks: int) -> float:
+        """One step.
+
+        Args:
+            losses_of: The losses of the tasks of these numbers, which are consecutive, ``Float[len(numbers)]``, with
+                the graph behind them. May be called more than once with the same number.
+            num_tasks: The number of tasks, of this process.
+
+        Returns:
+            The mean loss over the tasks that count, from before the step.
+
+        Raises:
+            FloatingPointError: No task counts, or their mean gradient is not finite; the parameters are as they were.
+        """
+        total, self.last_dropped = _Total(self.parameters), []
+        size = max(num_tasks, 1) if self.task_chunk_size is None else self.task_chunk_size
+        for start in range(0, num_tasks, size):
+            self._add(total, losses_of, range(start, min(start + size, num_tasks)))
+        if self.distributed:
+            total.sum_over_processes()
+        loss, num_kept, num_dropped = total.counts.tolist()
+        gradients = total.mean_gradients()
+        if num_dropped:
+            _logger.warning(
+                "%d of %d tasks were left out: their loss or gradient is not finite",
+                num_dropped,
+                num_kept + num_dropped,
+            )
+            self.num_dropped += int(num_dropped)
+        if not num_kept or not _finite(gradients):
+            found = (
+                "their sum over the tasks overflows" if num_kept else f"they are so in none of {num_dropped:.0f} tasks"
+            )
+            raise FloatingPointError(
+                f"the loss and its gradient must be finite; {found}, and the weights were left as they were. "
+                "Lower inner_lr or outer_lr, or normalise the data."
+            )
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        if self.grad_clip_norm < math.inf:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.grad_clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(loss / num_kept)
+
+    def _add(self, total: "_Total", losses_of: Callable[[Sequence[int]], Tensor], numbers: Sequence[int]) -> None:
+        """Add the tasks of a chunk; where it is not finite as a whole, half by half."""
+        found = self._differentiate(losses_of(numbers))
+        if found is not None:
+            total.add(*found)
+        elif len(numbers) == 1:
+            total.counts[2] += 1
+            self.last_dropped += numbers
+        else:
+            middle = len(numbers) // 2
+            self._add(total, losses_of, numbers[:middle])
+            self._add(total, losses_of, numbers[middle:])
+
+    def _differentiate(self, losses: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]] | None:
+        """The losses and the gradients of their sum; None where one of them is not finite."""
+        if not torch.isfinite(losses).all():
+            return None
+        gradients = torch.autograd.grad(losses.sum(), self.parameters, allow_unused=True)
+        return (losses.detach(), gradients) if _finite(gradients) else None
+
+
+class _Total:
+    """Sums over tasks.
+
+    Attributes:
+        gradients: One for each parameter.
+        used: ``Float64[P]``, how many chunks depended on each parameter.
+        counts: ``Float64[3]``: the sum of the losses, the number of tasks that count, the number of those that do not.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.gradients = [torch.zeros_like(parameter) for parameter in parameters]
+        self.used = torch.zeros(len(parameters), dtype=torch.float64)
+        self.counts = torch.zeros(3, dtype=torch.float64)
+
+    def add(self, losses: Tensor, gradients: Sequence[Tensor | None]) -> None:
+        for total, gradient in zip(self.gradients, gradients, strict=True):
+            if gradient is not None:
+                total += gradient
+        self.used += torch.tensor([gradient is not None for gradient in gradients])
+        self.counts[0] += losses.cpu().double().sum()  # not every device has double precision
+        self.counts[1] += len(losses)
+
+    def sum_over_processes(self) -> None:
+        device = self.gradients[0].device  # NCCL takes nothing from the CPU
+        self.used, self.counts = self.used.to(device), self.counts.to(device)
+        sum_over_processes([*self.gradients, self.used, self.counts])
+
+    def mean_gradients(self) -> list[Tensor | None]:
+        """None for a parameter on which no loss depends, so that the optimiser skips it."""
+        num_tasks = max(float(self.counts[1]), 1.0)
+        return [
+            gradient / num_tasks if used else None
+            for gradient, used in zip(self.gradients, self.used.tolist(), strict=True)
+        ]
+
+
+def _finite(tensors: Sequence[Tensor | None]) -> bool:
+    return all(tensor is None or bool(torch.isfinite(tensor).all()) for tensor in tensors)

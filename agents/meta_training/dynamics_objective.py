@@ -1,0 +1,246 @@
+"""Meta-training of a model of the dynamics: what a task, a loss and an evaluation are."""
+
+import math
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from ssm_metarl_gym.agents.meta_learning.distributed import copy_from_first_process, own_share
+from ssm_metarl_gym.agents.meta_learning.maml import MetaMAML, MetaTask
+from ssm_metarl_gym.agents.meta_training.streams import collect_streams, make_stream_env
+from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
+from ssm_metarl_gym.checks import check_integer
+
+__all__ = ["DynamicsObjective", "DynamicsOptions", "default_dynamics_model", "weighted_mse"]
+
+# The first number of the spawn key of a random stream: what it is for.
+_UPDATES, _TRAINING_STREAMS, _EVALUATION_STREAMS = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class DynamicsOptions:
+    """How :class:`DynamicsObjective` trains.
+
+    Attributes:
+        inner_lr: Step size of the inner loop, and of the adaptation at test time.
+        outer_lr: Step size of Adam.
+        inner_steps: Number of steps of the inner loop, and of one call of the adapter at test time; 0 trains one model
+            for all tasks, without an inner loop.
+        window: Number of transitions in a support set, and in a query set.
+        meta_batch_size: Number of tasks in an update.
+        num_streams: Number of streams to collect.
+        stream_length: Number of transitions of a stream, at least two windows.
+        first_order: As in :class:`MetaMAML`, and so are those that follow.
+        learned_rates: What has a step size of its own that is learned, from ``inner_lr`` on.
+        multi_step_updates: For how many updates the losses after earlier inner steps count, too.
+        inner_grad_clip_norm: Largest norm of a task's gradient.
+        grad_clip_norm: Largest norm of the outer gradient.
+        task_chunk_size: The most tasks whose graph is held at once; None for all.
+
+    Raises:
+        ValueError: A size is not positive, or a stream is shorter than two windows.
+    """
+
+    inner_lr: float = 0.3
+    outer_lr: float = 2e-3
+    inner_steps: int = 1
+    window: int = 16
+    meta_batch_size: int = 32
+    num_streams: int = 1000
+    stream_length: int = 64
+    first_order: bool = False
+    learned_rates: Literal["tensor", "step", "element"] | None = None
+    multi_step_updates: int = 0
+    inner_grad_clip_norm: float = math.inf
+    grad_clip_norm: float = math.inf
+    task_chunk_size: int | None = None
+
+    def __post_init__(self) -> None:
+        # MetaMAML checks what it is given.
+        for name in ("window", "meta_batch_size", "num_streams"):
+            check_integer(name, getattr(self, name))
+        check_integer("stream_length (at least two windows)", self.stream_length, least=2 * self.window)
+
+
+class DynamicsObjective:
+    """Trains a :class:`DynamicsModel` so that a few steps on the latest transitions tell it the task.
+
+    A task is a stream of random actions in an environment of the ``train`` split. Its support set is a window of
+    transitions of which only the last few count, a random number of them, so that the model learns to adapt from the
+    first transition on; its query set is the window that follows.
+
+    Args:
+        env_id: An environment with a ``split`` argument.
+        model: The model to train, in place and with all its parameters; None for :func:`default_dynamics_model`.
+        env_kwargs: More arguments of the environment.
+        seed: Seeds the tasks, the actions, the batches and the weights of the default model.
+        options: How to train.
+        distributed: Whether all processes of the default process group train together, each on a share of the tasks.
+
+    Attributes:
+        model: The model. Between updates, just what adapts at test time requires a gradient.
+
+    Raises:
+        ValueError: An option is not valid.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        model: DynamicsModel | None = None,
+        *,
+        env_kwargs: Mapping[str, Any],
+        seed: int,
+        options: DynamicsOptions,
+        distributed: bool = False,
+    ) -> None:
+        self._env_id, self._env_kwargs, self._seed, self._options = env_id, dict(env_kwargs), seed, options
+        self._distributed = distributed
+        self.model = default_dynamics_model(env_id, env_kwargs, seed) if model is None else model
+        self._streams: tuple[Tensor, Tensor] | None = None
+        with self._trainable():
+            self._maml = MetaMAML(
+                nn.Sequential(self.model.core, self.model.head),
+                options.inner_lr,
+                options.outer_lr,
+                options.first_order,
+                inner_steps=options.inner_steps,
+                adapts=lambda name: self.model.adapts == "all" or name.startswith("1."),
+                learned_rates=options.learned_rates,
+                multi_step_updates=options.multi_step_updates,
+                inner_grad_clip_norm=options.inner_grad_clip_norm,
+                grad_clip_norm=options.grad_clip_norm,
+                task_chunk_size=options.task_chunk_size,
+                distributed=distributed,
+            )
+
+    def update(self, number: int) -> dict[str, float]:
+        """One outer step, the one of this number: the loss, and the number of tasks that were left out."""
+        if self._streams is None:
+            self._streams = self._training_streams(first=number == 0)
+        rng = np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=(_UPDATES, number)))
+        tasks = self._sample_tasks(*self._streams, rng)
+        if self._distributed:
+            tasks = [tasks[index] for index in own_share(len(tasks))]
+        num_dropped = self._maml.num_dropped
+        with self._trainable():
+            loss = self._maml.meta_update(tasks, weighted_mse)
+        return {"loss": loss, "dropped_tasks": float(self._maml.num_dropped - num_dropped)}
+
+    def evaluate(
+        self, split: str, num_steps: Sequence[int], *, num_tasks: int, seed: int
+    ) -> dict[int, npt.NDArray[np.float64]]:
+        """The prediction error of each of ``num_tasks`` fresh tasks after so many inner steps, ``{steps: Float[K]}``.
+
+        It is in variances of the change. The whole support counts.
+        """
+        window = self._options.window
+        key = (_EVALUATION_STREAMS, zlib.crc32(split.encode()))
+        inputs, targets = self._collect(split, num_tasks, 2 * window, np.random.SeedSequence(seed, spawn_key=key))
+        tasks = _split_windows(inputs, targets, window)
+        with self._trainable():
+            losses = self._maml.query_losses(tasks, weighted_mse, num_steps).double().cpu().numpy()
+        return dict(zip(num_steps, losses, strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that training goes on from, but for the weights of the model."""
+        return {"adapts": self.model.adapts, "maml": self._maml.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: The state is of a model of which another part adapts.
+        """
+        if self.model.adapts != state["adapts"]:
+            raise ValueError(f"it has adapts={state['adapts']!r}; got {self.model.adapts!r}.")
+        self._maml.load_state_dict(state["maml"])
+
+    @contextmanager
+    def _trainable(self) -> Iterator[None]:
+        """In the block every parameter requires a gradient, after it only what adapts at test time."""
+        self.model.requires_grad_(True)
+        try:
+            yield
+        finally:
+            self.model.prepare_to_adapt()
+
+    def _training_streams(self, *, first: bool) -> tuple[Tensor, Tensor]:
+        """The streams to train on; before the first update they set the normalisation of the model, too."""
+        seed = np.random.SeedSequence(self._seed, spawn_key=(_TRAINING_STREAMS, zlib.crc32(b"train")))
+        options = self._options
+        return self._collect("train", options.num_streams, options.stream_length, seed, set_normalisation=first)
+
+    def _collect(
+        self,
+        split: str,
+        num_streams: int,
+        stream_length: int,
+        seed: np.random.SeedSequence,
+        *,
+        set_normalisation: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Normalised inputs ``Float[S T in]``, and targets with a weight as last column ``Float[S T D+1]``."""
+        env = make_stream_env(self._env_id, num_streams, split=split, **self._env_kwargs)
+        try:
+            streams = collect_streams(env, num_streams, stream_length, seed=seed)
+        finally:
+            env.close()
+        flat = [
+            array.reshape(-1, *array.shape[2:])
+            for array in (streams.observations, streams.actions, streams.next_observations)
+        ]
+        weights = ~streams.restarted.reshape(-1)
+        if set_normalisation:
+            self.model.set_normalisation(*(array[weights] for array in flat))
+            if self._distributed:
+                copy_from_first_process(self.model.state_dict().values())
+        inputs = self.model.inputs(flat[0], flat[1])
+        targets = self.model.targets(flat[0], flat[2])
+        targets = torch.cat([targets, torch.as_tensor(weights[:, None]).to(targets)], dim=1)
+        return inputs.unflatten(0, streams.restarted.shape), targets.unflatten(0, streams.restarted.shape)
+
+    def _sample_tasks(self, inputs: Tensor, targets: Tensor, rng: np.random.Generator) -> list[MetaTask]:
+        window, size = self._options.window, self._options.meta_batch_size
+        streams = rng.integers(len(inputs), size=size)
+        offsets = rng.integers(inputs.shape[1] - 2 * window + 1, size=size)
+        times = torch.as_tensor(offsets[:, None] + np.arange(2 * window))  # K 2W
+        x = inputs[torch.as_tensor(streams)[:, None], times]  # K 2W in
+        y = targets[torch.as_tensor(streams)[:, None], times]  # K 2W D+1
+        num_ignored = torch.as_tensor(rng.integers(window + 1, size=size))
+        ignored = torch.arange(2 * window) < num_ignored[:, None]  # K 2W
+        y[..., -1] = torch.where(ignored.to(y.device), 0.0, y[..., -1])
+        return _split_windows(x, y, window)
+
+
+def weighted_mse(prediction: Tensor, target: Tensor) -> Tensor:
+    """The mean squared error over the rows of weight 1: ``Float[N D]`` against ``Float[N D+1]``, the weight last.
+
+    Zero where no row counts.
+    """
+    weight = target[..., -1:]
+    errors = (prediction - target[..., :-1]).square() * weight
+    return errors.sum() / (weight.sum().clamp(min=1.0) * prediction.shape[-1])
+
+
+def default_dynamics_model(
+    env_id: str, env_kwargs: Mapping[str, Any], seed: int, adapts: Literal["last_layer", "all"] = "last_layer"
+) -> DynamicsModel:
+    """``DynamicsModel(observation_space, action_space)`` for an environment, with weights from ``seed``."""
+    env: gym.Env[Any, Any] = gym.make(env_id, split="train", disable_env_checker=True, **env_kwargs)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed other devices too
+        return DynamicsModel(env.observation_space, env.action_space, adapts=adapts)
+
+
+def _split_windows(x: Tensor, y: Tensor, window: int) -> list[MetaTask]:
+    """The tasks in ``Float[K 2W ...]``: in each the first W rows are the support, the others the query."""
+    return list(zip(x[:, :window], y[:, :window], x[:, window:], y[:, window:], strict=True))

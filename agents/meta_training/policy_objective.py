@@ -1,0 +1,350 @@
+"""Meta-training of a policy: policy gradients in both loops, on trajectories that the policies of that moment took."""
+
+import copy
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.func import functional_call, vmap
+
+from ssm_metarl_gym.agents.meta_learning.distributed import copy_from_first_process, own_share
+from ssm_metarl_gym.agents.meta_learning.inner_loop import InnerLoop, LearnedRates, Weights
+from ssm_metarl_gym.agents.meta_learning.outer_loop import OuterLoop
+from ssm_metarl_gym.agents.meta_training.surrogates import (
+    Sample,
+    Surrogate,
+    adaptation_loss,
+    clipped_loss,
+    divergence,
+    prepare,
+)
+from ssm_metarl_gym.agents.meta_training.trajectories import TaskRows, Trajectories, collect_trajectories
+from ssm_metarl_gym.agents.models.meta_policy import MetaPolicy, Network
+from ssm_metarl_gym.checks import check_choice, check_integer, is_number
+from ssm_metarl_gym.tasks.task import Task
+
+__all__ = ["PolicyObjective", "PolicyOptions", "default_policy"]
+
+# The first number of the spawn key of a random stream: what it is for.
+_TASKS, _TRAJECTORIES, _NORMALISATION, _EVALUATION, _ADAPTATION = range(5)
+
+
+@dataclass(frozen=True)
+class PolicyOptions:
+    """How :class:`PolicyObjective` trains.
+
+    Attributes:
+        inner_lr: Step size of the inner loop.
+        outer_lr: Step size of Adam.
+        inner_steps: Number of steps of the inner loop, each on fresh trajectories; 0 trains one policy for all tasks.
+        meta_batch_size: Number of tasks in an update.
+        trajectories_per_task: Number of trajectories for each step, the outer one included.
+        gamma: Discount factor.
+        gae_lambda: Weight of longer against shorter estimates of advantages.
+        clip_range: How far a ratio of probabilities may profitably leave 1 in the outer loop.
+        num_epochs: Number of steps of Adam on the trajectories of one update.
+        kl_penalty: Weight of the mean divergence of all policies of an update from those that took the trajectories.
+        surrogate: How the inner gradient depends on the weights, see :func:`adaptation_loss`.
+        first_order: Whether the outer gradient takes inner gradients as constants.
+        learned_rates: What has a step size of its own that is learned, from ``inner_lr`` on, see :class:`InnerLoop`.
+        network: ``"mlp"`` or ``"ssm"``, of the default policy.
+        width: Width of its layers.
+        grad_clip_norm: Largest norm of the outer gradient.
+        task_chunk_size: The most tasks whose graph is held at once, few enough for the processor's cache; None for all.
+
+    Raises:
+        ValueError: An option is not valid.
+    """
+
+    inner_lr: float = 0.3
+    outer_lr: float = 3e-3
+    inner_steps: int = 1
+    meta_batch_size: int = 20
+    trajectories_per_task: int = 10
+    gamma: float = 0.98
+    gae_lambda: float = 0.95
+    clip_range: float = 0.2
+    num_epochs: int = 4
+    kl_penalty: float = 0.0
+    surrogate: Surrogate = "lvc"
+    first_order: bool = False
+    learned_rates: LearnedRates | None = None
+    network: Network = "mlp"
+    width: int = 32
+    grad_clip_norm: float = math.inf
+    task_chunk_size: int | None = 5
+
+    def __post_init__(self) -> None:
+        for name in ("meta_batch_size", "trajectories_per_task", "num_epochs", "width"):
+            check_integer(name, getattr(self, name))
+        check_integer("inner_steps", self.inner_steps, least=0)
+        if self.task_chunk_size is not None:
+            check_integer("task_chunk_size", self.task_chunk_size)
+        for name, least, most, rule in _RANGES:
+            value = getattr(self, name)
+            if not (is_number(value) and least <= value <= most):
+                raise ValueError(f"{name} must be {rule}; got {value!r}.")
+        check_choice("surrogate", self.surrogate, get_args(Surrogate))
+        check_choice("network", self.network, get_args(Network))
+        if self.learned_rates is not None:
+            check_choice("learned_rates", self.learned_rates, get_args(LearnedRates))
+
+
+_TINY, _HUGE = np.finfo(np.float32).tiny, np.finfo(np.float32).max
+_RANGES: Final = (
+    ("inner_lr", _TINY, _HUGE, "finite and > 0; for no inner loop use inner_steps=0"),
+    ("outer_lr", _TINY, _HUGE, "finite and > 0"),
+    ("gamma", 0.0, 1.0, "in [0, 1]"),
+    ("gae_lambda", 0.0, 1.0, "in [0, 1]"),
+    ("clip_range", _TINY, _HUGE, "finite and > 0"),
+    ("kl_penalty", 0.0, _HUGE, "finite and >= 0"),
+    ("grad_clip_norm", _TINY, math.inf, "> 0; inf is no bound"),
+)
+
+
+class PolicyObjective:
+    """Trains a :class:`MetaPolicy` so that few policy gradient steps on a task's own trajectories suffice.
+
+    It is proximal meta-policy search (ProMP, Rothfuss et al. 2018, https://arxiv.org/abs/1810.06784, algorithm 1). An
+    update draws tasks, lets the present policy act in each, takes one step of the inner loop for each task, lets the
+    adapted policies act, and so on. Then a few steps of Adam improve the weights that all tasks start from: the
+    adaptation is computed again from the stored trajectories, as a differentiable function of these weights, and the
+    clipped surrogate of PPO is measured on the last trajectories, those of the adapted policies.
+
+    Each process of a distributed run simulates all tasks, whose rows share one random stream, and differentiates its
+    share of them, which takes most of the time.
+
+    Args:
+        env_id: An environment of this package that has a batched form.
+        model: The policy to train, in place; None for :func:`default_policy`.
+        env_kwargs: More arguments of the environment.
+        seed: Seeds the tasks, the trajectories and the weights of the default policy.
+        options: How to train.
+        distributed: Whether all processes of the default process group train together.
+
+    Attributes:
+        model: The policy.
+
+    Raises:
+        ValueError: The environment has no batched form with hidden tasks, or the policy is for other spaces.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        model: MetaPolicy | None = None,
+        *,
+        env_kwargs: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        options: PolicyOptions | None = None,
+        distributed: bool = False,
+    ) -> None:
+        options = PolicyOptions() if options is None else options
+        self._seed, self._options, self._distributed = seed, options, distributed
+        self._rows = TaskRows(env_id, env_kwargs)
+        self.model = default_policy(self._rows, options, seed) if model is None else model
+        own, theirs = ((x.observation_space, x.action_space) for x in (self.model, self._rows))
+        if own != theirs:
+            raise ValueError(f"the policy must be for the spaces {theirs} of {env_id}; got one for {own}.")
+        self._inner = InnerLoop(
+            self.model,
+            options.inner_lr,
+            first_order=options.first_order,
+            learned_rates=options.learned_rates,
+            num_steps=options.inner_steps,
+        )
+        parameters = [*self._inner.weights().values(), *self._inner.rates.values()]
+        self._outer = OuterLoop(
+            parameters,
+            torch.optim.Adam(parameters, lr=options.outer_lr),
+            task_chunk_size=options.task_chunk_size,
+            grad_clip_norm=options.grad_clip_norm,
+            distributed=distributed,
+        )
+
+    def update(self, number: int) -> dict[str, float]:
+        """The outer update of this number.
+
+        Returns:
+            The loss in its first epoch, the mean return after each inner step, and the number of tasks that were left
+            out because they were not finite, on the mean over the epochs.
+
+        Raises:
+            FloatingPointError: No task of an epoch is finite; the model is as it was before the update.
+        """
+        before = copy.deepcopy((self.model.state_dict(), self.state_dict()))
+        try:
+            return self._update(number)
+        except BaseException:  # an interrupt, too: the same update follows where training goes on
+            self.model.load_state_dict(before[0])
+            self.load_state_dict(before[1])
+            raise
+
+    def _update(self, number: int) -> dict[str, float]:
+        samples, returns = self._sample(number)
+        num_tasks = self._options.meta_batch_size
+        share = own_share(num_tasks) if self._distributed else range(num_tasks)
+        own = [sample.select(slice(share.start, share.stop)) for sample in samples]
+        num_dropped = self._outer.num_dropped
+        losses = [self._outer.step(partial(self._losses, own), len(share)) for _ in range(self._options.num_epochs)]
+        named = {f"return_after_{index}_steps": value for index, value in enumerate(returns)}
+        dropped_tasks = (self._outer.num_dropped - num_dropped) / self._options.num_epochs
+        return {"loss": losses[0], **named, "dropped_tasks": dropped_tasks}
+
+    def evaluate(
+        self, split: str, num_steps: Sequence[int], *, num_tasks: int, seed: int
+    ) -> dict[int, npt.NDArray[np.float64]]:
+        """The mean undiscounted return in each of ``num_tasks`` tasks after so many inner steps, ``{steps: Float[K]}``.
+
+        Every step is taken on fresh trajectories, ``trajectories_per_task`` of them, and every return is that of fresh
+        ones. There may be more steps than in training.
+        """
+        for steps in num_steps:
+            check_integer("num_steps", steps, least=0)
+        key = zlib.crc32(split.encode())
+        tasks_seed, *seeds = np.random.SeedSequence(seed, spawn_key=(_EVALUATION, key)).spawn(2 + max(num_steps))
+        tasks = self._rows.draw_tasks(split, num_tasks, tasks_seed)
+        returns, weights = {}, self._initial_weights(num_tasks)
+        for index, stream in enumerate(seeds):
+            trajectories = self._collect(weights, tasks, stream)
+            returns[index] = trajectories.returns().mean(1).cpu().numpy()
+            if index < max(num_steps):
+                weights = self._adapt(weights, self._prepare(trajectories), index)
+        return {steps: returns[steps] for steps in num_steps}
+
+    def adapt(self, task: Task | Mapping[str, float], num_steps: int, *, seed: int) -> MetaPolicy:
+        """A copy of the policy after ``num_steps`` inner steps in one task, each on fresh trajectories."""
+        check_integer("num_steps", num_steps, least=0)
+        tasks = [task if isinstance(task, Task) else self._rows.task_type.from_dict(task)]
+        weights = self._initial_weights(1)
+        for index, stream in enumerate(np.random.SeedSequence(seed, spawn_key=(_ADAPTATION,)).spawn(num_steps)):
+            weights = self._adapt(weights, self._prepare(self._collect(weights, tasks, stream)), index)
+        adapted = copy.deepcopy(self.model)
+        adapted.load_state_dict({name: weight[0] for name, weight in weights.items()}, strict=False)
+        return adapted
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that training goes on from, but for the weights of the model."""
+        return {
+            "optimizer": copy.deepcopy(self._outer.optimizer.state_dict()),  # whose tensors change with the next step
+            "rates": {name: rate.detach().clone() for name, rate in self._inner.rates.items()},
+            "num_dropped": self._outer.num_dropped,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: The state has other learned step sizes.
+        """
+        own, theirs = (
+            {name: tuple(rate.shape) for name, rate in rates.items()} for rates in (self._inner.rates, state["rates"])
+        )
+        if own != theirs:
+            raise ValueError(f"the learned rates must be of {own}; got {theirs}. Use the same learned_rates.")
+        self._outer.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        with torch.no_grad():
+            for name, rate in self._inner.rates.items():
+                rate.copy_(state["rates"][name])
+        self._outer.num_dropped = state["num_dropped"]
+
+    def _sample(self, number: int) -> tuple[list[Sample], list[float]]:
+        """A sample before each inner step and one after the last, and the mean return in each."""
+        options = self._options
+        tasks = self._rows.draw_tasks("train", options.meta_batch_size, self._stream(_TASKS, number))
+        if not self.model.is_normalised:
+            self._set_normalisation(tasks)
+        weights = self._initial_weights(len(tasks))
+        samples: list[Sample] = []
+        returns: list[float] = []
+        for index in range(options.inner_steps + 1):
+            if index:
+                weights = self._adapt(weights, samples[-1], index - 1)
+            trajectories = self._collect(weights, tasks, self._stream(_TRAJECTORIES, number, index))
+            samples.append(self._prepare(trajectories))
+            returns.append(trajectories.returns().mean().item())
+        return samples, returns
+
+    def _losses(self, samples: Sequence[Sample], numbers: Sequence[int]) -> Tensor:
+        """The outer losses of tasks, ``Float[len(numbers)]``: their adaptation is computed again, with a graph."""
+        chunk = [sample.select(slice(numbers[0], numbers[-1] + 1)) for sample in samples]
+        return vmap(self._outer_loss, in_dims=(None, 0))(self._inner.weights(), chunk)
+
+    def _outer_loss(self, weights: Weights, samples: Sequence[Sample]) -> Tensor:
+        """The loss of one task after adaptation to its samples but the last one."""
+        options, distribution = self._options, self.model.distribution
+        divergences = []
+        for index, sample in enumerate(samples[:-1]):
+            if options.kl_penalty:
+                divergences.append(divergence(distribution, self._parameters(weights, sample), sample))
+            weights = self._inner.step(partial(self._inner_loss, sample=sample), weights, index)
+        parameters = self._parameters(weights, samples[-1])
+        loss = clipped_loss(distribution, parameters, samples[-1], options.clip_range)
+        if options.kl_penalty:
+            divergences.append(divergence(distribution, parameters, samples[-1]))
+            loss = loss + options.kl_penalty * torch.stack(divergences).mean()
+        return loss
+
+    def _inner_loss(self, weights: Weights, sample: Sample) -> Tensor:
+        parameters = self._parameters(weights, sample)
+        return adaptation_loss(self.model.distribution, parameters, sample, self._options.surrogate)
+
+    def _parameters(self, weights: Weights, sample: Sample) -> Tensor:
+        parameters: Tensor = functional_call(self.model, weights, (sample.observations,))[0]
+        return parameters
+
+    def _adapt(self, weights: Weights, sample: Sample, index: int) -> Weights:
+        """One inner step in every task, without a graph: ``[K ...]`` -> ``[K ...]``."""
+        inner = self._inner.detached()
+
+        def step(weights: Weights, sample: Sample) -> Weights:
+            return inner.step(partial(self._inner_loss, sample=sample), weights, index)
+
+        with torch.no_grad():
+            adapted: Weights = vmap(step)(weights, sample)
+        # With weights that are not finite nobody can act. Such a task keeps those it had; its outer loss, for which the
+        # step is computed again, is not finite and does not count.
+        finite = torch.stack([torch.isfinite(weight).flatten(1).all(1) for weight in adapted.values()]).all(0)  # K
+        return {
+            name: torch.where(finite.view(-1, *[1] * (weight.ndim - 1)), weight, weights[name])
+            for name, weight in adapted.items()
+        }
+
+    def _initial_weights(self, num_tasks: int) -> Weights:
+        """The weights that every task starts from, ``[K ...]``."""
+        return {
+            name: weight.detach().expand(num_tasks, *weight.shape) for name, weight in self._inner.weights().items()
+        }
+
+    def _collect(self, weights: Weights, tasks: Sequence[Task], seed: np.random.SeedSequence) -> Trajectories:
+        num_trajectories = self._options.trajectories_per_task
+        return collect_trajectories(self._rows, self.model, weights, tasks, num_trajectories, seed=seed)
+
+    def _prepare(self, trajectories: Trajectories) -> Sample:
+        inputs, scale = self.model.normalise(trajectories.observations), self.model.advantage_scale
+        return prepare(trajectories, inputs, scale, gamma=self._options.gamma, gae_lambda=self._options.gae_lambda)
+
+    def _set_normalisation(self, tasks: Sequence[Task]) -> None:
+        """Before the first update: by what the untrained policy sees."""
+        trajectories = self._collect(self._initial_weights(len(tasks)), tasks, self._stream(_NORMALISATION))
+        self.model.set_normalisation(trajectories.observations[trajectories.valid])
+        self.model.set_advantage_scale(self._prepare(trajectories).advantages[trajectories.valid])
+        if self._distributed:
+            copy_from_first_process(self.model.buffers())
+
+    def _stream(self, *key: int) -> np.random.SeedSequence:
+        return np.random.SeedSequence(self._seed, spawn_key=key)
+
+
+def default_policy(rows: TaskRows, options: PolicyOptions, seed: int) -> MetaPolicy:
+    """The policy for an environment that the options describe, with weights from ``seed``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed other devices too
+        return MetaPolicy(rows.observation_space, rows.action_space, network=options.network, width=options.width)

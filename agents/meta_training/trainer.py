@@ -1,0 +1,380 @@
+"""Meta-training over the tasks of an environment."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from stable_baselines3.common.logger import Logger
+from torch import nn
+from tqdm.auto import tqdm
+
+from ssm_metarl_gym.agents.adaptation.adapter import AdaptationConfig
+from ssm_metarl_gym.agents.meta_learning.distributed import rank, world_size
+from ssm_metarl_gym.agents.meta_training.dynamics_objective import (
+    DynamicsObjective,
+    DynamicsOptions,
+    default_dynamics_model,
+)
+from ssm_metarl_gym.agents.meta_training.policy_objective import PolicyObjective, PolicyOptions
+from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
+from ssm_metarl_gym.agents.models.meta_policy import MetaPolicy
+from ssm_metarl_gym.checks import check_choice, check_integer
+from ssm_metarl_gym.files import replacing
+from ssm_metarl_gym.tasks.task import Task
+
+__all__ = ["MetaTrainer", "Objective"]
+
+_FORMAT: Final = 2
+_EVALUATED_STEPS: Final = (0, 1, 3, 5, 10)
+
+
+class Objective(Protocol):
+    """What a :class:`MetaTrainer` trains for.
+
+    All that is random in an update follows from the seed and the number of the update: no stream of random numbers
+    lives on between updates, so that nothing is lost when a run is killed.
+    """
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is trained in place."""
+
+    def update(self, number: int) -> dict[str, float]:
+        """One outer update, the one of this number: what to log of it, the loss first, as ``"loss"``."""
+
+    def evaluate(
+        self, split: str, num_steps: Sequence[int], *, num_tasks: int, seed: int
+    ) -> dict[int, npt.NDArray[np.float64]]:
+        """The loss or the return of each of ``num_tasks`` tasks after so many inner steps: ``{steps: Float[K]}``."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that training goes on from, but for the weights of the model: tensors and plain values."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+
+
+_OBJECTIVES: Final[dict[str, tuple[type[Any], type[Any], type[nn.Module]]]] = {
+    "dynamics": (DynamicsObjective, DynamicsOptions, DynamicsModel),
+    "policy": (PolicyObjective, PolicyOptions, MetaPolicy),
+}
+
+
+class MetaTrainer:
+    """Meta-trains a model on the tasks of the ``train`` split of an environment.
+
+    ``objective="dynamics"`` trains a :class:`DynamicsModel` so that a few steps on the latest transitions tell it the
+    task, see :class:`DynamicsObjective`; ``"policy"`` a policy so that a few steps on its own trajectories do, see
+    :class:`PolicyObjective`. Within a default process group of ``torch.distributed`` the processes share the tasks of
+    every update, and all of them must call :meth:`learn` alike.
+
+    Example:
+        >>> trainer = MetaTrainer("ssm_metarl/CartPolePolarity-v0", seed=0).learn(800, progress_bar=True)
+        >>> trainer.save("dynamics.pt")
+
+    Args:
+        env_id: An environment with a ``split`` argument, such as those of this package.
+        model: The model to train, in place; None for the default one of the objective.
+        objective: ``"dynamics"`` or ``"policy"``.
+        env_kwargs: More arguments of the environment.
+        seed: Seeds the tasks, the actions, the batches and the weights of the default model.
+        device: The device of the default model; a given one stays where it is.
+        **options: Fields of :class:`DynamicsOptions` or :class:`PolicyOptions`.
+
+    Attributes:
+        model: The model.
+        num_updates: Number of updates so far.
+        objective: The name of the objective.
+        options: The :class:`DynamicsOptions` or :class:`PolicyOptions`.
+
+    Raises:
+        ValueError: The objective or an option is unknown or not valid, or the model is of another kind.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        model: nn.Module | None = None,
+        *,
+        objective: Literal["dynamics", "policy"] = "dynamics",
+        env_kwargs: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        **options: Any,
+    ) -> None:
+        check_choice("objective", objective, list(_OBJECTIVES))
+        objective_type, options_type, model_type = _OBJECTIVES[objective]
+        if not isinstance(model, model_type | None):
+            raise ValueError(
+                f"the model must be a {model_type.__name__} for objective={objective!r}; got a {type(model).__name__}. "
+                "Give None for the default one."
+            )
+        for name in options:
+            valid = [field.name for field in fields(options_type)]
+            check_choice(f"an option of the objective {objective!r}", name, valid)
+        check_integer("seed", seed, least=0)
+        if "split" in (env_kwargs or {}):
+            raise ValueError("env_kwargs must not hold 'split': training is on the train split. Use evaluate(split).")
+        self.env_id, self.seed, self.env_kwargs = env_id, int(seed), dict(env_kwargs or {})
+        self.objective = objective
+        self.options = options_type(**options)
+        if self.options.meta_batch_size < world_size():
+            raise ValueError(
+                f"meta_batch_size must be at least the number of processes; got {self.options.meta_batch_size} for "
+                f"{world_size()}. Start fewer processes."
+            )
+        self.num_updates = 0
+        kwargs = {
+            "env_kwargs": self.env_kwargs,
+            "seed": self.seed,
+            "options": self.options,
+            "distributed": world_size() > 1,
+        }
+        self._objective: Objective = objective_type(env_id, model, **kwargs)
+        if model is None and torch.device(device).type != "cpu":
+            # The optimiser and learned step sizes must be where the model is, so all is made once more around it.
+            self._objective = objective_type(env_id, self._objective.model.to(device), **kwargs)
+        self._logger = Logger(None, [])
+
+    @property
+    def model(self) -> nn.Module:
+        """The model; between updates, what adapts at test time requires a gradient."""
+        return self._objective.model
+
+    def set_logger(self, logger: Logger) -> None:
+        """Log :meth:`learn` with a logger that ``stable_baselines3.common.logger.configure`` made; process 0 logs."""
+        self._logger = logger
+
+    def learn(
+        self,
+        total_updates: int,
+        callback: Callable[["MetaTrainer", float], bool | None] | None = None,
+        progress_bar: bool = False,
+        *,
+        log_interval: int = 10,
+        eval_interval: int | None = None,
+        num_eval_tasks: int = 100,
+    ) -> "MetaTrainer":
+        """Take ``total_updates`` more updates.
+
+        Args:
+            total_updates: Number of updates.
+            callback: Called after every update with this trainer and the loss; returning False ends the training.
+            progress_bar: Whether to show the progress and the loss.
+            log_interval: Number of updates over which a row of the log is a mean.
+            eval_interval: Number of updates between evaluations on the split ``interpolation`` for the log; None for
+                none. They do not change what is learned.
+            num_eval_tasks: Number of tasks of such an evaluation.
+
+        Returns:
+            This trainer.
+
+        Raises:
+            ValueError: A number is negative, or zero where it must not be.
+            FloatingPointError: The loss was not finite in any task; the model is as it was before that step.
+        """
+        check_integer("total_updates", total_updates, least=0)
+        check_integer("log_interval", log_interval)
+        check_integer("num_eval_tasks", num_eval_tasks)
+        if eval_interval is not None:
+            check_integer("eval_interval", eval_interval)
+        speed = _Speed(self.num_updates)
+        with tqdm(total=total_updates, desc="meta-training", unit="update", disable=not progress_bar) as bar:
+            for _ in range(total_updates):
+                metrics = self._objective.update(self.num_updates)
+                self.num_updates += 1
+                if rank() == 0:
+                    evaluates = eval_interval is not None and self.num_updates % eval_interval == 0
+                    self._log(metrics, speed, num_eval_tasks if evaluates else 0, log_interval)
+                bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)
+                bar.update()
+                if callback is not None and callback(self, metrics["loss"]) is False:
+                    break
+        return self
+
+    def _log(self, metrics: Mapping[str, float], speed: "_Speed", num_eval_tasks: int, log_interval: int) -> None:
+        for name, value in metrics.items():
+            self._logger.record_mean(f"train/{name}", value)
+        if num_eval_tasks:
+            for steps, values in self.evaluate(num_tasks=num_eval_tasks).items():
+                self._logger.record(f"eval/interpolation_after_{steps}_steps", float(np.mean(values)))
+        if num_eval_tasks or self.num_updates % log_interval == 0:
+            self._logger.record("time/updates", self.num_updates)
+            self._logger.record("time/updates_per_second", speed.read(self.num_updates))
+            self._logger.dump(step=self.num_updates)
+
+    def evaluate(
+        self,
+        split: str = "interpolation",
+        num_steps: Sequence[int] = _EVALUATED_STEPS,
+        *,
+        num_tasks: int = 100,
+        seed: int = 0,
+    ) -> dict[int, npt.NDArray[np.float64]]:
+        """How well the model does in fresh tasks of a split after so many inner steps; nothing is learned.
+
+        Before the first update, which normalises the model, its results are in other units than afterwards.
+
+        Args:
+            split: ``"interpolation"``, ``"extrapolation"`` or ``"train"`` (tasks that were not trained on, either).
+            num_steps: Numbers of inner steps.
+            num_tasks: Number of tasks K.
+            seed: Seeds the tasks and all else that is random.
+
+        Returns:
+            ``{steps: Float[K]}``, one value for each task: the prediction error in variances of the change
+            (``"dynamics"``), or the return (``"policy"``).
+
+        Raises:
+            ValueError: A number is not valid, or there is no such split.
+        """
+        check_integer("num_tasks", num_tasks)
+        check_integer("seed", seed, least=0)
+        if not num_steps:
+            raise ValueError("num_steps must hold at least one number of inner steps; got none.")
+        for steps in num_steps:
+            check_integer("each of num_steps", steps, least=0)
+        return self._objective.evaluate(split, num_steps, num_tasks=num_tasks, seed=seed)
+
+    def adapt(self, task: Task | Mapping[str, float], num_steps: int, *, seed: int = 0) -> MetaPolicy:
+        """A copy of the policy after ``num_steps`` inner steps in one task, each on fresh trajectories.
+
+        Args:
+            task: The task, or the parameters in which it differs from the default.
+            num_steps: Number of inner steps.
+            seed: Seeds the trajectories.
+
+        Raises:
+            ValueError: The objective is not ``"policy"``, or an argument is not valid.
+        """
+        if not isinstance(self._objective, PolicyObjective):
+            raise ValueError(
+                f"adapt needs objective='policy', whose model acts; got {self.objective!r}. Adapt a model of the "
+                "dynamics with an Adapter, or online with the wrapper OnlineAdaptation."
+            )
+        check_integer("seed", seed, least=0)
+        return self._objective.adapt(task, num_steps, seed=seed)
+
+    def adaptation_config(self) -> AdaptationConfig:
+        """How to adapt the model online as it was trained to: the same steps, clipped, within a wide trust region.
+
+        Raises:
+            ValueError: The objective is not ``"dynamics"``, or step sizes were learned, of which an
+                :class:`AdaptationConfig` has only one.
+        """
+        if not isinstance(self.options, DynamicsOptions):
+            raise ValueError(
+                f"adaptation_config needs objective='dynamics', whose model an Adapter adapts; got {self.objective!r}."
+            )
+        if self.options.learned_rates is not None:
+            raise ValueError(
+                "adaptation_config needs one step size for the whole model, as an Adapter takes; got "
+                f"learned_rates={self.options.learned_rates!r}. Train with learned_rates=None."
+            )
+        return AdaptationConfig(
+            lr=self.options.inner_lr,
+            grad_clip_norm=1.0,
+            trust_region_eps=1.0,
+            ema_decay=0.99,
+            entropy_weight=0.0,
+            max_steps_per_call=max(1, self.options.inner_steps),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write everything that :meth:`load` needs to go on exactly where this trainer is.
+
+        Raises:
+            ValueError: ``env_kwargs`` holds something that JSON cannot hold.
+        """
+        state = {
+            "format": _FORMAT,
+            "env_id": self.env_id,
+            "objective": self.objective,
+            "env_kwargs": _plain(self.env_kwargs),
+            "seed": self.seed,
+            "options": _plain(asdict(self.options)),
+            "num_updates": self.num_updates,
+            "model": self.model.state_dict(),
+            "state": self._objective.state_dict(),
+        }
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path | BinaryIO,
+        model: nn.Module | None = None,
+        *,
+        device: str | torch.device = "cpu",
+    ) -> "MetaTrainer":
+        """The trainer that was saved; no code from the file is run.
+
+        Args:
+            path: The file, or where it is or what was read from it.
+            model: A model built like the one saved, where that was not the default model; None for the default one.
+            device: The device of the default model.
+
+        Raises:
+            ValueError: The file is not of a trainer, or of another model.
+        """
+        source = path if isinstance(path, str | Path) else "what was read"
+        state = _read(path, source)
+        kwargs = {name: state[name] for name in ("objective", "env_kwargs", "seed")}
+        if model is None and state["objective"] == "dynamics":
+            adapts = state["state"]["adapts"]
+            model = default_dynamics_model(state["env_id"], state["env_kwargs"], state["seed"], adapts).to(device)
+        trainer = cls(state["env_id"], model, **kwargs, device=device, **state["options"])
+        try:
+            trainer.model.load_state_dict(state["model"])
+            trainer._objective.load_state_dict(state["state"])
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"the model must be built like the one in {source}: {error}") from None
+        trainer.num_updates = state["num_updates"]
+        return trainer
+
+
+class _Speed:
+    """Updates per second since this object was made."""
+
+    def __init__(self, num_updates: int) -> None:
+        self._num_updates, self._start = num_updates, time.perf_counter()
+
+    def read(self, num_updates: int) -> float:
+        return (num_updates - self._num_updates) / (time.perf_counter() - self._start)
+
+
+def _plain(value: Any) -> Any:
+    """A value as a file can hold it that runs no code: numbers and arrays of NumPy become Python's."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(f"env_kwargs must be what JSON can hold, to be saved; got {value!r}. Give it as a dictionary.")
+
+
+def _read(path: str | Path | BinaryIO, source: str | Path) -> dict[str, Any]:
+    """What :meth:`MetaTrainer.save` wrote."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception:  # torch.load raises whatever a foreign file happens to trip over
+        state = None
+    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+        older = " It was written by an earlier version: train anew." if _is_older(state) else ""
+        raise ValueError(f"{source} must be a file written by MetaTrainer.save in format {_FORMAT}; it is not.{older}")
+    return state
+
+
+def _is_older(state: object) -> bool:
+    return isinstance(state, dict) and state.get("format") == 1

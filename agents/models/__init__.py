@@ -1,0 +1,1 @@
+"""What is changed here by meta-learning and adaptation: the model of the dynamics and the policy."""

@@ -1,0 +1,1 @@
+"""What scripts share: command lines, runs and their logs, statistics, measuring, evaluation, reports and pictures."""

@@ -1,0 +1,46 @@
+"""What can be hidden: tasks, distributions over them, and the families that environment ids name."""
+
+from ssm_metarl_gym.tasks.distributions import (
+    Choice,
+    LogUniform,
+    Marginal,
+    TaskDistribution,
+    TaskSet,
+    Uniform,
+    distribution_from_dict,
+)
+from ssm_metarl_gym.tasks.families import FAMILIES, SPLITS, TaskFamily, parse_family
+from ssm_metarl_gym.tasks.mujoco import (
+    AntDirTask,
+    HalfCheetahDirTask,
+    HalfCheetahVelTask,
+    HopperTask,
+    ModelTask,
+    Walker2dTask,
+)
+from ssm_metarl_gym.tasks.task import CartPoleTask, PendulumTask, PointNavigationTask, Task, TaskBatch
+
+__all__ = [
+    "FAMILIES",
+    "SPLITS",
+    "AntDirTask",
+    "CartPoleTask",
+    "Choice",
+    "HalfCheetahDirTask",
+    "HalfCheetahVelTask",
+    "HopperTask",
+    "LogUniform",
+    "Marginal",
+    "ModelTask",
+    "PendulumTask",
+    "PointNavigationTask",
+    "Task",
+    "TaskBatch",
+    "TaskDistribution",
+    "TaskFamily",
+    "TaskSet",
+    "Uniform",
+    "Walker2dTask",
+    "distribution_from_dict",
+    "parse_family",
+]

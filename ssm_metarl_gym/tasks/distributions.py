@@ -1,0 +1,411 @@
+"""Distributions over tasks: frozen, hashable values without a random stream of their own.
+
+Whoever samples brings the generator, so that one seed gives one sequence wherever a distribution is shared.
+"""
+
+import functools
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import Self
+
+from ssm_metarl_gym.checks import check_choice, check_integer, is_number
+from ssm_metarl_gym.tasks.task import Task, TaskBatch
+
+__all__ = ["Choice", "LogUniform", "Marginal", "TaskDistribution", "TaskSet", "Uniform", "distribution_from_dict"]
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Marginal:
+    """The distribution of one parameter: a ``Uniform``, a ``LogUniform`` or a ``Choice``, and no other."""
+
+    def sample(self, rng: np.random.Generator, size: int) -> Floats:
+        """``size`` draws, for each of which ``rng`` is called exactly once: ``Float64[size]``."""
+        raise NotImplementedError
+
+    def contains(self, value: float) -> bool:
+        """Whether a draw can give ``value``."""
+        raise NotImplementedError
+
+    def normalise(self, values: Floats) -> Floats:
+        """The values, scaled so that this distribution fills [-1, 1]."""
+        low, high = self.bounds
+        return (2.0 * values - low - high) / (high - low if high > low else 1.0)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The smallest interval that holds every draw."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold: one entry, from the name of the distribution to its numbers."""
+        numbers = next(iter(self.__dict__.values()))  # as lists, since JSON gives no tuples back
+        return {_MARGINAL_NAMES[type(self)]: [list(item) if isinstance(item, tuple) else item for item in numbers]}
+
+
+@dataclass(frozen=True)
+class Uniform(Marginal):
+    """The uniform distribution over a union of disjoint intervals, e.g. ``Uniform((1, 5), (15, 20))``."""
+
+    intervals: tuple[tuple[float, float], ...]
+
+    def __init__(self, *intervals: tuple[float, float]) -> None:
+        if not intervals or not all(_is_interval(interval) for interval in intervals):
+            raise ValueError(f"Uniform needs at least one interval (low, high) with low <= high; got {intervals}.")
+        object.__setattr__(self, "intervals", _disjoint(intervals))
+
+    def sample(self, rng: np.random.Generator, size: int) -> Floats:
+        """``size`` draws, for each of which ``rng`` is called exactly once: ``Float64[size]``."""
+        position = rng.uniform(0.0, sum(high - low for low, high in self.intervals), size)
+        if len(self.intervals) == 1:
+            ((low, high),) = self.intervals
+            return np.minimum(low + position, high)
+        draws, found = np.full(size, self.intervals[-1][1]), np.zeros(size, dtype=np.bool_)
+        for low, high in self.intervals:
+            here = ~found & (position <= high - low)
+            draws[here] = np.minimum(low + position[here], high)  # rounding may carry the sum past the interval
+            found |= here
+            position -= high - low
+        return draws
+
+    def contains(self, value: float) -> bool:
+        """Whether a draw can give ``value``."""
+        return any(low <= value <= high for low, high in self.intervals)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The smallest interval that holds every draw."""
+        return min(low for low, _ in self.intervals), max(high for _, high in self.intervals)
+
+
+@dataclass(frozen=True)
+class LogUniform(Marginal):
+    """The distribution of a positive parameter whose logarithm is uniform over a union of disjoint intervals.
+
+    ``LogUniform((0.5, 2))`` halves as often as it doubles, as a multiplier of a physical parameter should.
+    """
+
+    intervals: tuple[tuple[float, float], ...]
+
+    def __init__(self, *intervals: tuple[float, float]) -> None:
+        if not intervals or not all(_is_interval(interval) and interval[0] > 0.0 for interval in intervals):
+            raise ValueError(f"LogUniform needs at least one interval (low, high), 0 < low <= high; got {intervals}.")
+        object.__setattr__(self, "intervals", _disjoint(intervals))
+
+    @functools.cached_property
+    def _logarithm(self) -> Uniform:
+        # Not by the constructor: intervals that are disjoint may have logarithms that rounding brings together.
+        logarithm = object.__new__(Uniform)
+        object.__setattr__(
+            logarithm, "intervals", tuple((math.log(low), math.log(high)) for low, high in self.intervals)
+        )
+        return logarithm
+
+    def sample(self, rng: np.random.Generator, size: int) -> Floats:
+        """``size`` draws, for each of which ``rng`` is called exactly once: ``Float64[size]``."""
+        draws: Floats = np.exp(self._logarithm.sample(rng, size))
+        if len(self.intervals) == 1:
+            # Rounding may carry a draw out of its interval by one unit in the last place.
+            return draws.clip(*self.intervals[0])
+        nearest = np.stack([draws.clip(low, high) for low, high in self.intervals])
+        best: npt.NDArray[np.intp] = np.abs(nearest - draws).argmin(axis=0)
+        return nearest[best, np.arange(size)]
+
+    def contains(self, value: float) -> bool:
+        """Whether a draw can give ``value``."""
+        return any(low <= value <= high for low, high in self.intervals)
+
+    def normalise(self, values: Floats) -> Floats:
+        """The logarithms of the values, scaled so that this distribution fills [-1, 1]."""
+        return self._logarithm.normalise(np.log(values))
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The smallest interval that holds every draw."""
+        return min(low for low, _ in self.intervals), max(high for _, high in self.intervals)
+
+
+@dataclass(frozen=True)
+class Choice(Marginal):
+    """The uniform distribution over a few values, e.g. ``Choice(-1, 1)``."""
+
+    values: tuple[float, ...]
+
+    def __init__(self, *values: float) -> None:
+        if not values or not all(is_number(value) for value in values):
+            raise ValueError(f"Choice needs at least one value, and numbers only; got {values}.")
+        object.__setattr__(self, "values", tuple(float(value) for value in values))
+
+    def sample(self, rng: np.random.Generator, size: int) -> Floats:
+        """``size`` draws, for each of which ``rng`` is called exactly once: ``Float64[size]``."""
+        draws: Floats = np.array(self.values)[rng.integers(len(self.values), size=size)]
+        return draws
+
+    def contains(self, value: float) -> bool:
+        """Whether a draw can give ``value``."""
+        return value in self.values
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The smallest interval that holds every draw."""
+        return min(self.values), max(self.values)
+
+
+_MARGINALS: Final[dict[str, type[Marginal]]] = {"uniform": Uniform, "log_uniform": LogUniform, "choice": Choice}
+_MARGINAL_NAMES: Final = {marginal: name for name, marginal in _MARGINALS.items()}
+
+
+class _Distribution:
+    """What a distribution over all tasks and one over finitely many have in common."""
+
+    task_type: type[Task]
+
+    def sample_batch(self, rng: np.random.Generator, num_tasks: int) -> TaskBatch:
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def sample(self, rng: np.random.Generator) -> Task:
+        """Draw one task: the one that ``sample_batch(rng, 1)`` holds."""
+        return self.sample_batch(rng, 1)[0]
+
+    def to_json(self) -> str:
+        """The distribution as JSON: the exact inverse of :meth:`from_json`."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str, task_type: type[Task] | None = None) -> Self:
+        """The distribution that :meth:`to_json` wrote; the arguments and errors are those of :meth:`from_dict`."""
+        try:
+            parsed = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"a distribution must be JSON; got {text!r:.100} ({error}).") from None
+        return cls.from_dict(parsed, task_type)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], task_type: type[Task] | None = None) -> Self:
+        """The exact inverse of :meth:`to_dict`.
+
+        Args:
+            data: What :meth:`to_dict` gave.
+            task_type: The class of the tasks; None for the subclass of ``Task`` that ``data`` names.
+
+        Raises:
+            ValueError: The data are not of such a distribution, or of another class of tasks.
+        """
+        distribution = distribution_from_dict(data, task_type)
+        if not isinstance(distribution, cls):
+            raise ValueError(f"the data must be of a {cls.__name__}; got those of a {type(distribution).__name__}.")
+        return distribution
+
+
+@dataclass(frozen=True)
+class TaskDistribution(_Distribution):
+    """Independent distributions of some parameters of a task; the other parameters keep their defaults.
+
+    Example:
+        >>> distribution = TaskDistribution(CartPoleTask, {"length": Uniform((0.25, 0.75)), "polarity": Choice(-1, 1)})
+        >>> task = distribution.sample(np.random.default_rng(0))
+        >>> distribution.contains(task)
+        True
+        >>> TaskDistribution.from_json(distribution.to_json()) == distribution
+        True
+
+    Args:
+        task_type: The class of the tasks.
+        parameters: The distribution of each parameter that varies, by name.
+    """
+
+    task_type: type[Task]
+    _items: tuple[tuple[str, Marginal], ...]
+
+    def __init__(self, task_type: type[Task], parameters: Mapping[str, Marginal]) -> None:
+        for name in (*task_type.signs, *task_type.positive, *parameters):
+            check_choice(f"a parameter of {task_type.__name__}", name, task_type.parameter_names())
+        for name, marginal in parameters.items():
+            if type(marginal) not in _MARGINAL_NAMES:
+                raise ValueError(f"{name} must have a Uniform, a LogUniform or a Choice; got {marginal!r}.")
+            if name in task_type.signs and not isinstance(marginal, Choice):
+                raise ValueError(f"{name} must have a Choice of +1 and -1, as it is a sign; got {marginal!r}.")
+            for bound in marginal.values if isinstance(marginal, Choice) else marginal.bounds:
+                task_type.from_dict({name: bound})  # what no task can have, no distribution may draw
+        object.__setattr__(self, "task_type", task_type)
+        object.__setattr__(self, "_items", tuple(parameters.items()))
+
+    @property
+    def parameters(self) -> dict[str, Marginal]:
+        """The distribution of each parameter that varies, by name, as a new dictionary."""
+        return dict(self._items)
+
+    def sample_batch(self, rng: np.random.Generator, num_tasks: int) -> TaskBatch:
+        """Draw tasks, with one call of ``rng`` for each parameter that varies and each task, parameter by parameter."""
+        names, defaults = self.task_type.parameter_names(), self.task_type()
+        values = np.empty((len(names), num_tasks))
+        for name, row in zip(names, values, strict=True):
+            row[:] = getattr(defaults, name)
+        for name, marginal in self._items:
+            values[names.index(name)] = marginal.sample(rng, num_tasks)
+        return TaskBatch.from_values(self.task_type, values)
+
+    def contains(self, task: Task) -> bool:
+        """Whether a draw can give ``task``."""
+        parameters = self.parameters
+        return type(task) is self.task_type and all(
+            parameters[name].contains(value) if name in parameters else value == default
+            for (name, value), default in zip(task.to_dict().items(), self.task_type().to_dict().values(), strict=True)
+        )
+
+    def normalise(self, tasks: Task | TaskBatch) -> npt.NDArray[np.float32]:
+        """The parameters that vary here, scaled so that this distribution fills [-1, 1]: ``Float[C]``.
+
+        For a batch of n tasks ``Float[n C]``.
+        """
+        batch = tasks if isinstance(tasks, TaskBatch) else TaskBatch.from_tasks([tasks])
+        normalised = np.empty((len(batch), len(self._items)), dtype=np.float32)
+        for column, (name, marginal) in zip(normalised.T, self._items, strict=True):
+            column[:] = marginal.normalise(batch.column(name))
+        return normalised if isinstance(tasks, TaskBatch) else normalised[0]
+
+    def split(self, *sizes: int, seed: int = 0) -> tuple["TaskSet", ...]:
+        """Draw ``sum(sizes)`` different tasks and deal them out: finite sets of which no two share a task.
+
+        Args:
+            sizes: The number of tasks of each set, e.g. ``split(100, 20)`` for 100 to train on and 20 to test on.
+            seed: Seeds the draws.
+
+        Raises:
+            ValueError: A size is not positive, or there are fewer different tasks than asked for.
+        """
+        if not sizes:
+            raise ValueError("split needs the size of at least one set; got none.")
+        for size in sizes:
+            check_integer("the size of a set", size)
+        choices = [marginal for _, marginal in self._items if isinstance(marginal, Choice)]
+        points = [marginal for _, marginal in self._items if marginal.bounds[0] == marginal.bounds[1]]
+        if all(marginal in choices or marginal in points for _, marginal in self._items):
+            available = math.prod(len(set(choice.values)) for choice in choices)
+            if available < sum(sizes):
+                raise ValueError(f"there are only {available} different tasks; got {sum(sizes)} to deal out.")
+        # Intervals may be so narrow that they hold only a few numbers.
+        patience = 100 * math.prod(len(choice.values) for choice in choices)
+        rng, tasks, in_vain = np.random.default_rng(seed), dict[Task, None](), 0
+        while len(tasks) < sum(sizes):
+            known = len(tasks)
+            tasks |= dict.fromkeys(self.sample_batch(rng, sum(sizes) - known))
+            in_vain = in_vain + 1 if len(tasks) == known else 0
+            if in_vain > patience:
+                raise ValueError(f"there are hardly more than {known} different tasks; got {sum(sizes)} to deal out.")
+        dealt = list(tasks)
+        return tuple(TaskSet(dealt[sum(sizes[:i]) : sum(sizes[: i + 1])]) for i in range(len(sizes)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold: the exact inverse of :meth:`from_dict`."""
+        return {
+            "task_type": self.task_type.__name__,
+            "parameters": {name: marginal.to_dict() for name, marginal in self._items},
+        }
+
+
+@dataclass(frozen=True)
+class TaskSet(_Distribution):
+    """The uniform distribution over finitely many different tasks.
+
+    Attributes:
+        tasks: The tasks, all of one type, no two of them equal.
+    """
+
+    tasks: tuple[Task, ...]
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        batch = TaskBatch.from_tasks(tasks)
+        if len(set(tasks)) < len(tasks):
+            repeated = next(task for i, task in enumerate(tasks) if task in tasks[:i])
+            raise ValueError(f"the tasks of a set must differ; got more than one {repeated}.")
+        object.__setattr__(self, "tasks", tuple(tasks))
+        object.__setattr__(self, "_batch", batch)
+
+    @property
+    def task_type(self) -> type[Task]:  # type: ignore[override]
+        """The class of the tasks."""
+        return type(self.tasks[0])
+
+    @property
+    def parameters(self) -> dict[str, Marginal]:
+        """The values of each parameter that differs between the tasks, by name."""
+        columns = {
+            name: sorted(set(column.tolist())) for name, column in TaskBatch.from_tasks(self.tasks).to_dict().items()
+        }
+        return {name: Choice(*values) for name, values in columns.items() if len(values) > 1}
+
+    def sample_batch(self, rng: np.random.Generator, num_tasks: int) -> TaskBatch:
+        """Draw tasks with replacement, with one call of ``rng`` for each."""
+        batch: TaskBatch = self.__dict__["_batch"][rng.integers(len(self.tasks), size=num_tasks)]
+        return batch
+
+    def contains(self, task: Task) -> bool:
+        """Whether ``task`` is one of the set."""
+        return task in self.tasks
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold: the exact inverse of :meth:`from_dict`."""
+        return {"task_type": self.task_type.__name__, "tasks": [task.to_dict() for task in self.tasks]}
+
+
+def distribution_from_dict(data: Mapping[str, Any], task_type: type[Task] | None = None) -> TaskDistribution | TaskSet:
+    """The distribution whose ``to_dict`` gave ``data``; arguments and errors are those of its ``from_dict``."""
+    if not isinstance(data, Mapping) or set(data) not in ({"task_type", "parameters"}, {"task_type", "tasks"}):
+        raise ValueError(
+            f"a distribution must be a dictionary of 'task_type' and either 'parameters' or 'tasks'; got {data!r:.200}."
+        )
+    found = _find_task_type(data["task_type"]) if task_type is None else task_type
+    if found.__name__ != data["task_type"]:
+        raise ValueError(f"the tasks must be of type {found.__name__!r}; got {data['task_type']!r}.")
+    if not isinstance(data.get("parameters", {}), Mapping) or not isinstance(data.get("tasks", []), list | tuple):
+        raise ValueError(f"'parameters' must be a dictionary and 'tasks' a list; got {data!r:.200}.")
+    if "tasks" in data:
+        return TaskSet([found.from_dict(task) for task in data["tasks"]])
+    return TaskDistribution(found, {name: _marginal_from_dict(name, item) for name, item in data["parameters"].items()})
+
+
+def _marginal_from_dict(name: str, data: Any) -> Marginal:
+    if not isinstance(data, Mapping) or len(data) != 1 or not isinstance(next(iter(data.values())), list | tuple):
+        raise ValueError(f"the distribution of {name} must be like {Uniform((0, 1)).to_dict()}; got {data!r}.")
+    kind, numbers = next(iter(data.items()))
+    check_choice(f"the distribution of {name}", kind, list(_MARGINALS))
+    return _MARGINALS[kind](*(tuple(number) if isinstance(number, list) else number for number in numbers))
+
+
+def _find_task_type(name: str) -> type[Task]:
+    def subclasses(of: type[Task]) -> list[type[Task]]:
+        return [inner for child in of.__subclasses__() for inner in (child, *subclasses(child))]
+
+    known = {task_type.__name__: task_type for task_type in subclasses(Task)}
+    check_choice("task_type", name, list(known))
+    return known[name]
+
+
+def _disjoint(intervals: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """The intervals as floats, or a ValueError where two overlap or one of several is a point, which is never drawn."""
+    ordered = sorted((float(low), float(high)) for low, high in intervals)
+    overlap = any(high > low for (_, high), (low, _) in itertools.pairwise(ordered))
+    if overlap or (len(ordered) > 1 and any(low == high for low, high in ordered)):
+        raise ValueError(f"several intervals must be disjoint and none of them a point; got {tuple(intervals)}.")
+    return tuple((float(low), float(high)) for low, high in intervals)
+
+
+def _is_interval(interval: Any) -> bool:
+    return (
+        isinstance(interval, tuple | list)
+        and len(interval) == 2
+        and all(is_number(bound) and math.isfinite(bound) for bound in interval)
+        and interval[0] <= interval[1]
+    )
