@@ -28,8 +28,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
-from ssm_metarl_gym import runs
 from ssm_metarl_gym.agents import SSMPPO, SSMFeaturesExtractor
+from ssm_metarl_gym.experiments import runs
 from ssm_metarl_gym.experiments.command_line import add_arguments
 from ssm_metarl_gym.experiments.logs import make_logger
 from ssm_metarl_gym.experiments.runs import (

@@ -149,7 +149,7 @@ def test_options_are_checked(name, value):
 class TestProcesses:
     def test_each_takes_its_share_of_the_tasks(self, monkeypatch):
         """Together, the shares are what one process takes; the mean over them is the mean over all."""
-        monkeypatch.setattr(dynamics_objective, "_copy_from_first_process", lambda tensors: None)
+        monkeypatch.setattr(dynamics_objective, "copy_from_first_process", lambda tensors: None)
         batches = []
         monkeypatch.setattr(MetaMAML, "meta_update", lambda _, tasks, loss_fn: batches.append(tasks) or 0.0)
         for share in (None, range(3), range(3, 8)):
@@ -161,11 +161,6 @@ class TestProcesses:
         assert [len(part) for part in parts] == [3, 5]
         for one, other in zip(whole, itertools.chain(*parts), strict=True):
             assert all(map(torch.equal, one, other))
-
-    def test_there_must_not_be_more_than_tasks(self, monkeypatch):
-        monkeypatch.setattr(dynamics_objective, "world_size", lambda: 9)
-        with pytest.raises(ValueError, match=r"meta_batch_size must be at least .* got 8 for 9\. Start fewer"):
-            DynamicsObjective(ENV_ID, env_kwargs={}, seed=0, options=DynamicsOptions(**TINY), distributed=True)
 
 
 class TestOptions:
