@@ -15,6 +15,7 @@ PACKAGE = "ssm_metarl_gym"
 ALLOWED = {
     "checks": set(),
     "files": set(),
+    "seeding": set(),
     "_version": set(),
     "tasks": {"checks"},
     "envs": {"checks", "tasks"},
