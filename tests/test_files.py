@@ -1,8 +1,11 @@
+import json
+import math
 import os
 
+import numpy as np
 import pytest
 
-from ssm_metarl_gym.files import replacing
+from ssm_metarl_gym.files import replacing, write_json
 
 
 @pytest.fixture(params=[None, "old"], ids=["new", "existing"])
@@ -69,3 +72,26 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
             pytest.fail("nothing is written")
     assert sorted(tmp_path.iterdir()) == [fifo, folder]
     assert fifo.is_fifo()
+
+
+class TestWriteJSON:
+    def test_what_was_written_is_read_again(self, path):
+        value = {"name": "x", "values": [1, 2.5, None, True], "inner": {"empty": {}}}
+        write_json(path, value)
+        assert json.loads(path.read_text()) == value
+        assert path.read_text().endswith("{}\n  }\n}\n")
+        assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+    def test_numbers_of_numpy_are_those_of_python(self, path):
+        write_json(str(path), {"one": np.float32(0.5), "two": np.int64(2), "three": (np.arange(2), np.bool_(True))})
+        assert json.loads(path.read_text()) == {"one": 0.5, "two": 2, "three": [[0, 1], True]}
+
+    def test_what_is_not_finite_is_null(self, path):
+        write_json(path, [math.nan, {"a": -math.inf}, np.array([1.0, np.nan]), np.float64("inf")])
+        assert json.loads(path.read_text(), parse_constant=pytest.fail) == [None, {"a": None}, [1.0, None], None]
+
+    def test_what_json_cannot_hold_leaves_everything_as_it_was(self, path):
+        before = contents(path.parent)
+        with pytest.raises(TypeError, match="not JSON serializable"):
+            write_json(path, {"good": 1, "bad": object()})
+        assert contents(path.parent) == before

@@ -129,6 +129,7 @@ class MetaMAML:
         self._outer = OuterLoop(
             parameters,
             optimizer,
+            rates=self._inner.rates,
             task_chunk_size=task_chunk_size,
             grad_clip_norm=grad_clip_norm,
             distributed=distributed,
@@ -222,13 +223,7 @@ class MetaMAML:
 
     def state_dict(self) -> dict[str, Any]:
         """All that is learned and counted here: not the model, but the optimiser and the learned step sizes."""
-        return {
-            "optimizer_class": type(self.optimizer).__name__,
-            "optimizer": copy.deepcopy(self.optimizer.state_dict()),  # whose tensors would change with the next step
-            "rates": {name: rate.detach().clone() for name, rate in self._inner.rates.items()},
-            "num_updates": self.num_updates,
-            "num_dropped": self.num_dropped,
-        }
+        return {**self._outer.state_dict(), "num_updates": self.num_updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave, of an object made with the same arguments.
@@ -236,23 +231,8 @@ class MetaMAML:
         Raises:
             ValueError: The state is of something else.
         """
-        optimizer = type(self.optimizer).__name__
-        if state.get("optimizer_class") != optimizer:
-            raise ValueError(
-                f"the state must be one of MetaMAML with {optimizer}; got one with {state.get('optimizer_class')!r}. "
-                "Give optimizer_class as it was."
-            )
-        shapes = {name: rate.shape for name, rate in self._inner.rates.items()}
-        if {name: rate.shape for name, rate in state["rates"].items()} != shapes:
-            raise ValueError(
-                f"the state must have learned step sizes like those here ({self._inner.learned_rates!r}, {len(shapes)} "
-                f"parameters); got {len(state['rates'])} of other names or shapes. Give learned_rates as it was."
-            )
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        with torch.no_grad():
-            for name, rate in state["rates"].items():
-                self._inner.rates[name].copy_(rate)
-        self.num_updates, self._outer.num_dropped = state["num_updates"], state["num_dropped"]
+        self._outer.load_state_dict(state)
+        self.num_updates = state["num_updates"]
 
     def _shares(self) -> dict[int, float]:
         """What the losses after the steps of these numbers count in the outer loss."""

@@ -1,8 +1,10 @@
 """The outer loop of meta-learning: an ordinary optimiser's step on the mean loss over tasks."""
 
+import copy
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +25,8 @@ class OuterLoop:
     Args:
         parameters: What is trained.
         optimizer: Any optimiser of them.
+        rates: Those of the parameters that are learned step sizes, by name: no module holds them, so that they are
+            saved here.
         task_chunk_size: The most tasks whose graph is held at once; None for all. The result is the same.
         grad_clip_norm: The largest L2 norm of the mean gradient; inf for no bound.
         distributed: Whether every process of the default process group takes the same step at the same time, each with
@@ -38,6 +42,7 @@ class OuterLoop:
         parameters: Sequence[Tensor],
         optimizer: torch.optim.Optimizer,
         *,
+        rates: Mapping[str, Tensor] | None = None,
         task_chunk_size: int | None = None,
         grad_clip_norm: float = math.inf,
         distributed: bool = False,
@@ -46,7 +51,7 @@ class OuterLoop:
             check_integer("task_chunk_size", task_chunk_size)
         if not grad_clip_norm > 0.0:
             raise ValueError(f"grad_clip_norm must be > 0; got {grad_clip_norm!r}. Use inf for no bound.")
-        self.parameters, self.optimizer = tuple(parameters), optimizer
+        self.parameters, self.optimizer, self._rates = tuple(parameters), optimizer, dict(rates or {})
         self.task_chunk_size, self.grad_clip_norm, self.distributed = task_chunk_size, grad_clip_norm, distributed
         self.num_dropped = 0
         self.last_dropped: list[int] = []
@@ -95,6 +100,39 @@ class OuterLoop:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return float(loss / num_kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is learned and counted here, as it is now: the optimiser's state and the learned step sizes."""
+        return {
+            "optimizer_class": type(self.optimizer).__name__,
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),  # whose tensors would change with the next step
+            "rates": {name: rate.detach().clone() for name, rate in self._rates.items()},
+            "num_dropped": self.num_dropped,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave, of an object made with the same arguments.
+
+        Raises:
+            ValueError: The state is of something else; what is here is as it was.
+        """
+        missing = sorted({"optimizer", "rates", "num_dropped"} - state.keys())
+        if missing:
+            raise ValueError(f"the state must be what state_dict() gave; got one without {', '.join(missing)}.")
+        optimizer = type(self.optimizer).__name__
+        found = state.get("optimizer_class", optimizer)  # which some older files do not name
+        if found != optimizer:
+            raise ValueError(f"the state must be one of {optimizer}; got one of {found}. Use the same optimizer_class.")
+        own, theirs = (
+            {name: tuple(rate.shape) for name, rate in rates.items()} for rates in (self._rates, state["rates"])
+        )
+        if own != theirs:
+            raise ValueError(f"the learned rates must be of {own}; got {theirs}. Use the same learned_rates.")
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        with torch.no_grad():
+            for name, rate in self._rates.items():
+                rate.copy_(state["rates"][name])
+        self.num_dropped = state["num_dropped"]
 
     def _add(self, total: "_Total", losses_of: Callable[[Sequence[int]], Tensor], numbers: Sequence[int]) -> None:
         """Add the tasks of a chunk; where it is not finite as a whole, half by half."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ssm_metarl_gym._version import __version__
-from ssm_metarl_gym.files import replacing
+from ssm_metarl_gym.files import write_json
 
 __all__ = [
     "Stopwatch",
@@ -89,8 +89,7 @@ def read_config(folder: Path, key: str) -> dict[str, Any] | None:
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Write config.json."""
-    with replacing(folder / "config.json") as temporary:
-        temporary.write_text(json.dumps(config, indent=2) + "\n")
+    write_json(folder / "config.json", config)
 
 
 def check_output(folder: Path, wanted: Mapping[str, Any], key: str) -> None:

@@ -151,6 +151,57 @@ class TestDropping:
         assert w.item() == 1.0
 
 
+class TestState:
+    def train(self, outer, num_steps):
+        weight, rate = outer.parameters
+        for _ in range(num_steps):
+            outer.step(lambda indices: torch.stack([(weight * rate - index) ** 2 for index in indices]), 2)
+
+    def make(self, **options):
+        weights = make_weights(4.0, 0.5)
+        return make_outer(weights, 0.1, torch.optim.Adam, rates={"w": weights[1]}, **options)
+
+    def test_training_goes_on_bit_for_bit(self):
+        first, second = self.make(), self.make()
+        self.train(first, 2)
+        state = first.state_dict()
+        before = str(state)
+        second.load_state_dict(state)
+        assert second.parameters[1].item() == first.parameters[1].item() != 0.5
+        with torch.no_grad():
+            second.parameters[0].copy_(first.parameters[0])  # the weights are the model's to save
+        for outer in (first, second):
+            self.train(outer, 2)
+        assert str(first.state_dict()) == str(second.state_dict())
+        assert first.parameters[0].item() == second.parameters[0].item()
+        assert str(state) == before
+
+    def test_older_states_do_not_name_the_optimizer(self):
+        state = self.make().state_dict()
+        del state["optimizer_class"]
+        self.make().load_state_dict(state)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"optimizer_class": "SGD"}, r"must be one of Adam; got one of SGD\. Use the same optimizer_class"),
+            ({"rates": {}}, r"must be of {'w': \(\)}; got {}\. Use the same learned_rates"),
+            ({"optimizer": {"state": {}, "param_groups": []}}, "different number of parameter groups"),
+        ],
+    )
+    def test_a_state_of_something_else_changes_nothing(self, change, message):
+        outer, other = self.make(), self.make()
+        self.train(other, 1)
+        before = str(outer.state_dict())
+        with pytest.raises(ValueError, match=message):
+            outer.load_state_dict({**other.state_dict(), **change})
+        assert str(outer.state_dict()) == before
+
+    def test_no_state_at_all(self):
+        with pytest.raises(ValueError, match="got one without num_dropped, optimizer, rates"):
+            self.make().load_state_dict({})
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("options", "message"),
