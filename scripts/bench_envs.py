@@ -74,7 +74,7 @@ class Options:
     )
     pairs: int = option(15, "pairs of chunks of each comparison", least=1)
     seed: int = option(0, "seeds tasks, states and actions", least=0)
-    output: Path | None = option(None, "JSON file for the results")
+    output: Path | None = option(None, "JSON file for the results", check=check_output_file)
     memory_steps: int = option(0, "show the memory over this many steps instead", least=0)
 
     def __post_init__(self) -> None:
@@ -190,9 +190,7 @@ def describe_machine() -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare, or show the memory, line by line as results come in."""
-    options = parse_options(
-        Options, arguments, description=__doc__, check=lambda options: check_output_file(options.output)
-    )
+    options = parse_options(Options, arguments, description=__doc__)
     started = time.perf_counter()
     torch.set_num_threads(1)  # NumPy has no threads in what is measured here
     machine = describe_machine()

@@ -50,8 +50,17 @@ MEMORY_CHUNK = 16
 
 Task: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 Update: TypeAlias = Callable[[], object]
-# Makes the call that updates a model on tasks, given the class of the outer optimiser and its step size.
-Side: TypeAlias = Callable[[nn.Module, list[Task], type[torch.optim.Optimizer], float], Update]
+
+
+class Outer(NamedTuple):
+    """The step on the mean loss of all tasks: the class of its optimiser, and its size."""
+
+    optimizer_class: type[torch.optim.Optimizer]
+    lr: float
+
+
+# Makes the call that updates a model on tasks.
+Side: TypeAlias = Callable[[nn.Module, list[Task], Outer], Update]
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ class Options:
     width: int = option(128, "width of the networks, even", least=2)
     pairs: int = option(15, "pairs of chunks of each comparison", least=1)
     memory: bool = option(False, "measure memory instead of time")
-    output: Path | None = option(None, "JSON file for the results")
+    output: Path | None = option(None, "JSON file for the results", check=check_output_file)
 
     def __post_init__(self) -> None:
         """Check that a state has a real and an imaginary half."""
@@ -94,22 +103,18 @@ class Wrapped(nn.Module):
         return y
 
 
-def meta_maml(
-    model: nn.Module, tasks: list[Task], optimizer_class: type[torch.optim.Optimizer], outer_lr: float
-) -> Update:
+def meta_maml(model: nn.Module, tasks: list[Task], outer: Outer) -> Update:
     """This package."""
-    maml = MetaMAML(model, INNER_LR, outer_lr, inner_steps=INNER_STEPS, optimizer_class=optimizer_class)
+    maml = MetaMAML(model, INNER_LR, outer.lr, inner_steps=INNER_STEPS, optimizer_class=outer.optimizer_class)
     return lambda: maml.meta_update(tasks, MSE)
 
 
-def meta_maml_written(
-    model: nn.Module, tasks: list[Task], optimizer_class: type[torch.optim.Optimizer], outer_lr: float
-) -> Update:
+def meta_maml_written(model: nn.Module, tasks: list[Task], outer: Outer) -> Update:
     """This package without the low-rank form."""
-    return meta_maml(Wrapped(model), tasks, optimizer_class, outer_lr)
+    return meta_maml(Wrapped(model), tasks, outer)
 
 
-def loop(model: nn.Module, tasks: list[Task], optimizer_class: type[torch.optim.Optimizer], outer_lr: float) -> Update:
+def loop(model: nn.Module, tasks: list[Task], outer: Outer) -> Update:
     """PyTorch alone."""
     parameters = dict(model.named_parameters())
 
@@ -126,12 +131,10 @@ def loop(model: nn.Module, tasks: list[Task], optimizer_class: type[torch.optim.
         loss: Tensor = MSE(functional_call(model, weights, query_x), query_y)
         return loss
 
-    return over_tasks(query_loss, model, tasks, optimizer_class, outer_lr)
+    return over_tasks(query_loss, model, tasks, outer)
 
 
-def higher_loop(
-    model: nn.Module, tasks: list[Task], optimizer_class: type[torch.optim.Optimizer], outer_lr: float
-) -> Update:
+def higher_loop(model: nn.Module, tasks: list[Task], outer: Outer) -> Update:
     """The package ``higher``."""
     higher = importlib.import_module("higher")
     inner_optimizer = torch.optim.SGD(model.parameters(), lr=INNER_LR)
@@ -143,12 +146,10 @@ def higher_loop(
             loss: Tensor = MSE(adapted(query_x), query_y)
         return loss
 
-    return over_tasks(query_loss, model, tasks, optimizer_class, outer_lr)
+    return over_tasks(query_loss, model, tasks, outer)
 
 
-def torchopt_loop(
-    model: nn.Module, tasks: list[Task], optimizer_class: type[torch.optim.Optimizer], outer_lr: float
-) -> Update:
+def torchopt_loop(model: nn.Module, tasks: list[Task], outer: Outer) -> Update:
     """The package ``torchopt``, whose inner optimiser replaces the model's weights until they are recovered."""
     torchopt = importlib.import_module("torchopt")
     inner_optimizer = torchopt.MetaSGD(model, lr=INNER_LR)
@@ -163,18 +164,14 @@ def torchopt_loop(
         torchopt.recover_state_dict(inner_optimizer, state)
         return loss
 
-    return over_tasks(query_loss, model, tasks, optimizer_class, outer_lr)
+    return over_tasks(query_loss, model, tasks, outer)
 
 
 def over_tasks(
-    query_loss: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
-    model: nn.Module,
-    tasks: list[Task],
-    optimizer_class: type[torch.optim.Optimizer],
-    outer_lr: float,
+    query_loss: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], model: nn.Module, tasks: list[Task], outer: Outer
 ) -> Update:
     """A step on the mean loss, the tasks one after the other, whose graphs are freed as soon as possible."""
-    optimizer = optimizer_class(model.parameters(), lr=outer_lr)  # type: ignore[call-arg]
+    optimizer = outer.optimizer_class(model.parameters(), lr=outer.lr)  # type: ignore[call-arg]
 
     def update() -> float:
         optimizer.zero_grad()
@@ -239,7 +236,7 @@ def check_gradients(sides: dict[str, Side], model: nn.Module, tasks: list[Task])
     gradients = {}
     for name, side in sides.items():
         own = copy.deepcopy(model)
-        side(own, tasks, torch.optim.SGD, 1.0)()
+        side(own, tasks, Outer(torch.optim.SGD, 1.0))()
         gradients[name] = before - nn.utils.parameters_to_vector(own.parameters()).detach()
     expected = gradients["loop"]
     for name, gradient in gradients.items():
@@ -259,7 +256,9 @@ def compare_times(options: Options) -> Iterator[Comparison]:
         for num_tasks in options.tasks if name == "MLP" else options.ssm_tasks:
             model, tasks = network.make(options.width), make_tasks(num_tasks, network.shape)
             check_gradients(own, model, tasks)
-            calls = {side: make(copy.deepcopy(model), tasks, torch.optim.Adam, 1e-4) for side, make in own.items()}
+            calls = {
+                side: make(copy.deepcopy(model), tasks, Outer(torch.optim.Adam, 1e-4)) for side, make in own.items()
+            }
             case: dict[str, str | int] = {"network": name, "tasks": num_tasks}
             yield from compare_in_turns(calls, options.pairs, case=case, targets=TARGETS.get((name, num_tasks)))
 
@@ -328,9 +327,7 @@ def show_memory(options: Options) -> list[dict[str, Any]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare, line by line as results come in."""
-    options = parse_options(
-        Options, arguments, description=__doc__, check=lambda options: check_output_file(options.output)
-    )
+    options = parse_options(Options, arguments, description=__doc__)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     print(f"torch {torch.__version__}; width {options.width}, {INNER_STEPS} inner steps, second order\n")

@@ -42,7 +42,7 @@ class Options:
     epochs: int = option(10, "passes over each rollout", least=1)
     width: int = option(64, "width of all networks, even", least=2)
     pairs: int = option(9, "pairs of turns of each comparison", least=1)
-    output: Path | None = option(None, "JSON file for the results")
+    output: Path | None = option(None, "JSON file for the results", check=check_output_file)
 
     def __post_init__(self) -> None:
         """Check what options have to do with each other."""
@@ -96,9 +96,7 @@ def compare(options: Options) -> Iterator[Comparison]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare, line by line as results come in."""
-    options = parse_options(
-        Options, arguments, description=__doc__, check=lambda options: check_output_file(options.output)
-    )
+    options = parse_options(Options, arguments, description=__doc__)
     torch.set_num_threads(1)
     shape = f"{options.num_envs} x {options.steps} steps in {options.minibatches} minibatches"
     print(f"torch {torch.__version__}; {shape}, {options.epochs} epochs, width {options.width}\n")

@@ -43,7 +43,7 @@ class Options:
     batch: int = option(16, "number of sequences", least=1)
     width: int = option(128, "width of the networks, even", least=2)
     pairs: int = option(15, "pairs of chunks of each comparison", least=1)
-    output: Path | None = option(None, "JSON file for the results")
+    output: Path | None = option(None, "JSON file for the results", check=check_output_file)
 
     def __post_init__(self) -> None:
         """Check that a state has a real and an imaginary half."""
@@ -127,9 +127,7 @@ def compare_all(options: Options) -> Iterator[Comparison]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare, line by line as results come in."""
-    options = parse_options(
-        Options, arguments, description=__doc__, check=lambda options: check_output_file(options.output)
-    )
+    options = parse_options(Options, arguments, description=__doc__)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     print(f"torch {torch.__version__}; width {options.width}, {options.batch} sequences\n")

@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -50,7 +51,11 @@ class Options:
     options: dict[str, Any] = option({}, "fields of DynamicsOptions or PolicyOptions")
     multi_task_options: dict[str, Any] = option({}, "those in which multi-task training differs, beside inner_steps")
     num_tasks: int = option(100, "tasks of each split", least=1)
-    output: Path = option(Path("output/compare_meta"), "folder of models and results.json")
+    output: Path = option(
+        Path("output/compare_meta"),
+        "folder of models and results.json",
+        check=partial(check_output_folder, file_names=["results.json"]),
+    )
 
     def __post_init__(self) -> None:
         """Check what tells the two trainings apart."""
@@ -141,30 +146,27 @@ def summarise(results: Sequence[Mapping[str, Any]], num_steps: Sequence[int]) ->
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table in Markdown."""
     header = ["split", "method", *(f"{steps} steps" for steps in rows[0]["after"]), "CPU seconds"]
-    cells = [[f"{estimate:.3g}" for estimate in row["after"].values()] for row in rows]
-    return format_markdown(
-        header,
-        [
-            [row["split"], row["method"], *own, f"{row['cpu_seconds']:.0f}"]
-            for row, own in zip(rows, cells, strict=True)
-        ],
-    )
+    lines = []
+    for row in rows:
+        cells = [f"{mean:.3g}" for mean in row["after"].values()]
+        lines.append([row["split"], row["method"], *cells, f"{row['cpu_seconds']:.0f}"])
+    return format_markdown(header, lines)
 
 
-def check(options: Options) -> None:
-    """Make both trainers once, and the folder, so that whatever is wrong is known before hours of training."""
+def check_trainers(options: Options) -> None:
+    """Make both trainers once, so that whatever is wrong with them is known before anything is written."""
     try:
         for changes in ({}, options.multi_task_options):
             MetaTrainer(options.env, objective=options.objective, **options.options | changes)
     except (gym.error.Error, ImportError, TypeError) as error:
         raise ValueError(str(error)) from error
-    check_output_folder(options.output, ["results.json"])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is not trained yet, and compare."""
     torch.set_num_threads(1)
-    options = parse_options(Options, arguments, description=__doc__, check=check)
+    options = parse_options(Options, arguments, description=__doc__, check=check_trainers)
+    options.output.mkdir(parents=True, exist_ok=True)
     results = []
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         results.append(compare(options, seed))

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,11 @@ from ssm_metarl_gym.experiments.command_line import option, parse_options
 from ssm_metarl_gym.experiments.report import estimate, format_markdown
 from ssm_metarl_gym.files import replacing, write_json
 from ssm_metarl_gym.tasks.families import FAMILIES
-from ssm_metarl_gym.tasks.mujoco import (
-    AntDirTask,
-    HalfCheetahDirTask,
-    HalfCheetahVelTask,
-    HopperTask,
-    Walker2dTask,
-)
-from ssm_metarl_gym.tasks.task import CartPoleTask, PendulumTask, PointNavigationTask, Task, TaskBatch
+from ssm_metarl_gym.tasks.task import TaskBatch
 
 Floats = npt.NDArray[np.float64]
 
+FILES = ("headroom.json", "headroom.md")
 # Each round of a search keeps this share of the candidates, and never stops looking around.
 KEPT, LEAST_SPREAD = 0.25, 0.05
 # The streams of tasks and starts: those that are searched on and those that are evaluated on never meet.
@@ -55,7 +50,9 @@ class Options:
     families: tuple[str, ...] = option(tuple(FAMILIES), "those to search", choices=list(FAMILIES))
     quick: bool = option(False, "a search too short to be quoted, to see that it runs")
     seed: int = option(0, "seeds everything: one seed gives one result", least=0, below=2**31)
-    output: Path = option(Path("output/headroom"), "folder for the results")
+    output: Path = option(
+        Path("output/headroom"), "folder for the results", check=partial(check_output_folder, file_names=FILES)
+    )
 
 
 @dataclass(frozen=True)
@@ -149,15 +146,14 @@ def feedback(observation_size: int, num_joints: int) -> Controller:
     return Controller(num_joints * (observation_size + 1), act)
 
 
-CONTROLLERS: dict[type[Task], Controller] = {
-    CartPoleTask: Controller(5, push_cart),
-    PendulumTask: Controller(5, swing_up),
-    PointNavigationTask: Controller(2, walk_to),
-    HalfCheetahVelTask: gait(6),
-    HalfCheetahDirTask: gait(6),
-    AntDirTask: gait(8),
-    HopperTask: feedback(11, 3),
-    Walker2dTask: feedback(17, 6),
+CONTROLLERS = {
+    **dict.fromkeys(("CartPole", "CartPolePolarity", "CartPoleSwitch"), Controller(5, push_cart)),
+    **dict.fromkeys(("Pendulum", "PendulumPolarity", "PendulumSwitch"), Controller(5, swing_up)),
+    "PointNavigation": Controller(2, walk_to),
+    **dict.fromkeys(("HalfCheetahVel", "HalfCheetahDir"), gait(6)),
+    "AntDir": gait(8),
+    "HopperParams": feedback(11, 3),
+    "Walker2dParams": feedback(17, 6),
 }
 
 
@@ -167,7 +163,7 @@ class Judge:
     def __init__(self, family: str, split: str) -> None:
         self.env_id = f"ssm_metarl/{family}-v0"
         self.distribution = FAMILIES[family].distribution(split)
-        self.controller = CONTROLLERS[FAMILIES[family].task_type]
+        self.controller = CONTROLLERS[family]
         self.is_batched = has_batched_form(self.env_id)
         self.has_polarity = "polarity" in FAMILIES[family].task_type.signs
         self.horizon = gym.spec(self.env_id).max_episode_steps or 0
@@ -288,12 +284,8 @@ def format_table(results: Sequence[dict[str, Any]], seed: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Search and evaluate every family on each of its splits."""
-    options = parse_options(
-        Options,
-        arguments,
-        description=__doc__,
-        check=lambda options: check_output_folder(options.output, ["headroom.json", "headroom.md"]),
-    )
+    options = parse_options(Options, arguments, description=__doc__)
+    options.output.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     # The training tasks are drawn from the same distribution as those of interpolation.
     jobs = [(family, split) for family in options.families for split in FAMILIES[family].splits if split != "train"]

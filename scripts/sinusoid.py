@@ -66,8 +66,8 @@ class Options:
     updates: int = option(5000, "updates of the initial weights", least=1)
     inner_steps: int | None = option(None, "other gradient steps in training than above", least=1)
     inner_lr: float = option(0.01, "their size, or its first value where it is learned")
-    plot: Path | None = option(None, "picture of one wave as the first seed fits it")
-    output: Path | None = option(None, "JSON file for the results")
+    plot: Path | None = option(None, "picture of one wave as the first seed fits it", check=check_output_file)
+    output: Path | None = option(None, "JSON file for the results", check=check_output_file)
 
     def __post_init__(self) -> None:
         """Check the size of the steps."""
@@ -190,15 +190,9 @@ def draw(fitted: Mapping[str, Mapping[int, MetaMAML]], path: Path) -> None:
     plt.close(figure)
 
 
-def check_outputs(options: Options) -> None:
-    """Check that the files can be written before hours of training."""
-    check_output_file(options.output)
-    check_output_file(options.plot, "--plot")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train and evaluate, line by line as results come in."""
-    options = parse_options(Options, arguments, description=__doc__, check=check_outputs)
+    options = parse_options(Options, arguments, description=__doc__)
     torch.set_num_threads(1)
     print(f"mean squared error by the number of steps on {NUM_POINTS} points; {options.updates} updates\n")
     results: list[Result] = []

@@ -29,6 +29,7 @@ def option(
     least: int | None = None,
     below: int | None = None,
     choices: Sequence[str] | None = None,
+    check: Callable[[Any, str], object] | None = None,
     may_be_empty: bool = False,
     is_positional: bool = False,
 ) -> Any:
@@ -40,11 +41,12 @@ def option(
         least: The least whole number that is valid.
         below: What a whole number must be less than.
         choices: The valid names, where there are a few.
+        check: Checks its value, given that and the flag, before the script begins, and raises ValueError.
         may_be_empty: Whether a flag of several values may be given with none.
         is_positional: Whether its values are given without a flag.
     """
-    metadata = {"help": help, "least": least, "below": below, "choices": choices}
-    metadata |= {"may_be_empty": may_be_empty, "is_positional": is_positional}
+    metadata: dict[str, Any] = {"help": help, "least": least, "below": below, "choices": choices}
+    metadata |= {"check": check, "may_be_empty": may_be_empty, "is_positional": is_positional}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -67,8 +69,7 @@ def parse_options(
             a mistake like any other.
         arguments: What follows the name of the script; by default the command line of this process.
         description: What ``--help`` says before it lists the options: the docstring of the script.
-        check: Checks what a dataclass alone does not know, such as whether a folder can be written to, and raises
-            ValueError.
+        check: Checks all options together, beyond what the dataclass can do by itself, and raises ValueError.
 
     Example:
         >>> @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,9 @@ def parse_options(
     """
     try:
         parsed = options(**_read(options, list(sys.argv[1:] if arguments is None else arguments), description))
+        for field in dataclasses.fields(parsed):  # type: ignore[arg-type]
+            if field.metadata["check"] is not None:
+                field.metadata["check"](getattr(parsed, field.name), flag_of(field.name))
         if check is not None:
             check(parsed)
     except (ValueError, _WrongValueError) as error:

@@ -13,6 +13,11 @@ DESCRIPTION = """What the script does.
 """
 
 
+def check_rate(value, flag):
+    if value > 1:
+        raise ValueError(f"{flag} must be <= 1; got {value}.")
+
+
 @dataclass(frozen=True)
 class Options:
     agents: tuple[Path, ...] = option((), "who acts", is_positional=True)
@@ -20,7 +25,7 @@ class Options:
     some_size: int = option(3, "how large it is", least=1)
     start: int | None = option(None, "where it begins", least=0, below=2**31)
     seed: int = option(0, "which one")
-    rate: float = option(0.5, "how fast it is")
+    rate: float = option(0.5, "how fast it is", check=check_rate)
     sizes: tuple[int, ...] = option((1, 2), "all of them", least=1)
     families: tuple[str, ...] = option(("x",), "or none", choices=("x", "y"), may_be_empty=True)
     folder: Path | None = option(None, "where it goes")
@@ -72,6 +77,7 @@ def test_what_is_given_arrives(arguments, expected):
         (["--some-size"], "error: Missing value for argument '--some-size'. Expected 1 values.\n"),
         (["--start", "2147483648"], "--start must be >= 0 and less than 2147483648; got 2147483648."),
         (["--rate", "high"], "--rate must be a number; got 'high'."),
+        (["--rate", "2"], "--rate must be <= 1; got 2.0."),
         (["--sizes", "1", "0"], "--sizes must be >= 1; got 0."),
         (["--sizes"], "--sizes must have at least one value; got none."),
         (["--families", "x", "z"], "--families must be one of ['x', 'y']; got 'z'."),
@@ -125,3 +131,14 @@ def test_a_script_refuses_in_the_same_way(capsys):
 
 def test_a_flag_is_the_name_with_dashes():
     assert flag_of("num_tasks") == "--num-tasks"
+
+
+def test_options_are_checked_together(capsys):
+    def check(options):
+        if options.some_size > options.rate:
+            raise ValueError("--rate must be the greater one.")
+
+    assert parse_options(Options, ["--rate", "1", "--some-size", "1"], description="", check=check).some_size == 1
+    with pytest.raises(SystemExit):
+        parse_options(Options, [], description="", check=check)
+    assert capsys.readouterr().err.endswith(": error: --rate must be the greater one.\n")

@@ -36,7 +36,7 @@ def test_all_sides_have_the_gradient_of_finite_differences(bench_maml, make, sha
     def step(weights):
         """The loss at these weights, and how far plain gradient descent of rate 1 goes."""
         nn.utils.vector_to_parameters(weights.clone(), model.parameters())
-        loss = bench_maml.loop(model, tasks, torch.optim.SGD, 1.0)()
+        loss = bench_maml.loop(model, tasks, bench_maml.Outer(torch.optim.SGD, 1.0))()
         return loss, weights - nn.utils.parameters_to_vector(model.parameters()).detach()
 
     difference = (step(weights + 1e-5 * direction)[0] - step(weights - 1e-5 * direction)[0]) / 2e-5
@@ -44,8 +44,8 @@ def test_all_sides_have_the_gradient_of_finite_differences(bench_maml, make, sha
 
 
 def test_a_side_with_another_gradient_ends_the_run(bench_maml):
-    def wrong(model, tasks, optimizer_class, outer_lr):
-        return bench_maml.loop(model, tasks, optimizer_class, 1.001 * outer_lr)
+    def wrong(model, tasks, outer):
+        return bench_maml.loop(model, tasks, outer._replace(lr=1.001 * outer.lr))
 
     model, tasks = bench_maml.make_mlp(4), bench_maml.make_tasks(2, (3, 4))
     with pytest.raises(SystemExit, match="wrong and the loop must have the same gradient"):
@@ -55,10 +55,11 @@ def test_a_side_with_another_gradient_ends_the_run(bench_maml):
 def test_the_low_rank_form_is_in_one_of_our_sides_alone(bench_maml, monkeypatch):
     calls = []
     network = sys.modules["ssm_metarl_gym.agents.meta_learning.task_losses"].LowRankNetwork
-    monkeypatch.setattr(network, "__call__", lambda self, x: calls.append(x) or self._run(x)[0])
+    call = network.__call__
+    monkeypatch.setattr(network, "__call__", lambda self, x: calls.append(x) or call(self, x))
     tasks = bench_maml.make_tasks(2, (3, 4))
     for side, expected in ((bench_maml.meta_maml_written, 0), (bench_maml.meta_maml, 1)):
-        side(bench_maml.make_mlp(128), tasks, torch.optim.SGD, 1.0)()
+        side(bench_maml.make_mlp(128), tasks, bench_maml.Outer(torch.optim.SGD, 1.0))()
         assert len(calls) == expected
 
 

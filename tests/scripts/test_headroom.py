@@ -133,7 +133,10 @@ def test_a_quick_run_writes_what_it_prints(headroom, tmp_path):
     [
         (["--seed", "-1"], "--seed must be >= 0"),
         (["--families", "Cartpole"], "--families must be one of"),
-        (["--output", "README.md"], "--output must be a folder that can be written to; got README.md (File exists)."),
+        (
+            ["--output", "README.md"],
+            "--output must be a folder that can be written to; got README.md (Not a directory).",
+        ),
     ],
 )
 def test_bad_options_are_refused(headroom, arguments, message, capsys, checkout, monkeypatch):
