@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from ssm_metarl_gym.experiments.statistics import interval_over_seeds
 
-__all__ = ["Estimate", "estimate", "format_markdown"]
+__all__ = ["Estimate", "estimate", "format_markdown", "print_markdown"]
 
 
 class Estimate(NamedTuple):
@@ -42,3 +42,10 @@ def format_markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str
     """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def print_markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table in Markdown, each row as soon as it is known."""
+    print(format_markdown(header, []), flush=True)
+    for row in rows:
+        print(format_markdown(row, []).partition("\n")[0], flush=True)
