@@ -152,6 +152,8 @@ def read_archive(
     """
     if not zipfile.is_zipfile(path):
         raise ValueError(f"an agent must be a folder of train_ppo.py or an archive of SB3; got {path}.")
+    if vecnormalize is not None and not vecnormalize.is_file():
+        raise ValueError(f"--vecnormalize must be a file that VecNormalize.save wrote; got {vecnormalize}.")
     config = {
         "file": str(path),
         "algorithm": algorithm,

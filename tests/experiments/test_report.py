@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 
@@ -10,7 +8,11 @@ from ssm_metarl_gym.experiments.statistics import bootstrap_interval, interval_o
 def test_an_estimate_is_formatted_as_a_number_is():
     assert f"{Estimate(12.345, -1.0, 13.0):.1f}" == "12.3 [-1.0, 13.0]"
     assert f"{Estimate(12.345, np.nan, 13.0):.4g}" == "12.35 [nan, 13]"
-    assert json.dumps(Estimate(1.0, 0.5, 2.0)) == "[1.0, 0.5, 2.0]"
+
+
+def test_an_estimate_in_a_file_has_names():
+    assert Estimate(1.0, 0.5, 2.0).to_dict("mean_return") == {"mean_return": 1.0, "ci_low": 0.5, "ci_high": 2.0}
+    assert Estimate(1.0, 0.5, 2.0).to_dict().keys() == {"mean", "ci_low", "ci_high"}
 
 
 def test_one_seed_is_estimated_over_tasks():
