@@ -27,6 +27,10 @@ class Estimate(NamedTuple):
     def __format__(self, spec: str) -> str:
         return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
+    def to_dict(self, mean: str = "mean") -> dict[str, float]:
+        """What a file of results holds, with a name for the mean."""
+        return {mean: self.mean, "ci_low": self.low, "ci_high": self.high}
+
 
 def estimate(values: Sequence[npt.ArrayLike], seed: int) -> Estimate:
     """The mean over seeds and tasks, with an interval as :func:`interval_over_seeds` gives it.
