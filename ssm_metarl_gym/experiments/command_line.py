@@ -18,6 +18,7 @@ from ssm_metarl_gym.checks import check_choice
 
 __all__ = ["add_arguments", "flag_of", "json_object", "option", "parse_options", "refuse"]
 
+BELOW: Final = 2**31  # what no size, number or seed needs to reach, and what overflows in C
 LONGEST_SHOWN: Final = 200  # characters of a wrong value
 OptionsT = TypeVar("OptionsT")
 
@@ -39,7 +40,7 @@ def option(
         default: Its value where the command line gives none.
         help: What it is.
         least: The least whole number that is valid.
-        below: What a whole number must be less than.
+        below: What a whole number must be less than, ``BELOW`` where it is None.
         choices: The valid names, where there are a few.
         check: Checks its value, given that and the flag, before the script begins, and raises ValueError.
         may_be_empty: Whether a flag of several values may be given with none.
@@ -229,9 +230,9 @@ def _annotate(field: "dataclasses.Field[Any]", hint: Any) -> Any:
 def _check_value(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     """What :func:`option` says of the valid values."""
     least, below, choices = metadata["least"], metadata["below"], metadata["choices"]
-    is_too_small, is_too_large = least is not None and value < least, below is not None and value >= below
-    if is_too_small or is_too_large:
-        bounds = [f">= {least}"] * (least is not None) + [f"less than {below}"] * (below is not None)
+    is_too_large = isinstance(value, int) and value >= (below or BELOW)
+    if is_too_large or (least is not None and value < least):
+        bounds = [f">= {least}"] * (least is not None) + [f"less than {below or BELOW}"] * bool(below or is_too_large)
         raise _WrongValueError(f"{name} must be {' and '.join(bounds)}; got {value}.")
     if choices:
         try:
