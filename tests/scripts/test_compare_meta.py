@@ -56,7 +56,7 @@ def test_a_comparison_holds_what_the_trainers_give(
     with pytest.raises(SystemExit):
         compare_meta.main([*arguments, "--multi-task-options", "{}"])
     assert "--output must be a new folder or one of the same options" in capsys.readouterr().err
-    (tmp_path / "meta-learned-1.pt").write_bytes(b"damaged")  # the last that is needed is the first that is checked
+    (tmp_path / "meta-learned-1.pt").write_bytes(b"damaged")
     with pytest.raises(SystemExit):
         compare_meta.main(arguments)
     assert "meta-learned-1.pt cannot be read; delete it, and it is trained again: " in capsys.readouterr().err
