@@ -4,7 +4,8 @@ if __name__ != "ssm_metarl_gym.agents":
     # The folder is also importable as a top-level `agents`, which would make a second copy of every class.
     raise ImportError(f"import ssm_metarl_gym.agents instead of {__name__}.")
 
-from ssm_metarl_gym.agents.adaptation.adapter import AdaptationConfig, Adapter, AdapterStats
+from ssm_metarl_gym.agents.adaptation.adapter import Adapter
+from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig, AdapterStats
 from ssm_metarl_gym.agents.meta_learning.maml import MetaMAML
 from ssm_metarl_gym.agents.meta_training.trainer import MetaTrainer
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
