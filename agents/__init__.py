@@ -8,10 +8,11 @@ from ssm_metarl_gym.agents.adaptation.adapter import Adapter
 from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig, AdapterStats
 from ssm_metarl_gym.agents.meta_learning.maml import MetaMAML
 from ssm_metarl_gym.agents.meta_training.trainer import MetaTrainer
+from ssm_metarl_gym.agents.models.action_distributions import Categorical, DiagonalGaussian
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.models.meta_policy import MetaPolicy
-from ssm_metarl_gym.agents.ssm.features_extractor import SSMFeaturesExtractor
-from ssm_metarl_gym.agents.ssm.model import SSM
+from ssm_metarl_gym.agents.ssm.features_extractor import SSMFeaturesExtractor, WindowExtractor
+from ssm_metarl_gym.agents.ssm.model import SSM, SSMLayer
 from ssm_metarl_gym.agents.ssm.policies import CnnSSMPolicy, MultiInputSSMPolicy, SSMPolicy
 from ssm_metarl_gym.agents.ssm.ppo import SSMPPO
 
@@ -30,3 +31,8 @@ __all__ = [
     "SSMFeaturesExtractor",
     "SSMPolicy",
 ]
+
+# Archives and pickles name a class by its module. Were that one inside, it could never move: so all say that they are
+# of this one, those too that are not public but lie within objects of public classes.
+for _name in (*__all__, *(one.__name__ for one in (Categorical, DiagonalGaussian, SSMLayer, WindowExtractor))):
+    globals()[_name].__module__ = __name__

@@ -11,7 +11,7 @@ from ssm_metarl_gym.agents.ssm.scan import linear_recurrence
 from ssm_metarl_gym.agents.ssm.stepper import SSMStepper, StepperLayer
 from ssm_metarl_gym.checks import check_integer, is_number
 
-__all__ = ["SSM"]
+__all__ = ["SSM", "SSMLayer"]
 
 _MIN_ANGLE: Final = 0.01  # of lambda before training: theta is its logarithm
 
@@ -76,7 +76,7 @@ class SSM(nn.Module):
             raise ValueError(f"max_angle must be in ({_MIN_ANGLE}, 2 pi] radians; got {max_angle!r}. Use pi / 2.")
         self.state_dim, self.hidden_dim, self.output_dim, self.num_layers = map(int, sizes.values())
         self.encoder = nn.Linear(state_dim, hidden_dim)
-        self.layers = nn.ModuleList(_Layer(hidden_dim, radius, max_angle) for _ in range(num_layers))
+        self.layers = nn.ModuleList(SSMLayer(hidden_dim, radius, max_angle) for _ in range(num_layers))
         self.decoder = nn.Linear(hidden_dim, output_dim)
         self.to(device)
 
@@ -166,7 +166,7 @@ class SSM(nn.Module):
             )
 
 
-class _Layer(nn.Module):
+class SSMLayer(nn.Module):
     """One linear recurrent unit with its normalisation, gate and residual connection.
 
     Its parameters lie here and not in submodules, whose calls would take as long as the arithmetic of a single step.

@@ -131,7 +131,8 @@ class SSMPPO(PPO):
             self._last_episode_starts = np.ones(self.n_envs, dtype=bool)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_last_state"]
+        # The class of the buffer follows from the observation space; an archive would name the module that it lies in.
+        return [*super()._excluded_save_params(), "_last_state", "rollout_buffer_class"]
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
