@@ -1,4 +1,8 @@
-"""What learns: the state-space model, meta-learning, test-time adaptation and the model of the dynamics."""
+"""What learns, one room for each kind of it.
+
+An ``ssm`` remembers; ``meta_learning`` and ``adaptation`` change any module; ``models`` are what they change here;
+``meta_training`` brings them to the environments. The public names are those of this package.
+"""
 
 if __name__ != "ssm_metarl_gym.agents":
     # The folder is also importable as a top-level `agents`, which would make a second copy of every class.

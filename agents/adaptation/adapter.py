@@ -285,7 +285,8 @@ class Adapter:
 
     def _restore(self, snapshot: _Snapshot) -> None:
         self._state.restore(snapshot.module)
-        self._averaged, self._stats = snapshot.averaged, snapshot.stats
+        self._averaged = snapshot.averaged
+        self._stats = snapshot.stats
 
 
 def _entropy(prediction: Distribution) -> Tensor:

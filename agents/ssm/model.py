@@ -74,7 +74,10 @@ class SSM(nn.Module):
             )
         if not is_number(max_angle) or not _MIN_ANGLE < max_angle <= 2.0 * math.pi:
             raise ValueError(f"max_angle must be in ({_MIN_ANGLE}, 2 pi] radians; got {max_angle!r}. Use pi / 2.")
-        self.state_dim, self.hidden_dim, self.output_dim, self.num_layers = map(int, sizes.values())
+        self.state_dim = int(state_dim)
+        self.hidden_dim = int(hidden_dim)
+        self.output_dim = int(output_dim)
+        self.num_layers = int(num_layers)
         self.encoder = nn.Linear(state_dim, hidden_dim)
         self.layers = nn.ModuleList(SSMLayer(hidden_dim, radius, max_angle) for _ in range(num_layers))
         self.decoder = nn.Linear(hidden_dim, output_dim)

@@ -87,7 +87,7 @@ class TestEvaluatingActions:
         steps = [take(rows, np.arange(N) * T + t) for t in range(T)]
         state = random_state(policy)
         if frozen:
-            with policy.frozen_memory():
+            with policy.memory_snapshot():
                 actions, values, log_probs, _ = play(policy, steps, state, STARTS)
         else:
             actions, values, log_probs, _ = play(policy, steps, state, STARTS)
@@ -300,12 +300,12 @@ class TestPredict:
             policy.predict(draw(VECTOR, N), np.zeros(shape, dtype=np.float32))
 
 
-class TestFrozenMemory:
+class TestMemorySnapshot:
     def test_does_not_see_changes_of_the_weights(self):
         policy = policy_for(VECTOR, ACTIONS["Discrete"])
         arguments = torch.randn(N, 3), random_state(policy), STARTS[0]
         before = policy.predict_values(*arguments)
-        with policy.frozen_memory():
+        with policy.memory_snapshot():
             torch.testing.assert_close(policy.predict_values(*arguments), before)
             with torch.no_grad():
                 policy.ssm.encoder.weight.normal_()
@@ -314,7 +314,7 @@ class TestFrozenMemory:
 
     def test_ends_with_an_error(self):
         policy = policy_for(VECTOR, ACTIONS["Discrete"])
-        with contextlib.suppress(RuntimeError), policy.frozen_memory():
+        with contextlib.suppress(RuntimeError), policy.memory_snapshot():
             raise RuntimeError("the environment fails")
         assert policy.predict_values(torch.randn(N, 3), random_state(policy), STARTS[0]).requires_grad
 
@@ -323,7 +323,7 @@ class TestFrozenMemory:
         policy = policy_for(VECTOR, ACTIONS["Discrete"])
         policy.lr_schedule = None
         arguments = torch.randn(N, 3), random_state(policy), STARTS[0]
-        with policy.frozen_memory():
+        with policy.memory_snapshot():
             other = clone(policy)
             before = policy.predict_values(*arguments)
         torch.testing.assert_close(other.predict_values(*arguments), before)
