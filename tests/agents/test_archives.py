@@ -88,7 +88,6 @@ def paths_in_archive(file):
 @pytest.mark.parametrize(
     ("algorithm", "policy", "space", "policy_kwargs"),
     [
-        (SSMPPO, "SSMPolicy", VECTOR, SMALL),
         (SSMPPO, "SSMPolicy", WINDOW, SMALL | EXTRACTOR),
         (SSMPPO, "MultiInputSSMPolicy", spaces.Dict(a=VECTOR), SMALL),
         (SSMPPO, "CnnSSMPolicy", IMAGE, SMALL),
