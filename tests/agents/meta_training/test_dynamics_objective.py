@@ -155,7 +155,9 @@ class TestProcesses:
         for share in (None, range(3), range(3, 8)):
             monkeypatch.setattr(dynamics_objective, "own_share", lambda num, share=share: share)
             options = DynamicsOptions(**TINY)
-            objective = DynamicsObjective(ENV_ID, env_kwargs={}, seed=0, options=options, distributed=share is not None)
+            objective = DynamicsObjective(
+                ENV_ID, make_model(), env_kwargs={}, seed=0, options=options, distributed=share is not None
+            )
             objective.update(0)
         whole, *parts = batches
         assert [len(part) for part in parts] == [3, 5]
