@@ -52,6 +52,9 @@ class MetaTrainer:
     Attributes:
         model: The model.
         num_updates: Number of updates so far.
+        env_id: The id of the environment.
+        env_kwargs: Its arguments.
+        seed: The seed.
         objective: The name of the objective.
         options: The :class:`DynamicsOptions` or :class:`PolicyOptions`.
 

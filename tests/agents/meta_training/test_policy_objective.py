@@ -105,7 +105,6 @@ def test_options_reach_the_losses_and_the_loops():
     for change in changes:
         objective = make(**plain | change)
         objective.update(0)
-        objective.update(1)
         learned.append([tensor.tolist() for tensor in weights_of(objective).values()])
     assert all(one != other for i, one in enumerate(learned) for other in learned[:i])
 
