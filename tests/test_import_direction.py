@@ -19,6 +19,7 @@ ALLOWED = {
     "_version": set(),
     "tasks": {"checks"},
     "envs": {"checks", "tasks"},
+    "envs.making": set(),
     "": {"_version", "envs", "tasks"},
     "agents.losses": set(),
     "agents.ssm": {"checks"},
@@ -31,7 +32,9 @@ ALLOWED = {
         "agents.meta_learning",
         "agents.models",
         "checks",
+        "envs.making",
         "files",
+        "seeding",
         "tasks",
     },
     "agents": {
@@ -42,7 +45,7 @@ ALLOWED = {
         "agents.models",
         "agents.ssm",
     },
-    "wrappers": {"agents.adaptation", "agents.models", "checks"},
+    "wrappers": {"agents.adaptation", "agents.models", "checks", "envs.making"},
     "experiments": {"_version", "files"},
 }
 # What is not of agents or wrappers must not pull in torch: the environments are usable without it.
