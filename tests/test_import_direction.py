@@ -46,7 +46,7 @@ ALLOWED = {
         "agents.ssm",
     },
     "wrappers": {"agents.adaptation", "agents.models", "checks", "envs.making"},
-    "experiments": {"_version", "files"},
+    "experiments": {"_version", "checks", "envs", "envs.making", "files", "wrappers"},
 }
 # What is not of agents or wrappers must not pull in torch: the environments are usable without it.
 LIGHT = {"gymnasium", "mujoco", "numpy", "pygame", "typing_extensions"}
