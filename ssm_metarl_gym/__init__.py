@@ -41,8 +41,8 @@ __all__ = [
 _LAZY_SUBPACKAGES = ("agents", "wrappers")
 
 # A checkout without symbolic links (the default on Windows) has plain files where the links to ../agents and
-# ../wrappers belong: there, look for the two folders beside this one.
-if not all((Path(__file__).parent / name).is_dir() for name in _LAZY_SUBPACKAGES):
+# ../wrappers belong: there, look for the two folders beside this one. (What is installed has folders, see setup.py.)
+if not all((Path(__file__).parent / name / "__init__.py").is_file() for name in _LAZY_SUBPACKAGES):
     __path__.append(str(Path(__file__).parents[1]))
 
 register_environments()
