@@ -89,7 +89,7 @@ def test_unknown_names_are_refused():
 @pytest.mark.parametrize("test", EXAMPLES)
 def test_the_examples_of_the_docstrings_run(test, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    test.globs = dict(NAMES)
+    test.globs |= NAMES  # beside those of the module
     for example in test.examples:
         example.source = example.source.replace("learn(800", "learn(2")
     report = []
