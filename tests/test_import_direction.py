@@ -24,10 +24,11 @@ ALLOWED = {
     "agents.losses": set(),
     "agents.ssm": {"checks"},
     "agents.meta_learning": {"agents.losses", "checks"},
-    "agents.adaptation": {"agents.losses", "checks"},
+    "agents.adaptation.config": {"checks"},
+    "agents.adaptation": {"agents.adaptation.config", "agents.losses"},
     "agents.models": {"agents.ssm", "checks"},
     "agents.meta_training": {
-        "agents.adaptation",
+        "agents.adaptation.config",
         "agents.meta_learning",
         "agents.models",
         "checks",
@@ -36,9 +37,16 @@ ALLOWED = {
         "seeding",
         "tasks",
     },
-    "agents": {"agents.adaptation", "agents.meta_learning", "agents.meta_training", "agents.models", "agents.ssm"},
+    "agents": {
+        "agents.adaptation",
+        "agents.adaptation.config",
+        "agents.meta_learning",
+        "agents.meta_training",
+        "agents.models",
+        "agents.ssm",
+    },
     "wrappers": {"agents.adaptation", "agents.models", "checks", "envs.making"},
-    "experiments": {"_version", "files"},
+    "experiments": {"_version", "checks", "envs", "envs.making", "files", "wrappers"},
 }
 # What is not of agents or wrappers must not pull in torch: the environments are usable without it.
 LIGHT = {"gymnasium", "mujoco", "numpy", "pygame", "typing_extensions"}

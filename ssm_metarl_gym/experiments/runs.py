@@ -31,6 +31,7 @@ if sys.platform != "win32":
 __all__ = [
     "Stopwatch",
     "check_checkpoint",
+    "check_folder",
     "check_output",
     "find_checkpoints",
     "find_versions",
@@ -220,6 +221,21 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     write_json(folder / "config.json", config)
 
 
+def check_folder(folder: Path) -> None:
+    """Whether a folder can be written to; it is made where it does not exist.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(
+            f"--output must be a folder that can be written to; got {folder} ({error.strerror})."
+        ) from error
+
+
 def check_output(folder: Path, wanted: Mapping[str, Any], key: str) -> None:
     """Whether a run with the options ``wanted`` may write to a folder, which is made where it does not exist.
 
@@ -227,14 +243,8 @@ def check_output(folder: Path, wanted: Mapping[str, Any], key: str) -> None:
         ValueError: The folder cannot be written to, or holds a run with other options that has learned something, or
             something else than a run: a configuration without ``key``.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-        present = read_config(folder, key)
-    except OSError as error:
-        raise ValueError(
-            f"--output must be a folder that can be written to; got {folder} ({error.strerror})."
-        ) from error
+    check_folder(folder)
+    present = read_config(folder, key)
     if present is None or not (present.get("finished") or find_checkpoints(folder / "checkpoints")):
         return  # a run that has learned nothing yet may begin anew with other options
     differing = [
