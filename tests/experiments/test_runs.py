@@ -57,6 +57,18 @@ class TestCheckpoints:
         self.save(tmp_path, 2)  # what was left of it is in nobody's way
         assert sorted(path.name for path in tmp_path.iterdir()) == ["0000000001", "0000000002"]
 
+    def test_what_a_killed_process_left_of_one_is_deleted(self, tmp_path):
+        code = """if True:
+            import os, pathlib, sys
+            from ssm_metarl_gym.experiments.runs import save_checkpoint
+            save_checkpoint(pathlib.Path(sys.argv[1]), 1, lambda checkpoint: os.kill(os.getpid(), 9))
+        """
+        subprocess.run([sys.executable, "-c", code, str(tmp_path)])  # noqa: S603
+        assert len(list(tmp_path.iterdir())) == 1
+        assert find_whole_checkpoint(tmp_path, pytest.fail) is None
+        self.save(tmp_path, 2)
+        assert [path.name for path in tmp_path.iterdir()] == ["0000000002"]
+
     def test_there_may_be_none(self, tmp_path):
         assert find_checkpoints(tmp_path / "nothing") == []
         assert find_whole_checkpoint(tmp_path / "nothing", pytest.fail) is None
