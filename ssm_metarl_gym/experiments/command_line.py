@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import re
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,7 @@ def option(
     least: int | None = None,
     below: int | None = None,
     choices: Sequence[str] | None = None,
+    check: Callable[[Any, str], object] | None = None,
     may_be_empty: bool = False,
     is_positional: bool = False,
 ) -> Any:
@@ -39,17 +41,24 @@ def option(
         least: The least whole number that is valid.
         below: What a whole number must be less than.
         choices: The valid names, where there are a few.
+        check: Checks its value, given that and the flag, before the script begins, and raises ValueError.
         may_be_empty: Whether a flag of several values may be given with none.
         is_positional: Whether its values are given without a flag.
     """
-    metadata = {"help": help, "least": least, "below": below, "choices": choices}
-    metadata |= {"may_be_empty": may_be_empty, "is_positional": is_positional}
+    metadata: dict[str, Any] = {"help": help, "least": least, "below": below, "choices": choices}
+    metadata |= {"check": check, "may_be_empty": may_be_empty, "is_positional": is_positional}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def parse_options(options: type[OptionsT], arguments: Sequence[str] | None = None, *, description: str) -> OptionsT:
+def parse_options(
+    options: type[OptionsT],
+    arguments: Sequence[str] | None = None,
+    *,
+    description: str,
+    check: Callable[[OptionsT], object] | None = None,
+) -> OptionsT:
     """The options that a command line gives; where it is not valid, the process ends as :func:`refuse` says.
 
     Each field is a flag: ``num_tasks`` is ``--num-tasks``. A bool is a switch, a tuple takes several values, and a
@@ -60,6 +69,7 @@ def parse_options(options: type[OptionsT], arguments: Sequence[str] | None = Non
             a mistake like any other.
         arguments: What follows the name of the script; by default the command line of this process.
         description: What ``--help`` says before it lists the options: the docstring of the script.
+        check: Checks all options together, beyond what the dataclass can do by itself, and raises ValueError.
 
     Example:
         >>> @dataclasses.dataclass(frozen=True)
@@ -68,42 +78,21 @@ def parse_options(options: type[OptionsT], arguments: Sequence[str] | None = Non
         >>> parse_options(Options, ["--num-tasks", "20"], description="Evaluate.")
         Options(num_tasks=20)
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(options)  # type: ignore[arg-type]
-    flags = [flag_of(field.name) for field in fields if not field.metadata["is_positional"]]
-    hints = typing.get_type_hints(options)
-    # tyro fills a twin of the dataclass, whose annotations say how each field is read.
-    twin: Any = dataclasses.make_dataclass(
-        "twin", [(f.name, _annotate(f, hints[f.name]), _copy_default(f)) for f in fields]
-    )
-    given: Any
-    printed = io.StringIO()
     try:
-        if arguments and arguments[0].startswith("--tyro"):  # its own options, which complete command lines
-            check_choice("an option", arguments[0], flags)
-        with contextlib.redirect_stderr(printed):
-            given, unknown = tyro.cli(
-                twin,
-                prog=_program(),
-                description=description,
-                args=arguments,
-                return_unknown_args=True,
-                config=(tyro.conf.FlagCreatePairsOff,),
-            )
-        if unknown:
-            check_choice("an option", unknown[0], flags)
-        return options(**vars(given))
-    except SystemExit as exit_info:
-        if not exit_info.code:  # --help
-            raise
-        refuse(_unbox(printed.getvalue()))
+        parsed = options(**_read(options, list(sys.argv[1:] if arguments is None else arguments), description))
+        for field in dataclasses.fields(parsed):  # type: ignore[arg-type]
+            if field.metadata["check"] is not None:
+                field.metadata["check"](getattr(parsed, field.name), flag_of(field.name))
+        if check is not None:
+            check(parsed)
     except (ValueError, _WrongValueError) as error:
         refuse(str(error))
+    return parsed
 
 
 def refuse(message: str) -> NoReturn:
     """End the process because of a mistake of its user: with a sentence on standard error, and status 2."""
-    print(f"{_program()}: error: {message}", file=sys.stderr)  # noqa: T201
+    print(f"{_program()}: error: {message}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -116,15 +105,46 @@ def _program() -> str:
     return Path(sys.argv[0]).name
 
 
-def _unbox(text: str) -> str:
-    """The sentence in a box that tyro printed: what stands above the rule."""
-    lines = [line.strip("│ ") for line in text.splitlines()[1:-1]]
-    sentence = lines[: next((i for i, line in enumerate(lines) if line.startswith("─")), None)]
-    return " ".join(sentence)
-
-
 class _WrongValueError(Exception):
     """A value of the command line is not valid. No ValueError: tyro would say it in other words."""
+
+
+def _read(options: Any, arguments: list[str], description: str) -> dict[str, Any]:
+    """The values of all fields."""
+    fields = dataclasses.fields(options)
+    flags = [flag_of(field.name) for field in fields if not field.metadata["is_positional"]]
+    if arguments and arguments[0].startswith("--tyro"):  # its own options, which complete command lines
+        check_choice("an option", arguments[0], flags)
+    # tyro fills a twin of the dataclass, whose annotations say how each field is read.
+    hints = typing.get_type_hints(options)
+    annotated = [(field.name, _annotate(field, hints[field.name]), _copy_default(field)) for field in fields]
+    twin: Any = dataclasses.make_dataclass("twin", annotated)
+    place = "DESCRIPTION"  # whose lines tyro would join
+    given: Any
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            given, unknown = tyro.cli(
+                twin,
+                prog=_program(),
+                description=place,
+                args=arguments,
+                return_unknown_args=True,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as exit_info:
+        if exit_info.code:
+            raise _WrongValueError(_first_sentence(printed.getvalue())) from None
+        print(printed.getvalue().replace(place, description.strip(), 1).rstrip())
+        raise
+    if unknown:
+        check_choice("an option", unknown[0], flags)
+    return dict(vars(given))
+
+
+def _first_sentence(text: str) -> str:
+    """What tyro says of a mistake: what stands between the first two rules."""
+    return " ".join(re.split("-{3,}|─{3,}", text)[1].replace("│", " ").strip("╮ \n").split())
 
 
 def _read_text(text: str) -> str:
@@ -166,8 +186,8 @@ def _annotate(field: "dataclasses.Field[Any]", hint: Any) -> Any:
     metadata, default = field.metadata, field.default
     text = metadata["help"] + (f"; one of {', '.join(metadata['choices'])}" if metadata["choices"] else "")
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
-    has_default = default not in (None, False, (), dataclasses.MISSING)
-    argument = tyro.conf.arg(help=text, help_behavior_hint=f"(default: {shown})" if has_default else "")
+    has_none = default is dataclasses.MISSING or default is None or default is False or default == ()
+    argument = tyro.conf.arg(help=text, help_behavior_hint="" if has_none else f"(default: {shown})")
     if hint is bool:
         return Annotated[bool, argument]
 
