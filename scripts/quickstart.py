@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,11 @@ from tqdm import tqdm
 
 import ssm_metarl_gym  # noqa: F401 - registers the environments
 from ssm_metarl_gym.agents import Adapter, DynamicsModel, MetaTrainer
-from ssm_metarl_gym.experiments.command_line import option, parse_options, refuse
+from ssm_metarl_gym.experiments.checks import check_output_folder
+from ssm_metarl_gym.experiments.command_line import option, parse_options
 from ssm_metarl_gym.experiments.evaluation import Rewards, evaluate, mean_curve, returns_of
 from ssm_metarl_gym.experiments.pictures import draw_curves, film, save_film
 from ssm_metarl_gym.experiments.report import Estimate, estimate, format_markdown
-from ssm_metarl_gym.experiments.runs import check_folder
 from ssm_metarl_gym.files import replacing, write_json
 from ssm_metarl_gym.wrappers import OnlineAdaptation
 
@@ -51,6 +52,7 @@ LABELS = {
     "adapted_predictions": "predictions, adapted online",
     "oracle": "told the parameters",
 }
+FILES = ("results.json", "switch.png", "comparison.gif", "dynamics.pt", *(f"{agent}.zip" for agent in AGENTS))
 CORES = ("ssm", "tanh")
 SWITCH_STEP = 100
 SPLITS: dict[str, dict[str, Any]] = {
@@ -75,7 +77,9 @@ class Options:
 
     quick: bool = option(False, "fewer steps and tasks, the same story")
     seed: int = option(0, "seeds everything: one seed gives one result", least=0, below=1_000_000)
-    output: Path = option(Path("output/quickstart"), "folder for the results")
+    output: Path = option(
+        Path("output/quickstart"), "folder for the results", check=partial(check_output_folder, file_names=FILES)
+    )
     num_tasks: int | None = option(None, "tasks per split (default: 100, quick: 20)", least=2)
     core: str = option("ssm", "core of the dynamics model, where tanh is a network of two layers", choices=CORES)
     ppo_steps: int | None = option(None, "steps of each PPO (default: 40960, quick: 24576)", least=1)
@@ -279,10 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_options(Options, arguments, description=__doc__)
     started = time.perf_counter()
     torch.set_num_threads(1)
-    try:
-        check_folder(options.output)
-    except ValueError as error:
-        refuse(str(error))
+    options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "results.json").unlink(missing_ok=True)  # those of an earlier run would mislead
     budget = choose_budget(options)
 

@@ -15,6 +15,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from ssm_metarl_gym.agents import SSMPPO, SSMFeaturesExtractor
 from ssm_metarl_gym.experiments import runs
-from ssm_metarl_gym.experiments.command_line import option, parse_options, refuse
+from ssm_metarl_gym.experiments.checks import check_output_folder
+from ssm_metarl_gym.experiments.command_line import option, parse_options
 from ssm_metarl_gym.experiments.logs import make_logger
 from ssm_metarl_gym.experiments.runs import (
     Stopwatch,
@@ -52,6 +54,7 @@ POLICIES = {
 }
 PACKAGES = ("ssm-metarl-gym", "gymnasium", "numpy", "sb3-contrib", "stable-baselines3", "torch")
 ROLLOUT_LENGTH = 128
+FILES = ("config.json", "progress.csv", "model.zip", "vecnormalize.pkl")
 # What another run of the same command may change: where it runs and how often it saves.
 FREE_OPTIONS = ("checkpoint_interval", "device", "output")
 # What every config.json of this script has.
@@ -92,7 +95,9 @@ class Options:
     policy: str = option("ssm", "what learns", choices=tuple(POLICIES))
     seed: int = option(0, "seeds everything: one uninterrupted run gives one result", least=0, below=2**31)
     timesteps: int = option(400_000, "steps of the environments, rounded up to whole rollouts", least=1)
-    output: Path = option(Path("output/train_ppo"), "folder of the run")
+    output: Path = option(
+        Path("output/train_ppo"), "folder of the run", check=partial(check_output_folder, file_names=FILES)
+    )
     num_envs: int = option(64, "environments that are stepped side by side", least=1)
     checkpoint_interval: int = option(50_000, "timesteps between checkpoints at most", least=1)
     window: int = option(16, "steps that window-ssm reads", least=1)
@@ -284,8 +289,9 @@ def train(options: Options) -> None:
     print("{wall_seconds:.1f} s ({cpu_seconds:.1f} s of the processor)".format(**seconds))
 
 
-def check_agent(options: Options) -> None:
+def check_run(options: Options) -> None:
     """Make the agent once, so that whatever is wrong with it is known before anything is written."""
+    check_output(options.output, fixed_options(options), CONFIG_KEY)
     try:
         torch.zeros(1, device=options.device)
     except (RuntimeError, AssertionError) as error:
@@ -309,18 +315,13 @@ def check_agent(options: Options) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, or go on training."""
-    options = parse_options(Options, arguments, description=__doc__)
+    options = parse_options(Options, arguments, description=__doc__, check=check_run)
     torch.set_num_threads(1)
-    # Refuse what cannot be trained, or not in this folder, before anything is written.
-    try:
-        check_agent(options)
-        check_output(options.output, fixed_options(options), CONFIG_KEY)
-    except ValueError as error:
-        refuse(str(error))
     present = read_config(options.output, CONFIG_KEY)
     if present is not None and present.get("finished"):
         print(f"the run in {options.output} is finished: {options.timesteps} timesteps")
         return
+    options.output.mkdir(parents=True, exist_ok=True)
     if not find_checkpoints(options.output / "checkpoints"):
         write_config(options.output, make_config(options))
     try:

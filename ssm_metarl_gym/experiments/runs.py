@@ -5,7 +5,6 @@ import importlib.util
 import json
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ from ssm_metarl_gym.files import write_json
 
 __all__ = [
     "Stopwatch",
-    "check_folder",
     "check_output",
     "find_checkpoints",
     "find_versions",
@@ -93,29 +91,13 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     write_json(folder / "config.json", config)
 
 
-def check_folder(folder: Path) -> None:
-    """Whether a folder can be written to; it is made where it does not exist.
-
-    Raises:
-        ValueError: It cannot.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ValueError(
-            f"--output must be a folder that can be written to; got {folder} ({error.strerror})."
-        ) from error
-
-
 def check_output(folder: Path, wanted: Mapping[str, Any], key: str) -> None:
-    """Whether a run with the options ``wanted`` may write to a folder, which is made where it does not exist.
+    """Whether a run with the options ``wanted`` may write to a folder, which may be missing.
 
     Raises:
-        ValueError: The folder cannot be written to, or holds a run with other options that has learned something, or
-            something else than a run: a configuration without ``key``.
+        ValueError: The folder holds a run with other options that has learned something, or something else than a run:
+            a configuration without ``key``.
     """
-    check_folder(folder)
     present = read_config(folder, key)
     if present is None or not (present.get("finished") or find_checkpoints(folder / "checkpoints")):
         return  # a run that has learned nothing yet may begin anew with other options
