@@ -35,6 +35,11 @@ class InnerLoop:
         grad_clip_norm: The largest L2 norm of a task's gradient; inf for no bound.
 
     Attributes:
+        model: The model.
+        inner_lr: The step size, or the first value of those that are learned.
+        first_order: Whether gradients count as constants.
+        learned_rates: What has a step size of its own that is learned.
+        grad_clip_norm: The largest L2 norm of a task's gradient.
         trained: The names of all parameters that require a gradient.
         adapted: The names of those that the steps change.
         rates: The logarithms of the learned step sizes by the names of their parameters; empty without any.
@@ -62,8 +67,11 @@ class InnerLoop:
         if learned_rates is not None:
             check_choice("learned_rates", learned_rates, get_args(LearnedRates))
         check_integer("num_steps", num_steps, least=0)
-        self.model, self.inner_lr, self.first_order = model, inner_lr, first_order
-        self.learned_rates, self.grad_clip_norm = learned_rates, grad_clip_norm
+        self.model = model
+        self.inner_lr = inner_lr
+        self.first_order = first_order
+        self.learned_rates: LearnedRates | None = learned_rates
+        self.grad_clip_norm = grad_clip_norm
         if adapts is not None and not callable(adapts):
             raise ValueError(
                 f"adapts must be a function from a parameter's name to whether it adapts; got {adapts!r}. Use "
@@ -144,6 +152,7 @@ class InnerLoop:
         return twin
 
     def _clipped(self, gradients: Weights) -> Weights:
+        """The gradients of a task, scaled down where their norm is larger than allowed."""
         if self.grad_clip_norm == math.inf:
             return gradients
         square = torch.stack([(gradient * gradient.conj()).real.sum() for gradient in gradients.values()]).sum()

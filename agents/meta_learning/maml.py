@@ -12,7 +12,7 @@ from torch.func import functional_call
 from ssm_metarl_gym.agents.meta_learning.distributed import sum_over_processes
 from ssm_metarl_gym.agents.meta_learning.inner_loop import InnerLoop, LearnedRates, Weights
 from ssm_metarl_gym.agents.meta_learning.outer_loop import OuterLoop
-from ssm_metarl_gym.agents.meta_learning.task_losses import AfterSteps, BatchedTasks, TaskLoss, WayBack
+from ssm_metarl_gym.agents.meta_learning.task_losses import BatchedTasks, QueryLosses, ReptileLoss, TaskLoss
 from ssm_metarl_gym.agents.meta_learning.tasks import Inputs, LossFunction, MetaTask, TaskSet, as_inputs, check_set
 from ssm_metarl_gym.checks import check_choice, check_integer
 
@@ -77,7 +77,12 @@ class MetaMAML:
     Attributes:
         model: The model.
         inner_steps: The number of inner steps.
+        algorithm: ``"maml"`` or ``"reptile"``.
+        multi_step_updates: For how many updates the losses after earlier inner steps count.
+        distributed: Whether all processes take the step together.
+        optimizer: The outer optimiser.
         num_updates: The number of outer steps so far.
+        num_dropped: The number of tasks that were left out so far because they were not finite.
 
     Raises:
         ValueError: An argument is out of its range, two contradict each other, or nothing can be trained.
@@ -113,8 +118,12 @@ class MetaMAML:
                 f"steps; got inner_steps={inner_steps}, learned_rates={learned_rates!r} and "
                 f"multi_step_updates={multi_step_updates}. Use algorithm='maml' for these."
             )
-        self.model, self.inner_steps, self.algorithm = model, inner_steps, algorithm
-        self.multi_step_updates, self.num_updates, self.distributed = multi_step_updates, 0, distributed
+        self.model = model
+        self.inner_steps = inner_steps
+        self.algorithm: _Algorithm = algorithm
+        self.multi_step_updates = multi_step_updates
+        self.distributed = distributed
+        self.num_updates = 0
         self._inner = InnerLoop(
             model,
             inner_lr,
@@ -163,9 +172,10 @@ class MetaMAML:
         check_set("support", support_x, support_y)
         check_integer("num_steps", num_steps, least=0)
         support = TaskSet(as_inputs(support_x), support_y)
-        if not all(torch.isfinite(tensor).all() for tensor in support.tensors()):
+        if not all(torch.isfinite(tensor).all() for tensor in (*support.x, support_y)):
             raise ValueError("the support must be finite; got NaN or infinity. Drop those rows.")
-        adapted, inner = copy.deepcopy(self.model), self._inner.detached()
+        adapted = copy.deepcopy(self.model)
+        inner = self._inner.detached()
         weights = {name: adapted.get_parameter(name).detach() for name in inner.trained}
 
         def loss_of(weights: Weights) -> Tensor:
@@ -195,17 +205,24 @@ class MetaMAML:
         """
         if tasks or not self.distributed:  # of many processes, some may have nothing to do
             _check_tasks(tasks)
-        buffers: dict[int, Weights] = {}
-        shares = self._shares()
-        task_loss: TaskLoss = AfterSteps(list(shares)) if self.algorithm == "maml" else WayBack(self.inner_steps)
+        changed_buffers: dict[int, Weights] = {}
+        loss_weights = self._loss_weights()
+        task_loss: TaskLoss = ReptileLoss(self.inner_steps)
+        if self.algorithm == "maml":
+            task_loss = QueryLosses(list(loss_weights))
 
-        def losses_of(numbers: Sequence[int]) -> Tensor:
-            losses = self._tasks.losses(tasks, numbers, loss_fn, self._inner, task_loss, buffers)  # K S
-            return losses @ losses.new_tensor(list(shares.values())) if len(shares) > 1 else losses[:, 0]
+        def losses_of(indices: Sequence[int]) -> Tensor:
+            # For all tasks T_i: w_i' = w - inner_lr * grad loss(support of T_i; w), and its loss on the query set.
+            losses = self._tasks.losses(tasks, indices, loss_fn, self._inner, task_loss, changed_buffers)  # K S
+            # MAML++ also counts the losses on the way there.
+            shares = losses.new_tensor(list(loss_weights.values()))
+            return losses @ shares if len(loss_weights) > 1 else losses[:, 0]
 
+        # The outer step: w <- w - outer_lr * grad mean_i loss(query of T_i; w_i').
         loss = self._outer.step(losses_of, len(tasks))
-        kept = [number for number in range(len(tasks)) if number not in self._outer.last_dropped]
-        self._follow([buffers.get(number, {}) for number in kept])
+        # What no gradient trains follows the tasks that counted.
+        kept = [index for index in range(len(tasks)) if index not in self._outer.last_dropped]
+        self._average_buffers([changed_buffers.get(index, {}) for index in kept])
         self.num_updates += 1
         return loss
 
@@ -217,9 +234,10 @@ class MetaMAML:
             raise ValueError(f"num_steps must be a sequence of ints, at least one; got {num_steps!r}. Use [0, 1], say.")
         for steps in num_steps:
             check_integer("num_steps", steps, least=0)
-        size, inner, wanted = self._outer.task_chunk_size or len(tasks), self._inner.detached(), AfterSteps(num_steps)
+        inner, task_loss = self._inner.detached(), QueryLosses(num_steps)
+        size = self._outer.task_chunk_size or len(tasks)
         chunks = (range(start, min(start + size, len(tasks))) for start in range(0, len(tasks), size))
-        return torch.cat([self._tasks.losses(tasks, chunk, loss_fn, inner, wanted) for chunk in chunks]).t()
+        return torch.cat([self._tasks.losses(tasks, chunk, loss_fn, inner, task_loss) for chunk in chunks]).t()
 
     def state_dict(self) -> dict[str, Any]:
         """All that is learned and counted here: not the model, but the optimiser and the learned step sizes."""
@@ -234,8 +252,8 @@ class MetaMAML:
         self._outer.load_state_dict(state)
         self.num_updates = state["num_updates"]
 
-    def _shares(self) -> dict[int, float]:
-        """What the losses after the steps of these numbers count in the outer loss."""
+    def _loss_weights(self) -> dict[int, float]:
+        """The weights in the outer loss of the query losses after numbers of inner steps, by these numbers."""
         last = self.inner_steps
         if last < 2 or self.num_updates >= self.multi_step_updates:
             return {last: 1.0}
@@ -243,7 +261,7 @@ class MetaMAML:
         return {**dict.fromkeys(range(1, last), earlier), last: 1.0 - (last - 1) * earlier}
 
     @torch.no_grad()
-    def _follow(self, changed: Sequence[Weights]) -> None:
+    def _average_buffers(self, changed: Sequence[Weights]) -> None:
         """Move the model's buffers to the mean of what each task made of them, given those that it changed."""
         if not (self.distributed or any(changed)):
             return

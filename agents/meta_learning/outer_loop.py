@@ -33,8 +33,13 @@ class OuterLoop:
             tasks of its own. The mean is over the tasks of all of them.
 
     Attributes:
+        parameters: What is trained.
+        optimizer: The optimiser.
+        task_chunk_size: The most tasks whose graph is held at once.
+        grad_clip_norm: The largest L2 norm of the mean gradient.
+        distributed: Whether all processes take the same step.
         num_dropped: The number of tasks that were left out so far, in all processes.
-        last_dropped: The numbers of those of this process that the last step left out.
+        last_dropped: The indices of the tasks of this process that the last step left out.
     """
 
     def __init__(
@@ -51,8 +56,12 @@ class OuterLoop:
             check_integer("task_chunk_size", task_chunk_size)
         if not grad_clip_norm > 0.0:
             raise ValueError(f"grad_clip_norm must be > 0; got {grad_clip_norm!r}. Use inf for no bound.")
-        self.parameters, self.optimizer, self._rates = tuple(parameters), optimizer, dict(rates or {})
-        self.task_chunk_size, self.grad_clip_norm, self.distributed = task_chunk_size, grad_clip_norm, distributed
+        self.parameters = tuple(parameters)
+        self.optimizer = optimizer
+        self.task_chunk_size = task_chunk_size
+        self.grad_clip_norm = grad_clip_norm
+        self.distributed = distributed
+        self._rates = dict(rates or {})
         self.num_dropped = 0
         self.last_dropped: list[int] = []
 
@@ -60,8 +69,8 @@ class OuterLoop:
         """One step.
 
         Args:
-            losses_of: The losses of the tasks of these numbers, which are consecutive, ``Float[len(numbers)]``, with
-                the graph behind them. May be called more than once with the same number.
+            losses_of: The losses of the tasks of these indices, which are consecutive, ``Float[len(indices)]``, with
+                the graph behind them. May be called more than once with the same index.
             num_tasks: The number of tasks, of this process.
 
         Returns:
@@ -70,12 +79,15 @@ class OuterLoop:
         Raises:
             FloatingPointError: No task counts, or their mean gradient is not finite; the parameters are as they were.
         """
-        total, self.last_dropped = _Total(self.parameters), []
+        # Sum losses and gradients over the tasks, chunk by chunk.
+        total = _Total(self.parameters)
+        self.last_dropped = []
         size = max(num_tasks, 1) if self.task_chunk_size is None else self.task_chunk_size
         for start in range(0, num_tasks, size):
             self._add(total, losses_of, range(start, min(start + size, num_tasks)))
         if self.distributed:
             total.sum_over_processes()
+        # Leave out the tasks that are not finite.
         loss, num_kept, num_dropped = total.counts.tolist()
         gradients = total.mean_gradients()
         if num_dropped:
@@ -93,6 +105,7 @@ class OuterLoop:
                 f"the loss and its gradient must be finite; {found}, and the weights were left as they were. "
                 "Lower inner_lr or outer_lr, or normalise the data."
             )
+        # Step along the mean gradient of the others.
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         if self.grad_clip_norm < math.inf:
@@ -134,18 +147,18 @@ class OuterLoop:
                 rate.copy_(state["rates"][name])
         self.num_dropped = state["num_dropped"]
 
-    def _add(self, total: "_Total", losses_of: Callable[[Sequence[int]], Tensor], numbers: Sequence[int]) -> None:
+    def _add(self, total: "_Total", losses_of: Callable[[Sequence[int]], Tensor], indices: Sequence[int]) -> None:
         """Add the tasks of a chunk; where it is not finite as a whole, half by half."""
-        found = self._differentiate(losses_of(numbers))
+        found = self._differentiate(losses_of(indices))
         if found is not None:
             total.add(*found)
-        elif len(numbers) == 1:
+        elif len(indices) == 1:
             total.counts[2] += 1
-            self.last_dropped += numbers
+            self.last_dropped += indices
         else:
-            middle = len(numbers) // 2
-            self._add(total, losses_of, numbers[:middle])
-            self._add(total, losses_of, numbers[middle:])
+            middle = len(indices) // 2
+            self._add(total, losses_of, indices[:middle])
+            self._add(total, losses_of, indices[middle:])
 
     def _differentiate(self, losses: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]] | None:
         """The losses and the gradients of their sum; None where one of them is not finite."""
@@ -170,6 +183,7 @@ class _Total:
         self.counts = torch.zeros(3, dtype=torch.float64)
 
     def add(self, losses: Tensor, gradients: Sequence[Tensor | None]) -> None:
+        """Add the losses of tasks, and the gradients of their sum."""
         for total, gradient in zip(self.gradients, gradients, strict=True):
             if gradient is not None:
                 total += gradient
@@ -178,12 +192,13 @@ class _Total:
         self.counts[1] += len(losses)
 
     def sum_over_processes(self) -> None:
+        """Replace all sums by those over the tasks of all processes."""
         device = self.gradients[0].device  # NCCL takes nothing from the CPU
         self.used, self.counts = self.used.to(device), self.counts.to(device)
         sum_over_processes([*self.gradients, self.used, self.counts])
 
     def mean_gradients(self) -> list[Tensor | None]:
-        """None for a parameter on which no loss depends, so that the optimiser skips it."""
+        """The mean gradients; None for a parameter on which no loss depends, so that the optimiser skips it."""
         num_tasks = max(float(self.counts[1]), 1.0)
         return [
             gradient / num_tasks if used else None

@@ -203,7 +203,13 @@ class TestMetaGradient:
         actual = meta_gradient(model, tasks, first_order=first_order)
         torch.testing.assert_close(actual, plain_gradient(model, tasks, first_order=first_order))
 
-    @pytest.mark.parametrize("name", MODELS)
+    @pytest.mark.parametrize(
+        "name",
+        [
+            pytest.param(name, marks=[] if name in ("MLP", "SSM on sequences", "LSTM") else pytest.mark.slow)
+            for name in MODELS
+        ],
+    )
     def test_second_order_is_exact(self, name):
         make_model, make = MODELS[name]
         model, tasks = make_model().double(), make(2, dtype=torch.float64)
@@ -214,15 +220,14 @@ class TestMetaGradient:
             return maml.query_losses(tasks, MSE, [2]).mean().item()
 
         exact, first_order = (meta_gradient(model, tasks, first_order=value) for value in (False, True))
-        for _ in range(3):
-            direction = torch.randn_like(source)
-            slope = (loss(source + 1e-6 * direction) - loss(source - 1e-6 * direction)) / 2e-6
-            assert exact @ direction == pytest.approx(slope, rel=1e-6, abs=1e-8)
+        direction = torch.randn_like(source)
+        slope = (loss(source + 1e-6 * direction) - loss(source - 1e-6 * direction)) / 2e-6
+        assert exact @ direction == pytest.approx(slope, rel=1e-6, abs=1e-8)
         assert (exact - first_order).norm() > 0.05 * exact.norm()
 
     @pytest.mark.parametrize("adapts", [None, lambda name: "bias" in name, lambda name: name.startswith("2.")])
     @pytest.mark.parametrize("first_order", [False, True])
-    @pytest.mark.parametrize("inner_steps", [0, 1, 3])
+    @pytest.mark.parametrize("inner_steps", [0, 3])
     def test_both_ways_for_plain_networks(self, way, inner_steps, first_order, adapts):
         model, tasks = tanh_mlp().double(), make_ragged_tasks()
         options = {"inner_steps": inner_steps, "first_order": first_order, "adapts": adapts}
@@ -266,9 +271,11 @@ def test_losses_on_tasks_of_different_lengths(way, loss_fn):
 
 
 class TestLearnedRates:
-    @pytest.mark.parametrize("make_model", [tanh_mlp, LSTM])
-    @pytest.mark.parametrize("first_order", [False, True])
-    @pytest.mark.parametrize("learned_rates", ["tensor", "step", "element"])
+    @pytest.mark.parametrize(
+        ("learned_rates", "first_order", "make_model"),
+        [(rates, order, tanh_mlp) for rates in ("tensor", "step", "element") for order in (False, True)]
+        + [("step", False, LSTM)],
+    )
     def test_their_gradient_is_exact(self, learned_rates, first_order, make_model):
         time = (3,) if make_model is LSTM else ()
         model, tasks = make_model().double(), make_tasks(2, time=time, dtype=torch.float64)
@@ -391,14 +398,10 @@ class TestMetaUpdate:
         assert maml.num_updates == 2
         assert all(parameter.grad is None for parameter in model.parameters())
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "options",
-        [
-            {},
-            pytest.param({"first_order": True}, marks=pytest.mark.slow),
-            pytest.param({"algorithm": "reptile", "inner_steps": 4}, marks=pytest.mark.slow),
-            pytest.param({"learned_rates": "step"}, marks=pytest.mark.slow),
-        ],
+        [{}, {"first_order": True}, {"algorithm": "reptile", "inner_steps": 4}, {"learned_rates": "step"}],
         ids=str,
     )
     def test_it_learns_a_family_of_lines(self, options, untouched_rng):
@@ -423,11 +426,11 @@ class TestMetaUpdate:
     @pytest.mark.parametrize(("make_model", "reason"), [(LSTM, "LSTM"), (normalised_mlp, "LayerNorm")])
     def test_a_module_that_vmap_cannot_compute_is_computed_task_by_task(self, caplog, make_model, reason):
         maml, tasks = MetaMAML(make_model(), 0.1, 0.1), make_tasks(2, time=(3,))
-        losses = [maml.meta_update(tasks, MSE) for _ in range(15)]
+        losses = [maml.meta_update(tasks, MSE) for _ in range(10)]
         assert len(caplog.records) == 1
         assert "one after the other" in caplog.text
         assert reason in caplog.text
-        assert losses[-1] < 0.9 * losses[0]
+        assert losses[-1] < losses[0]
 
     def test_a_fault_of_the_tasks_changes_nothing(self, look):
         model = tanh_mlp()
@@ -557,8 +560,7 @@ FAULTS = {
 
 class TestTasksThatAreNotFinite:
     @pytest.mark.parametrize("fault", FAULTS)
-    @pytest.mark.parametrize("task_chunk_size", [None, 2])
-    @pytest.mark.parametrize("make_model", [tanh_mlp, batch_normalised_mlp])
+    @pytest.mark.parametrize(("make_model", "task_chunk_size"), [(tanh_mlp, None), (batch_normalised_mlp, 2)])
     def test_the_update_is_that_of_the_others(self, caplog, look, make_model, task_chunk_size, fault):
         loss_fn, part, value = FAULTS[fault]
         tasks = make_tasks(4)
@@ -648,26 +650,32 @@ class TestBuffers:
         assert look(model) == before
 
 
+def adapted_losses(maml, tasks, num_steps):
+    """The losses of copies of the model adapted one by one, ``Float[S K]``."""
+    return torch.tensor(
+        [
+            [MSE(maml.adapt(sx, sy, MSE, steps)(*as_inputs(qx)), qy).item() for sx, sy, qx, qy in tasks]
+            for steps in num_steps
+        ]
+    )
+
+
 class TestQueryLosses:
     @pytest.mark.parametrize("name", MODELS)
     def test_they_are_those_of_adapted_copies(self, look, untouched_rng, name):
         make_model, make = MODELS[name]
         model, tasks = make_model(), make(2)
-        maml = MetaMAML(
-            model, 0.3, 0.1, learned_rates="step", inner_steps=2, inner_grad_clip_norm=0.5, task_chunk_size=1
-        )
-        plain, before = MetaMAML(model, 0.3, 0.1), look(model)
-        for one in (maml, plain):
-            with untouched_rng():
-                losses = one.query_losses(tasks, MSE, [3, 0, 1])
-            assert losses.shape == (3, 2)
-            assert not losses.requires_grad
-            for task, (sx, sy, qx, qy) in enumerate(tasks):
-                for row, num_steps in enumerate((3, 0, 1)):
-                    adapted = one.adapt(sx, sy, MSE, num_steps)
-                    expected = MSE(adapted(*as_inputs(qx)), qy).item()
-                    assert losses[row, task].item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        maml, before = MetaMAML(model, 0.3, 0.1, learned_rates="step", inner_steps=2, task_chunk_size=1), look(model)
+        with untouched_rng():
+            losses = maml.query_losses(tasks, MSE, [3, 0, 1])
+        assert not losses.requires_grad
+        torch.testing.assert_close(losses, adapted_losses(maml, tasks, (3, 0, 1)), rtol=1e-4, atol=1e-6)
         assert look(model) == before
+
+    @pytest.mark.parametrize("inner_grad_clip_norm", [math.inf, 0.5])
+    def test_both_ways_for_plain_networks(self, way, inner_grad_clip_norm):
+        maml, tasks = MetaMAML(tanh_mlp(), 0.3, 0.1, inner_grad_clip_norm=inner_grad_clip_norm), make_tasks()
+        torch.testing.assert_close(maml.query_losses(tasks, MSE, [1, 2]), adapted_losses(maml, tasks, (1, 2)))
 
     def test_what_is_not_finite_is_shown(self):
         tasks = make_tasks()
@@ -682,16 +690,15 @@ class TestQueryLosses:
 
 class TestState:
     @pytest.mark.parametrize(
-        "options",
+        ("options", "through_a_file"),
         [
-            {},
-            {"optimizer_class": SGD, "optimizer_kwargs": {"momentum": 0.9}},
-            {"learned_rates": "element"},
-            {"learned_rates": "step"},
+            ({}, True),
+            ({"optimizer_class": SGD, "optimizer_kwargs": {"momentum": 0.9}}, True),
+            ({"learned_rates": "element"}, False),
+            ({"learned_rates": "step"}, True),
         ],
         ids=str,
     )
-    @pytest.mark.parametrize("through_a_file", [False, True])
     def test_training_goes_on_bit_for_bit(self, look, through_a_file, options):
         models, tasks = [tanh_mlp(), tanh_mlp()], make_tasks()
         options = {"inner_steps": 2, "multi_step_updates": 4, **options}

@@ -17,7 +17,7 @@ def make_outer(parameters, lr=0.5, optimizer_class=torch.optim.SGD, optimizer_kw
 
 def squares(weight, targets):
     """The losses ``(w - target)^2 / 2``, one for each task."""
-    return lambda numbers: torch.stack([(weight - targets[number]) ** 2 / 2.0 for number in numbers])
+    return lambda indices: torch.stack([(weight - targets[index]) ** 2 / 2.0 for index in indices])
 
 
 class TestStep:
@@ -35,9 +35,9 @@ class TestStep:
         (w,) = weights = make_weights(4.0)
         chunks = []
 
-        def losses_of(numbers):
-            chunks.append(list(numbers))
-            return squares(w, range(5))(numbers)
+        def losses_of(indices):
+            chunks.append(list(indices))
+            return squares(w, range(5))(indices)
 
         make_outer(weights, task_chunk_size=2).step(losses_of, 5)
         assert chunks == [[0, 1], [2, 3], [4]]
@@ -63,7 +63,7 @@ class TestStep:
         schedule = torch.optim.lr_scheduler.StepLR(outer.optimizer, step_size=1, gamma=0.1)
         seen = []
         for _ in range(3):
-            outer.step(lambda numbers: w.repeat(len(numbers)), 2)  # of slope 1
+            outer.step(lambda indices: w.repeat(len(indices)), 2)  # of slope 1
             schedule.step()
             seen.append(w.item())
         assert seen == pytest.approx([3.0, 2.9, 2.89])
@@ -81,7 +81,7 @@ class TestStep:
         # The mean gradient is (3, 4), of length 5; clipped to 1, half of (0.6, 0.8) is what the weights move by.
         a, b = weights = make_weights(3.0, 4.0)
         outer = make_outer(weights, grad_clip_norm=norm)
-        outer.step(lambda numbers: ((a**2 + b**2) / 2.0).repeat(len(numbers)), 3)
+        outer.step(lambda indices: ((a**2 + b**2) / 2.0).repeat(len(indices)), 3)
         assert (a.item(), b.item()) == pytest.approx(after, rel=1e-5)  # torch divides by the norm plus a millionth
 
     def test_clipping_nothing(self):
@@ -105,8 +105,8 @@ class TestDropping:
         (w,) = weights = make_weights(4.0)
         outer = make_outer(weights, task_chunk_size=task_chunk_size)
 
-        def losses_of(numbers):
-            return torch.stack([bad(w) if number == 1 else (w - number) ** 2 / 2.0 for number in numbers])
+        def losses_of(indices):
+            return torch.stack([bad(w) if index == 1 else (w - index) ** 2 / 2.0 for index in indices])
 
         with caplog.at_level(logging.WARNING):
             assert outer.step(losses_of, 3) == pytest.approx((8.0 + 2.0) / 2.0)
@@ -122,9 +122,9 @@ class TestDropping:
         (w,) = weights = make_weights(4.0)
         chunks = []
 
-        def losses_of(numbers):
-            chunks.append(list(numbers))
-            return torch.stack([bad_gradient(w) if number == 2 else w for number in numbers])
+        def losses_of(indices):
+            chunks.append(list(indices))
+            return torch.stack([bad_gradient(w) if index == 2 else w for index in indices])
 
         outer = make_outer(weights)
         assert outer.step(losses_of, 8) == 4.0
@@ -138,7 +138,7 @@ class TestDropping:
         outer.step(squares(w, [1.0]), 1)
         before, state = w.item(), str(outer.optimizer.state_dict())
         with pytest.raises(FloatingPointError, match=r"in none of 2 tasks, and the weights were left as they were"):
-            outer.step(lambda numbers: torch.stack([bad(w) for _ in numbers]), 2)
+            outer.step(lambda indices: torch.stack([bad(w) for _ in indices]), 2)
         assert w.item() == before
         assert w.grad is None
         assert str(outer.optimizer.state_dict()) == state
@@ -147,7 +147,7 @@ class TestDropping:
     def test_a_sum_that_overflows(self):
         w = torch.tensor(1.0, requires_grad=True)
         with pytest.raises(FloatingPointError, match="their sum over the tasks overflows"):
-            make_outer([w], task_chunk_size=1).step(lambda numbers: (3e38 * w).repeat(len(numbers)), 2)
+            make_outer([w], task_chunk_size=1).step(lambda indices: (3e38 * w).repeat(len(indices)), 2)
         assert w.item() == 1.0
 
 

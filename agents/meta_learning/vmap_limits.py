@@ -1,0 +1,101 @@
+"""May the tasks of a model be computed together? What ``torch.func.vmap`` refuses or gets wrong, found and avoided."""
+
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["VmapLimits"]
+
+_logger = logging.getLogger(__name__)
+_Norm: Final = nn.modules.batchnorm._NormBase
+# What vmap gets wrong in second order, by the place of its scale: https://github.com/pytorch/functorch/issues/534.
+_SCALED: Final = {
+    F.layer_norm: 2, torch.layer_norm: 2, torch.native_layer_norm: 2, F.batch_norm: 3, F.instance_norm: 3
+}  # fmt: skip
+
+
+class VmapLimits:
+    """Computes the tasks of a model together as long as that gives what one after the other gives.
+
+    What vmap refuses shows itself by an error. What it gets wrong is looked for: among the model's modules, and the
+    first time in second order among all functions that the model calls. Once there is a reason, it is logged, and tasks
+    are computed one after the other from then on.
+
+    Args:
+        model: The model.
+        second_order: Whether inner gradients will be differentiated.
+    """
+
+    def __init__(self, model: nn.Module, *, second_order: bool) -> None:
+        self._model = model
+        self._together = True
+        self._watched = False
+        unfit = (nn.RNNBase, nn.LayerNorm, _Norm) if second_order else (nn.RNNBase,)
+        found = {type(module).__name__ for module in model.modules() if isinstance(module, unfit)}
+        if found:
+            self._give_up(f"it contains {', '.join(sorted(found))}")
+
+    def compute(
+        self, together: Callable[[], Tensor], one_by_one: Callable[[], Tensor], *, second_order: bool
+    ) -> Tensor:
+        """The losses of tasks, computed together where the model allows that.
+
+        Args:
+            together: Computes them with vmap. A ``RuntimeError`` says why that cannot be.
+            one_by_one: Computes the same without.
+            second_order: Whether inner gradients are differentiated.
+        """
+        if self._together and any(map(_mixes_rows, self._model.modules())):
+            self._give_up("it contains batch normalisation in training, whose statistics belong to one task")
+        if not self._together:
+            return one_by_one()
+        try:
+            return self._watch(together) if second_order and not self._watched else together()
+        except RuntimeError as error:
+            reason = str(error)
+            if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in reason:
+                raise  # a matter of task_chunk_size
+        losses = one_by_one()
+        self._give_up(reason)  # only now: a fault of the tasks themselves was raised again
+        return losses
+
+    def _watch(self, together: Callable[[], Tensor]) -> Tensor:
+        """What ``together`` gives, unless the model calls something that vmap gets wrong in second order."""
+        with _ScaledNorms() as norms:
+            losses = together()
+        self._watched = True
+        if norms.found:
+            raise RuntimeError(f"it calls {', '.join(sorted(norms.found))} with a scale")
+        return losses
+
+    def _give_up(self, reason: str) -> None:
+        self._together = False
+        _logger.warning(
+            "tasks are computed one after the other, because torch.func.vmap does not suit the model or the loss: %s",
+            reason,
+        )
+
+
+class _ScaledNorms(TorchFunctionMode):
+    """Finds calls of functions that scale what they normalise, in whatever module they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, place = kwargs or {}, _SCALED.get(func)
+        if place is not None and any(scale is not None for scale in (kwargs.get("weight"), *args[place : place + 1])):
+            self.found.add(func.__name__)
+        return func(*args, **kwargs)
+
+
+def _mixes_rows(module: nn.Module) -> bool:
+    """Whether the module normalises by statistics of the rows that it is given, with padding and all."""
+    is_batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+    return is_batch_norm and (module.training or module.running_mean is None)
