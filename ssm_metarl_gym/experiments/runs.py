@@ -201,13 +201,16 @@ def read_config(folder: Path, key: str) -> dict[str, Any] | None:
     """The configuration of the run in a folder, None where there is none.
 
     Raises:
-        ValueError: There is one of something else: it lacks ``key``.
+        ValueError: It cannot be read, or is one of something else: it lacks ``key``.
     """
+    path = folder / "config.json"
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError:
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}). Give another --output.") from error
+    except (ValueError, RecursionError):  # no JSON, no text, or brackets in brackets in brackets
         config = None
     if not isinstance(config, dict) or key not in config:
         raise ValueError(f"--output must be a new folder or that of a run; {folder}/config.json is of something else.")
