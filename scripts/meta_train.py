@@ -123,9 +123,6 @@ def open_run(options: Options) -> bytes | None:
     present = read_config(options.output, CONFIG_KEY)
     if present is not None and present.get("finished"):
         return None
-    for name in map(Path, FILES):
-        for leftover in options.output.glob(f".{name.stem}.*{name.suffix}"):  # of a session that was killed meanwhile
-            leftover.unlink()
     checkpoints = find_checkpoints(options.output / "checkpoints")
     if checkpoints:
         return (checkpoints[-1] / "trainer.pt").read_bytes()

@@ -208,15 +208,6 @@ class TestResume:
         assert 1000 < config["wall_seconds"] < 1100
         assert 500 < config["cpu_seconds"] < 600
 
-    def test_what_a_kill_left_half_written_is_removed(self, interrupted, run, tmp_path):
-        (tmp_path / "run" / ".model.123.pt").write_text("half")
-        (tmp_path / "run" / ".notes.123.txt").write_text("mine")
-        (tmp_path / "run" / "checkpoints" / "unfinished").mkdir()
-        (tmp_path / "run" / "checkpoints" / "unfinished" / "trainer.pt").write_text("half")
-        folder = run()
-        assert written(folder) == FILES | {".notes.123.txt"}
-        assert not (folder / "checkpoints" / "unfinished").exists()
-
     def test_a_damaged_checkpoint_is_named(self, interrupted, run, tmp_path):
         (tmp_path / "run" / "checkpoints" / "0000000006" / "trainer.pt").write_text("damaged")
         with pytest.raises(SystemExit, match=r"last checkpoint in .* cannot be loaded: .* delete its folder"):
