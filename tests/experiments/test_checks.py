@@ -1,9 +1,89 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from ssm_metarl_gym.experiments.checks import check_output_file, check_output_folder
+from ssm_metarl_gym.experiments.checks import (
+    check_device,
+    check_env,
+    check_output_file,
+    check_output_folder,
+    explaining,
+)
+
+
+class TestExplaining:
+    @pytest.mark.parametrize(
+        ("error", "text"),
+        [
+            (ValueError("a must be b"), "a must be b"),
+            (ImportError("no a"), "ImportError: no a"),
+            (MemoryError(), "MemoryError"),
+            (SystemExit("bye"), "SystemExit: bye"),
+            (RuntimeError("one\n  two"), "RuntimeError: one two"),
+        ],
+    )
+    def test_all_that_is_raised_is_told_in_one_line(self, error, text):
+        with pytest.raises(ValueError, match=rf"^it cannot be: {text}$") as info, explaining("it cannot be"):
+            raise error
+        assert info.value.__cause__ is error
+
+    def test_but_not_that_it_was_interrupted(self):
+        with pytest.raises(KeyboardInterrupt), explaining("it cannot be"):
+            raise KeyboardInterrupt
+
+
+class TestEnv:
+    def test_one_that_can_be_made(self):
+        check_env("ssm_metarl/CartPole-v0", {"context": "visible"})
+        check_env("ssm_metarl_gym:ssm_metarl/PendulumSwitch-v0", {})
+
+    @pytest.mark.parametrize(
+        ("env_id", "env_kwargs", "message"),
+        [
+            ("ssm_metarl/CartPoles-v0", {}, "Environment `CartPoles` doesn't exist in namespace ssm_metarl"),
+            ("ssm_metarl/CartPole-v0", {"splt": "train"}, "TypeError: .*splt"),
+            ("ssm_metarl/CartPole-v0", {"split": "test"}, "split must be one of"),
+            ("no_such_module:CartPole-v1", {}, "ModuleNotFoundError: "),
+            ("", {}, "Malformed environment ID"),
+        ],
+    )
+    def test_one_that_cannot(self, env_id, env_kwargs, message):
+        with pytest.raises(ValueError, match=rf"^--env {env_id} with --env-kwargs .* cannot be made: .*{message}"):
+            check_env(env_id, env_kwargs)
+
+    @pytest.mark.parametrize(
+        ("code", "message"),
+        [
+            ("def f(:", "SyntaxError: invalid syntax"),
+            ("1 / 0", "ZeroDivisionError: division by zero"),
+            ("import sys; sys.exit('no')", "SystemExit: no"),
+            ("", "NameNotFound|doesn't exist"),
+        ],
+    )
+    def test_a_module_may_raise_anything(self, tmp_path, monkeypatch, code, message):
+        (tmp_path / "broken_module.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(ValueError, match=rf"broken_module:Mine-v0 .* cannot be made: .*({message})"):
+            check_env("broken_module:Mine-v0", {})
+        monkeypatch.delitem(sys.modules, "broken_module", raising=False)
+
+    def test_nobody_watches(self):
+        with pytest.raises(ValueError, match="--env-kwargs must leave out render_mode, as nobody watches; got 'human'"):
+            check_env("ssm_metarl/CartPole-v0", {"render_mode": "human"})
+
+
+class TestDevice:
+    def test_one_that_there_is(self):
+        check_device("cpu")
+
+    @pytest.mark.parametrize("device", ["meta", "cpu:x", "", "gpu", "cuda:77", "vulkan"])
+    def test_one_that_cannot_compute(self, device):
+        with pytest.raises(
+            ValueError, match=f"^--device must be a device that PyTorch can compute on; got '{device}': "
+        ):
+            check_device(device)
 
 
 class TestOutputFile:
