@@ -13,7 +13,7 @@ from stable_baselines3.common.logger import Logger
 from torch import nn
 from tqdm.auto import tqdm
 
-from ssm_metarl_gym.agents.adaptation.adapter import AdaptationConfig
+from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig
 from ssm_metarl_gym.agents.meta_learning.distributed import rank, world_size
 from ssm_metarl_gym.agents.meta_training.archive import read_archive, to_plain_values, write_archive
 from ssm_metarl_gym.agents.meta_training.dynamics_objective import DynamicsOptions
