@@ -22,7 +22,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final, NoReturn
@@ -53,7 +53,8 @@ def stoppable(hint: Callable[[], str] | None = None) -> Iterator[None]:
         hint: How to go on: the sentence ends with what it gives.
 
     Raises:
-        SystemExit: With the status 130 after Ctrl-C, 143 after SIGTERM, and 1 otherwise.
+        SystemExit: With the status 130 after Ctrl-C, 143 after SIGTERM, 2 where other options would help, and 1 where
+            the system failed.
     """
     is_main = threading.current_thread() is threading.main_thread()  # where alone handlers can be set
     earlier = {number: signal.signal(number, _interrupt) for number in _WORDS} if is_main else {}
@@ -69,7 +70,7 @@ def stoppable(hint: Callable[[], str] | None = None) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split()) or "there is too little memory"
         print(f"\nit cannot go on: {reason}", file=sys.stderr)
-        raise SystemExit(1) from error
+        raise SystemExit(1 if isinstance(error, OSError | BrokenExecutor) else 2) from error
     finally:
         for each, handler in earlier.items():
             signal.signal(each, handler)

@@ -33,23 +33,23 @@ def test_so_does_what_is_raised_in_its_place(error, status, capsys):
 
 
 @pytest.mark.parametrize(
-    ("error", "reason"),
+    ("error", "reason", "status"),
     [
-        (FloatingPointError("the loss is nan"), "the loss is nan"),
-        (MemoryError(), "there is too little memory"),
-        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
-        (RuntimeError("DefaultCPUAllocator: can't\n allocate"), "DefaultCPUAllocator: can't allocate"),
-        (BrokenProcessPool("A process in the process pool died"), "A process in the process pool died"),
+        (FloatingPointError("the loss is nan"), "the loss is nan", 2),
+        (MemoryError(), "there is too little memory", 2),
+        (RuntimeError("DefaultCPUAllocator: can't\n allocate"), "DefaultCPUAllocator: can't allocate", 2),
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device", 1),
+        (BrokenProcessPool("A process in the process pool died"), "A process in the process pool died", 1),
     ],
 )
-def test_what_is_no_fault_of_the_program_is_told_in_a_sentence(error, reason, capsys):
+def test_what_is_no_fault_of_the_program_is_told_in_a_sentence(error, reason, status, capsys):
     @stoppable()
     def work():
         raise error
 
     with pytest.raises(SystemExit) as exit_info:
         work()
-    assert exit_info.value.code == 1
+    assert exit_info.value.code == status
     assert capsys.readouterr().err == f"\nit cannot go on: {reason}\n"
 
 
