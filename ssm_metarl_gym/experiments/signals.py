@@ -24,7 +24,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any, Final, NoReturn
 
 __all__ = ["Terminated", "end_on_signals", "stoppable", "worker_pool"]
@@ -37,9 +37,13 @@ class Terminated(KeyboardInterrupt):
 
 
 def end_on_signals() -> None:
-    """From now on both signals end this process at once, which has nothing to put in order yet."""
+    """From now on both signals end this process at once, which has nothing to put in order yet.
+
+    And a package that cannot be imported ends it with how to install it.
+    """
     for number in _WORDS:
         signal.signal(number, _end)
+    sys.excepthook = _tell_missing_package
 
 
 @contextmanager
@@ -131,8 +135,17 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
+def _tell_missing_package(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("ssm_metarl_gym"):
+        install = 'python -m pip install -e ".[train]"'
+        print(f"{sys.argv[0]} needs {error.name}, which is not installed. Install it: {install}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    end_on_signals()
+    for each in _WORDS:
+        signal.signal(each, _end)
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 

@@ -138,3 +138,15 @@ def test_a_process_ends_with_all_that_it_started(number, begins_to_work, tmp_pat
     status, word = STATUS[number]
     assert process.returncode == status
     assert err == f"\n{word}{'; the same command again begins anew' * begins_to_work}\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("module", "is_told"), [("no_such_package", True), ("ssm_metarl_gym.no_such_room", False)])
+def test_a_package_that_is_missing_is_told_with_how_to_install_it(module, is_told, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"from ssm_metarl_gym.experiments import signals\nsignals.end_on_signals()\nimport {module}\n")
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)  # noqa: S603
+    assert run.returncode == 1
+    told = f'{script} needs no_such_package, which is not installed. Install it: python -m pip install -e ".[train]"\n'
+    assert (run.stderr == told) == is_told
+    assert ("Traceback" in run.stderr) != is_told
