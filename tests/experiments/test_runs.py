@@ -57,6 +57,18 @@ class TestCheckpoints:
         self.save(tmp_path, 2)  # what was left of it is in nobody's way
         assert sorted(path.name for path in tmp_path.iterdir()) == ["0000000001", "0000000002"]
 
+    def test_what_a_killed_process_left_of_one_is_deleted(self, tmp_path):
+        code = """if True:
+            import os, pathlib, sys
+            from ssm_metarl_gym.experiments.runs import save_checkpoint
+            save_checkpoint(pathlib.Path(sys.argv[1]), 1, lambda checkpoint: os.kill(os.getpid(), 9))
+        """
+        subprocess.run([sys.executable, "-c", code, str(tmp_path)])  # noqa: S603
+        assert len(list(tmp_path.iterdir())) == 1
+        assert find_whole_checkpoint(tmp_path, pytest.fail) is None
+        self.save(tmp_path, 2)
+        assert [path.name for path in tmp_path.iterdir()] == ["0000000002"]
+
     def test_there_may_be_none(self, tmp_path):
         assert find_checkpoints(tmp_path / "nothing") == []
         assert find_whole_checkpoint(tmp_path / "nothing", pytest.fail) is None
@@ -206,9 +218,9 @@ class TestOutput:
         with pytest.raises(ValueError, match=r"config\.json is of something else"):
             read_config(tmp_path, "objective")
 
-    def test_a_new_folder_is_made(self, tmp_path):
+    def test_a_missing_folder_is_none_of_another_run(self, tmp_path):
         check_output(tmp_path / "a" / "b", {"seed": 3}, "policy")
-        assert list((tmp_path / "a" / "b").iterdir()) == []
+        assert not list(tmp_path.iterdir())
 
     def test_other_options_are_refused_once_something_was_learned(self, tmp_path):
         write_config(tmp_path, {"policy": "mlp", "seed": 3, "num_envs": 4})
@@ -223,7 +235,7 @@ class TestOutput:
         with pytest.raises(ValueError, match=r'--policy \("mlp" there, "ssm" now\)'):
             check_output(tmp_path, {"policy": "ssm"}, "policy")
 
-    def test_a_folder_that_cannot_be_written_to_is_named(self, tmp_path):
-        (tmp_path / "file").write_text("mine")
-        with pytest.raises(ValueError, match=r"--output must be a folder that can be written to; got .*file"):
-            check_output(tmp_path / "file" / "folder", {}, "policy")
+    def test_a_configuration_that_cannot_be_read_is_named(self, tmp_path):
+        (tmp_path / "config.json").mkdir()
+        with pytest.raises(ValueError, match=r"config\.json cannot be read \(Is a directory\)"):
+            check_output(tmp_path, {}, "policy")
