@@ -17,7 +17,7 @@ from ssm_metarl_gym.envs.hidden_task import (
     check_reset_options,
     parse_state,
 )
-from ssm_metarl_gym.tasks.task import CartPoleTask
+from ssm_metarl_gym.tasks.classic import CartPoleTask
 
 __all__ = ["TaskCartPoleEnv"]
 

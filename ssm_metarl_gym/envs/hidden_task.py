@@ -10,8 +10,9 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from ssm_metarl_gym.checks import check_choice, is_number
-from ssm_metarl_gym.tasks.distributions import Choice, Marginal, TaskDistribution, TaskSet
+from ssm_metarl_gym.tasks.distributions import TaskDistribution, TaskSet
 from ssm_metarl_gym.tasks.families import TaskFamily, parse_family
+from ssm_metarl_gym.tasks.marginals import Choice, Marginal
 from ssm_metarl_gym.tasks.task import Task
 
 __all__ = [

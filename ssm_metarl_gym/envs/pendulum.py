@@ -18,7 +18,7 @@ from ssm_metarl_gym.envs.hidden_task import (
     check_reset_options,
     parse_state,
 )
-from ssm_metarl_gym.tasks.task import PendulumTask
+from ssm_metarl_gym.tasks.classic import PendulumTask
 
 __all__ = ["TaskPendulumEnv"]
 

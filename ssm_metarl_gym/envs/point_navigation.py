@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from ssm_metarl_gym.checks import check_choice
 from ssm_metarl_gym.envs.hidden_task import Family, HiddenTask, TaskParameter, check_reset_options, parse_state
-from ssm_metarl_gym.tasks.task import PointNavigationTask
+from ssm_metarl_gym.tasks.classic import PointNavigationTask
 
 __all__ = ["TaskPointNavigationEnv"]
 

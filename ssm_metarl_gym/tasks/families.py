@@ -8,15 +8,9 @@ from typing import Any, ClassVar, Final
 import numpy as np
 
 from ssm_metarl_gym.checks import check_choice
-from ssm_metarl_gym.tasks.distributions import (
-    Choice,
-    LogUniform,
-    Marginal,
-    TaskDistribution,
-    TaskSet,
-    Uniform,
-    distribution_from_dict,
-)
+from ssm_metarl_gym.tasks.classic import CartPoleTask, PendulumTask, PointNavigationTask
+from ssm_metarl_gym.tasks.distributions import TaskDistribution, TaskSet, distribution_from_dict
+from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Marginal, Uniform
 from ssm_metarl_gym.tasks.mujoco import (
     AntDirTask,
     HalfCheetahDirTask,
@@ -25,7 +19,7 @@ from ssm_metarl_gym.tasks.mujoco import (
     ModelTask,
     Walker2dTask,
 )
-from ssm_metarl_gym.tasks.task import CartPoleTask, PendulumTask, PointNavigationTask, Task
+from ssm_metarl_gym.tasks.task import Task
 
 __all__ = ["FAMILIES", "SPLITS", "TaskFamily", "parse_family"]
 

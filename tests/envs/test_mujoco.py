@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
 
-from ssm_metarl_gym.tasks.distributions import Choice, TaskDistribution
+from ssm_metarl_gym.tasks.distributions import TaskDistribution
 from ssm_metarl_gym.tasks.families import FAMILIES
+from ssm_metarl_gym.tasks.marginals import Choice
 from ssm_metarl_gym.tasks.mujoco import AntDirTask, HopperTask, Walker2dTask
 
 mujoco = pytest.importorskip("mujoco", reason="the MuJoCo families need the extra mujoco")

@@ -9,16 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssm_metarl_gym.tasks.distributions import (
-    Choice,
-    LogUniform,
-    Marginal,
-    TaskDistribution,
-    TaskSet,
-    Uniform,
-    distribution_from_dict,
-)
-from ssm_metarl_gym.tasks.task import CartPoleTask, PendulumTask, Task, TaskBatch
+from ssm_metarl_gym.tasks.classic import CartPoleTask, PendulumTask
+from ssm_metarl_gym.tasks.distributions import TaskDistribution, TaskSet, distribution_from_dict
+from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Marginal, Uniform
+from ssm_metarl_gym.tasks.task import Task, TaskBatch
 
 SPLIT = Uniform((1, 5), (15, 20))
 LOG_SPLIT = LogUniform((1, 2), (4, 16))
