@@ -9,14 +9,8 @@ import numpy.typing as npt
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
 from ssm_metarl_gym.checks import check_choice
-from ssm_metarl_gym.envs.hidden_task import (
-    DerivedQuantity,
-    Family,
-    HiddenTask,
-    TaskParameter,
-    check_reset_options,
-    parse_state,
-)
+from ssm_metarl_gym.envs.arguments import Family, check_reset_options, parse_state
+from ssm_metarl_gym.envs.hidden_task import DerivedQuantity, HiddenTask, TaskParameter
 from ssm_metarl_gym.tasks.classic import CartPoleTask
 
 __all__ = ["TaskCartPoleEnv"]

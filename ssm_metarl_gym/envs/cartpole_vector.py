@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ssm_metarl_gym.envs.arguments import parse_whole_numbers
 from ssm_metarl_gym.envs.cartpole import FAILURE_PENALTY, TaskCartPoleEnv, parse_bounds
-from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv, Observations, parse_whole_numbers
+from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv, Observations
 
 __all__ = ["TaskCartPoleVectorEnv"]
 

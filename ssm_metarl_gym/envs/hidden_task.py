@@ -2,34 +2,30 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Generic, TypeAlias, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from ssm_metarl_gym.checks import check_choice, is_number
-from ssm_metarl_gym.tasks.distributions import TaskDistribution, TaskSet
+from ssm_metarl_gym.checks import check_choice
+from ssm_metarl_gym.envs.arguments import Family, check_switch
+from ssm_metarl_gym.tasks.distributions import TaskDistribution
 from ssm_metarl_gym.tasks.families import TaskFamily, parse_family
 from ssm_metarl_gym.tasks.marginals import Choice, Marginal
 from ssm_metarl_gym.tasks.task import Task
 
 __all__ = [
     "DerivedQuantity",
-    "Family",
     "HiddenTask",
     "TaskParameter",
-    "check_reset_options",
-    "check_switch",
     "observable_space",
-    "parse_state",
     "shown_parameters",
     "task_streams",
 ]
 
 SomeTask = TypeVar("SomeTask", bound=Task)
-Family: TypeAlias = str | TaskFamily | TaskDistribution | TaskSet | Mapping[str, Any]
 
 
 class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
@@ -285,48 +281,3 @@ def task_streams(
     # Another stream for the switches: how many an episode sees must not change the tasks of later ones.
     (switches,) = tasks.spawn(1)
     return tasks, switches
-
-
-def check_reset_options(options: Mapping[str, Any] | None, valid: tuple[str, ...]) -> Mapping[str, Any]:
-    """The options of a reset, or a ValueError that names the nearest valid key where one does not exist."""
-    for name in options or {}:
-        check_choice("an option of reset", name, valid)
-    return options or {}
-
-
-def parse_state(state: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
-    """The physical state that a user gave: ``Float64[*shape]``, finite."""
-    try:
-        parsed = np.array(state, dtype=np.float64)
-    except (TypeError, ValueError):
-        parsed = np.full(shape, np.nan)
-    if parsed.shape != shape or not np.isfinite(parsed).all():
-        rows = f" for each of the {shape[0]} rows" if len(shape) > 1 else ""
-        raise ValueError(f"the option 'state' must be {shape[-1]} finite numbers{rows}; got {state!r}.")
-    return parsed
-
-
-def check_switch(
-    switch: Mapping[str, Any] | None, task_type: type[Task], num_rows: int | None = None
-) -> dict[str, Any]:
-    """The switch that a user gave, an empty dictionary for None; with ``num_rows`` a step may be one for each row."""
-    if switch is None:
-        return {}
-    if not task_type.signs:
-        raise ValueError(f"switch must be None, as a {task_type.__name__} has no sign to flip; got {switch!r}.")
-    if isinstance(switch, Mapping) and len(switch) == 1:
-        name, value = next(iter(switch.items()))
-        if name == "probability" and is_number(value) and 0.0 <= value <= 1.0:
-            return {name: value}
-        try:
-            steps = np.asarray(value)
-        except ValueError:  # of ragged lists
-            steps = np.empty(0)
-        shapes: tuple[tuple[int, ...], ...] = ((),) if num_rows is None else ((), (num_rows,))
-        if name == "step" and steps.dtype.kind in "iu" and steps.shape in shapes and (steps >= 1).all():
-            return {name: value}
-    rows = "" if num_rows is None else f", or {num_rows} of them, one for each row"
-    raise ValueError(
-        "switch must be None, {'probability': p} with p in [0, 1] or {'step': n} with a whole number n >= 1"
-        f"{rows}; got {switch!r}."
-    )

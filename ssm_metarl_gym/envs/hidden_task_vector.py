@@ -10,27 +10,22 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from ssm_metarl_gym.checks import check_choice, check_integer
-from ssm_metarl_gym.envs.hidden_task import (
+from ssm_metarl_gym.envs.arguments import (
     Family,
-    HiddenTask,
     check_reset_options,
+    check_seed,
     check_switch,
-    observable_space,
+    parse_autoreset_mode,
+    parse_reset_mask,
     parse_state,
-    shown_parameters,
-    task_streams,
 )
+from ssm_metarl_gym.envs.hidden_task import HiddenTask, observable_space, shown_parameters, task_streams
 from ssm_metarl_gym.tasks.distributions import TaskSet
 from ssm_metarl_gym.tasks.families import parse_family
 from ssm_metarl_gym.tasks.task import Task, TaskBatch
 
 __all__ = [
     "HiddenTaskVectorEnv",
-    "check_seed",
-    "parse_autoreset_mode",
-    "parse_numbers",
-    "parse_reset_mask",
-    "parse_whole_numbers",
     "rows_of",
 ]
 
@@ -480,38 +475,6 @@ class _AttributeOfARow:
         raise AttributeError(self._message)
 
 
-def parse_autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
-    """The mode that a user gave, by its name or as it is."""
-    if not isinstance(mode, AutoresetMode):
-        check_choice("autoreset_mode", mode, [valid.value for valid in AutoresetMode])
-    return AutoresetMode(mode)
-
-
-def check_seed(seed: object, mask: npt.NDArray[np.bool_] | None, num_envs: int) -> None:
-    """``seed`` must be one for all rows, and given only where all of them are reset."""
-    if not (seed is None or isinstance(seed, int | np.integer)):
-        raise ValueError(f"seed must be one int for all {num_envs} rows, or None; got {seed!r}.")
-    if seed is not None and mask is not None and not mask.all():
-        raise ValueError(f"a seed is for all rows, which share their streams; got seed={seed} with a 'reset_mask'.")
-
-
-def parse_reset_mask(mask: Any, num_envs: int, *, started: bool) -> npt.NDArray[np.bool_] | None:
-    """The rows that a user chose to reset, ``Bool[n]``, or None for all."""
-    if mask is None:
-        return None
-    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-        kind = mask.dtype if isinstance(mask, np.ndarray) else type(mask).__name__
-        raise TypeError(f"the option 'reset_mask' must be a NumPy array of booleans; got {kind}.")
-    if mask.shape != (num_envs,) or not mask.any():
-        raise ValueError(
-            f"the option 'reset_mask' must have one entry for each of the {num_envs} rows, and at least one "
-            f"True; got shape {mask.shape} with {np.count_nonzero(mask)} True."
-        )
-    if not (started or mask.all()):
-        raise gym.error.ResetNeeded("the first reset must be of all rows; got a 'reset_mask' that leaves some out.")
-    return _read_only(mask.copy())
-
-
 def _low_and_spread(bounds: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
     low, high = bounds
     spread = high - low
@@ -523,31 +486,6 @@ def _low_and_spread(bounds: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
 def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     array.setflags(write=False)  # twice as fast as the attribute of the flags
     return array
-
-
-def parse_whole_numbers(actions: Any, num_envs: int) -> npt.NDArray[Any]:
-    """The discrete actions of all rows, ``Int[n]``, of any type of integers."""
-    parsed: npt.NDArray[Any] = np.asarray(actions)
-    if parsed.shape != (num_envs,) or parsed.dtype.kind not in "iu":
-        raise ValueError(
-            f"actions must be {num_envs} whole numbers, one for each row; got shape {parsed.shape} of {parsed.dtype}."
-        )
-    return parsed
-
-
-def parse_numbers(actions: Any, num_envs: int, width: int) -> npt.NDArray[Any]:
-    """The continuous actions of all rows, ``[n width]``, finite and of any type of real numbers."""
-    parsed: npt.NDArray[Any] = np.asarray(actions)
-    if parsed.shape != (num_envs, width) or parsed.dtype.kind not in "iuf":
-        raise ValueError(
-            f"actions must be numbers in an array of shape ({num_envs}, {width}); "
-            f"got shape {parsed.shape} of {parsed.dtype}."
-        )
-    finite = np.isfinite(parsed)
-    if np.count_nonzero(finite) < finite.size:
-        row = int(np.argmin(finite.all(axis=1)))
-        raise ValueError(f"an action must be finite; got {parsed[row].tolist()} in row {row}.")
-    return parsed
 
 
 def rows_of(array: npt.NDArray[Any], mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.object_]:

@@ -9,7 +9,8 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from ssm_metarl_gym.envs.hidden_task import Family, HiddenTask, check_reset_options
+from ssm_metarl_gym.envs.arguments import Family, check_reset_options
+from ssm_metarl_gym.envs.hidden_task import HiddenTask
 from ssm_metarl_gym.tasks.mujoco import AntDirTask, HalfCheetahDirTask, HalfCheetahVelTask, HopperTask, Walker2dTask
 from ssm_metarl_gym.tasks.task import Task
 

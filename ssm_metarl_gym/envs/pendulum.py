@@ -10,14 +10,8 @@ from gymnasium import spaces
 from gymnasium.envs.classic_control.pendulum import DEFAULT_X, DEFAULT_Y, PendulumEnv
 
 from ssm_metarl_gym.checks import check_choice
-from ssm_metarl_gym.envs.hidden_task import (
-    DerivedQuantity,
-    Family,
-    HiddenTask,
-    TaskParameter,
-    check_reset_options,
-    parse_state,
-)
+from ssm_metarl_gym.envs.arguments import Family, check_reset_options, parse_state
+from ssm_metarl_gym.envs.hidden_task import DerivedQuantity, HiddenTask, TaskParameter
 from ssm_metarl_gym.tasks.classic import PendulumTask
 
 __all__ = ["TaskPendulumEnv"]

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv, Observations, parse_numbers
+from ssm_metarl_gym.envs.arguments import parse_numbers
+from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv, Observations
 from ssm_metarl_gym.envs.pendulum import MAX_TORQUE, TaskPendulumEnv, parse_bounds
 
 __all__ = ["TaskPendulumVectorEnv"]

@@ -9,7 +9,8 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from ssm_metarl_gym.checks import check_choice
-from ssm_metarl_gym.envs.hidden_task import Family, HiddenTask, TaskParameter, check_reset_options, parse_state
+from ssm_metarl_gym.envs.arguments import Family, check_reset_options, parse_state
+from ssm_metarl_gym.envs.hidden_task import HiddenTask, TaskParameter
 from ssm_metarl_gym.tasks.classic import PointNavigationTask
 
 __all__ = ["TaskPointNavigationEnv"]

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv, Observations, parse_numbers
+from ssm_metarl_gym.envs.arguments import parse_numbers
+from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv, Observations
 from ssm_metarl_gym.envs.point_navigation import GOAL_RADIUS, MAX_SPEED, TaskPointNavigationEnv
 
 __all__ = ["TaskPointNavigationVectorEnv"]

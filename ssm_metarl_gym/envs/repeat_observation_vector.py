@@ -9,14 +9,14 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from ssm_metarl_gym.checks import check_integer
-from ssm_metarl_gym.envs.hidden_task import check_reset_options
-from ssm_metarl_gym.envs.hidden_task_vector import (
+from ssm_metarl_gym.envs.arguments import (
+    check_reset_options,
     check_seed,
     parse_autoreset_mode,
     parse_reset_mask,
     parse_whole_numbers,
-    rows_of,
 )
+from ssm_metarl_gym.envs.hidden_task_vector import rows_of
 from ssm_metarl_gym.envs.repeat_observation import RepeatObservationEnv, draw, one_hot
 
 __all__ = ["RepeatObservationVectorEnv"]
