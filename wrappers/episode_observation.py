@@ -1,4 +1,4 @@
-"""What the wrappers that change the observation share: the spaces they take, and the bookkeeping of vector ones."""
+"""What the vector wrappers share whose observation depends on the episode: which rows begin one and which go on."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -7,10 +7,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-__all__ = ["VectorEpisodeObservation", "check_flat_box"]
+__all__ = ["VectorEpisodeObservation"]
 
 Floats = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.bool_]
@@ -97,13 +96,3 @@ class VectorEpisodeObservation(gym.vector.VectorWrapper):
         for row in np.flatnonzero(rows):
             final[row] = self._shown[row].copy()
         return final
-
-
-def check_flat_box(wrapper: object, space: spaces.Space[Any]) -> spaces.Box:
-    """The observation space of what is wrapped (in a vector environment, of one row), a one-dimensional ``Box``."""
-    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-        raise ValueError(
-            f"{type(wrapper).__name__} needs a one-dimensional Box as observation space; got {space}. Wrap the "
-            "environment in Gymnasium's FlattenObservation first."
-        )
-    return space
