@@ -35,7 +35,7 @@ ALLOWED = {
         "tasks",
     },
     "agents": {"agents.adaptation", "agents.meta_learning", "agents.meta_training", "agents.models", "agents.ssm"},
-    "wrappers": {"agents.adaptation", "agents.models", "checks", "envs.making"},
+    "wrappers": {"agents.adaptation", "agents.models", "checks", "envs", "envs.making"},
     "experiments": {"_version", "files"},
 }
 # What is not of agents or wrappers must not pull in torch: the environments are usable without it.

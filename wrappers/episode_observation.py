@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
+from ssm_metarl_gym.envs.rows import copies_of_rows
+
 __all__ = ["VectorEpisodeObservation"]
 
 Floats = npt.NDArray[np.float32]
@@ -73,7 +75,7 @@ class VectorEpisodeObservation(gym.vector.VectorWrapper):
             last[ended] = np.stack(infos["final_obs"][ended])
             restarted = np.where(ended, self._restarted(infos.get("final_info", {})), restarted)
             self._advance(actions, rewards, last, restarted)
-            infos = infos | {"final_obs": self._shown_by(ended)}
+            infos = infos | {"final_obs": copies_of_rows(self._shown, ended)}
             self._begin(ended, observations)
         else:
             self._advance(actions, rewards, observations, restarted)
@@ -89,10 +91,3 @@ class VectorEpisodeObservation(gym.vector.VectorWrapper):
             told = infos.get("_restarted", np.ones_like(restarted))
             restarted[told] = infos["restarted"][told]
         return restarted
-
-    def _shown_by(self, rows: Flags) -> npt.NDArray[np.object_]:
-        """What these rows show, in the layout of ``infos["final_obs"]``: an array a row, None for all others."""
-        final = np.full(self.num_envs, None, dtype=object)
-        for row in np.flatnonzero(rows):
-            final[row] = self._shown[row].copy()
-        return final

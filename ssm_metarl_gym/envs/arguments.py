@@ -1,7 +1,7 @@
 """What a user gives to environments, to their resets and to their steps: checked, in one form."""
 
-from collections.abc import Mapping
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -9,9 +9,10 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
 from ssm_metarl_gym.checks import check_choice, is_number
+from ssm_metarl_gym.envs.rows import read_only
 from ssm_metarl_gym.tasks.distributions import TaskDistribution, TaskSet
 from ssm_metarl_gym.tasks.families import TaskFamily
-from ssm_metarl_gym.tasks.task import Task
+from ssm_metarl_gym.tasks.task import Task, TaskBatch
 
 __all__ = [
     "Family",
@@ -22,10 +23,42 @@ __all__ = [
     "parse_numbers",
     "parse_reset_mask",
     "parse_state",
+    "parse_task",
+    "parse_tasks",
     "parse_whole_numbers",
 ]
 
+SomeTask = TypeVar("SomeTask", bound=Task)
 Family: TypeAlias = str | TaskFamily | TaskDistribution | TaskSet | Mapping[str, Any]
+
+
+def parse_task(task: Any, task_type: type[SomeTask]) -> SomeTask:
+    """The task that a user gave, as it is or as a dictionary of parameters."""
+    parsed = task if isinstance(task, Task) else task_type.from_dict(task)
+    if not isinstance(parsed, task_type):
+        raise ValueError(f"task must be a {task_type.__name__}; got {task!r}.")
+    return parsed
+
+
+def parse_tasks(tasks: Any, task_type: type[Task], num_rows: int) -> TaskBatch:
+    """The tasks that a user gave, one a row: as they are, as dictionaries, or as a dictionary of columns.
+
+    A single task is that of all rows.
+    """
+    if isinstance(tasks, Task):
+        tasks = TaskBatch.from_tasks([tasks])[np.zeros(num_rows, dtype=np.intp)]
+    if isinstance(tasks, TaskSet):
+        tasks = tasks.tasks
+    if isinstance(tasks, Mapping):
+        return TaskBatch(task_type, tasks, num_rows)
+    if not isinstance(tasks, Sequence) or isinstance(tasks, str | bytes) or len(tasks) != num_rows:
+        raise ValueError(f"there must be one task for each of the {num_rows} rows; got {tasks!r:.200}.")
+    if not isinstance(tasks, TaskBatch):
+        tasks = [task_type.from_dict(task) if isinstance(task, Mapping) else task for task in tasks]
+    batch = TaskBatch.from_tasks(tasks)
+    if batch.task_type is not task_type:
+        raise ValueError(f"tasks must be {task_type.__name__}s; got {batch.task_type.__name__}s.")
+    return batch
 
 
 def check_reset_options(options: Mapping[str, Any] | None, valid: tuple[str, ...]) -> Mapping[str, Any]:
@@ -102,9 +135,7 @@ def parse_reset_mask(mask: Any, num_envs: int, *, started: bool) -> npt.NDArray[
         )
     if not (started or mask.all()):
         raise gym.error.ResetNeeded("the first reset must be of all rows; got a 'reset_mask' that leaves some out.")
-    parsed: npt.NDArray[np.bool_] = mask.copy()
-    parsed.setflags(write=False)
-    return parsed
+    return read_only(mask.copy())
 
 
 def parse_whole_numbers(actions: Any, num_envs: int) -> npt.NDArray[Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, cast
 
 import gymnasium as gym
 import numpy as np
@@ -10,11 +10,10 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from ssm_metarl_gym.checks import check_choice
-from ssm_metarl_gym.envs.arguments import Family, check_switch
+from ssm_metarl_gym.envs.arguments import Family, SomeTask, check_switch, parse_task
 from ssm_metarl_gym.tasks.distributions import TaskDistribution
 from ssm_metarl_gym.tasks.families import TaskFamily, parse_family
 from ssm_metarl_gym.tasks.marginals import Choice, Marginal
-from ssm_metarl_gym.tasks.task import Task
 
 __all__ = [
     "DerivedQuantity",
@@ -24,8 +23,6 @@ __all__ = [
     "shown_parameters",
     "task_streams",
 ]
-
-SomeTask = TypeVar("SomeTask", bound=Task)
 
 
 class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
@@ -127,10 +124,20 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
         others = dict(options or {})
         given = others.pop("task", None)
         task = None if given is None else self._parse_task(given)
+        start = self._parse_start(others)
+        # Nothing may change before every option is known to be valid.
         gym.Env.reset(self, seed=seed)
         self._begin_task(seed, task)
-        observation, info = super().reset(options=others or None)
+        observation, info = self._start(start)
         return self._observe(observation), info | self._info()
+
+    def _parse_start(self, options: dict[str, Any]) -> Any:
+        """What :meth:`_start` takes, from the options of a reset without the task; a ValueError where one is wrong."""
+        return options
+
+    def _start(self, start: Any) -> tuple[npt.NDArray[Any], dict[str, Any]]:
+        """Start the physics of an episode in the present task, and give what Gymnasium's ``reset`` would."""
+        return super().reset(options=start or None)
 
     def step(self, action: Any) -> tuple[npt.NDArray[Any], float, bool, bool, dict[str, Any]]:
         """Step with the present task, then flip its sign where a switch is due."""
@@ -148,11 +155,7 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
         return {"task_id": self._task_id, "task_params": self._task.to_dict()}
 
     def _parse_task(self, task: Any) -> SomeTask:
-        """The task that a user gave, as a dictionary of parameters or as it is."""
-        parsed = task if isinstance(task, Task) else self.task_type.from_dict(task)
-        if not isinstance(parsed, self.task_type):
-            raise ValueError(f"task must be a {self.task_type.__name__}; got {task!r}.")
-        return parsed
+        return parse_task(task, self.task_type)
 
     def _begin_task(self, seed: int | None, task: SomeTask | None) -> None:
         """Start an episode: seed the task stream where ``seed`` is given, choose the task, draw the first switch.

@@ -2,17 +2,16 @@
 
 import copy
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
+from collections.abc import Callable
+from typing import Any, Final
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from ssm_metarl_gym.envs.arguments import Family, check_reset_options
+from ssm_metarl_gym.envs.arguments import Family, SomeTask, check_reset_options
 from ssm_metarl_gym.envs.hidden_task import HiddenTask
 from ssm_metarl_gym.tasks.mujoco import AntDirTask, HalfCheetahDirTask, HalfCheetahVelTask, HopperTask, Walker2dTask
-from ssm_metarl_gym.tasks.task import Task
 
 try:
     import gymnasium.envs.mujoco.mujoco_rendering  # or the first constructor fails without saying what to install
@@ -29,7 +28,6 @@ except (ImportError, gym.error.DependencyNotInstalled) as error:
 __all__ = ["TaskAntDirEnv", "TaskHalfCheetahDirEnv", "TaskHalfCheetahVelEnv", "TaskHopperEnv", "TaskWalker2dEnv"]
 
 Floats = npt.NDArray[np.float64]
-SomeTask = TypeVar("SomeTask", bound=Task)
 
 # What a parameter "<part>_<quantity>" of a task multiplies: an array of the model and where the part is in it.
 _QUANTITIES: Final[dict[str, tuple[str, Callable[[Any, str], int]]]] = {
@@ -45,11 +43,9 @@ class _HiddenTaskMujoco(HiddenTask[SomeTask]):
 
     mujoco_renderer: Any
 
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[Floats, dict[str, Any]]:
-        """Start an episode with a new task and a new state."""
-        return super().reset(seed=seed, options=check_reset_options(options, ("task",)))
+    def _parse_start(self, options: dict[str, Any]) -> dict[str, Any]:
+        check_reset_options(options, ("task",))
+        return options
 
     def step(self, action: Any) -> tuple[Floats, Any, bool, bool, dict[str, Any]]:
         """Apply the torques for one step. The motors clip them, the cost counts them as given, as Gymnasium's do."""

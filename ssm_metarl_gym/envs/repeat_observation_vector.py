@@ -16,8 +16,8 @@ from ssm_metarl_gym.envs.arguments import (
     parse_reset_mask,
     parse_whole_numbers,
 )
-from ssm_metarl_gym.envs.hidden_task_vector import rows_of
 from ssm_metarl_gym.envs.repeat_observation import RepeatObservationEnv, draw, one_hot
+from ssm_metarl_gym.envs.rows import copies_of_rows
 
 __all__ = ["RepeatObservationVectorEnv"]
 
@@ -107,7 +107,7 @@ class RepeatObservationVectorEnv(gym.vector.VectorEnv[npt.NDArray[np.float32], n
         terminated, infos = self._times == end, {}
         observations = self._observe(symbols)
         if self.autoreset_mode is AutoresetMode.SAME_STEP and terminated.any():
-            infos = {"final_obs": rows_of(observations, terminated), "_final_obs": terminated.copy()}
+            infos = {"final_obs": copies_of_rows(observations, terminated), "_final_obs": terminated.copy()}
             infos |= {"final_info": {}, "_final_info": terminated.copy()}
             self._begin(symbols, np.flatnonzero(terminated))
             observations = self._observe(symbols)
