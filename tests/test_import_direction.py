@@ -17,7 +17,7 @@ ALLOWED = {
     "files": set(),
     "seeding": set(),
     "_version": set(),
-    "tasks": {"checks"},
+    "tasks": {"checks", "seeding"},
     "envs": {"checks", "tasks"},
     "envs.making": set(),
     "": {"_version", "envs", "tasks"},
