@@ -3,6 +3,7 @@
 Whoever samples brings the generator, so that one seed gives one sequence wherever a distribution is shared.
 """
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -183,12 +184,15 @@ class TaskSet(_Distribution):
     tasks: tuple[Task, ...]
 
     def __init__(self, tasks: Sequence[Task]) -> None:
-        batch = TaskBatch.from_tasks(tasks)
+        TaskBatch.from_tasks(tasks)  # checks them
         if len(set(tasks)) < len(tasks):
             repeated = next(task for i, task in enumerate(tasks) if task in tasks[:i])
             raise ValueError(f"the tasks of a set must differ; got more than one {repeated}.")
         object.__setattr__(self, "tasks", tuple(tasks))
-        object.__setattr__(self, "_batch", batch)
+
+    @functools.cached_property
+    def _batch(self) -> TaskBatch:
+        return TaskBatch.from_tasks(self.tasks)
 
     @property
     def task_type(self) -> type[Task]:  # type: ignore[override]
@@ -198,15 +202,12 @@ class TaskSet(_Distribution):
     @property
     def parameters(self) -> dict[str, Marginal]:
         """The values of each parameter that differs between the tasks, by name."""
-        columns = {
-            name: sorted(set(column.tolist())) for name, column in TaskBatch.from_tasks(self.tasks).to_dict().items()
-        }
+        columns = {name: sorted(set(column.tolist())) for name, column in self._batch.to_dict().items()}
         return {name: Choice(*values) for name, values in columns.items() if len(values) > 1}
 
     def sample_batch(self, rng: np.random.Generator, num_tasks: int) -> TaskBatch:
         """Draw tasks with replacement, with one call of ``rng`` for each."""
-        batch: TaskBatch = self.__dict__["_batch"][rng.integers(len(self.tasks), size=num_tasks)]
-        return batch
+        return self._batch[rng.integers(len(self.tasks), size=num_tasks)]
 
     def contains(self, task: Task) -> bool:
         """Whether ``task`` is one of the set."""

@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -41,15 +41,35 @@ class Marginal:
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold: one entry, from the name of the distribution to its numbers."""
-        numbers = next(iter(self.__dict__.values()))  # as lists, since JSON gives no tuples back
-        return {_MARGINAL_NAMES[type(self)]: [list(item) if isinstance(item, tuple) else item for item in numbers]}
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Uniform(Marginal):
-    """The uniform distribution over a union of disjoint intervals, e.g. ``Uniform((1, 5), (15, 20))``."""
+class _Intervals(Marginal):
+    """What the distributions over a union of disjoint intervals share."""
 
     intervals: tuple[tuple[float, float], ...]
+    name: ClassVar[str]
+
+    def contains(self, value: float) -> bool:
+        """Whether a draw can give ``value``."""
+        return any(low <= value <= high for low, high in self.intervals)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The smallest interval that holds every draw."""
+        return min(low for low, _ in self.intervals), max(high for _, high in self.intervals)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold, which knows no tuples: one entry, from the name of the distribution to its intervals."""
+        return {self.name: [list(interval) for interval in self.intervals]}
+
+
+@dataclass(frozen=True, init=False)
+class Uniform(_Intervals):
+    """The uniform distribution over a union of disjoint intervals, e.g. ``Uniform((1, 5), (15, 20))``."""
+
+    name = "uniform"
 
     def __init__(self, *intervals: tuple[float, float]) -> None:
         if not intervals or not all(_is_interval(interval) for interval in intervals):
@@ -62,7 +82,8 @@ class Uniform(Marginal):
         if len(self.intervals) == 1:
             ((low, high),) = self.intervals
             return np.minimum(low + position, high)
-        draws, found = np.full(size, self.intervals[-1][1]), np.zeros(size, dtype=np.bool_)
+        draws = np.full(size, self.intervals[-1][1])
+        found = np.zeros(size, dtype=np.bool_)
         for low, high in self.intervals:
             here = ~found & (position <= high - low)
             draws[here] = np.minimum(low + position[here], high)  # rounding may carry the sum past the interval
@@ -70,24 +91,15 @@ class Uniform(Marginal):
             position -= high - low
         return draws
 
-    def contains(self, value: float) -> bool:
-        """Whether a draw can give ``value``."""
-        return any(low <= value <= high for low, high in self.intervals)
 
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The smallest interval that holds every draw."""
-        return min(low for low, _ in self.intervals), max(high for _, high in self.intervals)
-
-
-@dataclass(frozen=True)
-class LogUniform(Marginal):
+@dataclass(frozen=True, init=False)
+class LogUniform(_Intervals):
     """The distribution of a positive parameter whose logarithm is uniform over a union of disjoint intervals.
 
     ``LogUniform((0.5, 2))`` halves as often as it doubles, as a multiplier of a physical parameter should.
     """
 
-    intervals: tuple[tuple[float, float], ...]
+    name = "log_uniform"
 
     def __init__(self, *intervals: tuple[float, float]) -> None:
         if not intervals or not all(_is_interval(interval) and interval[0] > 0.0 for interval in intervals):
@@ -113,25 +125,17 @@ class LogUniform(Marginal):
         best: npt.NDArray[np.intp] = np.abs(nearest - draws).argmin(axis=0)
         return nearest[best, np.arange(size)]
 
-    def contains(self, value: float) -> bool:
-        """Whether a draw can give ``value``."""
-        return any(low <= value <= high for low, high in self.intervals)
-
     def normalise(self, values: Floats) -> Floats:
         """The logarithms of the values, scaled so that this distribution fills [-1, 1]."""
         return self._logarithm.normalise(np.log(values))
 
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The smallest interval that holds every draw."""
-        return min(low for low, _ in self.intervals), max(high for _, high in self.intervals)
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Choice(Marginal):
     """The uniform distribution over a few values, e.g. ``Choice(-1, 1)``."""
 
     values: tuple[float, ...]
+    name: ClassVar[str] = "choice"
 
     def __init__(self, *values: float) -> None:
         if not values or not all(is_number(value) for value in values):
@@ -152,9 +156,12 @@ class Choice(Marginal):
         """The smallest interval that holds every draw."""
         return min(self.values), max(self.values)
 
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold: one entry, from the name of the distribution to its values."""
+        return {self.name: list(self.values)}
 
-_MARGINALS: Final[dict[str, type[Marginal]]] = {"uniform": Uniform, "log_uniform": LogUniform, "choice": Choice}
-_MARGINAL_NAMES: Final = {marginal: name for name, marginal in _MARGINALS.items()}
+
+_MARGINALS: Final[dict[str, type[Marginal]]] = {marginal.name: marginal for marginal in (Uniform, LogUniform, Choice)}
 
 
 def marginal_from_dict(name: str, data: Any) -> Marginal:
