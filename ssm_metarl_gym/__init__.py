@@ -23,9 +23,11 @@ from typing import Any
 
 from ssm_metarl_gym._version import __version__
 from ssm_metarl_gym.envs import register_environments
-from ssm_metarl_gym.tasks.distributions import Choice, LogUniform, TaskDistribution, TaskSet, Uniform
+from ssm_metarl_gym.tasks.classic import CartPoleTask, PendulumTask, PointNavigationTask
+from ssm_metarl_gym.tasks.distributions import TaskDistribution, TaskSet
 from ssm_metarl_gym.tasks.families import TaskFamily
-from ssm_metarl_gym.tasks.task import CartPoleTask, PendulumTask, PointNavigationTask, Task, TaskBatch
+from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Uniform
+from ssm_metarl_gym.tasks.task import Task, TaskBatch
 
 __all__ = [
     "CartPoleTask",
