@@ -45,9 +45,9 @@ def evaluate(
 
     Example:
         >>> def make_env():
-        ...     env = gym.make("ssm_metarl/CartPolePolarity-v0", split="extrapolation")
-        ...     return OnlineAdaptation(env, adapter, observe_predictions=True)
-        >>> rewards = evaluate(PPO.load("agent.zip"), DummyVecEnv([make_env] * 100), seed=1_000_000)
+        ...     return HistoryWindow(gym.make("ssm_metarl/CartPolePolarity-v0", split="extrapolation"), 4)
+        >>> policy = PPO("MlpPolicy", make_env())
+        >>> rewards = evaluate(policy, DummyVecEnv([make_env] * 10), seed=1_000_000)  # in ten tasks
 
     Args:
         policy: The agent.
