@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import DummyVecEnv
 
 import ssm_metarl_gym
 from ssm_metarl_gym import agents, envs, files, tasks, wrappers
@@ -68,8 +67,7 @@ EXAMPLES = [
     if test.examples
 ]
 # What the examples take as imported, beside the names of their own module.
-NAMES = {"dataclass": dataclass, "gym": gym, "np": np, "spaces": gym.spaces, "torch": torch, "nn": torch.nn}
-NAMES |= {"PPO": PPO, "DummyVecEnv": DummyVecEnv}
+NAMES = {"dataclass": dataclass, "gym": gym, "np": np, "spaces": gym.spaces, "torch": torch, "nn": torch.nn, "PPO": PPO}
 for module in (tasks, envs, files, agents, wrappers):
     NAMES |= {name: getattr(module, name) for name in module.__all__}
 

@@ -44,10 +44,8 @@ def evaluate(
     environment, around all rows or, in a ``DummyVecEnv``, around each of them.
 
     Example:
-        >>> def make_env():
-        ...     return HistoryWindow(gym.make("ssm_metarl/CartPolePolarity-v0", split="extrapolation"), 4)
-        >>> policy = PPO("MlpPolicy", make_env())
-        >>> rewards = evaluate(policy, DummyVecEnv([make_env] * 10), seed=1_000_000)  # in ten tasks
+        >>> env = make_sb3_env("ssm_metarl/CartPolePolarity-v0", 100, split="extrapolation")
+        >>> rewards = evaluate(PPO("MlpPolicy", env), env, seed=1_000_000)
 
     Args:
         policy: The agent.
