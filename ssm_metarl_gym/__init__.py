@@ -7,8 +7,10 @@ Importing this package registers the environments of the ``ssm_metarl`` namespac
 
     env = gym.make("ssm_metarl/CartPolePolarity-v0")
 
-What learns lives in ``ssm_metarl_gym.agents``, what stands between an environment and an agent in
-``ssm_metarl_gym.wrappers``. Both need torch, so they are imported on first use only.
+The names below are tasks and distributions over them, from ``ssm_metarl_gym.tasks``; the environments lie in
+``ssm_metarl_gym.envs``. What learns lies in ``ssm_metarl_gym.agents``, what stands between an environment and an agent
+in ``ssm_metarl_gym.wrappers``: both need torch, so they are imported on first use only. What scripts share lies in
+``ssm_metarl_gym.experiments``.
 """
 
 import importlib
