@@ -1,6 +1,9 @@
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import gymnasium as gym
 import numpy as np
@@ -153,3 +156,24 @@ def test_the_tasks_of_pendulums_are_told_apart(headroom):
     others = judge.distribution.sample_batch(np.random.default_rng([0, headroom.EVALUATION]), 64)
     assert drawn.task_type is PendulumTask
     assert not set(drawn.task_ids) & set(others.task_ids)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_its_workers_end_with_it(headroom, tmp_path, number, status):
+    command = [sys.executable, headroom.__file__, "--families", "PendulumSwitch", "--output", str(tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)  # noqa: S603
+    shown = b""
+    while b"0/" not in shown:  # the bar, which appears when all work is handed out
+        shown += process.stderr.read(1)
+    time.sleep(3)
+    started = time.monotonic()
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
+    _, rest = process.communicate(timeout=60)  # ends when none of them holds the pipe any more
+    assert time.monotonic() - started < 5  # two seconds on an idle machine
+    assert process.returncode == status
+    assert b"Traceback" not in rest
+    assert list(tmp_path.iterdir()) == []
