@@ -16,7 +16,7 @@ from ssm_metarl_gym.agents.meta_learning.inner_loop import LearnedRates
 from ssm_metarl_gym.agents.meta_learning.maml import MetaMAML, MetaTask
 from ssm_metarl_gym.agents.meta_training.streams import collect_streams, make_stream_env
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
-from ssm_metarl_gym.checks import check_integer
+from ssm_metarl_gym.checks import check_integer, is_number
 from ssm_metarl_gym.seeding import seed_sequence
 
 __all__ = ["DynamicsObjective", "DynamicsOptions", "weighted_mse"]
@@ -66,7 +66,9 @@ class DynamicsOptions:
     task_chunk_size: int | None = None
 
     def __post_init__(self) -> None:
-        # MetaMAML checks what it is given.
+        # MetaMAML checks what else it is given.
+        if not (is_number(self.outer_lr) and 0.0 < self.outer_lr <= 1e30):
+            raise ValueError(f"outer_lr must be > 0 and <= 1e30, so that Adam's step is finite; got {self.outer_lr!r}.")
         for name in ("window", "meta_batch_size", "num_streams"):
             check_integer(name, getattr(self, name))
         check_integer("stream_length (at least two windows)", self.stream_length, least=2 * self.window)
@@ -194,7 +196,7 @@ class DynamicsObjective:
     ) -> tuple[Tensor, Tensor]:
         """New streams: normalised inputs ``Float[S T in]``, and targets with a weight at the end, ``Float[S T D+1]``.
 
-        The weight is 0 for a transition to a restart, which nobody can predict, else 1.
+        The weight is 0 for a transition that nobody can predict, such as one to a restart, else 1.
         """
         env = make_stream_env(self._env_id, num_streams, split=split, **self._env_kwargs)
         try:
@@ -207,12 +209,15 @@ class DynamicsObjective:
             for array in (streams.observations, streams.actions, streams.next_observations)
         )
         counted = ~streams.restarted.reshape(-1)
+        # Where the simulation has diverged: such a task does not count, and must not spoil the units of the others.
+        counted &= np.isfinite(observations).all(-1) & np.isfinite(next_observations).all(-1)
         if set_normalisation:
             self.model.set_normalisation(observations[counted], actions[counted], next_observations[counted])
             if self._distributed:
                 copy_from_first_process(self.model.state_dict().values())
         inputs = self.model.inputs(observations, actions)
-        targets = self.model.targets(observations, next_observations)
+        with np.errstate(invalid="ignore"):  # of infinity minus infinity
+            targets = self.model.targets(observations, next_observations)
         targets = torch.cat([targets, torch.as_tensor(counted[:, None]).to(targets)], dim=1)
         return inputs.unflatten(0, streams.restarted.shape), targets.unflatten(0, streams.restarted.shape)
 
