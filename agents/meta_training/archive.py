@@ -78,8 +78,9 @@ def check_module(env_id: str, source: str | Path, allowed_modules: Collection[st
     Raises:
         ValueError: It is neither.
     """
+    allowed = {allowed_modules} if isinstance(allowed_modules, str) else set(allowed_modules)
     module, _, _ = env_id.rpartition(":")
-    if module and module not in sys.modules and module not in allowed_modules:
+    if module and module not in allowed | sys.modules.keys():
         raise ValueError(
             f"{source} must be of an environment that is registered; its {env_id!r} would import the module {module!r} "
             f"and run its code. Import it first, or give allowed_modules=[{module!r}], if you trust the file."

@@ -1,5 +1,6 @@
 """Meta-training of a model of the dynamics: what a task, a loss and an evaluation are."""
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -130,7 +131,22 @@ class DynamicsObjective:
             )
 
     def update(self, index: int) -> dict[str, float]:
-        """The outer step of this index: the loss, and the number of tasks that were left out."""
+        """The outer step of this index: the loss, and the number of tasks that were left out.
+
+        Raises:
+            FloatingPointError: No task is finite, or their gradient overflows; the model is as it was before.
+        """
+        if index > 0:
+            return self._update(index)
+        before = copy.deepcopy(self.model.state_dict())
+        try:
+            return self._update(index)
+        except BaseException:  # with the units, which the first update sets
+            self.model.load_state_dict(before)
+            self._streams = None
+            raise
+
+    def _update(self, index: int) -> dict[str, float]:
         if self._streams is None:
             self._streams = self._training_streams(first=index == 0)
         rng = np.random.default_rng(seed_sequence(self._seed, _UPDATES, index))

@@ -228,6 +228,13 @@ class TestLock:
             assert f"process {os.getpid()} on " in (tmp_path / ".lock").read_text()
         assert not (tmp_path / ".lock").exists()
 
+    def test_what_killed_runs_left_unfinished_anywhere_is_deleted(self, tmp_path):
+        (tmp_path / "checkpoints").mkdir()
+        for name in (".model.0123abcd-7-89abcdef.pt", "checkpoints/.unfinished.0123abcd-7-89abcdef", ".notes.txt"):
+            (tmp_path / name).write_text("half")
+        with lock_run(tmp_path):
+            assert {path.name for path in tmp_path.rglob("*")} == {".lock", ".notes.txt", "checkpoints"}
+
     def test_a_missing_folder_is_missing(self, tmp_path):
         with pytest.raises(FileNotFoundError), lock_run(tmp_path / "nothing"):
             pytest.fail("not held")

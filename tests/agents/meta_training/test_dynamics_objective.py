@@ -86,6 +86,21 @@ class TestUpdate:
             assert torch.equal(getattr(trainer.model, name), getattr(twin, name))
 
 
+def test_a_first_update_that_fails_leaves_nothing_behind_not_even_the_units(look):
+    trainer, twin = make_trainer(make_model()), make_trainer(make_model())
+    twin.model.load_state_dict(trainer.model.state_dict())
+    weights = trainer.model.head.weight.detach().clone()
+    with torch.no_grad():
+        trainer.model.head.weight.mul_(1e30)
+    before = look(trainer.model)
+    with pytest.raises(FloatingPointError, match="in none of 8 tasks"):
+        trainer.learn(1)
+    assert look(trainer.model) == before
+    with torch.no_grad():
+        trainer.model.head.weight.copy_(weights)
+    assert look(trainer.learn(2).model) == look(twin.learn(2).model)
+
+
 class Diverging(gym.Env):
     """A simulation whose observations are not finite any more in every third episode."""
 

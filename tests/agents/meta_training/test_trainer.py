@@ -129,14 +129,14 @@ class TestLearn:
         assert not any(parameter.requires_grad for parameter in trainer.model.core.parameters())
         assert trainer.num_updates == 1
 
-    @pytest.mark.parametrize("options", [{"outer_lr": 1e30}, {"inner_lr": 1e30}, {"outer_lr": 1e18}])
+    @pytest.mark.parametrize("options", [{"outer_lr": 1e30}, {"outer_lr": 1e18}, {"inner_lr": 1e36}])
     def test_a_run_that_diverges_ends_with_the_model_before_that_step(self, make_any, look, options):
         trainer = make_any(**options)
         seen = [look(trainer.model)]
         with pytest.raises(FloatingPointError, match=r"must be finite; .* Lower inner_lr or outer_lr"):
             trainer.learn(50, lambda *_: seen.append(look(trainer.model)))
         assert trainer.num_updates == len(seen) - 1
-        assert look(trainer.model)[0] == seen[-1][0]
+        assert look(trainer.model)[:2] == seen[-1][:2]
 
     @pytest.mark.parametrize("shown", [True, False])
     def test_the_progress_bar(self, capsys, shown):
@@ -403,8 +403,9 @@ class TestFiles:
         torch.save(state | {"env_id": f"module_of_the_file:{ENV_ID}"}, tmp_path / "named.pt")
         (tmp_path / "module_of_the_file.py").write_text("")
         monkeypatch.syspath_prepend(tmp_path)
-        with pytest.raises(ValueError, match=r"named\.pt .* give allowed_modules=\['module_of_the_file'\]"):
-            MetaTrainer.load(tmp_path / "named.pt")
+        for allowed_modules in ((), "not_the_module_of_the_file"):
+            with pytest.raises(ValueError, match=r"named\.pt .* give allowed_modules=\['module_of_the_file'\]"):
+                MetaTrainer.load(tmp_path / "named.pt", allowed_modules=allowed_modules)
         assert "module_of_the_file" not in sys.modules
         try:
             assert MetaTrainer.load(tmp_path / "named.pt", allowed_modules=["module_of_the_file"]).num_updates == 0
