@@ -13,6 +13,7 @@ from ssm_metarl_gym.files import (
     check_checksums,
     check_zip,
     replacing,
+    sweep,
     temporary_beside,
     write_checksums,
     write_json,
@@ -127,11 +128,16 @@ class TestTemporaryNames:
         killed = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)  # noqa: S603
         left = path.with_name(killed.stdout.strip())
         assert left.read_text() == "half"
-        others = [f".{path.stem}{path.suffix}", f".other{left.name}", f"x{left.name}"]
-        for name in others:
+        machine, process, token = left.suffixes[-2].removeprefix(".").split("-")
+        elsewhere = f".{path.stem}.{int(machine, 16) ^ 1:08x}-{process}-{token}{path.suffix}"
+        others = [f".{path.stem}{path.suffix}", f"x{left.name}", f".{path.stem}.{process}{path.suffix}"]
+        for name in [elsewhere, *others]:
             (path.parent / name).write_text("mine")
+        (path.parent / f".folder.{machine}-{process}-{token}").mkdir()
         with replacing(path) as temporary:
             temporary.write_text("new")
+        assert contents(path.parent).keys() == {path.name, own.name, elsewhere, *others}
+        sweep(path.parent, other_machines=True)
         assert contents(path.parent).keys() == {path.name, own.name, *others}
 
 
