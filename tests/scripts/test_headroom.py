@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from ssm_metarl_gym.experiments.runs import lock_run
 from ssm_metarl_gym.tasks.classic import CartPoleTask, PendulumTask, PointNavigationTask
 from ssm_metarl_gym.tasks.families import FAMILIES
 from ssm_metarl_gym.tasks.task import TaskBatch
@@ -130,6 +131,13 @@ def test_a_quick_run_writes_what_it_prints(headroom, tmp_path):
         ("HalfCheetahDir", "interpolation"),
     ]
     assert all(np.isfinite([*row["fixed"], *row["informed"]]).all() for row in results)
+
+
+def test_a_folder_that_another_run_uses_is_refused(headroom, tmp_path, capsys):
+    with lock_run(tmp_path), pytest.raises(SystemExit) as exit_info:
+        headroom.main(["--quick", "--families", "CartPole", "--output", str(tmp_path)])
+    assert exit_info.value.code == 2
+    assert f"{tmp_path} is in use by process " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
