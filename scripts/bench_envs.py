@@ -12,6 +12,11 @@ other side over ours in two neighbouring chunks; shown are the median over all p
 With --memory-steps the script shows instead how much memory the process holds while a batched CartPole is stepped.
 """
 
+from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+
+if __name__ == "__main__":
+    end_on_signals()
+
 import functools
 import importlib.metadata
 import itertools
@@ -61,11 +66,11 @@ Step: TypeAlias = Callable[[Any], Any]  # takes the actions of all rows
 class Options:
     """The command line."""
 
-    rows: tuple[int, ...] = option((64, 1024, 16384), "tasks at once", least=1)
+    rows: tuple[int, ...] = option((64, 1024, 16384), "tasks at once", least=1, below=10**7)
     families: tuple[str, ...] = option(
         ("CartPole-v0", "Pendulum-v0"), "families, or none", choices=BATCHED_FAMILIES, may_be_empty=True
     )
-    sb3_rows: tuple[int, ...] = option((8, 64), "tasks at once under Stable-Baselines3", least=1)
+    sb3_rows: tuple[int, ...] = option((8, 64), "tasks at once under Stable-Baselines3", least=1, below=10**7)
     sb3_families: tuple[str, ...] = option(
         ("CartPole-v0", "CartPolePolarity-v0"),
         "those under Stable-Baselines3, or none",
@@ -188,6 +193,7 @@ def describe_machine() -> dict[str, Any]:
     return {"versions": {"python": platform.python_version(), **versions}, "cpus": os.cpu_count()}
 
 
+@stoppable()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare, or show the memory, line by line as results come in."""
     options = parse_options(Options, arguments, description=__doc__)

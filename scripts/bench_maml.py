@@ -13,12 +13,15 @@ of chunks, and 10 and 90 % quantiles. With --memory, what MetaMAML holds instead
 higher and torchopt are left out where they are not installed: python -m pip install higher torchopt
 """
 
+from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable, worker_pool
+
+if __name__ == "__main__":
+    end_on_signals()
+
 import copy
 import importlib
 import importlib.util
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -67,9 +70,9 @@ Side: TypeAlias = Callable[[nn.Module, list[Task], Outer], Update]
 class Options:
     """The command line."""
 
-    tasks: tuple[int, ...] = option((8, 32, 128), "numbers of tasks for the MLP", least=1)
-    ssm_tasks: tuple[int, ...] = option((32,), "numbers of tasks for the SSM", least=1)
-    width: int = option(128, "width of the networks, even", least=2)
+    tasks: tuple[int, ...] = option((8, 32, 128), "numbers of tasks for the MLP", least=1, below=10**6)
+    ssm_tasks: tuple[int, ...] = option((32,), "numbers of tasks for the SSM", least=1, below=10**6)
+    width: int = option(128, "width of the networks, even", least=2, below=2**14)
     pairs: int = option(15, "pairs of chunks of each comparison", least=1)
     memory: bool = option(False, "measure memory instead of time")
     output: Path | None = option(None, "JSON file for the results", check=check_output_file)
@@ -276,7 +279,7 @@ def compare_memory(options: Options) -> Iterator[MemoryRow]:
 
 def measure_memory(*arguments: Any) -> list[float]:
     """What :func:`find_peaks` finds in a process that held nothing before."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with worker_pool(1) as pool:
         return pool.submit(find_peaks, *arguments).result()
 
 
@@ -325,6 +328,7 @@ def show_memory(options: Options) -> list[dict[str, Any]]:
     return shown
 
 
+@stoppable()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare, line by line as results come in."""
     options = parse_options(Options, arguments, description=__doc__)

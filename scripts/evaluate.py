@@ -15,6 +15,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from tqdm import tqdm
 
 import ssm_metarl_gym  # noqa: F401 - registers the environments
+from ssm_metarl_gym.experiments.checks import check_output_folder
 from ssm_metarl_gym.experiments.command_line import option, parse_options, refuse
 from ssm_metarl_gym.experiments.evaluation import Rewards, Splits, evaluate, find_splits, mean_curve, returns_of
 from ssm_metarl_gym.experiments.pictures import draw_curves, draw_returns, film, save_film
 from ssm_metarl_gym.experiments.report import Estimate, estimate, format_markdown
-from ssm_metarl_gym.experiments.runs import check_folder
 from ssm_metarl_gym.experiments.saved_agents import (
     ALGORITHMS,
     SavedAgent,
@@ -41,6 +42,7 @@ from ssm_metarl_gym.experiments.saved_agents import (
 from ssm_metarl_gym.files import replacing, write_json
 
 SPLITS = ("train", "interpolation", "extrapolation", "switch", "default")
+FILES = ("results.md", "results.json", "returns.png", "curves.png")
 ONLY_FOR_ARCHIVES = ("algorithm", "env", "observation", "window", "vecnormalize")
 
 
@@ -52,7 +54,9 @@ class Options:
     splits: tuple[str, ...] = option((), "default: all held-out ones of the environment", choices=SPLITS)
     num_tasks: int = option(100, "tasks of a split, one episode each", least=2)
     seed: int = option(0, "seeds the tasks", least=0, below=2000)
-    output: Path = option(Path("output/evaluate"), "folder for the results")
+    output: Path = option(
+        Path("output/evaluate"), "folder for the results", check=partial(check_output_folder, file_names=FILES)
+    )
     video: bool = option(False, "film the first agent of each row of the table in each split")
     env_kwargs: dict[str, Any] = option({}, "arguments that replace those that agents were trained with, in JSON")
     algorithm: str | None = option(None, "for archives: what saved them", choices=sorted(ALGORITHMS))
@@ -245,9 +249,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_comparable(agents, options.env_kwargs)
         splits = choose_splits(options, agents[0])
         models = [load(agent, splits) for agent in agents]
-        check_folder(options.output)
     except ValueError as error:
         refuse(str(error))
+    options.output.mkdir(parents=True, exist_ok=True)
 
     # Let all of them act in the same tasks, which the seed draws.
     pairs = tqdm(list(zip(agents, models, strict=True)), desc="evaluating", unit="agent")

@@ -44,10 +44,8 @@ def evaluate(
     environment, around all rows or, in a ``DummyVecEnv``, around each of them.
 
     Example:
-        >>> def make_env():
-        ...     env = gym.make("ssm_metarl/CartPolePolarity-v0", split="extrapolation")
-        ...     return OnlineAdaptation(env, adapter, observe_predictions=True)
-        >>> rewards = evaluate(PPO.load("agent.zip"), DummyVecEnv([make_env] * 100), seed=1_000_000)
+        >>> env = make_sb3_env("ssm_metarl/CartPolePolarity-v0", 100, split="extrapolation")
+        >>> rewards = evaluate(PPO("MlpPolicy", env), env, seed=1_000_000)
 
     Args:
         policy: The agent.

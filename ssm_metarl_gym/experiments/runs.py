@@ -9,7 +9,6 @@ import os
 import shutil
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +31,6 @@ if sys.platform != "win32":
 __all__ = [
     "Stopwatch",
     "check_checkpoint",
-    "check_folder",
     "check_output",
     "find_checkpoints",
     "find_versions",
@@ -207,13 +205,16 @@ def read_config(folder: Path, key: str) -> dict[str, Any] | None:
     """The configuration of the run in a folder, None where there is none.
 
     Raises:
-        ValueError: There is one of something else: it lacks ``key``.
+        ValueError: It cannot be read, or is one of something else: it lacks ``key``.
     """
+    path = folder / "config.json"
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError:
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}). Give another --output.") from error
+    except (ValueError, RecursionError):  # no JSON, no text, or brackets in brackets in brackets
         config = None
     if not isinstance(config, dict) or key not in config:
         raise ValueError(f"--output must be a new folder or that of a run; {folder}/config.json is of something else.")
@@ -225,29 +226,13 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     write_json(folder / "config.json", config)
 
 
-def check_folder(folder: Path) -> None:
-    """Whether a folder can be written to; it is made where it does not exist.
-
-    Raises:
-        ValueError: It cannot.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ValueError(
-            f"--output must be a folder that can be written to; got {folder} ({error.strerror})."
-        ) from error
-
-
 def check_output(folder: Path, wanted: Mapping[str, Any], key: str) -> None:
-    """Whether a run with the options ``wanted`` may write to a folder, which is made where it does not exist.
+    """Whether a run with the options ``wanted`` may write to a folder, which may be missing.
 
     Raises:
-        ValueError: The folder cannot be written to, or holds a run with other options that has learned something, or
-            something else than a run: a configuration without ``key``.
+        ValueError: The folder holds a run with other options that has learned something, or something else than a run:
+            a configuration without ``key``.
     """
-    check_folder(folder)
     present = read_config(folder, key)
     if present is None or not (present.get("finished") or find_checkpoints(folder / "checkpoints")):
         return  # a run that has learned nothing yet may begin anew with other options

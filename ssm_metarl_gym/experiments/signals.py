@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM end a script with a sentence, with the status 130 or 143, and with the processes that it started.
+"""How a script ends early: with a sentence, the right status, and the processes that it started.
 
-A script handles both from its first line on, even while its imports take seconds, and then around its work::
+A script handles Ctrl-C and SIGTERM from its first line on, while its imports take seconds, and then around its work::
 
     from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
 
@@ -9,13 +9,15 @@ A script handles both from its first line on, even while its imports take second
 
     import torch
 
+    @stoppable()
     def main():
-        with stoppable(), worker_pool(2) as pool:
+        with worker_pool(2) as pool:
             ...
 """
 
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -42,15 +44,16 @@ def end_on_signals() -> None:
 
 @contextmanager
 def stoppable(hint: Callable[[], str] | None = None) -> Iterator[None]:
-    """Within the block both signals raise; what comes out of it ends the process with a sentence and its status.
+    """End a block, or as a decorator a function, with a sentence where it is stopped or cannot go on.
 
-    A second signal ends the process at once, whatever the first one has yet to put in order.
+    Both signals raise in it, and a second one ends the process at once, whatever the first has yet to put in order.
+    What is no fault of the program is told in a sentence, too: too little memory or disk, a training that diverges.
 
     Args:
         hint: How to go on: the sentence ends with what it gives.
 
     Raises:
-        SystemExit: A KeyboardInterrupt came out of the block.
+        SystemExit: With the status 130 after Ctrl-C, 143 after SIGTERM, and 1 otherwise.
     """
     is_main = threading.current_thread() is threading.main_thread()  # where alone handlers can be set
     earlier = {number: signal.signal(number, _interrupt) for number in _WORDS} if is_main else {}
@@ -60,6 +63,13 @@ def stoppable(hint: Callable[[], str] | None = None) -> Iterator[None]:
         number = signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT
         _say(number, "" if hint is None else f"; {hint()}")
         raise SystemExit(128 + number) from None
+    except (FloatingPointError, MemoryError, OSError, RuntimeError) as error:
+        # PyTorch has no type of its own for too little memory.
+        if isinstance(error, RuntimeError) and not re.search("allocate|out of memory|process pool", str(error)):
+            raise
+        reason = " ".join(str(error).split()) or "there is too little memory"
+        print(f"\nit cannot go on: {reason}", file=sys.stderr)
+        raise SystemExit(1) from error
     finally:
         for each, handler in earlier.items():
             signal.signal(each, handler)

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
@@ -31,11 +32,33 @@ def test_so_does_what_is_raised_in_its_place(error, status, capsys):
     assert capsys.readouterr().err in ("\ninterrupted\n", "\nterminated\n")
 
 
-def test_other_ends_are_left_alone():
-    with stoppable():
-        pass
-    with pytest.raises(ZeroDivisionError), stoppable():
-        raise ZeroDivisionError
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (FloatingPointError("the loss is nan"), "the loss is nan"),
+        (MemoryError(), "there is too little memory"),
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+        (RuntimeError("DefaultCPUAllocator: can't\n allocate"), "DefaultCPUAllocator: can't allocate"),
+        (BrokenProcessPool("A process in the process pool died"), "A process in the process pool died"),
+    ],
+)
+def test_what_is_no_fault_of_the_program_is_told_in_a_sentence(error, reason, capsys):
+    @stoppable()
+    def work():
+        raise error
+
+    with pytest.raises(SystemExit) as exit_info:
+        work()
+    assert exit_info.value.code == 1
+    assert capsys.readouterr().err == f"\nit cannot go on: {reason}\n"
+
+
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError, RuntimeError("shapes differ"), NotImplementedError, SystemExit(2)]
+)
+def test_a_fault_of_the_program_is_left_alone(error):
+    with pytest.raises(error if isinstance(error, type) else type(error)), stoppable():
+        raise error
 
 
 def test_a_pool_ends_at_once_when_its_block_fails():

@@ -6,8 +6,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from ssm_metarl_gym.tasks.classic import CartPoleTask, PendulumTask, PointNavigationTask
 from ssm_metarl_gym.tasks.families import FAMILIES
-from ssm_metarl_gym.tasks.task import CartPoleTask, PendulumTask, PointNavigationTask, TaskBatch
+from ssm_metarl_gym.tasks.task import TaskBatch
 
 BALANCING = np.array([0.2, 0.5, 1.0, 1.0, 0.0])
 
