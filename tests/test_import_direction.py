@@ -21,8 +21,9 @@ ALLOWED = {
     "envs": {"checks", "tasks"},
     "": {"_version", "envs", "tasks"},
     "agents.losses": set(),
+    "agents.stateless": set(),
     "agents.ssm": {"checks"},
-    "agents.meta_learning": {"agents.losses", "checks"},
+    "agents.meta_learning": {"agents.losses", "agents.stateless", "checks"},
     "agents.adaptation": {"agents.losses", "checks"},
     "agents.models": {"agents.ssm", "checks"},
     "agents.meta_training": {
