@@ -5,14 +5,14 @@ from typing import Any, Final
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ELEMENTWISE", "ELEMENTWISE_FUNCTIONS", "measure"]
+__all__ = ["ELEMENTWISE", "ELEMENTWISE_FUNCTIONS", "checked_loss"]
 
 # Means over elements. Torch broadcasts them, with a warning, over predictions and targets that do not match.
 ELEMENTWISE: Final = (nn.HuberLoss, nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)
 ELEMENTWISE_FUNCTIONS: Final = (F.huber_loss, F.l1_loss, F.mse_loss, F.smooth_l1_loss)
 
 
-def measure(loss_fn: Any, prediction: Any, target: Tensor) -> Tensor:
+def checked_loss(loss_fn: Any, prediction: Any, target: Tensor) -> Tensor:
     """The loss of a prediction: a scalar tensor.
 
     Raises:

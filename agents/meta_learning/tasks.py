@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ssm_metarl_gym.agents.losses import ELEMENTWISE, ELEMENTWISE_FUNCTIONS, measure
+from ssm_metarl_gym.agents.losses import ELEMENTWISE, ELEMENTWISE_FUNCTIONS, checked_loss
 
 __all__ = [
     "Inputs",
@@ -48,7 +48,7 @@ class TaskSet(NamedTuple):
     def loss(self, loss_fn: LossFunction, prediction: Any) -> Tensor:
         """The loss of a prediction for the rows that are not padding."""
         if self.mask is None:
-            return measure(loss_fn, prediction, self.y)
+            return checked_loss(loss_fn, prediction, self.y)
         losses = measure_rows(loss_fn, prediction, self.y)  # N ...
         counted = self.mask.view(-1, *[1] * (losses.ndim - 1)).expand_as(losses)
         total = torch.where(counted, losses, 0.0).sum()
@@ -127,7 +127,7 @@ def check_tasks(tasks: Sequence[MetaTask]) -> None:
 
 def measure_rows(loss_fn: LossFunction, prediction: Any, target: Tensor) -> Tensor:
     """The losses of all elements, of a loss that would average them: ``Float[N ...]``."""
-    measure(loss_fn, prediction, target)  # its complaints are those that the user knows
+    checked_loss(loss_fn, prediction, target)  # its complaints are those that the user knows
     if not isinstance(loss_fn, nn.Module):
         return loss_fn(prediction, target, reduction="none")  # type: ignore[call-arg]
     unreduced: Any = copy.copy(loss_fn)

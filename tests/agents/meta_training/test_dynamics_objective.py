@@ -43,7 +43,7 @@ class TestUpdate:
     def test_tasks_are_pieces_of_streams_with_the_oldest_transitions_masked(self, monkeypatch, collected):
         batches = []
         monkeypatch.setattr(MetaMAML, "meta_update", lambda _, tasks, loss_fn: batches.append(tasks) or 0.0)
-        trainer = make_trainer().learn(60)
+        trainer = make_trainer(make_model()).learn(20)
         (streams,) = collected
         num_windows, window = 0, TINY["window"]
         inputs, weights, masked, offsets = {}, ~streams.restarted, set(), set()
@@ -67,7 +67,7 @@ class TestUpdate:
                 masked.add(ignored)
             offsets.add(first)
             num_windows += 1
-        assert num_windows == 60 * TINY["meta_batch_size"]
+        assert num_windows == 20 * TINY["meta_batch_size"]
         assert masked == set(range(window + 1))
         assert offsets == set(range(TINY["stream_length"] - 2 * window + 1))
 
@@ -87,7 +87,7 @@ class TestUpdate:
 
 class TestEvaluate:
     def test_every_split_and_every_seed_has_tasks_of_its_own(self, collected):
-        trainer, num_tasks = make_trainer().learn(5), TINY["num_streams"]
+        trainer, num_tasks = make_trainer(make_model()).learn(1), TINY["num_streams"]
         splits = ("train", 0), ("interpolation", 0), ("extrapolation", 0), ("interpolation", 1)
         errors = [trainer.evaluate(split, num_tasks=num_tasks, seed=seed) for split, seed in splits]
         again = trainer.evaluate(num_tasks=num_tasks, seed=0)
@@ -100,7 +100,7 @@ class TestEvaluate:
 
     @pytest.mark.parametrize("adapts", ["last_layer", "all"])
     def test_it_is_what_an_adapter_achieves(self, collected, adapts):
-        trainer = make_trainer(make_model(adapts), inner_steps=2).learn(5)
+        trainer = make_trainer(make_model(adapts), inner_steps=2).learn(2)
         errors = trainer.evaluate(num_steps=(0, 1, 2), num_tasks=4)
         streams, window, model = collected[-1], TINY["window"], trainer.model
         config = trainer.adaptation_config()
@@ -155,7 +155,9 @@ class TestProcesses:
         for share in (None, range(3), range(3, 8)):
             monkeypatch.setattr(dynamics_objective, "own_share", lambda num, share=share: share)
             options = DynamicsOptions(**TINY)
-            objective = DynamicsObjective(ENV_ID, env_kwargs={}, seed=0, options=options, distributed=share is not None)
+            objective = DynamicsObjective(
+                ENV_ID, make_model(), env_kwargs={}, seed=0, options=options, distributed=share is not None
+            )
             objective.update(0)
         whole, *parts = batches
         assert [len(part) for part in parts] == [3, 5]
