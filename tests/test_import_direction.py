@@ -27,11 +27,12 @@ ALLOWED = {
     "agents.meta_learning": {"agents.losses", "agents.stateless", "checks"},
     "agents.adaptation.config": {"checks"},
     "agents.adaptation": {"agents.adaptation.config", "agents.losses"},
-    "agents.models": {"agents.ssm", "checks"},
+    "agents.models": {"agents.ssm", "agents.stateless", "checks"},
     "agents.meta_training": {
         "agents.adaptation.config",
         "agents.meta_learning",
         "agents.models",
+        "agents.stateless",
         "checks",
         "envs.making",
         "files",
