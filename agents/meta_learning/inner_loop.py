@@ -79,6 +79,9 @@ class InnerLoop:
                 "lambda name: name.startswith(...)."
             )
         self._parameters = _trainable(model)
+        for name, parameter in self._parameters.items():
+            if nn.parameter.is_lazy(parameter):
+                raise ValueError(f"a parameter must have a shape; got {name}, which has none yet. Call the model once.")
         self.trained = tuple(self._parameters)
         self.adapted = tuple(name for name in self.trained if adapts is None or adapts(name))
         if not self.adapted:
@@ -146,7 +149,7 @@ class InnerLoop:
             The weights after it.
 
         Raises:
-            ValueError: Step sizes are learned, and the model is no longer on their device.
+            ValueError: Step sizes are learned, and the model is no longer on their device; or a gradient is sparse.
         """
         adapted = {name: weights[name] for name in self.adapted}
         if self.first_order:
@@ -156,6 +159,9 @@ class InnerLoop:
             return loss_fn(weights | adapted)
 
         gradients = grad(loss_of)(adapted) if functional else _gradients(loss_of, adapted, not self.first_order)
+        sparse = [name for name, gradient in gradients.items() if gradient.is_sparse]
+        if sparse:
+            raise ValueError(f"gradients must be dense; got sparse ones of {sparse}. Use sparse=False.")
         if self.first_order:
             gradients = {name: gradient.detach() for name, gradient in gradients.items()}
         gradients = self._clipped(gradients)
@@ -190,10 +196,12 @@ def _check_model(model: Any) -> None:
         )
     if not isinstance(model, nn.Module):
         raise ValueError(f"the model must be a torch.nn.Module; got {model!r}. Call a function in the forward of one.")
-    for name, parameter in model.named_parameters():
-        if nn.parameter.is_lazy(parameter):
-            raise ValueError(f"the parameters must have shapes; got {name}, which has none yet. Call the model once.")
     for name, module in model.named_modules():
+        if isinstance(module, (torch.jit.ScriptModule, nn.DataParallel)):
+            raise ValueError(
+                f"a model must be of plain modules; got {type(module).__name__} {name!r}, which takes no other weights "
+                "than its own. Use the module that it was made of."
+            )
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.weight.requires_grad:
             for option, value in (("sparse", False), ("max_norm", None)):
                 if (found := getattr(module, option)) != value:

@@ -69,7 +69,7 @@ class VmapLimits:
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise  # a matter of task_chunk_size
-            reason = str(error)
+            reason = str(error).partition("\n")[0]
         losses = one_by_one()
         self._give_up(reason)  # only now: a fault of the tasks themselves was raised again
         return losses

@@ -83,6 +83,17 @@ class TestStep:
         assert torch.equal(after["0.weight"], weights["0.weight"])
         assert not torch.equal(after["2.bias"], weights["2.bias"])
 
+    def test_a_sparse_gradient(self):
+        model = nn.Module()
+        model.table = nn.Parameter(torch.ones(3, 2))
+        inner, rows = InnerLoop(model, 0.1), torch.tensor([0, 1])
+        with pytest.raises(ValueError, match=r"must be dense; got sparse ones of \['table'\]\. Use sparse=False"):
+            inner.step(
+                lambda w: nn.functional.embedding(rows, w["table"], sparse=True).sum(),
+                inner.weights(),
+                functional=False,
+            )
+
 
 class TestRates:
     @pytest.mark.parametrize(
@@ -225,12 +236,20 @@ class TestModels:
             (nn.Linear, r"must be a torch.nn.Module; got the class Linear\. Make an instance of it"),
             (torch.tanh, r"must be a torch.nn.Module; got <.*tanh.*>\. Call a function in the forward of one"),
             (None, r"must be a torch.nn.Module; got None"),
-            (nn.LazyLinear(3), r"must have shapes; got weight, which has none yet\. Call the model once"),
+            (nn.LazyLinear(3), r"must have a shape; got weight, which has none yet\. Call the model once"),
+            (nn.Sequential(nn.DataParallel(nn.Linear(1, 1))), r"of plain modules; got DataParallel '0'"),
         ],
         ids=str,
     )
     @pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
     def test_what_is_no_model(self, model, message):
+        with pytest.raises(ValueError, match=message):
+            InnerLoop(model, 0.1)
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated:DeprecationWarning")
+    def test_a_part_that_is_no_python(self):
+        model = nn.Sequential(nn.Linear(1, 1), torch.jit.trace(nn.Linear(1, 1), torch.zeros(1)))
+        message = r"of plain modules; got TopLevelTracedModule '1', which takes no other weights than its own\. Use the"
         with pytest.raises(ValueError, match=message):
             InnerLoop(model, 0.1)
 

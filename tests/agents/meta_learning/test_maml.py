@@ -3,6 +3,7 @@ import gc
 import io
 import math
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -164,6 +165,15 @@ class TestAdapt:
         loss.backward()
         torch.optim.SGD(adapted.parameters(), lr=0.01).step()
         assert MSE(adapted(x), y) < loss
+        assert look(model) == before
+
+    def test_threads_may_adapt_at_the_same_time(self, look):
+        model, tasks = Attention(fused=False).eval(), make_tasks(8)
+        maml, before = MetaMAML(model, 0.1, 1.0), look(model)
+        expected = [look(maml.adapt(*task[:2], MSE, 5)) for task in tasks]
+        with ThreadPoolExecutor(4) as pool:
+            actual = list(pool.map(lambda task: look(maml.adapt(*task[:2], MSE, 5)), tasks))
+        assert actual == expected
         assert look(model) == before
 
     def test_no_steps_make_a_copy(self, look):

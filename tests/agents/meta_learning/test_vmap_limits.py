@@ -100,7 +100,9 @@ class TestErrors:
         limits, tries = VmapLimits(nn.Module(), second_order=False), []
         with caplog.at_level(logging.WARNING):
             for _ in range(3):
-                assert not ask(limits, calls=lambda: tries.append(fail(RuntimeError("vmap: no"))()))
+                assert not ask(
+                    limits, calls=lambda: tries.append(fail(RuntimeError("vmap: no\nand many lines more"))())
+                )
         assert len(caplog.records) == 1
         assert "one after the other" in caplog.text
         assert caplog.text.strip().endswith("vmap: no")
