@@ -23,7 +23,7 @@ import copy
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -83,16 +83,6 @@ class Options:
             raise ValueError(f"--width must be even; got {self.width}.")
 
 
-@dataclass(frozen=True)
-class MemoryRow:
-    """What updates hold at most, in MiB beyond what the process held before."""
-
-    what: str
-    first: float
-    second: float
-    target: float | None
-
-
 class Wrapped(nn.Module):
     """A network in another module, which MetaMAML does not look into: it writes each task's weights out."""
 
@@ -110,11 +100,6 @@ def meta_maml(model: nn.Module, tasks: list[Task], outer: Outer) -> Update:
     """This package."""
     maml = MetaMAML(model, INNER_LR, outer.lr, inner_steps=INNER_STEPS, optimizer_class=outer.optimizer_class)
     return lambda: maml.meta_update(tasks, MSE)
-
-
-def meta_maml_written(model: nn.Module, tasks: list[Task], outer: Outer) -> Update:
-    """This package without the low-rank form."""
-    return meta_maml(Wrapped(model), tasks, outer)
 
 
 def loop(model: nn.Module, tasks: list[Task], outer: Outer) -> Update:
@@ -208,7 +193,8 @@ PACKAGES: dict[str, Side] = {"learn2learn": learn2learn_loop, "higher": higher_l
 
 def find_sides() -> dict[str, Side]:
     """All sides that can run here, the loop first."""
-    sides: dict[str, Side] = {"loop": loop, "MetaMAML": meta_maml, "MetaMAML, written": meta_maml_written}
+    sides: dict[str, Side] = {"loop": loop, "MetaMAML": meta_maml}
+    sides["MetaMAML, written"] = lambda model, tasks, outer: meta_maml(Wrapped(model), tasks, outer)
     return sides | {name: side for name, side in PACKAGES.items() if importlib.util.find_spec(name) is not None}
 
 
@@ -282,15 +268,16 @@ def compare_times(options: Options) -> Iterator[Comparison]:
             yield from compare_in_turns(calls, options.pairs, case=case, targets=TARGETS.get((name, num_tasks)))
 
 
-def compare_memory(options: Options) -> Iterator[MemoryRow]:
-    """The rows of all networks, each number from a process of its own."""
+def compare_memory(options: Options) -> Iterator[dict[str, Any]]:
+    """What updates hold at most, in MiB beyond what a process of their own held before, in pairs of cases."""
     for name, is_written in (("MLP", False), ("MLP", True), ("SSM, steps", False), ("SSM, sequence", False)):
         few, many = MEMORY_CHUNK, 8 * MEMORY_CHUNK
         one, chunked = (measure_memory(name, is_written, num_tasks, [1], options.width)[0] for num_tasks in (few, many))
         what = f"{name}{', written' if is_written else ''}: {few} tasks, then {many} in chunks of {few}"
-        yield MemoryRow(what, one, chunked, MEMORY_TARGET)
+        yield {"what": what, "first": one, "second": chunked, "target": MEMORY_TARGET}
     early, late = measure_memory("MLP", False, MEMORY_CHUNK, [100, 2000], options.width)
-    yield MemoryRow(f"MLP: {MEMORY_CHUNK} tasks, 100 updates, then 2000", early, late, None)
+    what = f"MLP: {MEMORY_CHUNK} tasks, 100 updates, then 2000"
+    yield {"what": what, "first": early, "second": late, "target": None}
 
 
 def measure_memory(*arguments: Any) -> list[float]:
@@ -305,13 +292,8 @@ def find_peaks(name: str, is_written: bool, num_tasks: int, num_updates: Sequenc
     torch.manual_seed(0)
     network = NETWORKS[name]
     tasks, model = make_tasks(num_tasks, network.shape), network.make(width)
-    maml = MetaMAML(
-        Wrapped(model) if is_written else model,
-        INNER_LR,
-        1e-4,
-        inner_steps=INNER_STEPS,
-        task_chunk_size=MEMORY_CHUNK,
-    )
+    model = Wrapped(model) if is_written else model
+    maml = MetaMAML(model, INNER_LR, 1e-4, inner_steps=INNER_STEPS, task_chunk_size=MEMORY_CHUNK)
     maml.meta_update(tasks[:1], MSE)  # what PyTorch loads at first use is none of ours
     baseline, peaks, done = peak_memory(), [], 0
     for total in num_updates:
@@ -336,9 +318,9 @@ def show_memory(options: Options) -> list[dict[str, Any]]:
 
     def rows() -> Iterator[list[str]]:
         for row in compare_memory(options):
-            shown.append(asdict(row))
-            ratio, target = row.second / max(row.first, 1e-9), "" if row.target is None else f"<= {row.target:.2g}"
-            yield [row.what, f"{row.first:.1f}", f"{row.second:.1f}", f"{ratio:.2f}", target]
+            shown.append(row)
+            first, second, target = row["first"], row["second"], f"<= {row['target']:.2g}" if row["target"] else ""
+            yield [row["what"], f"{first:.1f}", f"{second:.1f}", f"{second / max(first, 1e-9):.2f}", target]
 
     print_markdown(["peak memory", "first, MiB", "second, MiB", "ratio", "target"], rows())
     return shown
