@@ -125,7 +125,7 @@ def test_help_tells_meanings_choices_and_defaults(capsys):
 
 def test_a_script_refuses_in_the_same_way(capsys):
     with pytest.raises(SystemExit) as exit_info:
-        refuse("--output must be new.")
+        refuse("--output must\nbe new.")
     assert exit_info.value.code == 2
     assert capsys.readouterr().err.endswith(": error: --output must be new.\n")
 
