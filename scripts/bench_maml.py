@@ -2,6 +2,7 @@
 
     MetaMAML           meta_update, as users call it
     MetaMAML, written  the same without the low-rank form of plain networks: each task's weights are written out
+    learn2learn        the loop with learn2learn.algorithms.MAML
     higher             the loop with higher.innerloop_ctx
     torchopt           the loop with torchopt.MetaSGD
 
@@ -10,7 +11,7 @@ exact (second-order) gradient through 5 inner steps on each task. Before a compa
 compared in double precision. The sides run in turns, a short chunk of calls each; shown are the median over all pairs
 of chunks, and 10 and 90 % quantiles. With --memory, what MetaMAML holds instead.
 
-higher and torchopt are left out where they are not installed: python -m pip install higher torchopt
+What is not installed is left out: python -m pip install learn2learn higher torchopt
 """
 
 from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable, worker_pool
@@ -39,7 +40,6 @@ from ssm_metarl_gym.files import write_json
 
 INNER_STEPS, INNER_LR = 5, 0.01
 MSE = nn.MSELoss()
-PACKAGES = ("higher", "torchopt")
 # What we aim for, by network and number of tasks.
 TARGETS = {
     ("MLP", 8): {"MetaMAML": 2.0},
@@ -122,6 +122,20 @@ def loop(model: nn.Module, tasks: list[Task], outer: Outer) -> Update:
     return over_tasks(query_loss, model, tasks, outer)
 
 
+def learn2learn_loop(model: nn.Module, tasks: list[Task], outer: Outer) -> Update:
+    """The package ``learn2learn``."""
+    maml = importlib.import_module("learn2learn").algorithms.MAML(model, lr=INNER_LR)
+
+    def query_loss(support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor) -> Tensor:
+        learner = maml.clone()
+        for _ in range(INNER_STEPS):
+            learner.adapt(MSE(learner(support_x), support_y), allow_unused=True)  # of an SSM in single steps
+        loss: Tensor = MSE(learner(query_x), query_y)
+        return loss
+
+    return over_tasks(query_loss, model, tasks, outer)
+
+
 def higher_loop(model: nn.Module, tasks: list[Task], outer: Outer) -> Update:
     """The package ``higher``."""
     higher = importlib.import_module("higher")
@@ -174,12 +188,14 @@ def over_tasks(
     return update
 
 
+PACKAGES: dict[str, Side] = {"learn2learn": learn2learn_loop, "higher": higher_loop, "torchopt": torchopt_loop}
+
+
 def find_sides() -> dict[str, Side]:
     """All sides that can run here, the loop first."""
     sides: dict[str, Side] = {"loop": loop, "MetaMAML": meta_maml}
     sides["MetaMAML, written"] = lambda model, tasks, outer: meta_maml(Wrapped(model), tasks, outer)
-    packages: dict[str, Side] = {"higher": higher_loop, "torchopt": torchopt_loop}
-    return sides | {name: side for name, side in packages.items() if importlib.util.find_spec(name) is not None}
+    return sides | {name: side for name, side in PACKAGES.items() if importlib.util.find_spec(name) is not None}
 
 
 def make_mlp(width: int) -> nn.Module:
