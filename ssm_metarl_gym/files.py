@@ -159,10 +159,14 @@ def check_zip(file: str | Path | BinaryIO, name: str | Path) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
+            starts = [member.header_offset for member in archive.infolist()]
     except OSError:
         raise
     except Exception as error:  # damaged headers trip over whatever comes first
         raise ValueError(f"{name} must be a whole archive; it is damaged, or something else ({error}).") from None
+    # Of half an archive with another archive in it, such as those of Stable-Baselines3, the inner one may be found.
+    if min(starts, default=1) > 0:
+        raise ValueError(f"{name} must be a whole archive; a part of it is missing.")
     if damaged is not None:
         raise ValueError(f"{name} must be a whole archive; {damaged!r} in it is damaged.")
 

@@ -179,6 +179,15 @@ class TestCheckZip:
         with pytest.raises(ValueError, match="the model must be a whole archive; it is damaged, or something else"):
             check_zip(io.BytesIO(archive[:length]), "the model")
 
+    def test_a_part_of_one_that_holds_another_is_refused(self, archive):
+        outer = io.BytesIO()
+        with zipfile.ZipFile(outer, "w") as file:
+            file.writestr("inner.zip", archive)
+            file.writestr("more", b"more" * 100)
+        check_zip(outer, "the model")
+        with pytest.raises(ValueError, match="the model must be a whole archive; a part of it is missing"):
+            check_zip(io.BytesIO(outer.getvalue()[:-300]), "the model")
+
     def test_a_missing_one_is_missing(self, tmp_path):
         with pytest.raises(FileNotFoundError):
             check_zip(tmp_path / "nothing.zip", "it")

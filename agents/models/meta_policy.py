@@ -7,12 +7,13 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.nn import functional as F
 
 from ssm_metarl_gym.agents.models.action_distributions import DiagonalGaussian, action_distribution
 from ssm_metarl_gym.agents.ssm.model import SSM
 from ssm_metarl_gym.agents.ssm.policies import SSMPolicy
+from ssm_metarl_gym.agents.stateless import StatelessModule, attributes_kept
 from ssm_metarl_gym.checks import check_choice, check_flat_box, check_integer
 
 __all__ = ["MetaPolicy", "Network", "PolicyStepper"]
@@ -203,16 +204,18 @@ class _MappedStepper:
 
     def __init__(self, policy: MetaPolicy, weights: Mapping[str, Tensor]) -> None:
         self._policy = policy
+        self._module = StatelessModule(policy)
         self._weights = dict(weights)
         self._state: Tensor | None = None
 
     def step(self, observations: Tensor) -> Tensor:
         in_dims = (0, 0, None if self._state is None else 0)
-        parameters, self._state = vmap(self._call, in_dims)(self._weights, observations[:, :, None], self._state)
+        with attributes_kept(self._policy):
+            parameters, self._state = vmap(self._call, in_dims)(self._weights, observations[:, :, None], self._state)
         return parameters[:, :, 0]
 
     def _call(self, weights: dict[str, Tensor], observations: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        called: tuple[Tensor, Tensor] = functional_call(self._policy, weights, (observations, state))
+        called: tuple[Tensor, Tensor] = self._module(weights, (observations, state))
         return called
 
 

@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn, TypeVar
 
@@ -15,7 +15,7 @@ import tyro
 
 from ssm_metarl_gym.checks import check_choice
 
-__all__ = ["flag_of", "option", "parse_options", "refuse"]
+__all__ = ["flag_of", "option", "parse_options", "refuse", "refusing"]
 
 BELOW: Final = 2**31  # what no size, number or seed needs to reach, and what overflows in C
 LONGEST_SHOWN: Final = 200  # characters of a wrong value
@@ -94,6 +94,15 @@ def refuse(message: str) -> NoReturn:
     """End the process because of a mistake of its user: with a sentence on standard error, and status 2."""
     print(f"{_program()}: error: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Within the block a ValueError is a mistake of the user, and ends the process as :func:`refuse` says."""
+    try:
+        yield
+    except ValueError as error:
+        refuse(str(error))
 
 
 def flag_of(name: str) -> str:

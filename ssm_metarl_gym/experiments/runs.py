@@ -35,6 +35,7 @@ __all__ = [
     "find_checkpoints",
     "find_versions",
     "find_whole_checkpoint",
+    "how_to_go_on",
     "lock_run",
     "read_config",
     "save_checkpoint",
@@ -147,6 +148,12 @@ def save_checkpoint(folder: Path, step: int, write: Callable[[Path], object]) ->
         shutil.rmtree(temporary, ignore_errors=True)
     for old in find_checkpoints(folder)[:-2]:
         shutil.rmtree(old)
+
+
+def how_to_go_on(folder: Path, unit: str) -> str:
+    """What the user of a run that was interrupted is told: from which step it will go on, in units such as updates."""
+    steps = [int(path.name) for path in find_checkpoints(folder / "checkpoints")]
+    return f"the same command again goes on from {unit} {max(steps, default=0)}"
 
 
 @contextlib.contextmanager

@@ -22,9 +22,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any, Final, NoReturn
 
 __all__ = ["Terminated", "end_on_signals", "stoppable", "worker_pool"]
@@ -37,9 +37,13 @@ class Terminated(KeyboardInterrupt):
 
 
 def end_on_signals() -> None:
-    """From now on both signals end this process at once, which has nothing to put in order yet."""
+    """From now on both signals end this process at once, which has nothing to put in order yet.
+
+    And a package that cannot be imported ends it with how to install it.
+    """
     for number in _WORDS:
         signal.signal(number, _end)
+    sys.excepthook = _tell_missing_package
 
 
 @contextmanager
@@ -53,7 +57,8 @@ def stoppable(hint: Callable[[], str] | None = None) -> Iterator[None]:
         hint: How to go on: the sentence ends with what it gives.
 
     Raises:
-        SystemExit: With the status 130 after Ctrl-C, 143 after SIGTERM, and 1 otherwise.
+        SystemExit: With the status 130 after Ctrl-C, 143 after SIGTERM, 2 where other options would help, and 1 where
+            the system failed.
     """
     is_main = threading.current_thread() is threading.main_thread()  # where alone handlers can be set
     earlier = {number: signal.signal(number, _interrupt) for number in _WORDS} if is_main else {}
@@ -69,7 +74,7 @@ def stoppable(hint: Callable[[], str] | None = None) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split()) or "there is too little memory"
         print(f"\nit cannot go on: {reason}", file=sys.stderr)
-        raise SystemExit(1) from error
+        raise SystemExit(1 if isinstance(error, OSError | BrokenExecutor) else 2) from error
     finally:
         for each, handler in earlier.items():
             signal.signal(each, handler)
@@ -130,8 +135,17 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
+def _tell_missing_package(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("ssm_metarl_gym"):
+        install = 'python -m pip install -e ".[train]"'
+        print(f"{sys.argv[0]} needs {error.name}, which is not installed. Install it: {install}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    end_on_signals()
+    for each in _WORDS:
+        signal.signal(each, _end)
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 

@@ -3,6 +3,7 @@ import gc
 import io
 import math
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -164,6 +165,15 @@ class TestAdapt:
         loss.backward()
         torch.optim.SGD(adapted.parameters(), lr=0.01).step()
         assert MSE(adapted(x), y) < loss
+        assert look(model) == before
+
+    def test_threads_may_adapt_at_the_same_time(self, look):
+        model, tasks = Attention(fused=False).eval(), make_tasks(8)
+        maml, before = MetaMAML(model, 0.1, 1.0), look(model)
+        expected = [look(maml.adapt(*task[:2], MSE, 5)) for task in tasks]
+        with ThreadPoolExecutor(4) as pool:
+            actual = list(pool.map(lambda task: look(maml.adapt(*task[:2], MSE, 5)), tasks))
+        assert actual == expected
         assert look(model) == before
 
     def test_no_steps_make_a_copy(self, look):
@@ -435,8 +445,10 @@ class TestMetaUpdate:
     def test_a_fault_of_the_tasks_changes_nothing(self, look):
         model = tanh_mlp()
         maml, before = MetaMAML(model, 0.1, 0.1), look(model)
-        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        with pytest.raises(ValueError, match=r"must take the inputs.*got \(2, 3\).*shapes cannot be multiplied"):
             maml.meta_update([*make_tasks(2), (torch.zeros(2, 3), torch.zeros(2, 1)) * 2], MSE)
+        with pytest.raises(ValueError, match=r"must take the inputs.*got \(2, 3\)"):
+            maml.adapt(torch.zeros(2, 3), torch.zeros(2, 1), MSE, 1)
         assert look(model) == before
 
     def test_tasks_may_be_lists_and_tuples(self, way):
@@ -556,6 +568,80 @@ FAULTS = {
     "loss alone": (lambda prediction, target: prediction.mean() + target.square().mean(), 3, 1e30),
     "gradient alone": (lambda prediction, target: (prediction * target).abs().sqrt().mean(), 3, 0.0),
 }
+
+
+class Attention(nn.Module):
+    """Attention over the two numbers of a row, as a module or as a function."""
+
+    def __init__(self, fused):
+        super().__init__()
+        self.first, self.last = nn.Linear(1, 4), nn.Linear(8, 1)
+        self.attention = None if fused else nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        y = self.first(x[..., None])  # N 2 4
+        if self.attention is None:
+            y = nn.functional.scaled_dot_product_attention(y, y, y)
+        else:
+            y, self.map = self.attention(y, y, y)
+        return self.last(y.flatten(1))
+
+
+class TestModes:
+    @pytest.mark.parametrize("training", [False, True])
+    @pytest.mark.parametrize("first_order", [False, True])
+    @pytest.mark.parametrize("fused", [False, True])
+    def test_attention(self, caplog, assert_same_gradient, fused, first_order, training):
+        model = Attention(fused).double().train(training)
+        maml = assert_same_gradient(model, make_tasks(dtype=torch.float64), MSE, first_order)
+        tasks = make_tasks(dtype=torch.float64)
+        torch.testing.assert_close(
+            maml.query_losses(tasks, MSE, [1]), adapted_losses(maml, tasks, [1]), check_dtype=False
+        )
+        assert not caplog.records
+
+    @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+    @pytest.mark.parametrize("make_model", [tanh_mlp, LSTM])
+    def test_without_gradients_around_it_all_goes_on(self, mode, make_model):
+        model, plain = make_model(), make_model()
+        plain.load_state_dict(model.state_dict())
+        with mode():
+            tasks = make_tasks(time=(3,))
+        copies = [tuple(part.clone() for part in task) for task in tasks]
+        results = []
+        for one, batch, context in ((model, tasks, mode), (plain, copies, torch.enable_grad)):
+            maml = MetaMAML(one, 0.1, 0.1)
+            with context():
+                adapted = maml.adapt(*batch[0][:2], MSE, 2)
+                losses = maml.query_losses(batch, MSE, [0, 2])
+                loss = maml.meta_update(batch, MSE)
+            assert not losses.requires_grad
+            assert all(weight.requires_grad and not weight.is_inference() for weight in adapted.parameters())
+            MSE(adapted(copies[0][0]), copies[0][1]).backward()
+            results.append(
+                [*losses.flatten().tolist(), loss, *flat([*adapted.parameters(), *one.parameters()]).tolist()]
+            )
+        assert results[0] == results[1]
+
+
+class TestParametersThatAreNotThoseOfConstruction:
+    @pytest.mark.parametrize("frozen", [False, True])
+    def test_they_are_noticed_before_anything_is_done(self, look, frozen):
+        model, tasks = tanh_mlp(), make_tasks()
+        maml = MetaMAML(model, 0.1, 0.1)
+        if frozen:
+            model[2].requires_grad_(False)
+        else:
+            model[2] = nn.Linear(3, 1)
+        before = look(model)
+        for call in (
+            lambda: maml.meta_update(tasks, MSE),
+            lambda: maml.query_losses(tasks, MSE, [1]),
+            lambda: maml.adapt(*tasks[0][:2], MSE, 1),
+        ):
+            with pytest.raises(ValueError, match=r"\['2.weight', '2.bias'\]\. Make a new MetaMAML of the model"):
+                call()
+        assert look(model) == before
 
 
 class TestTasksThatAreNotFinite:
@@ -784,6 +870,23 @@ class TestErrors:
         ):
             with pytest.raises(ValueError, match=r"loss_fn must return a scalar tensor; got shape \(5, 1\)"):
                 call(nn.MSELoss(reduction="none"))
+
+    @pytest.mark.parametrize(
+        ("loss_fn", "message"),
+        [
+            (nn.MSELoss, r"got the class MSELoss\. Use e\.g\. MSELoss\(\)"),
+            ("mse", r"got 'mse'\. Use e\.g\. nn\.MSELoss\(\)"),
+        ],
+    )
+    def test_a_loss_that_is_no_function(self, way, loss_fn, message):
+        maml, tasks = MetaMAML(tanh_mlp(), 0.1, 0.1), make_tasks()
+        for call in (
+            lambda: maml.adapt(*tasks[0][:2], loss_fn, 1),
+            lambda: maml.meta_update(tasks, loss_fn),
+            lambda: maml.query_losses(tasks, loss_fn, [1]),
+        ):
+            with pytest.raises(ValueError, match=f"must be a function of a prediction and a target; {message}"):
+                call()
 
     @pytest.mark.parametrize(
         ("name", "value"),
