@@ -109,6 +109,11 @@ class DynamicsModel(nn.Module):
         """The predicted change ``Float[B D]``, normalised, from what :meth:`encode` gave."""
         return cast("Tensor", self.head(encoded if self.adapts == "last_layer" else self.core(encoded)))
 
+    @property
+    def adapted_layer(self) -> nn.Linear | None:
+        """All that ``forward`` computes where only the last layer adapts, None elsewhere."""
+        return self.head if self.adapts == "last_layer" else None
+
     def prepare_to_adapt(self) -> None:
         """Go to evaluation mode, and let exactly those parameters require a gradient that adapt at test time."""
         self.eval()
