@@ -54,6 +54,7 @@ PUBLIC = {
         "SB3VecEnv",
         "TransitionObservation",
         "VectorHistoryWindow",
+        "VectorOnlineAdaptation",
         "VectorTransitionObservation",
         "make_sb3_env",
     ],

@@ -9,6 +9,7 @@ from ssm_metarl_gym.wrappers.online_adaptation import OnlineAdaptation
 from ssm_metarl_gym.wrappers.sb3_env import make_sb3_env
 from ssm_metarl_gym.wrappers.sb3_vec_env import SB3VecEnv
 from ssm_metarl_gym.wrappers.transition_observation import TransitionObservation, VectorTransitionObservation
+from ssm_metarl_gym.wrappers.vector_online_adaptation import VectorOnlineAdaptation
 
 __all__ = [
     "HistoryWindow",
@@ -16,6 +17,7 @@ __all__ = [
     "SB3VecEnv",
     "TransitionObservation",
     "VectorHistoryWindow",
+    "VectorOnlineAdaptation",
     "VectorTransitionObservation",
     "make_sb3_env",
 ]

@@ -133,7 +133,11 @@ class AdapterRows:
             ``Float64[N]``, the loss of each row after its last accepted step; nan where a step was undone, where there
             was no transition and where the row does not adapt.
         """
-        states, targets = batch_dict["states"], batch_dict["targets"]
+        # Autograd cannot save tensors of inference mode.
+        states, targets = (
+            tensor.clone() if tensor.is_inference() else tensor
+            for tensor in (batch_dict["states"], batch_dict["targets"])
+        )
         mask = torch.ones(targets.shape[:2], dtype=torch.bool) if mask is None else torch.as_tensor(mask)
         rows = torch.ones(self.num_rows, dtype=torch.bool) if rows is None else torch.as_tensor(rows)
         empty = rows & ~mask.any(dim=1)
