@@ -113,6 +113,7 @@ class AdapterRows:
         self._weights[rows] = self._source
         self.stats.reset(rows)
 
+    @torch.inference_mode(False)
     def adapt(
         self,
         loss_fn: Callable[[Any, Tensor], Tensor],
