@@ -79,6 +79,7 @@ class AdapterRows:
         stats: What each row has done.
     """
 
+    @torch.inference_mode(False)
     def __init__(self, adapter: Adapter, num_rows: int) -> None:
         source = copy.deepcopy(adapter)
         source.reset()
