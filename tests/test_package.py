@@ -49,10 +49,12 @@ PUBLIC = {
         "SSMPolicy",
     ],
     "ssm_metarl_gym.wrappers": [
+        "ActionCorrection",
         "HistoryWindow",
         "OnlineAdaptation",
         "SB3VecEnv",
         "TransitionObservation",
+        "VectorActionCorrection",
         "VectorHistoryWindow",
         "VectorOnlineAdaptation",
         "VectorTransitionObservation",

@@ -91,6 +91,13 @@ class OnlineAdaptation(
         self.adapter = copy.deepcopy(adapter)
         name = type(self).__name__
         self.model = check_adapted_model(name, self.adapter, env.observation_space, env.action_space)
+        self.options: dict[str, Any] = {
+            "window": window,
+            "every": every,
+            "warmup": warmup,
+            "restore": restore,
+            "loss_fn": loss_fn,
+        }
         self._every = every
         self._warmup = warmup
         self._restore = restore

@@ -6,7 +6,6 @@ from typing import Any, Literal, cast
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,6 +15,7 @@ from ssm_metarl_gym.agents.adaptation.rows import AdapterRows
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.wrappers.adapted_model import check_adapted_model, check_window, parse_probes, with_predictions
 from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation
+from ssm_metarl_gym.wrappers.online_rows import OnlineRows
 
 __all__ = ["VectorOnlineAdaptation"]
 
@@ -93,10 +93,14 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         check_adapted_model(name, adapter, env.single_observation_space, env.single_action_space)
         self.adapter = AdapterRows(adapter, self.num_envs)
         self.model = cast("DynamicsModel", self.adapter.model)
-        self._every = every
-        self._warmup = warmup
-        self._restore = restore
-        self._loss_fn = loss_fn
+        self.options: dict[str, Any] = {
+            "window": window,
+            "every": every,
+            "warmup": warmup,
+            "restore": restore,
+            "loss_fn": loss_fn,
+        }
+        self._rows = OnlineRows(self.adapter, **self.options)
         self._clip = clip
         action_shape = env.single_action_space.shape or ()
         self._probes = np.empty((0, *action_shape), dtype=env.single_action_space.dtype)
@@ -107,15 +111,6 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         n, dim = self.num_envs, self.model.observation_dim
         self._observations = np.zeros((n, dim), dtype=np.float32)
         self._shown = np.zeros((n, dim * (1 + len(self._probes))), dtype=np.float32)
-        # The transitions of each row: the next one takes the place of the oldest.
-        start = np.full((1, *action_shape), getattr(env.single_action_space, "start", 0))
-        encoded = self.model.encode(np.zeros((1, dim), dtype=np.float32), start)  # 1 F
-        self._states = encoded.new_zeros(n, window, encoded.shape[1])
-        self._targets = encoded.new_zeros(n, window, dim)
-        self._filled = torch.zeros(n, window, dtype=torch.bool)
-        self._num_transitions = np.zeros(n, dtype=np.int64)  # since the row began its episode
-        self._num_steps = np.zeros(n, dtype=np.int64)
-        self._losses = np.full(n, np.nan)
 
     def predict(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
         """The change of the observation that the adapted model of each row predicts, normalised.
@@ -151,12 +146,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
 
     def _begin(self, rows: Flags, observations: Floats) -> None:
         self._final_report = self._report()
-        if self._restore != "never":
-            self.adapter.reset(torch.as_tensor(rows))
-        self._filled[torch.as_tensor(rows)] = False
-        self._num_transitions[rows] = 0
-        self._num_steps[rows] = 0
-        self._losses[rows] = np.nan
+        self._rows.begin(rows)
         self._observations[rows] = observations[rows]
         self._show()
 
@@ -165,30 +155,9 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         targets = self.model.targets(self._observations, observations)
         # A row that only begins its episode on this step makes no transition.
         going = ~self._ended if self._mode is AutoresetMode.NEXT_STEP else np.ones_like(self._ended)
-        self._remember(encoded, targets, going & ~restarted)
-        self._num_steps += going
-        due = going & (self._filled.sum(1).numpy() >= self._warmup) & (self._num_steps % self._every == 0)
-        self._losses = np.full(self.num_envs, np.nan)
-        if due.any():
-            self._adapt(torch.as_tensor(due))
+        self._rows.advance(encoded, targets, going, going & ~restarted)
         self._observations = np.array(observations, dtype=np.float32)
         self._show()
-
-    def _remember(self, encoded: Tensor, targets: Tensor, rows: Flags) -> None:
-        """Let the transitions of these rows take the place of their oldest ones."""
-        (which,) = rows.nonzero()
-        places = self._num_transitions[which] % self._filled.shape[1]
-        index, place = torch.as_tensor(which), torch.as_tensor(places)
-        self._states[index, place] = encoded[index]
-        self._targets[index, place] = targets[index]
-        self._filled[index, place] = True
-        self._num_transitions[which] += 1
-
-    def _adapt(self, rows: Tensor) -> None:
-        if self._restore == "call":
-            self.adapter.reset(rows)
-        batch = {"states": self._states, "targets": self._targets}
-        self._losses = self.adapter.adapt(self._loss_fn, batch, mask=self._filled, rows=rows).numpy()
 
     def _show(self) -> None:
         dim, num_probes = self._observations.shape[1], len(self._probes)
@@ -203,9 +172,9 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
     def _report(self) -> dict[str, Any]:
         stats = self.adapter.stats
         return {
-            "loss": self._losses.copy(),
+            "loss": self._rows.losses.copy(),
             "steps": stats.steps.numpy().copy(),
             "rejected_steps": stats.rejected_steps.numpy().copy(),
             "distance": stats.distance.numpy().copy(),
-            "num_transitions": self._filled.sum(1).numpy(),
+            "num_transitions": self._rows.num_transitions(),
         }
