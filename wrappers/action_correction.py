@@ -159,7 +159,7 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
         gate: float = 1.5,
         effect_gate: float = 0.9,
         decay: float = 0.9,
-        regularisation: float = 0.02,
+        regularisation: float = 0.005,
     ) -> None:
         options: dict[str, Any] = {
             "match": match,
@@ -234,7 +234,7 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
         gate: float = 1.5,
         effect_gate: float = 0.9,
         decay: float = 0.9,
-        regularisation: float = 0.02,
+        regularisation: float = 0.005,
     ) -> None:
         options: dict[str, Any] = {
             "match": match,

@@ -153,19 +153,39 @@ class Corrector:
             idle = np.broadcast_to(np.clip(np.zeros_like(low), low, high), asked.shape)[:, None]
             wanted = wanted - self._predict_reference(observations[:, None], idle)[:, 0]
             wanted = wanted + predict(observations[:, None], idle)[:, 0]
-        num_actions = asked.shape[1]
-        steps = _STEP * np.concatenate([np.zeros((1, num_actions)), np.eye(num_actions), -np.eye(num_actions)])
-        repeated = np.repeat(observations[:, None], len(steps), axis=1)
         u = torch.as_tensor((asked - middle) / half).double()  # N A, in half ranges
+
+        def costs(u: Tensor) -> tuple[Tensor, Tensor]:
+            """Of actions ``Float[N P A]``: what the model predicts ``Float[N P D]``, and the cost ``Float[N P]``."""
+            repeated = np.repeat(observations[:, None], u.shape[1], axis=1)
+            predicted = predict(repeated, (u.numpy() * half + middle).astype(self._space.dtype)).double()
+            errors = (predicted - wanted[:, None].double()).square().sum(2)
+            return predicted, errors + self._regularisation * u.square().sum(2)
+
+        # Begin where it costs least: far from the asked action the model bends.
+        starts = _starts(u)  # N P A
+        _, cost = costs(starts)
+        cost, best = cost.min(1)
+        u = starts[torch.arange(len(u)), best]
+        num_actions = asked.shape[1]
+        steps = (
+            _STEP * torch.cat([torch.zeros(1, num_actions), torch.eye(num_actions), -torch.eye(num_actions)]).double()
+        )
         for _ in range(_ITERATIONS):
-            probes = (u.numpy()[:, None] + steps) * half + middle
-            predicted = predict(repeated, probes.astype(self._space.dtype)).double()  # N 1+2A D
+            predicted, _ = costs(u[:, None] + steps)  # N 1+2A D
             ahead, back = predicted[:, 1:].split(num_actions, dim=1)
             jacobian = (ahead - back) / (2 * _STEP)  # N A D
             residual = (wanted.double() - predicted[:, 0])[..., None]  # N D 1
             normal = jacobian @ jacobian.mT + self._regularisation * torch.eye(num_actions, dtype=torch.float64)
             target = jacobian @ (residual + jacobian.mT @ u[..., None])  # N A 1
-            u = torch.linalg.lstsq(normal, target).solution[..., 0].clamp(-1.0, 1.0)
+            step = torch.linalg.lstsq(normal, target).solution[..., 0].clamp(-1.0, 1.0) - u
+            # The whole step or a part of it, or none where none costs less.
+            tried = u[:, None] + torch.tensor([1.0, 0.3], dtype=torch.float64)[:, None] * step[:, None]  # N 2 A
+            _, tried_costs = costs(tried)
+            least, which = tried_costs.min(1)
+            better = least < cost
+            u = torch.where(better[:, None], tried[torch.arange(len(u)), which], u)
+            cost = torch.where(better, least, cost)
         taken: npt.NDArray[Any] = np.clip(u.numpy() * half + middle, low, high).astype(self._space.dtype)
         return taken
 
@@ -185,3 +205,11 @@ class Corrector:
 def _difference(predictions: Tensor) -> Tensor:
     """Of two predictions ``Float[N 2 D]``: ``Float[N D]``."""
     return predictions[:, 0] - predictions[:, 1]
+
+
+def _starts(asked: Tensor) -> Tensor:
+    """Where to begin the search: the asked action ``Float[N A]``, its reverse, and a few along each axis."""
+    num_actions = asked.shape[1]
+    along = torch.cat([size * torch.eye(num_actions) for size in (-1.0, -0.5, 0.5, 1.0)]).double()
+    fixed = torch.cat([torch.zeros(1, num_actions, dtype=torch.float64), along]).expand(len(asked), -1, -1)
+    return torch.cat([asked[:, None], -asked[:, None], fixed], dim=1)
