@@ -1,6 +1,7 @@
 """Keeping a policy in physics that it was not trained in: its actions, corrected by the adapted model."""
 
 import copy
+import math
 from typing import Any, Literal, SupportsFloat, cast
 
 import gymnasium as gym
@@ -123,8 +124,8 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
     that copes with it by itself is not to be disturbed. No reward is used.
 
     ``info["correction"]`` holds, at every step, ``asked`` and ``taken`` (actions), ``gate_open``, ``adapted_error`` and
-    ``reference_error`` (running means of the squared one-step errors, in variances of the change; nan at first) and
-    ``effect`` (what actions do, in units of what they do in the reference; nan at first and for ``Discrete`` actions).
+    ``reference_error`` (running means of the squared one-step errors, in variances of the change; None at first) and
+    ``effect`` (what actions do, in units of what they do in the reference; None at first and for ``Discrete`` actions).
 
     Example:
         >>> trainer = MetaTrainer("ssm_metarl/CartPolePolarity-v0").learn(800)
@@ -194,6 +195,9 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
         self._observation = observation[: self._dim].copy()
         report = self._correction.report(asked, taken, is_open)
         row = {name: value[0] if value[0].ndim else value[0].item() for name, value in report.items()}
+        for name in ("adapted_error", "reference_error", "effect"):
+            # Not nan, which is unequal to itself: one seed would not give one info.
+            row[name] = None if math.isnan(row[name]) else row[name]
         return observation, reward, terminated, truncated, info | {"correction": row}
 
     def _predict(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
@@ -203,7 +207,7 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
 class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstructorArgs):
     """:class:`ActionCorrection` for a vector environment, row by row equal to it around single environments.
 
-    ``infos["correction"]`` holds the fields that it names as arrays of N. It is always about the step that was just
+    ``infos["correction"]`` holds the fields that it names as arrays of N, nan in place of None. It is always about the step that was just
     taken, also of rows whose episode ended with it.
 
     Example:
@@ -261,9 +265,10 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
         """Take the corrected actions in every row."""
         asked = np.asarray(actions)
         taken, is_open = self._correction.act(self._online.predict, self._shown[:, : self._dim], asked)
+        self._asked = asked
+        self._is_open = is_open
         shown, rewards, terminations, truncations, infos = super().step(taken if is_open.any() else actions)
-        report = self._correction.report(asked, taken, is_open)
-        return shown, rewards, terminations, truncations, infos | {"correction": report}
+        return shown, rewards, terminations, truncations, infos | {"correction": self._report}
 
     def _begin(self, rows: Flags, observations: Floats) -> None:
         self._correction.begin(rows)
@@ -273,5 +278,8 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
         # A row that only begins its episode on this step makes no transition.
         going = ~self._ended if self._mode is AutoresetMode.NEXT_STEP else np.ones_like(self._ended)
         before, after = self._shown[:, : self._dim], np.asarray(observations)[:, : self._dim]
-        self._correction.advance(before, np.asarray(actions), after, going, going & ~restarted)
+        taken = np.asarray(actions)
+        self._correction.advance(before, taken, after, going, going & ~restarted)
+        # Now, because rows may begin their next episode before this step has ended.
+        self._report = self._correction.report(self._asked, taken, self._is_open)
         self._shown = np.array(observations, dtype=self._shown.dtype)

@@ -98,6 +98,7 @@ class Corrector:
         for mean, error in ((self.adapted_error, adapted_error), (self.reference_error, reference_error)):
             self._move(mean, error.double().numpy(), rows)
 
+    @torch.no_grad()
     def compare_effects(
         self, predict: Predict, predict_twin: Predict, observations: npt.NDArray[Any], asked: npt.NDArray[Any]
     ) -> None:
