@@ -207,7 +207,8 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
 class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstructorArgs):
     """:class:`ActionCorrection` for a vector environment, row by row equal to it around single environments.
 
-    ``infos["correction"]`` holds the fields that it names as arrays of N, nan in place of None. It is always about the step that was just
+    ``infos["correction"]`` holds the fields that it names as arrays of N, nan in place of None. It is always about the
+    step that was just
     taken, also of rows whose episode ended with it.
 
     Example:
