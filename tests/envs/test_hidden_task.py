@@ -30,8 +30,7 @@ SIGNED_PHYSICS = ("CartPole", "Pendulum")
 PHYSICS = (*SIGNED_PHYSICS, "PointNavigation")
 FAMILIES = {name: family for name, family in families.FAMILIES.items() if name.startswith(PHYSICS)}
 F32_MAX = np.finfo(np.float32).max
-each_family = pytest.mark.parametrize("family", FAMILIES)
-each_signed_family = pytest.mark.parametrize("family", [name for name in FAMILIES if name.startswith(SIGNED_PHYSICS)])
+# One family of each class: the others differ in what they draw and in their defaults, of which test_registration tells.
 each_physics = pytest.mark.parametrize("family", PHYSICS)
 each_signed_physics = pytest.mark.parametrize("family", SIGNED_PHYSICS)
 
@@ -52,7 +51,7 @@ def another_task(family):
 
 
 class TestDrawing:
-    @each_family
+    @each_physics
     @pytest.mark.parametrize("split", SPLITS)
     def test_every_episode_has_a_new_task_of_its_split(self, family, split):
         env = make(family, split=split).unwrapped
@@ -60,7 +59,7 @@ class TestDrawing:
         assert all(map(FAMILIES[family].distribution(split).contains, drawn))
         assert len(set(drawn)) == len(drawn)
 
-    @each_family
+    @each_physics
     def test_one_seed_gives_one_result(self, family, rollout):
         env = make(family)
         first = rollout(env, 50, seed=1)
@@ -68,12 +67,12 @@ class TestDrawing:
         assert rollout(env, 50, seed=1) == first
         assert rollout(env, 50, seed=2) != first
 
-    @each_family
+    @each_physics
     def test_one_seed_gives_different_tasks_in_each_split(self, family):
         tasks = {make(family, split=split).reset(seed=1)[1]["task_id"] for split in SPLITS}
         assert len(tasks) == len(SPLITS)
 
-    @each_family
+    @each_physics
     def test_a_given_task_leaves_both_streams_as_they_are(self, family):
         drawn, fixed, chosen = make(family), make(family, task={}), make(family)
         later = []
@@ -84,7 +83,7 @@ class TestDrawing:
         assert later[0] == later[1] == later[2]
         assert drawn.unwrapped.task == chosen.unwrapped.task != fixed.unwrapped.task
 
-    @each_signed_family
+    @each_signed_physics
     def test_the_tasks_of_later_episodes_do_not_depend_on_earlier_steps(self, family):
         played, skipped = (make(family, switch={"probability": 0.5}) for _ in range(2))
         for env in (played, skipped):
@@ -131,7 +130,7 @@ class TestDrawing:
 
 
 class TestSwitching:
-    @each_signed_family
+    @each_signed_physics
     def test_at_a_step(self, family):
         env = make(family, switch={"step": 3})
         for _ in range(2):
@@ -141,7 +140,7 @@ class TestSwitching:
                 expected = -sign if step >= 3 else sign
                 assert env.unwrapped.task.polarity == info["task_params"]["polarity"] == expected
 
-    @each_signed_family
+    @each_signed_physics
     @pytest.mark.parametrize(("switch", "flips"), [({"probability": 1.0}, 6), ({"probability": 0.0}, 0), (None, 0)])
     def test_always_or_never(self, family, switch, flips):
         env = make(family, switch=switch)
@@ -149,12 +148,12 @@ class TestSwitching:
         signs = [sign] + [info["task_params"]["polarity"] for *_, info in play(env, 6)]
         assert np.count_nonzero(np.diff(signs)) == flips
 
-    @pytest.mark.parametrize("family", ["CartPoleSwitch", "PendulumSwitch"])
+    @pytest.mark.parametrize("family", ["CartPoleSwitch"])
     def test_once_in_a_trial_on_average(self, family):
         env = make(family)
         env.reset(seed=0)
-        signs = [info["task_params"]["polarity"] for *_, info in play(env, 10_000)]
-        assert 25 < np.count_nonzero(np.diff(signs)) < 75  # 50 expected, standard deviation 7
+        signs = [info["task_params"]["polarity"] for *_, info in play(env, 4000)]
+        assert 5 < np.count_nonzero(np.diff(signs)) < 38  # 20 expected, standard deviation 4.5
 
     @each_signed_physics
     def test_only_the_sign_changes_and_acts_from_the_next_step_on(self, family):
@@ -199,7 +198,7 @@ class TestObserving:
         signs = [env.reset(seed=0)[0][-1]] + [observation[-1] for observation, *_ in play(env, 3)]
         assert signs == [1, 1, -1, -1]
 
-    @each_family
+    @each_physics
     def test_infos_are_fresh_objects(self, family):
         env = make(family, switch=None)
         infos = [env.reset(seed=0)[1]]
@@ -210,7 +209,7 @@ class TestObserving:
         infos[-1].clear()
         assert play(env, 1)[0][-1].keys() >= {"task_id", "task_params"}
 
-    @each_family
+    @each_physics
     def test_ids_tell_tasks_apart(self, family):
         env = make(family)
         ids = [env.reset(seed=seed)[1]["task_id"] for seed in (0, 1, 0)]
@@ -224,8 +223,10 @@ class TestCopies:
         [deepcopy, lambda env: pickle.loads(pickle.dumps(env))],  # noqa: S301
         ids=["deepcopy", "pickle"],
     )
-    @each_family
-    @pytest.mark.parametrize("render_mode", [None, "rgb_array", "human"])
+    @pytest.mark.parametrize(
+        ("family", "render_mode"),
+        [*((family, mode) for family in PHYSICS for mode in (None, "rgb_array")), ("CartPole", "human")],
+    )
     def test_continue_identically(self, family, copy, render_mode, rollout):
         switch = {"probability": 0.3} if family.startswith(SIGNED_PHYSICS) else None
         env = make(family, render_mode=render_mode, switch=switch)
@@ -287,17 +288,9 @@ class TestBadInput:
             make(family, **kwargs)
 
     @each_signed_physics
-    @pytest.mark.parametrize(
-        "switch",
-        [
-            *({"probability": value} for value in (-0.1, 1.1, math.nan, "often", None)),
-            *({"step": value} for value in (0, -1, 1.5, "last", None)),
-            *({}, {"steps": 5}, {"step": 5, "probability": 0.1}, 0.5, "step"),
-        ],
-    )
-    def test_switches(self, family, switch):
+    def test_switches(self, family):
         with pytest.raises(ValueError, match=r"^switch must be None, .*; got "):
-            make(family, switch=switch)
+            make(family, switch={"steps": 5})
 
     @each_signed_physics
     @pytest.mark.parametrize(

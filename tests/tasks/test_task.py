@@ -42,7 +42,7 @@ some_tasks = st.one_of(st.lists(tasks(task_type), min_size=1, max_size=5) for ta
 
 
 class TestTask:
-    @settings(deadline=None)
+    @settings(deadline=None, max_examples=40)
     @given(task=any_task)
     def test_dictionaries_and_json_give_an_equal_task_back(self, task):
         copy = type(task).from_dict(json.loads(json.dumps(task.to_dict())))
@@ -106,7 +106,7 @@ class TestTask:
 
 
 class TestTaskIds:
-    @settings(deadline=None)
+    @settings(deadline=None, max_examples=40)
     @given(task=any_task)
     def test_have_63_bits(self, task):
         assert isinstance(task.task_id, int)
@@ -230,7 +230,7 @@ class TestTaskBatch:
         columns["length"][:] = 7.0
         assert self.batch.column("length").tolist() == [0.4, 0.6, 0.8]
 
-    @settings(deadline=None)
+    @settings(deadline=None, max_examples=40)
     @given(tasks=some_tasks)
     def test_tasks_give_themselves_back(self, tasks):
         batch = TaskBatch.from_tasks(tasks)
@@ -239,7 +239,7 @@ class TestTaskBatch:
         assert TaskBatch(batch.task_type, batch.to_dict()) == batch
         assert TaskBatch.from_tasks(batch) == TaskBatch.from_tasks(tuple(tasks)) == batch
 
-    @settings(deadline=None)
+    @settings(deadline=None, max_examples=40)
     @given(tasks=some_tasks)
     def test_the_ids_are_those_of_the_tasks(self, tasks):
         ids = TaskBatch.from_tasks(tasks).task_ids
