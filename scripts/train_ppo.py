@@ -10,12 +10,12 @@ The run lies in one folder: config.json, progress.csv (and TensorBoard's files),
 and vecnormalize.pkl, which evaluate.py reads. The same command again goes on from the last checkpoint.
 """
 
-import argparse
 import importlib.util
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from ssm_metarl_gym.agents import SSMPPO, SSMFeaturesExtractor
 from ssm_metarl_gym.experiments import runs
-from ssm_metarl_gym.experiments.command_line import add_arguments
+from ssm_metarl_gym.experiments.checks import check_output_folder
+from ssm_metarl_gym.experiments.command_line import option, parse_options
 from ssm_metarl_gym.experiments.logs import make_logger
 from ssm_metarl_gym.experiments.runs import (
     Stopwatch,
@@ -53,6 +54,7 @@ POLICIES = {
 }
 PACKAGES = ("ssm-metarl-gym", "gymnasium", "numpy", "sb3-contrib", "stable-baselines3", "torch")
 ROLLOUT_LENGTH = 128
+FILES = ("config.json", "progress.csv", "model.zip", "vecnormalize.pkl")
 # What another run of the same command may change: where it runs and how often it saves.
 FREE_OPTIONS = ("checkpoint_interval", "device", "output")
 # What every config.json of this script has.
@@ -60,47 +62,75 @@ CONFIG_KEY = "policy"
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """What environments need different values of."""
+
+    learning_rate: float = 1.5e-3  # falls linearly to a tenth
+    gamma: float = 0.98
+    ent_coef: float = 0.01
+
+
+# Environments that are not listed take the recipe of CartPole's families.
+PENDULUM = Recipe(learning_rate=1e-3, gamma=0.95, ent_coef=0.0)
+RECIPES = {
+    "ssm_metarl/Pendulum-v0": PENDULUM,
+    "ssm_metarl/PendulumPolarity-v0": PENDULUM,
+    "ssm_metarl/PendulumSwitch-v0": PENDULUM,
+    "Pendulum-v1": PENDULUM,
+    "InvertedPendulum-v4": PENDULUM,
+    "InvertedPendulum-v5": PENDULUM,
+    "InvertedDoublePendulum-v4": PENDULUM,
+    "InvertedDoublePendulum-v5": PENDULUM,
+}
+
+
+@dataclass(frozen=True)
 class Options:
     """The command line."""
 
-    env: str = field(
-        default="ssm_metarl/CartPolePolarity-v0",
-        metadata={"help": "id of the environment; module:id imports the module that registers it"},
+    env: str = option(
+        "ssm_metarl/CartPolePolarity-v0", "id of the environment; module:id imports the module that registers it"
     )
-    env_kwargs: dict[str, Any] = field(default_factory=dict, metadata={"help": "its arguments, in JSON"})
-    policy: str = field(default="ssm", metadata={"help": f"one of {', '.join(POLICIES)}"})
-    seed: int = field(default=0, metadata={"help": "seeds everything: one uninterrupted run gives one result"})
-    timesteps: int = field(
-        default=400_000, metadata={"help": "steps of the environments, rounded up to whole rollouts"}
+    env_kwargs: dict[str, Any] = option({}, "its arguments, in JSON")
+    policy: str = option("ssm", "what learns", choices=tuple(POLICIES))
+    seed: int = option(0, "seeds everything: one uninterrupted run gives one result", least=0, below=2**31)
+    timesteps: int = option(400_000, "steps of the environments, rounded up to whole rollouts", least=1)
+    output: Path = option(
+        Path("output/train_ppo"), "folder of the run", check=partial(check_output_folder, file_names=FILES)
     )
-    output: Path = field(default=Path("output/train_ppo"), metadata={"help": "folder of the run"})
-    num_envs: int = field(default=64, metadata={"help": "environments that are stepped side by side"})
-    checkpoint_interval: int = field(default=50_000, metadata={"help": "timesteps between checkpoints at most"})
-    window: int = field(default=16, metadata={"help": "steps that window-ssm reads"})
-    hyperparameters: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "arguments of the algorithm that replace those of the recipe, in JSON"}
-    )
-    defaults: bool = field(default=False, metadata={"help": "the algorithm's own defaults instead of the recipe"})
-    device: str = field(default="cpu", metadata={"help": "PyTorch's name of the device"})
+    num_envs: int = option(64, "environments that are stepped side by side", least=1)
+    checkpoint_interval: int = option(50_000, "timesteps between checkpoints at most", least=1)
+    window: int = option(16, "steps that window-ssm reads", least=1)
+    hyperparameters: dict[str, Any] = option({}, "arguments of the algorithm that replace those of the recipe, in JSON")
+    defaults: bool = option(False, "the algorithm's own defaults instead of the recipe")
+    device: str = option("cpu", "PyTorch's name of the device")
+
+    def __post_init__(self) -> None:
+        split = self.env_kwargs.get("split", "train")
+        if split != "train":
+            raise ValueError(
+                f"--env-kwargs must leave the split to be 'train'; got {split!r}. The other splits are for evaluate.py."
+            )
+        if self.policy == "lstm" and importlib.util.find_spec("sb3_contrib") is None:
+            raise ValueError("--policy lstm needs sb3-contrib. Install it: python -m pip install sb3-contrib")
 
 
 def algorithm_arguments(options: Options) -> dict[str, Any]:
     """The keyword arguments of the algorithm, as JSON can hold them; a learning rate of two numbers falls linearly."""
     arguments: dict[str, Any] = {}
     if not options.defaults:
-        is_pendulum = "Pendulum" in options.env
+        recipe = RECIPES.get(options.env.rpartition(":")[2], Recipe())
         num_steps = options.hyperparameters.get("n_steps", ROLLOUT_LENGTH)
-        learning_rate = 1e-3 if is_pendulum else 1.5e-3
         arguments = {
-            "learning_rate": [learning_rate, 0.1 * learning_rate],
+            "learning_rate": [recipe.learning_rate, 0.1 * recipe.learning_rate],
             "n_steps": num_steps,
             # About four minibatches of whole environments, which is what a recurrent policy learns from.
             "batch_size": num_steps * max(1, options.num_envs // 4),
             "n_epochs": 4,
-            "gamma": 0.95 if is_pendulum else 0.98,
+            "gamma": recipe.gamma,
             "gae_lambda": 0.95,
             "clip_range": 0.2,
-            "ent_coef": 0.0 if is_pendulum else 0.01,
+            "ent_coef": recipe.ent_coef,
             "vf_coef": 0.5,
             "max_grad_norm": 0.5,
         }
@@ -162,10 +192,15 @@ def make_config(options: Options) -> dict[str, Any]:
     return {
         "algorithm": algorithm,
         "observation": observation,
-        **{name: value for name, value in asdict(options).items() if name not in FREE_OPTIONS},
+        **fixed_options(options),
         "algorithm_arguments": algorithm_arguments(options),
         "versions": find_versions(PACKAGES),
     }
+
+
+def fixed_options(options: Options) -> dict[str, Any]:
+    """The options that stay the same in a run."""
+    return {name: value for name, value in asdict(options).items() if name not in FREE_OPTIONS}
 
 
 class SaveCheckpoints(BaseCallback):
@@ -254,34 +289,9 @@ def train(options: Options) -> None:
     print("{wall_seconds:.1f} s ({cpu_seconds:.1f} s of the processor)".format(**seconds))
 
 
-def parse_options(arguments: Sequence[str] | None) -> Options:
-    """The options of the command line; exits with a clear message where one is not valid."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, Options, {"policy": list(POLICIES)})
-    options = Options(**vars(parser.parse_args(arguments)))
-    if not 0 <= options.seed < 2**31:
-        parser.error(f"--seed must be >= 0 and less than 2^31; got {options.seed}.")
-    for name in ("timesteps", "num_envs", "checkpoint_interval", "window"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be >= 1; got {getattr(options, name)}.")
-    try:
-        check_agent(options)
-        wanted = {name: value for name, value in asdict(options).items() if name not in FREE_OPTIONS}
-        check_output(options.output, wanted, CONFIG_KEY)
-    except ValueError as error:
-        parser.error(str(error))
-    return options
-
-
-def check_agent(options: Options) -> None:
+def check_run(options: Options) -> None:
     """Make the agent once, so that whatever is wrong with it is known before anything is written."""
-    if options.env_kwargs.get("split", "train") != "train":
-        raise ValueError(
-            f"--env-kwargs must leave the split to be 'train'; got {options.env_kwargs['split']!r}. "
-            "The other splits are for evaluate.py."
-        )
-    if options.policy == "lstm" and importlib.util.find_spec("sb3_contrib") is None:
-        raise ValueError("--policy lstm needs sb3-contrib. Install it: python -m pip install sb3-contrib")
+    check_output(options.output, fixed_options(options), CONFIG_KEY)
     try:
         torch.zeros(1, device=options.device)
     except (RuntimeError, AssertionError) as error:
@@ -305,12 +315,13 @@ def check_agent(options: Options) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, or go on training."""
+    options = parse_options(Options, arguments, description=__doc__, check=check_run)
     torch.set_num_threads(1)
-    options = parse_options(arguments)
     present = read_config(options.output, CONFIG_KEY)
     if present is not None and present.get("finished"):
         print(f"the run in {options.output} is finished: {options.timesteps} timesteps")
         return
+    options.output.mkdir(parents=True, exist_ok=True)
     if not find_checkpoints(options.output / "checkpoints"):
         write_config(options.output, make_config(options))
     try:

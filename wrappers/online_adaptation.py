@@ -28,10 +28,12 @@ class OnlineAdaptation(
     """Keeps adapting a :class:`DynamicsModel` to the transitions of the running episode.
 
     After every step the latest transition joins the last ``window`` ones and ``adapter.adapt`` is called on them. No
-    reward is used. Transitions onto the restart of a trial (``info["restarted"]``) are left out. With
-    ``observe_predictions`` the observation is followed by what the adapted model predicts for a few probe actions, so
-    that an ordinary, memoryless policy sees what each action would do *now*; train the policy with the wrapper in
-    place. Rewards, flags and the wrapped observation stay as they are.
+    reward is used. Transitions onto the restart of a trial (``info["restarted"]``) are left out. Rewards, flags and the
+    wrapped observation stay as they are.
+
+    With ``observe_predictions`` the observation is ``Float[D + K D]``: the wrapped one, and behind it what the adapted
+    model predicts for each of K probe actions, in their order: the normalised change of the observation, clipped. So an
+    ordinary, memoryless policy sees what each action would do *now*; train it with the wrapper in place.
 
     ``info["adaptation"]`` holds, at every step, ``loss`` (after adapting; None where nothing was adapted), ``steps``
     and ``rejected_steps`` (since the source was last restored), ``distance`` (of the weights from the source, relative)
@@ -99,7 +101,10 @@ class OnlineAdaptation(
         # no longer be the one that was trained.
         self.adapter = copy.deepcopy(adapter)
         self.model = _check_model(self.adapter, env)
-        self._every, self._warmup, self._restore, self._loss_fn = every, warmup, restore, loss_fn
+        self._every = every
+        self._warmup = warmup
+        self._restore = restore
+        self._loss_fn = loss_fn
         self._clip = clip
         probes = _probe_actions(env.action_space, probe_actions) if observe_predictions else []
         self._probes = np.asarray(probes, dtype=env.action_space.dtype).reshape(-1, *(env.action_space.shape or ()))
@@ -135,7 +140,7 @@ class OnlineAdaptation(
         return self._observe(observation, encoded[1:]), reward, terminated, truncated, info
 
     def _encode(self, observation: npt.NDArray[np.float32], action: Any) -> Tensor:
-        """The model's encoding of the last transition and, below it, of each probe: one pass instead of two."""
+        """The model's encoding ``Float[1+K F]`` of the last transition and, below it, of each probe, in one pass."""
         actions = np.concatenate([np.asarray(action, dtype=self._probes.dtype)[None], self._probes])
         observations = np.concatenate([self._observation[None], np.tile(observation, (len(self._probes), 1))])
         return self.model.encode(observations, actions)

@@ -1,100 +1,34 @@
 """Bounded adaptation of a module at test time."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ssm_metarl_gym.agents.losses import measure
-from ssm_metarl_gym.checks import is_number
+from ssm_metarl_gym.agents.adaptation.bounds import inner_radius, moving_moments, pull_back
+from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig, AdapterStats
+from ssm_metarl_gym.agents.adaptation.module_state import ModuleSnapshot, ModuleState
+from ssm_metarl_gym.agents.losses import checked_loss
 
-__all__ = ["AdaptationConfig", "Adapter", "AdapterStats"]
-
-
-@dataclass(frozen=True)
-class AdaptationConfig:
-    """The bounds of test-time adaptation.
-
-    Attributes:
-        lr: Step size of plain gradient descent; 0 evaluates only. (Adam's first step ignores the size of the gradient,
-            which would defeat clipping.)
-        grad_clip_norm: Largest global L2 norm of the gradient of a step; inf for no clipping.
-        trust_region_eps: Radius of the ball around the source weights, relative to their L2 norm, that the adapted
-            weights never leave over all calls; 0 freezes them, inf lets them go anywhere.
-        ema_decay: Decay of the running loss statistics and of the averaged weights, in [0, 1).
-        entropy_weight: Weight of the entropy of the prediction, where the model predicts a distribution. A positive
-            weight lowers the entropy. Without a distribution there is no such term.
-        max_steps_per_call: Most gradient steps of one call.
-
-    Raises:
-        ValueError: A field is outside its range; the message names all of them.
-    """
-
-    lr: float
-    grad_clip_norm: float
-    trust_region_eps: float
-    ema_decay: float
-    entropy_weight: float
-    max_steps_per_call: int
-
-    def __post_init__(self) -> None:
-        rules = (
-            ("lr", "a finite number >= 0", lambda value: 0.0 <= value < math.inf),
-            ("grad_clip_norm", "a number > 0 (inf for no clipping)", lambda value: value > 0.0),
-            ("trust_region_eps", "a number >= 0 (0 freezes the weights, inf is no bound)", lambda value: value >= 0.0),
-            ("ema_decay", "a number in [0, 1)", lambda value: 0.0 <= value < 1.0),
-            ("entropy_weight", "a finite number", math.isfinite),
-            ("max_steps_per_call", "an int >= 1", lambda value: isinstance(value, Integral) and int(value) >= 1),
-        )
-        broken = [
-            f"{name} must be {rule}; got {getattr(self, name)!r}."
-            for name, rule, holds in rules
-            if not is_number(getattr(self, name)) or not holds(getattr(self, name))
-        ]
-        if broken:
-            raise ValueError(" ".join(broken))
-
-
-@dataclass(frozen=True)
-class AdapterStats:
-    """What an :class:`Adapter` has done since it was made or reset.
-
-    Attributes:
-        calls: Calls of ``adapt``, empty ones included.
-        empty_calls: Calls with an empty batch, which change nothing.
-        steps: Accepted gradient steps.
-        rejected_steps: Steps undone, or not taken, because a loss, gradient or weight was not finite.
-        clipped_steps: Accepted steps whose gradient was clipped.
-        projected_steps: Accepted steps that ended on the border of the trust region.
-        loss_mean: Running mean of the losses *before* adaptation: a rise of it is a sign of drift.
-        loss_variance: Running variance of the same.
-        distance: Distance of the weights from the source, relative to the norm of the source.
-    """
-
-    calls: int = 0
-    empty_calls: int = 0
-    steps: int = 0
-    rejected_steps: int = 0
-    clipped_steps: int = 0
-    projected_steps: int = 0
-    loss_mean: float = math.nan
-    loss_variance: float = 0.0
-    distance: float = 0.0
+__all__ = ["Adapter"]
 
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """All that ``adapt`` changes: weights and averaged weights as flat vectors, buffers, statistics."""
+    """All that ``adapt`` changes.
 
-    weights: Tensor
+    Attributes:
+        module: The weights and the buffers of the model.
+        averaged: The averaged weights, ``Float[W]``.
+        stats: The statistics.
+    """
+
+    module: ModuleSnapshot
     averaged: Tensor
-    buffers: list[Tensor]
     stats: AdapterStats
 
 
@@ -136,24 +70,11 @@ class Adapter:
             raise ValueError(f"cfg must be an AdaptationConfig; got {cfg!r}.")
         self.model = model
         self.cfg = cfg
-        self._names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        self._parameters = [model.get_parameter(name) for name in self._names]
-        if not self._parameters:
-            raise ValueError(
-                "the model must have a parameter that requires a gradient; it has none. "
-                "Unfreeze one with requires_grad_(True)."
-            )
-        # Walking the module tree takes longer than a step of a small model, so it is done once.
-        self._modules = list(model.modules())
-        self._buffers = [
-            (module, name, buffer) for module in self._modules for name, buffer in module.named_buffers(recurse=False)
-        ]
-        self._sizes = [parameter.numel() for parameter in self._parameters]
-        self._averaged = self._flat_weights()
+        self._state = ModuleState(model)
+        self._averaged = self._state.weights()
         self._stats = AdapterStats()
-        self._source = self._snapshot()
-        self._source_norm = float(torch.linalg.vector_norm(self._source.weights))
         self._before_call: _Snapshot | None = None
+        self._set_source(self._snapshot())
 
     @property
     def stats(self) -> AdapterStats:
@@ -181,7 +102,7 @@ class Adapter:
         if empty:
             self._stats = stats
             return math.nan
-        with torch.inference_mode(False), torch.enable_grad(), _frozen_behaviour(self._modules, self._parameters):
+        with torch.inference_mode(False), torch.enable_grad(), self._state.frozen_behaviour():
             if states.is_inference() or targets.is_inference():
                 states, targets = states.clone(), targets.clone()  # autograd cannot save tensors of inference mode
             try:
@@ -208,17 +129,17 @@ class Adapter:
 
     def averaged_weights(self) -> dict[str, Tensor]:
         """The exponential moving average of the weights over the calls, by name of the parameter."""
-        return self._unflatten(self._averaged)
+        return self._state.by_name(self._averaged)
 
     def state_dict(self) -> dict[str, Any]:
         """All that :meth:`load_state_dict` needs to go on as if nothing had happened: tensors and plain numbers."""
-        current = self._snapshot()
+        current, source = self._snapshot(), self._source.module
         return {
-            "weights": self._unflatten(current.weights),
-            "averaged_weights": self._unflatten(current.averaged),
-            "source_weights": self._unflatten(self._source.weights),
-            "buffers": current.buffers,
-            "source_buffers": [buffer.clone() for buffer in self._source.buffers],
+            "weights": self._state.by_name(current.module.weights),
+            "averaged_weights": self._state.by_name(current.averaged),
+            "source_weights": self._state.by_name(source.weights),
+            "buffers": current.module.buffers,
+            "source_buffers": [buffer.clone() for buffer in source.buffers],
             "stats": asdict(current.stats),
         }
 
@@ -230,20 +151,18 @@ class Adapter:
         """
         try:
             weights, averaged, source = (
-                self._flatten(state_dict[key]) for key in ("weights", "averaged_weights", "source_weights")
+                self._state.parse_weights(state_dict[key]) for key in ("weights", "averaged_weights", "source_weights")
             )
             buffers, source_buffers = (
-                [_like(own, stored) for own, stored in zip(self._current_buffers(), state_dict[key], strict=True)]
-                for key in ("buffers", "source_buffers")
+                self._state.parse_buffers(state_dict[key]) for key in ("buffers", "source_buffers")
             )
             stats = AdapterStats(**state_dict["stats"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"the state must be of an adapter of the same model; got one that differs: {error}."
             ) from None
-        self._source = _Snapshot(source, source.clone(), source_buffers, AdapterStats())
-        self._source_norm = float(torch.linalg.vector_norm(source))
-        self._restore(_Snapshot(weights, averaged, buffers, stats))
+        self._set_source(_Snapshot(ModuleSnapshot(source, source_buffers), source.clone(), AdapterStats()))
+        self._restore(_Snapshot(ModuleSnapshot(weights, buffers), averaged, stats))
         self._before_call = None
 
     def _descend(
@@ -264,9 +183,9 @@ class Adapter:
             projected_steps=stats.projected_steps + sum(step.projected for step in steps),
         )
         if steps:
-            weights = self._flat_weights()
+            weights = self._state.weights()
             self._averaged = torch.lerp(weights, self._averaged, self.cfg.ema_decay)
-            offset = float(torch.linalg.vector_norm(weights - self._source.weights))
+            offset = float(torch.linalg.vector_norm(weights - self._source.module.weights))
             # Away from a source of zeros, any distance is infinitely many times its norm.
             relative = offset / self._source_norm if self._source_norm else math.inf
             stats = replace(stats, distance=relative if offset else 0.0)
@@ -292,7 +211,7 @@ class Adapter:
         frozen = self.cfg.lr == 0.0 or self.cfg.trust_region_eps == 0.0
         num_steps = 0 if frozen else self.cfg.max_steps_per_call
         last_good = before_call
-        first_loss, objective = self._measure(loss_fn, states, targets, with_gradient=num_steps > 0)
+        first_loss, objective = self._evaluate(loss_fn, states, targets, with_gradient=num_steps > 0)
         loss = first_loss
         while len(steps) < num_steps and not math.isnan(loss):
             if steps:
@@ -301,20 +220,20 @@ class Adapter:
             if step is None:
                 loss = math.nan
                 break
-            loss, objective = self._measure(loss_fn, states, targets, with_gradient=len(steps) + 1 < num_steps)
+            loss, objective = self._evaluate(loss_fn, states, targets, with_gradient=len(steps) + 1 < num_steps)
             if not math.isnan(loss):
                 steps.append(step)
         if math.isnan(loss):
             self._restore(last_good)
         return first_loss, loss
 
-    def _measure(
+    def _evaluate(
         self, loss_fn: Callable[[Any, Tensor], Tensor], states: Tensor, targets: Tensor, *, with_gradient: bool
     ) -> tuple[float, Tensor]:
         """The loss, nan where it or the objective is not finite, and the objective to descend."""
         with torch.set_grad_enabled(with_gradient):
             prediction = self.model(states)
-            loss = objective = measure(loss_fn, prediction, targets)
+            loss = objective = checked_loss(loss_fn, prediction, targets)
             if self.cfg.entropy_weight and isinstance(prediction, Distribution):
                 objective = loss + self.cfg.entropy_weight * _entropy(prediction)
         if with_gradient and not objective.requires_grad:
@@ -323,71 +242,51 @@ class Adapter:
 
     def _step(self, objective: Tensor) -> _Step | None:
         """One clipped and projected gradient step; None, and nothing changed, where it would not be finite."""
-        gradients = torch.autograd.grad(objective, self._parameters, allow_unused=True)
+        parameters, source = self._state.parameters, self._source.module.weights
+        gradients = torch.autograd.grad(objective, parameters, allow_unused=True)
         with torch.no_grad():
-            pairs = zip(self._parameters, gradients, strict=True)
-            gradient = torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in pairs])
+            pairs = zip(parameters, gradients, strict=True)
+            gradient = torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in pairs])  # W
             norm = float(torch.linalg.vector_norm(gradient))
             if not math.isfinite(norm):
                 return None
+            # Clip the gradient to its largest norm, and descend.
             clipped = norm > self.cfg.grad_clip_norm
             lr = self.cfg.lr * (self.cfg.grad_clip_norm / norm if clipped else 1.0)
-            weights = torch.sub(self._flat_weights(), gradient, alpha=lr)
-            offset = weights - self._source.weights
-            distance, radius = float(torch.linalg.vector_norm(offset)), self.cfg.trust_region_eps * self._source_norm
+            weights = torch.sub(self._state.weights(), gradient, alpha=lr)
+            # Project onto the ball around the source.
+            offset = weights - source
+            distance = torch.linalg.vector_norm(offset)
             if not math.isfinite(distance):
                 return None
-            projected = distance > radius
+            projected = float(distance) > self._radius
             if projected:
-                # Inside by what the rounding of the weights can add, so that it cannot leave the ball.
-                rounding = torch.finfo(weights.dtype).eps * (self._source_norm + radius)
-                weights = self._source.weights + offset * (max(radius - rounding, 0.0) / distance)
-            self._assign(weights)
+                weights = source + pull_back(offset, distance, self._inner_radius)
+            self._state.set_weights(weights)
         return _Step(clipped, projected)
 
     def _track(self, stats: AdapterStats, loss: float) -> AdapterStats:
         """The statistics with the running mean and variance moved towards a loss before adaptation."""
         if math.isnan(stats.loss_mean):
             return replace(stats, loss_mean=loss)
-        decay, deviation = self.cfg.ema_decay, loss - stats.loss_mean
-        return replace(
-            stats,
-            loss_mean=stats.loss_mean + (1.0 - decay) * deviation,
-            loss_variance=decay * (stats.loss_variance + (1.0 - decay) * deviation**2),
-        )
+        mean, variance = moving_moments(stats.loss_mean, stats.loss_variance, loss, self.cfg.ema_decay)
+        return replace(stats, loss_mean=mean, loss_variance=variance)
 
-    def _flat_weights(self) -> Tensor:
-        return torch.cat([parameter.detach().flatten() for parameter in self._parameters])
-
-    def _assign(self, weights: Tensor) -> None:
-        for parameter, part in zip(self._parameters, weights.split(self._sizes), strict=True):
-            parameter.detach().copy_(part.view_as(parameter))
-
-    def _flatten(self, named: Mapping[str, Tensor]) -> Tensor:
-        if set(named) != set(self._names):
-            raise ValueError(f"the parameters are {sorted(named)} instead of {sorted(self._names)}")
-        parts = [_like(own, named[name]) for name, own in zip(self._names, self._parameters, strict=True)]
-        return torch.cat([part.flatten() for part in parts])
-
-    def _unflatten(self, weights: Tensor) -> dict[str, Tensor]:
-        parts = zip(self._names, self._parameters, weights.split(self._sizes), strict=True)
-        return {name: part.view_as(parameter).clone() for name, parameter, part in parts}
-
-    def _current_buffers(self) -> list[Tensor]:
-        # By name, because a module may assign a new tensor instead of writing into its own.
-        return [getattr(module, name) for module, name, _ in self._buffers]
+    def _set_source(self, source: _Snapshot) -> None:
+        """Make the ball around the source, and the state that :meth:`reset` goes back to."""
+        weights = source.module.weights
+        self._source = source
+        self._source_norm = float(torch.linalg.vector_norm(weights))
+        self._radius = self.cfg.trust_region_eps * self._source_norm
+        self._inner_radius = inner_radius(self._radius, self._source_norm, weights.dtype)
 
     def _snapshot(self) -> _Snapshot:
-        buffers = [buffer.detach().clone() for buffer in self._current_buffers()]
-        return _Snapshot(self._flat_weights(), self._averaged, buffers, self._stats)
+        return _Snapshot(self._state.snapshot(), self._averaged, self._stats)
 
     def _restore(self, snapshot: _Snapshot) -> None:
-        with torch.inference_mode(False), torch.no_grad():
-            self._assign(snapshot.weights)
-            for (module, name, own), stored in zip(self._buffers, snapshot.buffers, strict=True):
-                own.copy_(stored)
-                setattr(module, name, own)
-        self._averaged, self._stats = snapshot.averaged, snapshot.stats
+        self._state.restore(snapshot.module)
+        self._averaged = snapshot.averaged
+        self._stats = snapshot.stats
 
 
 def _entropy(prediction: Distribution) -> Tensor:
@@ -398,13 +297,6 @@ def _entropy(prediction: Distribution) -> Tensor:
             f"entropy_weight must be 0 where a prediction has no entropy in closed form; got one of "
             f"{type(prediction).__name__}."
         ) from None
-
-
-def _like(own: Tensor, stored: Tensor) -> Tensor:
-    """A copy of ``stored`` with the type and the device of ``own``, whose shape it must have."""
-    if stored.shape != own.shape:
-        raise ValueError(f"a tensor has the shape {tuple(stored.shape)} instead of {tuple(own.shape)}")
-    return stored.to(own, copy=True)
 
 
 def _parse_batch(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -419,26 +311,3 @@ def _parse_batch(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
             f"{tuple(states.shape)} and {tuple(targets.shape)}."
         )
     return states, targets
-
-
-@contextmanager
-def _frozen_behaviour(modules: list[nn.Module], parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Evaluation mode, distributions that do not refuse NaN, and the random streams of the model's devices.
-
-    All are put back at the end.
-    """
-    training = [module for module in modules if module.training]
-    devices = {parameter.get_device() for parameter in parameters if parameter.is_cuda}
-    validates = Distribution._validate_args
-    with torch.random.fork_rng(devices=devices):
-        # A distribution would raise where a NaN should lead to a loss of NaN, which is undone.
-        Distribution.set_default_validate_args(False)
-        for module in training:
-            # cuDNN's recurrent layers have no gradient in evaluation mode, and no randomness without dropout.
-            module.training = isinstance(module, nn.RNNBase) and module.dropout == 0.0
-        try:
-            yield
-        finally:
-            Distribution.set_default_validate_args(validates)
-            for module in training:
-                module.training = True

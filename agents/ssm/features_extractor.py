@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ssm_metarl_gym.agents.ssm.model import SSM
 
-__all__ = ["SSMFeaturesExtractor"]
+__all__ = ["SSMFeaturesExtractor", "WindowExtractor"]
 
 _ALONE = "observation"  # the key of an observation that is no dictionary
 _LEAST_IMAGE = 36  # pixels: of fewer, the convolutions of SB3's NatureCNN leave nothing
@@ -69,7 +69,7 @@ class SSMFeaturesExtractor(BaseFeaturesExtractor):
             _check_readable(key, space, normalized_image)
         ssm = partial(SSM, hidden_dim=hidden_dim, output_dim=features_dim, num_layers=num_layers)
         parts: list[nn.Module] = [
-            _WindowExtractor(key, ssm(space.shape[1] - 1)) for key, space in subspaces.items() if _is_window(space)
+            WindowExtractor(key, ssm(space.shape[1] - 1)) for key, space in subspaces.items() if _is_window(space)
         ]
         others = {key: space for key, space in subspaces.items() if not _is_window(space)}
         if others or not parts:
@@ -86,7 +86,7 @@ class SSMFeaturesExtractor(BaseFeaturesExtractor):
         return torch.stack([part(observations) for part in self.parts]).sum(dim=0)
 
 
-class _WindowExtractor(nn.Module):
+class WindowExtractor(nn.Module):
     """The features of the last step of the window under a key."""
 
     def __init__(self, key: str, ssm: SSM) -> None:

@@ -11,7 +11,7 @@ from ssm_metarl_gym.agents.ssm.scan import linear_recurrence
 from ssm_metarl_gym.agents.ssm.stepper import SSMStepper, StepperLayer
 from ssm_metarl_gym.checks import check_integer, is_number
 
-__all__ = ["SSM"]
+__all__ = ["SSM", "SSMLayer"]
 
 _MIN_ANGLE: Final = 0.01  # of lambda before training: theta is its logarithm
 
@@ -74,9 +74,12 @@ class SSM(nn.Module):
             )
         if not is_number(max_angle) or not _MIN_ANGLE < max_angle <= 2.0 * math.pi:
             raise ValueError(f"max_angle must be in ({_MIN_ANGLE}, 2 pi] radians; got {max_angle!r}. Use pi / 2.")
-        self.state_dim, self.hidden_dim, self.output_dim, self.num_layers = map(int, sizes.values())
+        self.state_dim = int(state_dim)
+        self.hidden_dim = int(hidden_dim)
+        self.output_dim = int(output_dim)
+        self.num_layers = int(num_layers)
         self.encoder = nn.Linear(state_dim, hidden_dim)
-        self.layers = nn.ModuleList(_Layer(hidden_dim, radius, max_angle) for _ in range(num_layers))
+        self.layers = nn.ModuleList(SSMLayer(hidden_dim, radius, max_angle) for _ in range(num_layers))
         self.decoder = nn.Linear(hidden_dim, output_dim)
         self.to(device)
 
@@ -166,7 +169,7 @@ class SSM(nn.Module):
             )
 
 
-class _Layer(nn.Module):
+class SSMLayer(nn.Module):
     """One linear recurrent unit with its normalisation, gate and residual connection.
 
     Its parameters lie here and not in submodules, whose calls would take as long as the arithmetic of a single step.

@@ -106,8 +106,8 @@ class SSMPolicy(ActorCriticPolicy):
         return self.ssm.initial_state(num_envs)
 
     @contextmanager
-    def frozen_memory(self) -> Iterator[None]:
-        """Within it, steps are faster, and changes of the SSM's weights do not reach them: for rollouts."""
+    def memory_snapshot(self) -> Iterator[None]:
+        """For rollouts: within it, steps use a snapshot of the SSM's weights: faster, and no change reaches them."""
         self._stepper = self.ssm.stepper()
         try:
             yield

@@ -13,6 +13,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 from torch import Tensor
 from typing_extensions import Self
 
@@ -131,7 +132,8 @@ class SSMPPO(PPO):
             self._last_episode_starts = np.ones(self.n_envs, dtype=bool)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_last_state"]
+        # The class of the buffer follows from the observation space; an archive would name the module that it lies in.
+        return [*super()._excluded_save_params(), "_last_state", "rollout_buffer_class"]
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -146,15 +148,17 @@ class SSMPPO(PPO):
 
         # The names of the local variables are those that callbacks find in SB3's own algorithms. Callbacks and
         # environments may need gradients, so only the policy's calls go without.
-        with self.policy.frozen_memory():
+        with self.policy.memory_snapshot():
             for n_steps in range(n_rollout_steps):
                 if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                     self.policy.reset_noise(env.num_envs)
+                # Act: one step of the memory and of the policy, in all environments.
                 obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
                 starts = torch.as_tensor(self._last_episode_starts, device=self.device)
                 with torch.no_grad():
                     tensors, values, log_probs, state = self.policy(obs_tensor, self._last_state, starts)
                 actions = tensors.cpu().numpy()
+                # Step the environments.
                 clipped_actions = self.policy.to_environment(actions)
                 new_obs, rewards, dones, infos = env.step(clipped_actions)
                 self.num_timesteps += env.num_envs
@@ -162,16 +166,18 @@ class SSMPPO(PPO):
                 callback.update_locals(locals())
                 if not callback.on_step():
                     # Training may go on later: from here, not from before a step that may have ended an episode.
-                    self._last_obs, self._last_episode_starts, self._last_state = new_obs, dones, state  # type: ignore[assignment]
+                    self._go_on_from(new_obs, dones, state)
                     return False
 
+                # Store the step, as seen from before it.
                 self._update_info_buffer(infos, dones)
                 self._add_values_beyond_time_limits(rewards, dones, infos, state)
                 if isinstance(self.action_space, spaces.Discrete):
                     actions = actions.reshape(-1, 1)
                 rollout_buffer.add(self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs)  # type: ignore[arg-type]
-                self._last_obs, self._last_episode_starts, self._last_state = new_obs, dones, state  # type: ignore[assignment]
+                self._go_on_from(new_obs, dones, state)
 
+            # Value what follows the last step, and from it and the rewards compute the advantages.
             starts = torch.as_tensor(dones, device=self.device)
             with torch.no_grad():
                 values = self.policy.predict_values(obs_as_tensor(new_obs, self.device), state, starts)  # type: ignore[arg-type]
@@ -179,6 +185,12 @@ class SSMPPO(PPO):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _go_on_from(self, obs: VecEnvObs, episode_starts: npt.NDArray[np.bool_], state: Tensor) -> None:
+        """Remember what the next step of the rollout sees, where episodes start, and the memory before it."""
+        self._last_obs = obs  # type: ignore[assignment]
+        self._last_episode_starts = episode_starts
+        self._last_state = state
 
     @torch.no_grad()
     def _add_values_beyond_time_limits(

@@ -114,7 +114,7 @@ def step_by_step(decay: Tensor, inputs: Tensor, state: Tensor, start: Tensor) ->
 
 @np.errstate(all="ignore")  # PyTorch does not warn of overflow and NaN either
 def by_numpy(decay: Array, inputs: Array, state: Array, start: Array) -> Array:
-    """The same in NumPy: pieces of a long sequence side by side, and then what each inherits from the one before it."""
+    """The recurrence in NumPy: pieces of a long sequence side by side, then what each inherits from the last one."""
     num_steps, batch_size, num_states = inputs.shape
     is_long = num_steps >= _LONG and batch_size * num_states <= _PIECE
     # About sqrt(T), and a power of two, as most sequences are as long as one, so that nothing has to be added.
@@ -151,7 +151,7 @@ def by_numpy(decay: Array, inputs: Array, state: Array, start: Array) -> Array:
 
 
 def by_doubling(decay: Tensor, inputs: Tensor, state: Tensor, start: Tensor) -> Tensor:
-    """In log2(T) passes over the whole sequence, each of which looks back twice as far: for devices with many cores."""
+    """The recurrence in log2(T) passes over the sequence, each of which looks back twice as far: for many cores."""
     first = torch.where(start[0, :, None], inputs[0], torch.addcmul(inputs[0], decay, state))
     states, fresh = torch.cat([first[None], inputs[1:]]), start[..., None]
     reach, power = 1, decay

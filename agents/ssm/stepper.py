@@ -68,7 +68,9 @@ class SSMStepper:
     def __init__(
         self, encoder: tuple[Tensor, Tensor], layers: Sequence[StepperLayer], decoder: tuple[Tensor, Tensor]
     ) -> None:
-        self._encoder, self._layers, self._decoder = encoder, tuple(layers), decoder
+        self._encoder = encoder
+        self._layers = tuple(layers)
+        self._decoder = decoder
         self._input_shape = encoder[0].shape[:1]
         self._state_shape = (len(layers), 2, layers[0].rotation.shape[0] // 2)
         self._zero = encoder[0].new_zeros(())

@@ -131,9 +131,17 @@ def test_a_quick_run_writes_what_it_prints(headroom, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--seed", "-1"], "--seed must be >= 0"), (["--families", "Cartpole"], "invalid choice: 'Cartpole'")],
+    [
+        (["--seed", "-1"], "--seed must be >= 0"),
+        (["--families", "Cartpole"], "--families must be one of"),
+        (
+            ["--output", "README.md"],
+            "--output must be a folder that can be written to; got README.md (Not a directory).",
+        ),
+    ],
 )
-def test_bad_options_are_refused(headroom, arguments, message, capsys):
+def test_bad_options_are_refused(headroom, arguments, message, capsys, checkout, monkeypatch):
+    monkeypatch.chdir(checkout)
     with pytest.raises(SystemExit):
         headroom.main(arguments)
     assert message in capsys.readouterr().err

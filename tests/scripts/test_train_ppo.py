@@ -13,6 +13,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecNormalize
 
 from ssm_metarl_gym.agents import SSMPPO, SSMFeaturesExtractor
+from ssm_metarl_gym.experiments.command_line import parse_options
+from ssm_metarl_gym.experiments.runs import find_checkpoints
 from ssm_metarl_gym.wrappers import make_sb3_env
 
 ENV_ID = "ssm_metarl/CartPolePolarity-v0"
@@ -56,7 +58,7 @@ def test_help_names_every_option(train_ppo, capsys):
 
 def test_every_option_arrives(train_ppo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert train_ppo.parse_options([]) == train_ppo.Options()
+    assert parse_options(train_ppo.Options, [], description="") == train_ppo.Options()
     expected = train_ppo.Options(
         env="CartPole-v1",
         env_kwargs={"sutton_barto_reward": True},
@@ -75,18 +77,18 @@ def test_every_option_arrives(train_ppo, tmp_path, monkeypatch):
     for name, value in vars(expected).items():
         if name != "defaults":
             arguments += [f"--{name.replace('_', '-')}", json.dumps(value) if isinstance(value, dict) else str(value)]
-    assert train_ppo.parse_options(arguments) == expected
+    assert parse_options(train_ppo.Options, arguments, description="") == expected
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seed", "-1"], "--seed must be >= 0 and less than 2^31; got -1."),
+        (["--seed", "-1"], "--seed must be >= 0 and less than 2147483648; got -1."),
         (["--timesteps", "0"], "--timesteps must be >= 1; got 0."),
         (["--num-envs", "0"], "--num-envs must be >= 1; got 0."),
-        (["--policy", "gru"], "invalid choice: 'gru'"),
-        (["--env-kwargs", "{"], "--env-kwargs: must be an object in JSON, like '{\"name\": 8}'; got {"),
-        (["--hyperparameters", "[1]"], "--hyperparameters: must be an object in JSON"),
+        (["--policy", "gru"], "--policy must be one of ['mlp',"),
+        (["--env-kwargs", "{"], "--env-kwargs must be an object in JSON, like '{\"name\": 8}'; got '{'."),
+        (["--hyperparameters", "[1]"], "--hyperparameters must be an object in JSON"),
         (["--env", "ssm_metarl/CartPoleX-v0"], "--env ssm_metarl/CartPoleX-v0 with --env-kwargs {} cannot be made"),
         (["--env", "no_such_module:CartPole-v1"], "No module named 'no_such_module'"),
         (["--env-kwargs", '{"size": 1}'], "unexpected keyword argument 'size'"),
@@ -153,7 +155,7 @@ def test_every_policy_trains_and_leaves_all_that_is_needed_to_use_it(train_ppo, 
     action, _ = model.predict(env.reset(), deterministic=True)
     assert action.shape == (2,)
     assert model.num_timesteps == 160
-    assert [path.name for path in train_ppo.find_checkpoints(folder / "checkpoints")] == ["0000000064", "0000000128"]
+    assert [path.name for path in find_checkpoints(folder / "checkpoints")] == ["0000000064", "0000000128"]
     assert [float(row["time/total_timesteps"]) for row in read_log(folder)] == [32, 64, 96, 128, 160]
     assert isinstance(model, SSMPPO) == (policy == "ssm")
     assert isinstance(model.policy.features_extractor, SSMFeaturesExtractor) == (policy == "window-ssm")
@@ -284,13 +286,13 @@ def test_a_killed_run_loses_no_more_than_an_interval(train_ppo, tmp_path):
     command = [sys.executable, "-W", "error", train_ppo.__file__, *options, "--output", str(tmp_path)]
     process = subprocess.Popen(command)  # noqa: S603
     deadline = time.monotonic() + 120
-    while len(train_ppo.find_checkpoints(tmp_path / "checkpoints")) < 2 and time.monotonic() < deadline:
+    while len(find_checkpoints(tmp_path / "checkpoints")) < 2 and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.05)
     process.kill()
     process.wait()
     earlier = read_log(tmp_path)
-    checkpoint = int(train_ppo.find_checkpoints(tmp_path / "checkpoints")[-1].name)
+    checkpoint = int(find_checkpoints(tmp_path / "checkpoints")[-1].name)
     assert 2 * 1536 <= checkpoint < 24000  # of 512 timesteps a rollout, three fit into the interval
     # The log has whole rollouts; the one that was going on is lost too.
     assert float(earlier[-1]["time/total_timesteps"]) - checkpoint <= 2000

@@ -49,8 +49,8 @@ def make_model(env, adapts="last_layer"):
     return model
 
 
-def wrap(env_id, adapts="last_layer", bounds=BOUNDS, **kwargs):
-    env = gym.make(env_id)
+def wrap(env_id, adapts="last_layer", bounds=BOUNDS, max_episode_steps=None, **kwargs):
+    env = gym.make(env_id, max_episode_steps=max_episode_steps)
     return OnlineAdaptation(env, Adapter(make_model(env, adapts), bounds), **kwargs)
 
 
@@ -70,8 +70,8 @@ def predict(model, observation, probes):
 @both_envs
 @pytest.mark.parametrize("observe_predictions", [False, True])
 def test_rewards_flags_and_the_wrapped_observation_stay_as_they_are(env_id, observe_predictions, rollout):
-    plain = rollout(gym.make(env_id), 250, seed=1)
-    wrapped = rollout(wrap(env_id, observe_predictions=observe_predictions), 250, seed=1)
+    plain = rollout(gym.make(env_id, max_episode_steps=15), 40, seed=1)
+    wrapped = rollout(wrap(env_id, observe_predictions=observe_predictions, max_episode_steps=15), 40, seed=1)
     dim = len(plain[0][0])
     assert [observation[:dim] for observation, *_ in wrapped] == [observation for observation, *_ in plain]
     for *_, info in wrapped:
@@ -82,8 +82,11 @@ def test_rewards_flags_and_the_wrapped_observation_stay_as_they_are(env_id, obse
 @both_envs
 @both_ways
 @pytest.mark.parametrize("restore", ["episode", "call", "never"])
-@pytest.mark.parametrize("schedule", [{"window": 5, "every": 3, "warmup": 4}, pytest.param({}, marks=pytest.mark.slow)])
-def test_it_does_what_one_would_do_by_hand(env_id, adapts, restore, schedule):
+@pytest.mark.parametrize(
+    ("schedule", "num_steps"),
+    [({"window": 5, "every": 3, "warmup": 4}, 14), pytest.param({}, 40, marks=pytest.mark.slow)],
+)
+def test_it_does_what_one_would_do_by_hand(env_id, adapts, restore, schedule, num_steps):
     """By hand, everything is computed anew from the raw transitions of the episode."""
     env = wrap(env_id, adapts, restore=restore, observe_predictions=True, clip=0.7, **schedule)
     window, every, warmup = ({"window": 16, "every": 1, "warmup": 1} | schedule).values()
@@ -96,7 +99,7 @@ def test_it_does_what_one_would_do_by_hand(env_id, adapts, restore, schedule):
         if restore != "never":
             adapter.reset()
         transitions = []
-        for step in range(40):
+        for step in range(num_steps):
             expected = predict(adapter.model, before, probes).clip(-0.7, 0.7)
             np.testing.assert_allclose(shown[len(before) :], expected, rtol=1e-4, atol=1e-5)
             action = env.action_space.sample()
@@ -219,9 +222,9 @@ def test_no_observation_loses_precision(scripted, dtype):
 def test_a_frozen_model_predicts_what_the_source_does(env_id, adapts, bounds, rollout):
     frozen = wrap(env_id, adapts, bounds, observe_predictions=True)
     never_called = wrap(env_id, adapts, every=10**6, observe_predictions=True)
-    plays = [rollout(env, 60, seed=2) for env in (frozen, never_called)]
+    plays = [rollout(env, 15, seed=2) for env in (frozen, never_called)]
     assert [observation for observation, *_ in plays[0]] == [observation for observation, *_ in plays[1]]
-    adapted = rollout(wrap(env_id, adapts, observe_predictions=True), 60, seed=2)
+    adapted = rollout(wrap(env_id, adapts, observe_predictions=True), 15, seed=2)
     assert [observation for observation, *_ in adapted] != [observation for observation, *_ in plays[1]]
 
 
@@ -232,7 +235,7 @@ def test_all_layers_with_a_frozen_core_adapt_like_the_last_layer(env_id, rollout
     model.core.requires_grad_(False)
     all_layers = OnlineAdaptation(env, Adapter(model, BOUNDS), observe_predictions=True)
     last_layer = wrap(env_id, observe_predictions=True)
-    plays = zip(rollout(all_layers, 60, seed=2), rollout(last_layer, 60, seed=2), strict=True)
+    plays = zip(rollout(all_layers, 15, seed=2), rollout(last_layer, 15, seed=2), strict=True)
     for (observation, *_), (expected, *_) in plays:
         np.testing.assert_allclose(observation, expected, rtol=1e-4, atol=1e-5)
 
@@ -261,6 +264,7 @@ def trained():
     return MetaTrainer(CARTPOLE, model, num_streams=64, stream_length=32, outer_lr=0.01).learn(100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("polarity", [-1, 1])
 def test_a_meta_trained_model_finds_the_sign_of_the_force_and_follows_its_change(trained, polarity):
     env = gym.make(CARTPOLE, task={"polarity": polarity}, switch={"step": 30})
@@ -279,18 +283,18 @@ def test_a_meta_trained_model_finds_the_sign_of_the_force_and_follows_its_change
 @both_envs
 def test_a_seed_determines_everything(env_id, rollout):
     env = wrap(env_id, observe_predictions=True)
-    first = rollout(env, 50, seed=4)
-    assert rollout(env, 50, seed=4) == first
-    assert rollout(wrap(env_id, observe_predictions=True), 50, seed=4) == first
+    first = rollout(env, 15, seed=4)
+    assert rollout(env, 15, seed=4) == first
+    assert rollout(wrap(env_id, observe_predictions=True), 15, seed=4) == first
 
 
 @both_ways
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_it_works_without_autograd(adapts, mode, rollout):
     env = wrap(CARTPOLE, adapts, observe_predictions=True)
-    expected = rollout(env, 30, seed=4)
+    expected = rollout(env, 10, seed=4)
     with mode():
-        assert rollout(env, 30, seed=4) == expected
+        assert rollout(env, 10, seed=4) == expected
 
 
 @both_envs

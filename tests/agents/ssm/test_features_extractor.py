@@ -57,7 +57,7 @@ class TestWindows:
         env.seed(0)
         extractor = SSMFeaturesExtractor(env.observation_space, features_dim=5, hidden_dim=8)
         windows, lengths = torch.from_numpy(env.reset()), set()
-        for _ in range(40):
+        for _ in range(20):
             originals = torch.from_numpy(env.get_original_obs())
             assert not torch.equal(windows[..., -1], originals[..., -1])
             for window, original, features in zip(windows, originals, extractor(windows), strict=True):
@@ -419,8 +419,8 @@ def check_that_it_is_the_same_when_loaded(model, path):
         np.testing.assert_array_equal(action, same)
 
 
-# TQC and DDPG differ from SAC and TD3 in their losses only.
-FAST = ["PPO", "A2C", "TRPO", "DQN", "QRDQN", "SAC", "TD3"]
+# One of each kind: the others differ from these in their losses, not in what they do with an extractor.
+FAST = ["PPO", "DQN", "SAC"]
 SHARING = [name for name, (*_, separate) in ALGORITHMS.items() if separate is not None]
 
 
@@ -436,7 +436,7 @@ class TestAlgorithms:
         check_that_it_is_the_same_when_loaded(model, tmp_path / "model")
 
     @pytest.mark.parametrize("share", [True, False], ids=["shared", "separate"])
-    @pytest.mark.parametrize("name", slow_but(["PPO", "SAC"], SHARING))
+    @pytest.mark.parametrize("name", slow_but(["PPO"], SHARING))
     def test_shared_and_separate_extractors(self, name, share, tmp_path):
         model = make_model(name, window, share_features_extractor=share)
         assert len(extractors(model)) == ALGORITHMS[name][3 if share else 4]
@@ -469,7 +469,7 @@ class TestAlgorithms:
             times = {optimized.count(id(weight)) for weight in extractor.parameters()}
             assert times == {0 if "target" in place else num_times}, place
 
-    @pytest.mark.parametrize("name", slow_but(["SAC", "TD3"], ["SAC", "TQC", "TD3", "DDPG"]))
+    @pytest.mark.parametrize("name", slow_but(["SAC"], ["SAC", "TQC", "TD3", "DDPG"]))
     @pytest.mark.parametrize("share", [True, False], ids=["shared", "separate"])
     def test_target_networks_follow(self, name, share):
         model = make_model(name, window, share_features_extractor=share)

@@ -87,7 +87,7 @@ class TestEvaluatingActions:
         steps = [take(rows, np.arange(N) * T + t) for t in range(T)]
         state = random_state(policy)
         if frozen:
-            with policy.frozen_memory():
+            with policy.memory_snapshot():
                 actions, values, log_probs, _ = play(policy, steps, state, STARTS)
         else:
             actions, values, log_probs, _ = play(policy, steps, state, STARTS)
@@ -178,19 +178,21 @@ class TestNothingCrossesTheStartOfAnEpisode:
     @pytest.mark.parametrize("frozen", [True, False])
     def test_nor_in_single_steps(self, frozen):
         policy = policy_for(VECTOR, ACTIONS["Discrete"])
-        policy._stepper = policy.ssm.stepper() if frozen else None
         observations, start = torch.randn(N, 3), torch.tensor([True, False, True, False])
         state = random_state(policy)
         state[0] = torch.nan
-        values = policy.predict_values(observations, state, start)
-        fresh = policy.predict_values(observations, policy.initial_state(N), torch.zeros(N, dtype=torch.bool))
+        with policy.memory_snapshot() if frozen else contextlib.nullcontext():
+            values = policy.predict_values(observations, state, start)
+            fresh = policy.predict_values(observations, policy.initial_state(N), torch.zeros(N, dtype=torch.bool))
         assert torch.equal(values[start], fresh[start])
         assert not torch.isclose(values[~start], fresh[~start]).any()
 
 
 class TestPredict:
-    @pytest.mark.parametrize("actions", ACTIONS)
-    @pytest.mark.parametrize("observations", OBSERVATIONS)
+    @pytest.mark.parametrize(
+        ("observations", "actions"),
+        [(kind, "Box") for kind in OBSERVATIONS] + [("Box", kind) for kind in ACTIONS if kind != "Box"],
+    )
     def test_takes_one_observation_or_many(self, observations, actions):
         observation_space, action_space = OBSERVATIONS[observations], ACTIONS[actions]
         policy = policy_for(observation_space, action_space)
@@ -209,16 +211,15 @@ class TestPredict:
     def test_is_the_deterministic_step_and_the_scan_of_the_whole(self, frozen):
         policy = policy_for(VECTOR, WIDE)
         observations = draw(VECTOR, N * T).reshape(N, T, 3)
-        policy._stepper = policy.ssm.stepper() if frozen else None
         state, memory, actions, same = None, policy.initial_state(N), [], []
-        for t in range(T):
-            start = STARTS[t] | (t == 0)
-            action, state = policy.predict(observations[:, t], state, start.numpy(), deterministic=True)
-            with torch.no_grad():
+        with policy.memory_snapshot() if frozen else contextlib.nullcontext(), torch.no_grad():
+            for t in range(T):
+                start = STARTS[t] | (t == 0)
+                action, state = policy.predict(observations[:, t], state, start.numpy(), deterministic=True)
                 tensor, _, _, memory = policy(torch.from_numpy(observations[:, t]), memory, start, deterministic=True)
-            actions.append(action)
-            same.append(tensor.numpy())
-            np.testing.assert_array_equal(state, memory.numpy())
+                actions.append(action)
+                same.append(tensor.numpy())
+                np.testing.assert_array_equal(state, memory.numpy())
         np.testing.assert_array_equal(actions, same)
         with torch.no_grad():
             features, last = policy.ssm.scan(torch.from_numpy(observations), start=STARTS.T)
@@ -300,12 +301,12 @@ class TestPredict:
             policy.predict(draw(VECTOR, N), np.zeros(shape, dtype=np.float32))
 
 
-class TestFrozenMemory:
+class TestMemorySnapshot:
     def test_does_not_see_changes_of_the_weights(self):
         policy = policy_for(VECTOR, ACTIONS["Discrete"])
         arguments = torch.randn(N, 3), random_state(policy), STARTS[0]
         before = policy.predict_values(*arguments)
-        with policy.frozen_memory():
+        with policy.memory_snapshot():
             torch.testing.assert_close(policy.predict_values(*arguments), before)
             with torch.no_grad():
                 policy.ssm.encoder.weight.normal_()
@@ -314,7 +315,7 @@ class TestFrozenMemory:
 
     def test_ends_with_an_error(self):
         policy = policy_for(VECTOR, ACTIONS["Discrete"])
-        with contextlib.suppress(RuntimeError), policy.frozen_memory():
+        with contextlib.suppress(RuntimeError), policy.memory_snapshot():
             raise RuntimeError("the environment fails")
         assert policy.predict_values(torch.randn(N, 3), random_state(policy), STARTS[0]).requires_grad
 
@@ -323,7 +324,7 @@ class TestFrozenMemory:
         policy = policy_for(VECTOR, ACTIONS["Discrete"])
         policy.lr_schedule = None
         arguments = torch.randn(N, 3), random_state(policy), STARTS[0]
-        with policy.frozen_memory():
+        with policy.memory_snapshot():
             other = clone(policy)
             before = policy.predict_values(*arguments)
         torch.testing.assert_close(other.predict_values(*arguments), before)

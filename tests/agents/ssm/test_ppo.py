@@ -48,6 +48,11 @@ ACTIONS = {
 POLICIES = {"Dict": "MultiInputSSMPolicy", "image": "CnnSSMPolicy", "Dict with image": "MultiInputSSMPolicy"}
 
 
+def slow_but(fast, kinds):
+    """All kinds, of which a few run by default."""
+    return [kind if kind in fast else pytest.param(kind, marks=pytest.mark.slow) for kind in kinds]
+
+
 class NoiseEnv(gym.Env):
     """Random observations and a reward of 1 in episodes of the given lengths, over and over."""
 
@@ -75,7 +80,7 @@ def noise(num_envs=3, observations="Box", actions="Discrete"):
 
 def make(env="CartPole-v1", policy="SSMPolicy", *, policy_kwargs=None, **kwargs):
     small = {"ssm_kwargs": {"hidden_dim": 8, "output_dim": 6}} | (policy_kwargs or {})
-    options = {"n_steps": T, "batch_size": T, "n_epochs": 2, "seed": 0, "device": "cpu"} | kwargs
+    options = {"n_steps": T, "batch_size": T, "n_epochs": 1, "seed": 0, "device": "cpu"} | kwargs
     return SSMPPO(policy, env, policy_kwargs=small, **options)
 
 
@@ -89,9 +94,8 @@ def make_lively(*args, **kwargs):
 
 def collect(model, num_rollouts=1, callback=None):
     """Rollouts without learning."""
-    _, callback = model._setup_learn(10_000, callback)
-    for _ in range(num_rollouts):
-        assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    model.train = lambda: None
+    model.learn(num_rollouts * model.n_steps * model.n_envs, callback)
 
 
 def weights(model):
@@ -158,7 +162,7 @@ class TestTimeLimits:
     def limit(maker, max_episode_steps):
         return TimeLimit(maker(), max_episode_steps)
 
-    @pytest.mark.parametrize("observations", OBSERVATIONS)
+    @pytest.mark.parametrize("observations", slow_but(["Box", "Dict"], OBSERVATIONS))
     def test_what_would_have_followed_is_added_to_the_reward(self, observations):
         model = make_lively(self.envs(observations), POLICIES.get(observations, "SSMPolicy"), n_steps=16, batch_size=16)
         recorder = Recorder("obs_tensor", "dones", "infos", "new_obs", "values")
@@ -209,10 +213,10 @@ class TestCallbacks:
         env = noise(1)
         model = make(env).learn(10 * T, lambda local, _: local["self"].num_timesteps < 3)
         assert model.num_timesteps == 3  # the first episode has just ended
-        recorder = Recorder("obs_tensor", "starts")
-        np.testing.assert_array_equal(model._last_obs, env.buf_obs[None])
+        recorder, shown = Recorder("obs_tensor", "starts"), env.buf_obs[None].copy()
         model.learn(T, recorder, reset_num_timesteps=False)
         assert model.num_timesteps == 3 + T
+        np.testing.assert_array_equal(recorder.history[0]["obs_tensor"], shown)
         assert [step["starts"].item() for step in recorder.history] == [t in (0, 5) for t in range(T)]
 
     def test_may_copy_and_use_the_policy_in_the_middle_of_a_rollout(self):
@@ -289,7 +293,7 @@ class TestEnvironments:
         assert rewards == lengths
         assert model.num_timesteps == 2 * num_envs * T
 
-    @pytest.mark.parametrize(("num_envs", "mode"), [(1, None), (4, "sync")])
+    @pytest.mark.parametrize(("num_envs", "mode"), [(1, None), pytest.param(4, "sync", marks=pytest.mark.slow)])
     def test_learns_from_vector_environments_as_from_single_ones(self, num_envs, mode):
         def trained(env):
             return weights(make(env).learn(2 * num_envs * T))
@@ -326,7 +330,7 @@ class TestEnvironments:
         assert make("CartPole-v1").learn(T).n_envs == 1
         assert make(gym.make("CartPole-v1")).learn(T).n_envs == 1
 
-    @pytest.mark.parametrize("observations", OBSERVATIONS)
+    @pytest.mark.parametrize("observations", slow_but(["Box", "Dict with image"], OBSERVATIONS))
     def test_learns_and_predicts_for_every_kind_of_observation(self, observations):
         env = Monitor(NoiseEnv(observations, "Box"))
         model = make(env, POLICIES.get(observations, "SSMPolicy"))
@@ -349,8 +353,11 @@ class TestEnvironments:
 
 
 class TestLearning:
-    @pytest.mark.parametrize("kwargs", [{}, {"net_arch": {"pi": [5], "vf": [4]}}], ids=str)
-    @pytest.mark.parametrize("actions", ACTIONS)
+    @pytest.mark.parametrize(
+        ("actions", "kwargs"),
+        [(kind, {}) for kind in ACTIONS] + [("Box", {"net_arch": {"pi": [5], "vf": [4]}})],
+        ids=str,
+    )
     def test_changes_all_parameters(self, actions, kwargs):
         model = make(noise(actions=actions), policy_kwargs=kwargs, ent_coef=0.01)
         before = weights(model)
@@ -373,22 +380,19 @@ class TestLearning:
 
     def test_starts_anew_with_new_episodes(self):
         model, recorder = make(noise()).learn(3 * T), Recorder("starts")
-        assert not (model._last_state == 0).all()
         model.learn(3 * T, recorder)
         assert recorder.history[0]["starts"].all()
 
     def test_the_memory_goes_from_rollout_to_rollout(self):
-        model = make(noise())
-        collect(model)
-        last = model._last_state
-        assert not torch.equal(model.rollout_buffer.states, last)
-        collect_on = model.collect_rollouts(model.env, model._init_callback(None), model.rollout_buffer, T)
-        assert collect_on
-        assert torch.equal(model.rollout_buffer.states, last)
+        model, recorder = make(noise()), Recorder("state")
+        collect(model, 2, recorder)
+        assert torch.equal(model.rollout_buffer.states, recorder.history[T - 1]["state"])
+        assert not torch.equal(model.rollout_buffer.states, recorder.history[0]["state"])
 
     def test_stops_early_where_the_policy_moves_too_far(self):
         def num_updates(target_kl):
-            return make(noise(), learning_rate=1e-2, n_epochs=5, target_kl=target_kl).learn(3 * T)._n_updates
+            model = make(noise(), learning_rate=1e-2, n_epochs=5, target_kl=target_kl).learn(3 * T)
+            return model.logger.name_to_value["train/n_updates"]
 
         assert (num_updates(None), num_updates(1e-9)) == (5, 1)
 
@@ -412,7 +416,12 @@ class TestLearning:
 class TestSaving:
     KINDS = pytest.mark.parametrize(
         ("observations", "kwargs"),
-        [("Box", {}), ("Box", {"use_sde": True, "clip_range_vf": 0.2}), ("Dict", {}), ("image", {})],
+        [
+            pytest.param("Box", {}, marks=pytest.mark.slow),
+            ("Box", {"use_sde": True, "clip_range_vf": 0.2}),
+            pytest.param("Dict", {}, marks=pytest.mark.slow),
+            ("image", {}),
+        ],
         ids=str,
     )
 
@@ -422,7 +431,8 @@ class TestSaving:
         model.save(tmp_path / "model")
         loaded = SSMPPO.load(tmp_path / "model", device="cpu")
         assert loaded.env is None
-        assert "_last_state" not in load_from_zip_file(tmp_path / "model")[0]  # it would ask for a GPU where one was
+        data = load_from_zip_file(tmp_path / "model")[0]
+        assert not any(isinstance(value, torch.Tensor) for value in data.values())  # would ask for a GPU where one was
         assert same(weights(model), weights(loaded))
         env, states = noise(3, observations, "Box"), (None, None)
         observation = model.env.reset() if observations == "image" else env.reset()
@@ -435,7 +445,7 @@ class TestSaving:
             np.testing.assert_array_equal(again, action)
             np.testing.assert_array_equal(other, one)
 
-    @pytest.mark.parametrize("num_envs", [1, 3, 5])
+    @pytest.mark.parametrize("num_envs", slow_but([5], [1, 3, 5]))
     def test_a_loaded_model_goes_on_learning_with_any_number_of_environments(self, tmp_path, num_envs):
         make(noise()).learn(2 * 3 * T).save(tmp_path / "model")
         loaded = SSMPPO.load(tmp_path / "model", env=noise(num_envs), device="cpu")

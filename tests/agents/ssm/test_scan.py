@@ -103,7 +103,7 @@ def test_gradients_of_both_orders():
 def test_gradients_of_real_and_of_complex_recurrences(dtype):
     start = torch.rand(B, T) < 0.3
     tensors = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in ((2,), (B, T, 2), (B, 2))]
-    assert gradcheck(lambda *args: linear_recurrence(*args, start), tensors)
+    assert gradcheck(lambda *args: linear_recurrence(*args, start), tensors, fast_mode=True)
     assert gradgradcheck(lambda *args: linear_recurrence(*args, start), tensors, fast_mode=True)
 
 
@@ -116,7 +116,15 @@ def loop(decay, inputs, state, start):
     return torch.stack(states, dim=1)
 
 
-@pytest.mark.parametrize("in_dims", list(itertools.product([0, 1, None], [0, 2, None], [0, 1, None], [1, None]))[:-1])
+# Of decay, inputs, state and start: all together, and each alone.
+SOME_DIMS = [(1, 2, 0, 1), (0, 0, 1, None), (0, None, None, None), (None, 2, None, None), (None, None, 1, None)]
+SOME_DIMS += [(None, None, None, 1)]
+ALL_DIMS = list(itertools.product([0, 1, None], [0, 2, None], [0, 1, None], [1, None]))[:-1]
+
+
+@pytest.mark.parametrize(
+    "in_dims", [dims if dims in SOME_DIMS else pytest.param(dims, marks=pytest.mark.slow) for dims in ALL_DIMS]
+)
 def test_vmap_over_any_argument_and_gradients_of_gradients_through_it(in_dims):
     size, shapes = 2, ((P,), (B, T, P), (B, P))
     arguments = [torch.randn(shape, dtype=torch.float64) for shape in shapes] + [torch.rand(B, T) < 0.3]

@@ -3,7 +3,7 @@ import torch
 
 from ssm_metarl_gym.agents import SSM
 
-B, T, D, OUT = 3, 20, 4, 2
+B, T, D, OUT = 3, 8, 4, 2
 
 
 def model_of(width=8, num_layers=2, dtype=torch.float32):
@@ -28,8 +28,7 @@ def rollout(step, model, *, starts=True):
 
 
 @pytest.mark.parametrize("starts", [False, True])
-@pytest.mark.parametrize("num_layers", [1, 2, 3])
-@pytest.mark.parametrize("width", [2, 8, 64, 128])
+@pytest.mark.parametrize(("width", "num_layers"), [(2, 1), (8, 3), (64, 2)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 def test_it_gives_what_the_model_gives(width, num_layers, dtype, tolerance, starts):
     model = model_of(width, num_layers, dtype)

@@ -1,0 +1,80 @@
+"""The bounds of adaptation at test time, and what an adapter says that it did."""
+
+import math
+from dataclasses import dataclass
+from numbers import Integral
+
+from ssm_metarl_gym.checks import is_number
+
+__all__ = ["AdaptationConfig", "AdapterStats"]
+
+
+@dataclass(frozen=True)
+class AdaptationConfig:
+    """The bounds of test-time adaptation.
+
+    Attributes:
+        lr: Step size of plain gradient descent; 0 evaluates only. (Adam's first step ignores the size of the gradient,
+            which would defeat clipping.)
+        grad_clip_norm: Largest global L2 norm of the gradient of a step; inf for no clipping.
+        trust_region_eps: Radius of the ball around the source weights, relative to their L2 norm, that the adapted
+            weights never leave over all calls; 0 freezes them, inf lets them go anywhere.
+        ema_decay: Decay of the running loss statistics and of the averaged weights, in [0, 1).
+        entropy_weight: Weight of the entropy of the prediction, where the model predicts a distribution. A positive
+            weight lowers the entropy. Without a distribution there is no such term.
+        max_steps_per_call: Most gradient steps of one call.
+
+    Raises:
+        ValueError: A field is outside its range; the message names all of them.
+    """
+
+    lr: float
+    grad_clip_norm: float
+    trust_region_eps: float
+    ema_decay: float
+    entropy_weight: float
+    max_steps_per_call: int
+
+    def __post_init__(self) -> None:
+        rules = (
+            ("lr", "a finite number >= 0", lambda value: 0.0 <= value < math.inf),
+            ("grad_clip_norm", "a number > 0 (inf for no clipping)", lambda value: value > 0.0),
+            ("trust_region_eps", "a number >= 0 (0 freezes the weights, inf is no bound)", lambda value: value >= 0.0),
+            ("ema_decay", "a number in [0, 1)", lambda value: 0.0 <= value < 1.0),
+            ("entropy_weight", "a finite number", math.isfinite),
+            ("max_steps_per_call", "an int >= 1", lambda value: isinstance(value, Integral) and int(value) >= 1),
+        )
+        broken = [
+            f"{name} must be {rule}; got {getattr(self, name)!r}."
+            for name, rule, holds in rules
+            if not is_number(getattr(self, name)) or not holds(getattr(self, name))
+        ]
+        if broken:
+            raise ValueError(" ".join(broken))
+
+
+@dataclass(frozen=True)
+class AdapterStats:
+    """What an :class:`Adapter` has done since it was made or reset.
+
+    Attributes:
+        calls: Calls of ``adapt``, empty ones included.
+        empty_calls: Calls with an empty batch, which change nothing.
+        steps: Accepted gradient steps.
+        rejected_steps: Steps undone, or not taken, because a loss, gradient or weight was not finite.
+        clipped_steps: Accepted steps whose gradient was clipped.
+        projected_steps: Accepted steps that ended on the border of the trust region.
+        loss_mean: Running mean of the losses *before* adaptation: a rise of it is a sign of drift.
+        loss_variance: Running variance of the same.
+        distance: Distance of the weights from the source, relative to the norm of the source.
+    """
+
+    calls: int = 0
+    empty_calls: int = 0
+    steps: int = 0
+    rejected_steps: int = 0
+    clipped_steps: int = 0
+    projected_steps: int = 0
+    loss_mean: float = math.nan
+    loss_variance: float = 0.0
+    distance: float = 0.0
