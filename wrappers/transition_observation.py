@@ -156,17 +156,21 @@ class _ActionEncoding:
     """Actions as numbers, with their bounds ``low`` and ``high [A]``, which contain the zeros of "no action yet"."""
 
     def __init__(self, wrapper: object, space: spaces.Space[Any]) -> None:
-        # Where actions are choices: the component of the action, and its value, that each number stands for.
+        # Where actions are choices: the component of the action, and its value, that each entry of the code stands for.
         self._component: npt.NDArray[np.int_] | None = None
         if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
             counts = np.ravel(space.n if isinstance(space, spaces.Discrete) else space.nvec)
             choices = [first + np.arange(count) for first, count in zip(np.ravel(space.start), counts, strict=True)]
-            self._component, self._value = np.repeat(np.arange(counts.size), counts), np.concatenate(choices)
-            self.low, self.high = np.zeros(self._value.size), np.ones(self._value.size)
+            self._component = np.repeat(np.arange(counts.size), counts)
+            self._value = np.concatenate(choices)
+            self.low = np.zeros(self._value.size)
+            self.high = np.ones(self._value.size)
         elif isinstance(space, spaces.MultiBinary):
-            self.low, self.high = np.zeros(space.shape).ravel(), np.ones(space.shape).ravel()
+            self.low = np.zeros(space.shape).ravel()
+            self.high = np.ones(space.shape).ravel()
         elif isinstance(space, spaces.Box) and len(space.shape) == 1:
-            self.low, self.high = np.minimum(space.low, 0.0), np.maximum(space.high, 0.0)
+            self.low = np.minimum(space.low, 0.0)
+            self.high = np.maximum(space.high, 0.0)
         else:
             raise ValueError(
                 f"{type(wrapper).__name__} needs a Discrete, MultiDiscrete, MultiBinary or one-dimensional Box as "

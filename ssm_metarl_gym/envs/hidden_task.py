@@ -58,7 +58,7 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
         task: A dictionary of parameters that every episode has, or None to draw them.
         switch: ``{"step": n}`` flips the sign of the task after n steps, ``{"probability": p}`` after any step with
             probability p, None never.
-        kwargs: What the environment takes.
+        **kwargs: What the environment takes.
     """
 
     task_type: type[SomeTask]
