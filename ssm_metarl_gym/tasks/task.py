@@ -29,10 +29,11 @@ class Task:
     positive: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        check_fields(self, _rules(type(self)))
-        for name in self.parameter_names():
+        rules = _rules(type(self))
+        check_fields(self, rules)
+        for name, rule in rules.items():
             number = float(getattr(self, name))
-            object.__setattr__(self, name, int(number) if name in self.signs else number)
+            object.__setattr__(self, name, int(number) if rule is _SIGN else number)
 
     @classmethod
     def parameter_names(cls) -> list[str]:
