@@ -1,6 +1,6 @@
 """The last transition as part of the observation."""
 
-from typing import Any, Final, SupportsFloat
+from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
@@ -11,9 +11,6 @@ from ssm_metarl_gym.checks import check_flat_box
 from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation
 
 __all__ = ["TransitionObservation", "VectorTransitionObservation"]
-
-# Bounds of what has none: finite, because environment checkers warn of infinite ones.
-_UNBOUNDED: Final = float(np.finfo(np.float32).max)
 
 
 class TransitionObservation(
@@ -116,7 +113,7 @@ class _Transitions:
 
     def space(self, observation_space: Any) -> Any:
         """``Box[... 2 D + A + 2]`` for ``Box[... D]``."""
-        unbounded = np.full(1 + self._dim, _UNBOUNDED)  # the reward and the change
+        unbounded = np.full(1 + self._dim, np.inf)  # the reward and the change
         low = _append(observation_space.low, [*self._encoding.low, *-unbounded, 0.0])
         high = _append(observation_space.high, [*self._encoding.high, *unbounded, 1.0])
         return spaces.Box(low, high, dtype=np.float32)

@@ -258,18 +258,20 @@ def shown_parameters(family: TaskFamily, context: str, switch: Mapping[str, Any]
 
 
 def observable_space(space: Any, context: TaskDistribution | None) -> Any:
-    """The space of the observations: finite bounds, and room for the parameters where they are visible."""
+    """The space of the observations: that of the physics, with room for the parameters where they are visible."""
     if not isinstance(space, spaces.Box):
         raise ValueError(f"an environment with a hidden task must have a Box as observation space; got {space}.")
     if not np.issubdtype(space.dtype, np.floating) or len(space.shape) != 1:
         if context is not None:
             raise ValueError(f"context='visible' needs a one-dimensional Box of floats to append to; got {space}.")
         return space
-    # Environment checkers warn of infinite bounds, and a space with the greatest float64 as bound cannot be sampled.
+    # A bound as large as a type can hold is none, and must say so: whatever scales by bounds then refuses to, as with
+    # Gymnasium's own environments, where it would take all numbers to the middle of its range without a word.
     largest = np.finfo(np.float32).max
-    low, high = np.clip(space.low, -largest, largest), np.clip(space.high, -largest, largest)
+    low = np.where(space.low <= -largest, -np.inf, space.low)
+    high = np.where(space.high >= largest, np.inf, space.high)
     if context is not None:
-        room = np.full(len(context.parameters), largest)
+        room = np.full(len(context.parameters), np.inf)  # a task may lie outside of the training range
         low, high = np.append(low, -room), np.append(high, room)
     return spaces.Box(low.astype(space.dtype), high.astype(space.dtype), dtype=space.dtype)
 

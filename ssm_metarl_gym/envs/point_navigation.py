@@ -96,8 +96,8 @@ class TaskPointNavigationEnv(ClassicHiddenTask[PointNavigationTask], _Plane):
     normalised action is what SB3 and both environment checkers ask for.)
 
     ## Observation space
-    ``Box`` of the position x and y, which has no bounds but the largest float32; with ``context="visible"`` followed by
-    the parameters that vary in the family, scaled to [-1, 1] over the training range.
+    ``Box`` of the position x and y, which has no bounds; with ``context="visible"`` followed by the parameters that
+    vary in the family, scaled to [-1, 1] over the training range.
 
     ## Rewards
     ``-((x - goal_x)^2 + (y - goal_y)^2)``, with the position after the step.

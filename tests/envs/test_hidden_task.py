@@ -29,7 +29,6 @@ from ssm_metarl_gym.tasks.families import SPLITS
 SIGNED_PHYSICS = ("CartPole", "Pendulum")
 PHYSICS = (*SIGNED_PHYSICS, "PointNavigation")
 FAMILIES = {name: family for name, family in families.FAMILIES.items() if name.startswith(PHYSICS)}
-F32_MAX = np.finfo(np.float32).max
 # One family of each class: the others differ in what they draw and in their defaults, of which test_registration tells.
 each_physics = pytest.mark.parametrize("family", PHYSICS)
 each_signed_physics = pytest.mark.parametrize("family", SIGNED_PHYSICS)
@@ -208,6 +207,22 @@ class TestObserving:
             assert infos[-1]["task_params"] == env.unwrapped.task.to_dict()
         infos[-1].clear()
         assert play(env, 1)[0][-1].keys() >= {"task_id", "task_params"}
+
+    @each_physics
+    def test_array_libraries_of_32_bits_hold_the_infos(self, family):
+        pytest.importorskip("array_api_compat")
+        jnp = pytest.importorskip("jax.numpy")
+        from gymnasium.wrappers.array_conversion import array_conversion
+
+        env, envs = make(family), gym.make_vec(f"ssm_metarl/{family}-v0", 3)
+        for info in (env.reset(seed=0)[1], envs.reset(seed=0)[1]):
+            converted = array_conversion(info, jnp)
+            assert converted["task_id"].tolist() == np.asarray(info["task_id"]).tolist()
+
+    @each_physics
+    def test_ids_are_numbers_of_32_bits_with_a_sign(self, family):
+        ids = [make(family).reset(seed=seed)[1]["task_id"] for seed in range(20)]
+        assert np.array(ids, dtype=np.int32).tolist() == ids  # which NumPy refuses for greater ones
 
     @each_physics
     def test_ids_tell_tasks_apart(self, family):
@@ -622,7 +637,9 @@ class TestOwnEnvironments:
         hidden, visible = (gym.make("tests/Hill-v0", context=context) for context in ("hidden", "visible"))
         assert hidden.observation_space == gym.make("MountainCar-v0").observation_space
         assert hidden.observation_space == gym.spaces.Box(low, high)
-        assert visible.observation_space == gym.spaces.Box(np.append(low, -F32_MAX), np.append(high, F32_MAX))
+        assert visible.observation_space == gym.spaces.Box(
+            np.append(low, np.float32(-np.inf)), np.append(high, np.float32(np.inf))
+        )
         observation = visible.reset(options={"task": {"gravity": 0.00275}})[0]
         assert observation[2] == pytest.approx(0.5, abs=1e-6)
         assert visible.observation_space.contains(observation)
@@ -726,6 +743,16 @@ class TaskSpacedEnv(HiddenTask[ShoveTask], Spaced):
 def test_observations_that_cannot_be_shown_are_refused(space, context, message):
     with pytest.raises(ValueError, match=message):
         TaskSpacedEnv(SHOVES, space=space, context=context)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("bound", [np.finfo(np.float32).max, np.finfo(np.float64).max, np.inf])
+def test_a_bound_as_large_as_a_type_can_hold_is_none(bound, dtype):
+    if np.isfinite(bound):
+        bound = min(bound, np.finfo(dtype).max)
+    space = gym.spaces.Box(np.array([-bound, -1, -bound], dtype), np.array([bound, 1, 7], dtype), dtype=dtype)
+    expected = gym.spaces.Box(np.array([-np.inf, -1, -np.inf], dtype), np.array([np.inf, 1, 7], dtype), dtype=dtype)
+    assert TaskSpacedEnv(SHOVES, space=space).observation_space == expected
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from ssm_metarl_gym.envs import (
     TaskPointNavigationVectorEnv,
 )
 from ssm_metarl_gym.tasks import FAMILIES
+from ssm_metarl_gym.wrappers import HistoryWindow, TransitionObservation
 
 TRIALS = {"on_failure": "restart"}
 SWITCHING = {"switch": {"probability": 0.005}}
@@ -169,3 +170,18 @@ def test_gymnasium_imports_the_plugin_by_its_name_and_without_torch():
         assert not {"torch", "stable_baselines3"} & set(sys.modules)
     """
     subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)  # noqa: S603
+
+
+@pytest.mark.parametrize("env_id", [*(f"ssm_metarl/{name}-v0" for name in DEFAULTS), PROBE])
+@pytest.mark.parametrize("wrap", [lambda env: env, TransitionObservation, lambda env: HistoryWindow(env, 2)])
+def test_scaling_by_bounds_loses_nothing_or_is_refused(env_id, wrap):
+    env = wrap(gym.make(env_id))
+    bounds = [np.full(env.observation_space.shape, bound, np.float32) for bound in (-1.0, 1.0)]
+    if env.observation_space.is_bounded():
+        scaled = gym.wrappers.RescaleObservation(env, *bounds)
+        last = [np.atleast_2d(scaled.reset(seed=seed)[0])[-1] for seed in range(30)]
+        num_components = env.unwrapped.observation_space.shape[0]
+        assert np.ptp(last, axis=0)[:num_components].min() > 0.1
+    else:
+        with pytest.raises((ValueError, AssertionError)):  # Gymnasium's: an assertion in its older versions
+            gym.wrappers.RescaleObservation(env, *bounds)
