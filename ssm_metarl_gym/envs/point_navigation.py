@@ -43,11 +43,11 @@ class _Plane(gym.Env[npt.NDArray[np.float32], Any]):
         self.screen: Any = None
         self.clock: Any = None
 
-    def render(self) -> None:
+    def render(self) -> npt.NDArray[np.uint8] | None:
         """Draw the point (red), the goal (green) and the square of the training goals on ``screen``."""
         if self.render_mode is None:
             gym.logger.warn('render() needs a render mode. Give gym.make(..., render_mode="rgb_array").')
-            return
+            return None
         if self.state is None:
             raise gym.error.ResetNeeded("reset() must be called before render().")
         try:
@@ -69,6 +69,8 @@ class _Plane(gym.Env[npt.NDArray[np.float32], Any]):
             pygame.event.pump()
             self.clock.tick(self.metadata["render_fps"])
             pygame.display.flip()
+            return None
+        return np.transpose(np.array(pygame.surfarray.pixels3d(self.screen)), axes=(1, 0, 2))
 
     def close(self) -> None:
         """Close the window, if there is one."""

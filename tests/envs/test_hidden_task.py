@@ -270,6 +270,28 @@ class TestRendering:
         # All of the difference is in the caption.
         assert len({frame[40:].tobytes() for frame in frames}) == 1
 
+    @each_physics
+    def test_a_frame_is_the_callers_own_and_survives_the_end_of_pygame(self, family):
+        env = make(family, render_mode="rgb_array", task=another_task(family))
+        frames = []
+        for _ in range(3):
+            env.reset(seed=0)
+            frame = env.render()
+            frames.append(frame.copy())
+            frame[:] = 7
+            env.close()  # which makes the fonts of pygame useless
+        assert np.array_equal(frames[0], frames[1])
+        assert np.array_equal(frames[0], frames[2])
+
+    def test_a_caption_wider_than_the_picture_is_cut_off(self):
+        env = make(
+            "Pendulum", render_mode="rgb_array", task={"g": 1.25e-5, "m": 2.25e-5, "l": 3.25e-5, "gain": 4.25e-5}
+        )
+        env.reset(seed=0, options={"state": [np.pi, 0.0]})
+        frame = env.render()
+        assert frame.shape == (500, 500, 3)
+        assert (frame[10:28, 480:] < 200).any()
+
     @pytest.mark.parametrize(
         ("family", "state"), [("CartPole", [1, 0, 0.1, 0]), ("Pendulum", [2, 0]), ("PointNavigation", [0.2, -0.3])]
     )
