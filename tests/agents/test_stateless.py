@@ -331,7 +331,7 @@ class TestMetaLearning:
     def test_the_gradient_is_that_of_a_plain_loop(self, assert_same_gradient, make_model, first_order):
         assert_same_gradient(make_model().double(), make_tasks(), MSE, first_order)
 
-    @pytest.mark.parametrize("first_order", [False, True])
+    @pytest.mark.parametrize("first_order", [False, pytest.param(True, marks=pytest.mark.slow)])
     @pytest.mark.parametrize("make_model", SHARING + STATEFUL, ids=lambda make: make.__name__)
     def test_the_model_is_as_it_was(self, make_model, first_order):
         model, tasks = make_model().double(), make_tasks(2)
