@@ -14,13 +14,16 @@ of chunks, and 10 and 90 % quantiles. With --memory, what MetaMAML holds instead
 What is not installed is left out: python -m pip install learn2learn higher torchopt
 """
 
+from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable, worker_pool
+
+if __name__ == "__main__":
+    end_on_signals()
+
 import copy
 import importlib
 import importlib.util
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -67,9 +70,9 @@ Side: TypeAlias = Callable[[nn.Module, list[Task], Outer], Update]
 class Options:
     """The command line."""
 
-    tasks: tuple[int, ...] = option((8, 32, 128), "numbers of tasks for the MLP", least=1)
-    ssm_tasks: tuple[int, ...] = option((32,), "numbers of tasks for the SSM", least=1)
-    width: int = option(128, "width of the networks, even", least=2)
+    tasks: tuple[int, ...] = option((8, 32, 128), "numbers of tasks for the MLP", least=1, below=10**6)
+    ssm_tasks: tuple[int, ...] = option((32,), "numbers of tasks for the SSM", least=1, below=10**6)
+    width: int = option(128, "width of the networks, even", least=2, below=2**14)
     pairs: int = option(15, "pairs of chunks of each comparison", least=1)
     memory: bool = option(False, "measure memory instead of time")
     output: Path | None = option(None, "JSON file for the results", check=check_output_file)
@@ -78,16 +81,6 @@ class Options:
         """Check that a state has a real and an imaginary half."""
         if self.width % 2:
             raise ValueError(f"--width must be even; got {self.width}.")
-
-
-@dataclass(frozen=True)
-class MemoryRow:
-    """What updates hold at most, in MiB beyond what the process held before."""
-
-    what: str
-    first: float
-    second: float
-    target: float | None
 
 
 class Wrapped(nn.Module):
@@ -107,11 +100,6 @@ def meta_maml(model: nn.Module, tasks: list[Task], outer: Outer) -> Update:
     """This package."""
     maml = MetaMAML(model, INNER_LR, outer.lr, inner_steps=INNER_STEPS, optimizer_class=outer.optimizer_class)
     return lambda: maml.meta_update(tasks, MSE)
-
-
-def meta_maml_written(model: nn.Module, tasks: list[Task], outer: Outer) -> Update:
-    """This package without the low-rank form."""
-    return meta_maml(Wrapped(model), tasks, outer)
 
 
 def loop(model: nn.Module, tasks: list[Task], outer: Outer) -> Update:
@@ -205,7 +193,8 @@ PACKAGES: dict[str, Side] = {"learn2learn": learn2learn_loop, "higher": higher_l
 
 def find_sides() -> dict[str, Side]:
     """All sides that can run here, the loop first."""
-    sides: dict[str, Side] = {"loop": loop, "MetaMAML": meta_maml, "MetaMAML, written": meta_maml_written}
+    sides: dict[str, Side] = {"loop": loop, "MetaMAML": meta_maml}
+    sides["MetaMAML, written"] = lambda model, tasks, outer: meta_maml(Wrapped(model), tasks, outer)
     return sides | {name: side for name, side in PACKAGES.items() if importlib.util.find_spec(name) is not None}
 
 
@@ -279,20 +268,21 @@ def compare_times(options: Options) -> Iterator[Comparison]:
             yield from compare_in_turns(calls, options.pairs, case=case, targets=TARGETS.get((name, num_tasks)))
 
 
-def compare_memory(options: Options) -> Iterator[MemoryRow]:
-    """The rows of all networks, each number from a process of its own."""
+def compare_memory(options: Options) -> Iterator[dict[str, Any]]:
+    """What updates hold at most, in MiB beyond what a process of their own held before, in pairs of cases."""
     for name, is_written in (("MLP", False), ("MLP", True), ("SSM, steps", False), ("SSM, sequence", False)):
         few, many = MEMORY_CHUNK, 8 * MEMORY_CHUNK
         one, chunked = (measure_memory(name, is_written, num_tasks, [1], options.width)[0] for num_tasks in (few, many))
         what = f"{name}{', written' if is_written else ''}: {few} tasks, then {many} in chunks of {few}"
-        yield MemoryRow(what, one, chunked, MEMORY_TARGET)
+        yield {"what": what, "first": one, "second": chunked, "target": MEMORY_TARGET}
     early, late = measure_memory("MLP", False, MEMORY_CHUNK, [100, 2000], options.width)
-    yield MemoryRow(f"MLP: {MEMORY_CHUNK} tasks, 100 updates, then 2000", early, late, None)
+    what = f"MLP: {MEMORY_CHUNK} tasks, 100 updates, then 2000"
+    yield {"what": what, "first": early, "second": late, "target": None}
 
 
 def measure_memory(*arguments: Any) -> list[float]:
     """What :func:`find_peaks` finds in a process that held nothing before."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with worker_pool(1) as pool:
         return pool.submit(find_peaks, *arguments).result()
 
 
@@ -302,13 +292,8 @@ def find_peaks(name: str, is_written: bool, num_tasks: int, num_updates: Sequenc
     torch.manual_seed(0)
     network = NETWORKS[name]
     tasks, model = make_tasks(num_tasks, network.shape), network.make(width)
-    maml = MetaMAML(
-        Wrapped(model) if is_written else model,
-        INNER_LR,
-        1e-4,
-        inner_steps=INNER_STEPS,
-        task_chunk_size=MEMORY_CHUNK,
-    )
+    model = Wrapped(model) if is_written else model
+    maml = MetaMAML(model, INNER_LR, 1e-4, inner_steps=INNER_STEPS, task_chunk_size=MEMORY_CHUNK)
     maml.meta_update(tasks[:1], MSE)  # what PyTorch loads at first use is none of ours
     baseline, peaks, done = peak_memory(), [], 0
     for total in num_updates:
@@ -333,14 +318,15 @@ def show_memory(options: Options) -> list[dict[str, Any]]:
 
     def rows() -> Iterator[list[str]]:
         for row in compare_memory(options):
-            shown.append(asdict(row))
-            ratio, target = row.second / max(row.first, 1e-9), "" if row.target is None else f"<= {row.target:.2g}"
-            yield [row.what, f"{row.first:.1f}", f"{row.second:.1f}", f"{ratio:.2f}", target]
+            shown.append(row)
+            first, second, target = row["first"], row["second"], f"<= {row['target']:.2g}" if row["target"] else ""
+            yield [row["what"], f"{first:.1f}", f"{second:.1f}", f"{second / max(first, 1e-9):.2f}", target]
 
     print_markdown(["peak memory", "first, MiB", "second, MiB", "ratio", "target"], rows())
     return shown
 
 
+@stoppable()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare, line by line as results come in."""
     options = parse_options(Options, arguments, description=__doc__)

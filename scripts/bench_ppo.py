@@ -11,6 +11,11 @@ The sides learn in turns, one rollout and its epochs each, timed in CPU seconds;
 neighbouring turns, and 10 and 90 % quantiles.
 """
 
+from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+
+if __name__ == "__main__":
+    end_on_signals()
+
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,11 +41,11 @@ TARGETS = {"RecurrentPPO": 5.0, "RecurrentPPO, shared LSTM": 3.0, "PPO": 0.35}
 class Options:
     """The command line."""
 
-    num_envs: int = option(8, "environments", least=1)
-    steps: int = option(128, "steps of a rollout in each environment", least=2)
+    num_envs: int = option(8, "environments", least=1, below=10**4)
+    steps: int = option(128, "steps of a rollout in each environment", least=2, below=10**6)
     minibatches: int = option(4, "minibatches of a rollout, of whole environments each", least=1)
     epochs: int = option(10, "passes over each rollout", least=1)
-    width: int = option(64, "width of all networks, even", least=2)
+    width: int = option(64, "width of all networks, even", least=2, below=2**14)
     pairs: int = option(9, "pairs of turns of each comparison", least=1)
     output: Path | None = option(None, "JSON file for the results", check=check_output_file)
 
@@ -94,6 +99,7 @@ def compare(options: Options) -> Iterator[Comparison]:
         yield from compare_in_turns(sides, options.pairs, targets={"SSMPPO": target})
 
 
+@stoppable()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare, line by line as results come in."""
     options = parse_options(Options, arguments, description=__doc__)

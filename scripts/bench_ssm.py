@@ -12,6 +12,11 @@ torch.nn.LSTMCell (the stepper also against SSM.step) for one step of one row wi
 turns, a short chunk of calls each; shown are the median over all pairs of chunks, and 10 and 90 % quantiles.
 """
 
+from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+
+if __name__ == "__main__":
+    end_on_signals()
+
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +44,9 @@ TARGETS = {
 class Options:
     """The command line."""
 
-    steps: tuple[int, ...] = option((128, 512), "lengths of the sequences", least=1)
-    batch: int = option(16, "number of sequences", least=1)
-    width: int = option(128, "width of the networks, even", least=2)
+    steps: tuple[int, ...] = option((128, 512), "lengths of the sequences", least=1, below=10**6)
+    batch: int = option(16, "number of sequences", least=1, below=10**6)
+    width: int = option(128, "width of the networks, even", least=2, below=2**14)
     pairs: int = option(15, "pairs of chunks of each comparison", least=1)
     output: Path | None = option(None, "JSON file for the results", check=check_output_file)
 
@@ -125,6 +130,7 @@ def compare_all(options: Options) -> Iterator[Comparison]:
     yield from compare_steps(options)
 
 
+@stoppable()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare, line by line as results come in."""
     options = parse_options(Options, arguments, description=__doc__)

@@ -11,6 +11,11 @@ The trained models lie in the output folder; those that are there are not traine
 train some of the seeds, and the last command prints the table of all of them.
 """
 
+from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+
+if __name__ == "__main__":
+    end_on_signals()
+
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -19,16 +24,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import gymnasium as gym
 import numpy as np
 import torch
 
 from ssm_metarl_gym.agents import MetaTrainer
-from ssm_metarl_gym.experiments.checks import check_output_folder
+from ssm_metarl_gym.experiments.checks import check_env, check_output_folder, explaining
 from ssm_metarl_gym.experiments.command_line import option, parse_options
+from ssm_metarl_gym.experiments.evaluation import find_splits
 from ssm_metarl_gym.experiments.report import estimate, format_markdown
 from ssm_metarl_gym.files import write_json
 
+METHODS = ("multi-task", "meta-learned")
 SPLITS = ("interpolation", "extrapolation")
 # Step sizes for fine-tuning, as multiples of the meta-learner's.
 FACTORS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -50,7 +56,7 @@ class Options:
     seeds: int = option(5, "number of seeds", least=1)
     options: dict[str, Any] = option({}, "fields of DynamicsOptions or PolicyOptions")
     multi_task_options: dict[str, Any] = option({}, "those in which multi-task training differs, beside inner_steps")
-    num_tasks: int = option(100, "tasks of each split", least=1)
+    num_tasks: int = option(100, "tasks of each split", least=1, below=10**6)
     output: Path = option(
         Path("output/compare_meta"),
         "folder of models and results.json",
@@ -65,16 +71,36 @@ class Options:
             )
 
 
+def make_trainer(options: Options, method: str, seed: int) -> MetaTrainer:
+    """The untrained trainer of a method and a seed."""
+    changes = options.multi_task_options | {"inner_steps": 0} if method == "multi-task" else {}
+    return MetaTrainer(options.env, objective=options.objective, seed=seed, **options.options | changes)
+
+
+def read_trained(options: Options, method: str, seed: int) -> tuple[MetaTrainer, float] | None:
+    """The trainer of a method and a seed and the CPU seconds that it took, None where it was not trained before.
+
+    Raises:
+        ValueError: Its file is damaged, or of other options.
+    """
+    path = options.output / f"{method}-{seed}.pt"
+    if not path.exists():
+        return None
+    with explaining(f"{path} cannot be read; delete it, and it is trained again"):
+        found = MetaTrainer.load(path)
+        seconds = float(json.loads(path.with_suffix(".json").read_text()))
+    wanted = make_trainer(options, method, seed)
+    if (found.env_id, found.options, found.num_updates) != (wanted.env_id, wanted.options, options.updates):
+        raise ValueError(f"--output must be a new folder or one of the same options; {path} is of others.")
+    return found, seconds
+
+
 def trained(options: Options, method: str, seed: int) -> tuple[MetaTrainer, float]:
     """The trainer of a method and a seed, and the CPU seconds that it took; from its file if it was trained before."""
-    path = options.output / f"{method}-{seed}.pt"
-    changes = options.multi_task_options | {"inner_steps": 0} if method == "multi-task" else {}
-    trainer = MetaTrainer(options.env, objective=options.objective, seed=seed, **options.options | changes)
-    if path.exists():
-        found = MetaTrainer.load(path)
-        if (found.env_id, found.options, found.num_updates) != (trainer.env_id, trainer.options, options.updates):
-            raise SystemExit(f"--output must be a new folder or one of the same options; {path} is of others.")
-        return found, json.loads(path.with_suffix(".json").read_text())
+    present = read_trained(options, method, seed)
+    if present is not None:
+        return present
+    path, trainer = options.output / f"{method}-{seed}.pt", make_trainer(options, method, seed)
     started = time.process_time()
     trainer.learn(options.updates)
     seconds = time.process_time() - started
@@ -108,13 +134,19 @@ def best_factors(trainer: MetaTrainer, num_tasks: int) -> dict[int, float]:
     return {steps: max(FACTORS, key=lambda factor: usable[factor][steps]) for steps in NUM_STEPS[trainer.objective]}
 
 
+def held_out_splits(env_id: str) -> list[str]:
+    """Those of the splits that an environment has."""
+    present = find_splits(env_id, {})
+    return [split for split in SPLITS if split in present]
+
+
 def compare(options: Options, seed: int) -> dict[str, Any]:
     """All values of one seed."""
     meta_learned, seconds = trained(options, "meta-learned", seed)
     multi_task, multi_task_seconds = trained(options, "multi-task", seed)
     factors = best_factors(multi_task, options.num_tasks)
-    values: dict[str, dict[str, Values]] = {"meta-learned": {}, "multi-task": {}}
-    for split in SPLITS:
+    values: dict[str, dict[str, Values]] = {method: {} for method in METHODS}
+    for split in held_out_splits(options.env):
         values["meta-learned"][split] = measure(meta_learned, split, options.num_tasks, EVALUATION_SEED)
         by_factor = {
             factor: fine_tuned(multi_task, factor, split, options.num_tasks, EVALUATION_SEED)
@@ -132,8 +164,8 @@ def compare(options: Options, seed: int) -> dict[str, Any]:
 def summarise(results: Sequence[Mapping[str, Any]], num_steps: Sequence[int]) -> list[dict[str, Any]]:
     """A row for each split and method."""
     rows = []
-    for split in SPLITS:
-        for method in ("multi-task", "meta-learned"):
+    for split in results[0]["values"]["meta-learned"]:
+        for method in METHODS:
             by_steps = {}
             for steps in num_steps:
                 values = [result["values"][method][split][steps] for result in results]
@@ -154,14 +186,18 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def check_trainers(options: Options) -> None:
-    """Make both trainers once, so that whatever is wrong with them is known before anything is written."""
-    try:
-        for changes in ({}, options.multi_task_options):
-            MetaTrainer(options.env, objective=options.objective, **options.options | changes)
-    except (gym.error.Error, ImportError, TypeError) as error:
-        raise ValueError(str(error)) from error
+    """Make or read all trainers, so that whatever is wrong with one is known before hours of training."""
+    check_env(options.env, {})
+    if not held_out_splits(options.env):
+        raise ValueError(f"--env must have a split of new tasks, one of {', '.join(SPLITS)}; {options.env} has none.")
+    for method in METHODS:
+        with explaining(f"--options {json.dumps(options.options)} are not valid for {method}"):
+            make_trainer(options, method, options.first_seed)
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
+            read_trained(options, method, seed)
 
 
+@stoppable()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is not trained yet, and compare."""
     torch.set_num_threads(1)

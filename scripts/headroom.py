@@ -12,10 +12,15 @@ A search finds a lower bound of what its class of controllers can do, and the cl
 Prints a table, and writes it with every return as headroom.md and headroom.json into the output folder.
 """
 
-import multiprocessing
+from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable, worker_pool
+
+if __name__ == "__main__":
+    end_on_signals()
+
+import contextlib
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -27,9 +32,10 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ssm_metarl_gym.envs.making import has_batched_form
-from ssm_metarl_gym.experiments.checks import check_output_folder
-from ssm_metarl_gym.experiments.command_line import option, parse_options
+from ssm_metarl_gym.experiments.checks import check_env, check_output_folder
+from ssm_metarl_gym.experiments.command_line import option, parse_options, refusing
 from ssm_metarl_gym.experiments.report import estimate, format_markdown
+from ssm_metarl_gym.experiments.runs import lock_run
 from ssm_metarl_gym.files import replacing, write_json
 from ssm_metarl_gym.tasks.families import FAMILIES
 from ssm_metarl_gym.tasks.task import TaskBatch
@@ -49,10 +55,16 @@ class Options:
 
     families: tuple[str, ...] = option(tuple(FAMILIES), "those to search", choices=list(FAMILIES))
     quick: bool = option(False, "a search too short to be quoted, to see that it runs")
-    seed: int = option(0, "seeds everything: one seed gives one result", least=0, below=2**31)
+    seed: int = option(0, "seeds everything: one seed gives one result", least=0)
     output: Path = option(
         Path("output/headroom"), "folder for the results", check=partial(check_output_folder, file_names=FILES)
     )
+
+
+def check_families(options: Options) -> None:
+    """Make each environment once: MuJoCo, which some need, may be missing."""
+    for family in options.families:
+        check_env(f"ssm_metarl/{family}-v0", {}, "--families")
 
 
 @dataclass(frozen=True)
@@ -282,21 +294,24 @@ def format_table(results: Sequence[dict[str, Any]], seed: int) -> str:
     return format_markdown(["family", "split", "best fixed controller", "informed", "headroom"], rows)
 
 
+@stoppable()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Search and evaluate every family on each of its splits."""
-    options = parse_options(Options, arguments, description=__doc__)
+    options = parse_options(Options, arguments, description=__doc__, check=check_families)
     options.output.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     # The training tasks are drawn from the same distribution as those of interpolation.
     jobs = [(family, split) for family in options.families for split in FAMILIES[family].splits if split != "train"]
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        running = []
+    with contextlib.ExitStack() as stack:
+        with refusing():
+            stack.enter_context(lock_run(options.output))
+        pool, running = stack.enter_context(worker_pool()), []
         for family, split in jobs:
             budget = BATCHED_BUDGET if has_batched_form(f"ssm_metarl/{family}-v0") else MUJOCO_BUDGET
             budget = QUICK_BUDGET if options.quick else budget
             running.append(pool.submit(compare, family, split, budget, options.seed))
-        for _ in tqdm(as_completed(running), total=len(running), unit="split"):
-            pass
+        for job in tqdm(as_completed(running), total=len(running), unit="split"):
+            job.result()  # raises what the job raised
     results = [job.result() for job in running]
     table = format_table(results, options.seed)
     write_json(options.output / "headroom.json", results)

@@ -17,6 +17,11 @@ Each gets as many updates, with the same points. Intervals are 95 %: over the me
 there are several, else over the waves (bootstrap).
 """
 
+from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+
+if __name__ == "__main__":
+    end_on_signals()
+
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -64,7 +69,7 @@ class Options:
     seed: int = option(0, "the first seed", least=0)
     seeds: int = option(1, "number of seeds", least=1)
     updates: int = option(5000, "updates of the initial weights", least=1)
-    inner_steps: int | None = option(None, "other gradient steps in training than above", least=1)
+    inner_steps: int | None = option(None, "other gradient steps in training than above", least=1, below=1000)
     inner_lr: float = option(0.01, "their size, or its first value where it is learned")
     plot: Path | None = option(None, "picture of one wave as the first seed fits it", check=check_output_file)
     output: Path | None = option(None, "JSON file for the results", check=check_output_file)
@@ -190,6 +195,7 @@ def draw(fitted: Mapping[str, Mapping[int, MetaMAML]], path: Path) -> None:
     plt.close(figure)
 
 
+@stoppable()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train and evaluate, line by line as results come in."""
     options = parse_options(Options, arguments, description=__doc__)

@@ -7,8 +7,10 @@ Importing this package registers the environments of the ``ssm_metarl`` namespac
 
     env = gym.make("ssm_metarl/CartPolePolarity-v0")
 
-What learns lives in ``ssm_metarl_gym.agents``, what stands between an environment and an agent in
-``ssm_metarl_gym.wrappers``. Both need torch, so they are imported on first use only.
+The names below are tasks and distributions over them, from ``ssm_metarl_gym.tasks``; the environments lie in
+``ssm_metarl_gym.envs``. What learns lies in ``ssm_metarl_gym.agents``, what stands between an environment and an agent
+in ``ssm_metarl_gym.wrappers``: both need torch, so they are imported on first use only. What scripts share lies in
+``ssm_metarl_gym.experiments``.
 """
 
 import importlib
@@ -23,9 +25,11 @@ from typing import Any
 
 from ssm_metarl_gym._version import __version__
 from ssm_metarl_gym.envs import register_environments
-from ssm_metarl_gym.tasks.distributions import Choice, LogUniform, TaskDistribution, TaskSet, Uniform
+from ssm_metarl_gym.tasks.classic import CartPoleTask, PendulumTask, PointNavigationTask
+from ssm_metarl_gym.tasks.distributions import TaskDistribution, TaskSet
 from ssm_metarl_gym.tasks.families import TaskFamily
-from ssm_metarl_gym.tasks.task import CartPoleTask, PendulumTask, PointNavigationTask, Task, TaskBatch
+from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Uniform
+from ssm_metarl_gym.tasks.task import Task, TaskBatch
 
 __all__ = [
     "CartPoleTask",

@@ -66,6 +66,7 @@ EXAMPLES = [
     for test in doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(name))
     if test.examples
 ]
+# What the examples take as imported, beside the names of their own module.
 NAMES = {"dataclass": dataclass, "gym": gym, "np": np, "spaces": gym.spaces, "torch": torch, "nn": torch.nn, "PPO": PPO}
 for module in (tasks, envs, files, agents, wrappers):
     NAMES |= {name: getattr(module, name) for name in module.__all__}
@@ -89,7 +90,7 @@ def test_unknown_names_are_refused():
 @pytest.mark.parametrize("test", EXAMPLES)
 def test_the_examples_of_the_docstrings_run(test, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    test.globs |= NAMES  # beside those of the module
+    test.globs |= NAMES
     for example in test.examples:
         example.source = example.source.replace("learn(800", "learn(2")
     report = []

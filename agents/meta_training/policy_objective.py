@@ -92,7 +92,7 @@ class PolicyOptions:
 _TINY, _HUGE = np.finfo(np.float32).tiny, np.finfo(np.float32).max
 _RANGES: Final = (
     ("inner_lr", _TINY, _HUGE, "finite and > 0; for no inner loop use inner_steps=0"),
-    ("outer_lr", _TINY, _HUGE, "finite and > 0"),
+    ("outer_lr", _TINY, 1e30, "> 0 and <= 1e30, so that Adam's step is finite"),
     ("gamma", 0.0, 1.0, "in [0, 1]"),
     ("gae_lambda", 0.0, 1.0, "in [0, 1]"),
     ("clip_range", _TINY, _HUGE, "finite and > 0"),

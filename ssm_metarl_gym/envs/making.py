@@ -34,6 +34,7 @@ def make_rows(
     """Rows of a registered environment: its batched form where it has one, else as many single environments.
 
     Example:
+        >>> from ssm_metarl_gym.envs.making import make_rows
         >>> type(make_rows("ssm_metarl/CartPole-v0", 2).unwrapped).__name__
         'TaskCartPoleVectorEnv'
         >>> type(make_rows("CartPole-v1", 2).unwrapped).__name__

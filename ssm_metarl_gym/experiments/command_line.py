@@ -1,6 +1,5 @@
 """One frozen dataclass of options is one command line."""
 
-import argparse
 import contextlib
 import dataclasses
 import io
@@ -8,7 +7,7 @@ import json
 import re
 import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn, TypeVar
 
@@ -16,8 +15,9 @@ import tyro
 
 from ssm_metarl_gym.checks import check_choice
 
-__all__ = ["add_arguments", "flag_of", "json_object", "option", "parse_options", "refuse"]
+__all__ = ["flag_of", "option", "parse_options", "refuse", "refusing"]
 
+BELOW: Final = 2**31  # what no size, number or seed needs to reach, and what overflows in C
 LONGEST_SHOWN: Final = 200  # characters of a wrong value
 OptionsT = TypeVar("OptionsT")
 
@@ -39,7 +39,7 @@ def option(
         default: Its value where the command line gives none.
         help: What it is.
         least: The least whole number that is valid.
-        below: What a whole number must be less than.
+        below: What a whole number must be less than, ``BELOW`` where it is None.
         choices: The valid names, where there are a few.
         check: Checks its value, given that and the flag, before the script begins, and raises ValueError.
         may_be_empty: Whether a flag of several values may be given with none.
@@ -94,6 +94,15 @@ def refuse(message: str) -> NoReturn:
     """End the process because of a mistake of its user: with a sentence on standard error, and status 2."""
     print(f"{_program()}: error: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Within the block a ValueError is a mistake of the user, and ends the process as :func:`refuse` says."""
+    try:
+        yield
+    except ValueError as error:
+        refuse(str(error))
 
 
 def flag_of(name: str) -> str:
@@ -229,51 +238,12 @@ def _annotate(field: "dataclasses.Field[Any]", hint: Any) -> Any:
 def _check_value(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     """What :func:`option` says of the valid values."""
     least, below, choices = metadata["least"], metadata["below"], metadata["choices"]
-    is_too_small, is_too_large = least is not None and value < least, below is not None and value >= below
-    if is_too_small or is_too_large:
-        bounds = [f">= {least}"] * (least is not None) + [f"less than {below}"] * (below is not None)
+    is_too_large = isinstance(value, int) and value >= (below or BELOW)
+    if is_too_large or (least is not None and value < least):
+        bounds = [f">= {least}"] * (least is not None) + [f"less than {below or BELOW}"] * bool(below or is_too_large)
         raise _WrongValueError(f"{name} must be {' and '.join(bounds)}; got {value}.")
     if choices:
         try:
             check_choice(name, value, choices)
         except ValueError as error:
             raise _WrongValueError(str(error)) from None
-
-
-_METAVARS: dict[Any, str] = {int: "N", Path: "DIR", str: "NAME"}
-
-
-def json_object(text: str) -> dict[str, Any]:
-    """What an option that takes an object in JSON holds: a ``type`` for argparse."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"must be an object in JSON, like '{{\"name\": 8}}'; got {text}")
-    return value
-
-
-def add_arguments(parser: argparse.ArgumentParser, options_type: Any, choices: Mapping[str, Sequence[str]]) -> None:
-    """Add a flag for each field of a dataclass of options, all of which have a default.
-
-    The metadata ``help`` of a field says what it is. A bool is a switch, and a dictionary is given in JSON.
-
-    Args:
-        parser: The parser.
-        options_type: The dataclass.
-        choices: The valid values of those options that have a few.
-    """
-    for option in dataclasses.fields(options_type):
-        default = option.default if option.default_factory is dataclasses.MISSING else option.default_factory()
-        flag, text = f"--{option.name.replace('_', '-')}", option.metadata["help"]
-        if isinstance(default, bool):
-            parser.add_argument(flag, action="store_true", help=text)
-        elif isinstance(default, dict):
-            parser.add_argument(flag, type=json_object, default=default, metavar="JSON", help=text)
-        elif option.name in choices:
-            parser.add_argument(flag, choices=choices[option.name], default=default, help=f"default: {default}")
-        else:
-            text = f"{text} (default: {default})"
-            value_type: Any = option.type
-            parser.add_argument(flag, type=value_type, default=default, metavar=_METAVARS[value_type], help=text)

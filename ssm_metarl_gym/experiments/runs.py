@@ -9,7 +9,6 @@ import os
 import shutil
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from ssm_metarl_gym.files import (
     check_checksums,
     check_zip,
     flush,
+    sweep,
     temporary_beside,
     write_checksums,
     write_json,
@@ -31,11 +31,11 @@ if sys.platform != "win32":
 __all__ = [
     "Stopwatch",
     "check_checkpoint",
-    "check_folder",
     "check_output",
     "find_checkpoints",
     "find_versions",
     "find_whole_checkpoint",
+    "how_to_go_on",
     "lock_run",
     "read_config",
     "save_checkpoint",
@@ -150,17 +150,26 @@ def save_checkpoint(folder: Path, step: int, write: Callable[[Path], object]) ->
         shutil.rmtree(old)
 
 
+def how_to_go_on(folder: Path, unit: str) -> str:
+    """What the user of a run that was interrupted is told: from which step it will go on, in units such as updates."""
+    steps = [int(path.name) for path in find_checkpoints(folder / "checkpoints")]
+    return f"the same command again goes on from {unit} {max(steps, default=0)}"
+
+
 @contextlib.contextmanager
 def lock_run(folder: Path) -> Iterator[None]:
     """Hold the folder of a run, which must exist, so that no second run writes to it in the meantime.
 
-    The system lets go of it when this process ends, however it ends. Where the file system knows no locks, or on
-    Windows, there is none.
+    The system lets go of it when this process ends, however it ends. What killed runs left unfinished in it is deleted.
+    Where the file system knows no locks, or on Windows, nothing is held.
 
     Raises:
         ValueError: Another process holds it; the message says which.
     """
     lock = _open_lock(folder) if sys.platform != "win32" else None
+    if lock is not None:  # so that all that is unfinished is of runs that were killed, wherever they ran
+        for part in (folder, folder / "checkpoints"):
+            sweep(part, other_machines=True)
     try:
         yield
     finally:
@@ -203,13 +212,16 @@ def read_config(folder: Path, key: str) -> dict[str, Any] | None:
     """The configuration of the run in a folder, None where there is none.
 
     Raises:
-        ValueError: There is one of something else: it lacks ``key``.
+        ValueError: It cannot be read, or is one of something else: it lacks ``key``.
     """
+    path = folder / "config.json"
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError:
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}). Give another --output.") from error
+    except (ValueError, RecursionError):  # no JSON, no text, or brackets in brackets in brackets
         config = None
     if not isinstance(config, dict) or key not in config:
         raise ValueError(f"--output must be a new folder or that of a run; {folder}/config.json is of something else.")
@@ -221,29 +233,13 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     write_json(folder / "config.json", config)
 
 
-def check_folder(folder: Path) -> None:
-    """Whether a folder can be written to; it is made where it does not exist.
-
-    Raises:
-        ValueError: It cannot.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ValueError(
-            f"--output must be a folder that can be written to; got {folder} ({error.strerror})."
-        ) from error
-
-
 def check_output(folder: Path, wanted: Mapping[str, Any], key: str) -> None:
-    """Whether a run with the options ``wanted`` may write to a folder, which is made where it does not exist.
+    """Whether a run with the options ``wanted`` may write to a folder, which may be missing.
 
     Raises:
-        ValueError: The folder cannot be written to, or holds a run with other options that has learned something, or
-            something else than a run: a configuration without ``key``.
+        ValueError: The folder holds a run with other options that has learned something, or something else than a run:
+            a configuration without ``key``.
     """
-    check_folder(folder)
     present = read_config(folder, key)
     if present is None or not (present.get("finished") or find_checkpoints(folder / "checkpoints")):
         return  # a run that has learned nothing yet may begin anew with other options

@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM end a script with a sentence, with the status 130 or 143, and with the processes that it started.
+"""How a script ends early: with a sentence, the right status, and the processes that it started.
 
-A script handles both from its first line on, even while its imports take seconds, and then around its work::
+A script handles Ctrl-C and SIGTERM from its first line on, while its imports take seconds, and then around its work::
 
     from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
 
@@ -9,20 +9,22 @@ A script handles both from its first line on, even while its imports take second
 
     import torch
 
+    @stoppable()
     def main():
-        with stoppable(), worker_pool(2) as pool:
+        with worker_pool(2) as pool:
             ...
 """
 
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any, Final, NoReturn
 
 __all__ = ["Terminated", "end_on_signals", "stoppable", "worker_pool"]
@@ -35,22 +37,28 @@ class Terminated(KeyboardInterrupt):
 
 
 def end_on_signals() -> None:
-    """From now on both signals end this process at once, which has nothing to put in order yet."""
+    """From now on both signals end this process at once, which has nothing to put in order yet.
+
+    And a package that cannot be imported ends it with how to install it.
+    """
     for number in _WORDS:
         signal.signal(number, _end)
+    sys.excepthook = _tell_missing_package
 
 
 @contextmanager
 def stoppable(hint: Callable[[], str] | None = None) -> Iterator[None]:
-    """Within the block both signals raise; what comes out of it ends the process with a sentence and its status.
+    """End a block, or as a decorator a function, with a sentence where it is stopped or cannot go on.
 
-    A second signal ends the process at once, whatever the first one has yet to put in order.
+    Both signals raise in it, and a second one ends the process at once, whatever the first has yet to put in order.
+    What is no fault of the program is told in a sentence, too: too little memory or disk, a training that diverges.
 
     Args:
         hint: How to go on: the sentence ends with what it gives.
 
     Raises:
-        SystemExit: A KeyboardInterrupt came out of the block.
+        SystemExit: With the status 130 after Ctrl-C, 143 after SIGTERM, 2 where other options would help, and 1 where
+            the system failed.
     """
     is_main = threading.current_thread() is threading.main_thread()  # where alone handlers can be set
     earlier = {number: signal.signal(number, _interrupt) for number in _WORDS} if is_main else {}
@@ -60,6 +68,13 @@ def stoppable(hint: Callable[[], str] | None = None) -> Iterator[None]:
         number = signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT
         _say(number, "" if hint is None else f"; {hint()}")
         raise SystemExit(128 + number) from None
+    except (FloatingPointError, MemoryError, OSError, RuntimeError) as error:
+        # PyTorch has no type of its own for too little memory.
+        if isinstance(error, RuntimeError) and not re.search("allocate|out of memory|process pool", str(error)):
+            raise
+        reason = " ".join(str(error).split()) or "there is too little memory"
+        print(f"\nit cannot go on: {reason}", file=sys.stderr)
+        raise SystemExit(1 if isinstance(error, OSError | BrokenExecutor) else 2) from error
     finally:
         for each, handler in earlier.items():
             signal.signal(each, handler)
@@ -120,8 +135,17 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
+def _tell_missing_package(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("ssm_metarl_gym"):
+        install = 'python -m pip install -e ".[train]"'
+        print(f"{sys.argv[0]} needs {error.name}, which is not installed. Install it: {install}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    end_on_signals()
+    for each in _WORDS:
+        signal.signal(each, _end)
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 

@@ -76,6 +76,7 @@ def test_what_is_given_arrives(arguments, expected):
         (["--some-size", "1e3"], "--some-size must be a whole number; got '1e3'."),
         (["--some-size"], "error: Missing value for argument '--some-size'. Expected 1 values.\n"),
         (["--start", "2147483648"], "--start must be >= 0 and less than 2147483648; got 2147483648."),
+        (["--some-size", "100000000000"], "--some-size must be >= 1 and less than 2147483648; got 100000000000."),
         (["--rate", "high"], "--rate must be a number; got 'high'."),
         (["--rate", "2"], "--rate must be <= 1; got 2.0."),
         (["--sizes", "1", "0"], "--sizes must be >= 1; got 0."),

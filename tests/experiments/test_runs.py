@@ -5,11 +5,13 @@ import subprocess
 import sys
 import zipfile
 
+import numpy as np
 import pytest
 
 from ssm_metarl_gym import __version__
 from ssm_metarl_gym.experiments.runs import (
     Stopwatch,
+    check_checkpoint,
     check_output,
     find_checkpoints,
     find_versions,
@@ -56,6 +58,18 @@ class TestCheckpoints:
         assert [int(path.name) for path in find_checkpoints(tmp_path)] == [1]
         self.save(tmp_path, 2)  # what was left of it is in nobody's way
         assert sorted(path.name for path in tmp_path.iterdir()) == ["0000000001", "0000000002"]
+
+    def test_what_a_killed_process_left_of_one_is_deleted(self, tmp_path):
+        code = """if True:
+            import os, pathlib, sys
+            from ssm_metarl_gym.experiments.runs import save_checkpoint
+            save_checkpoint(pathlib.Path(sys.argv[1]), 1, lambda checkpoint: os.kill(os.getpid(), 9))
+        """
+        subprocess.run([sys.executable, "-c", code, str(tmp_path)])  # noqa: S603
+        assert len(list(tmp_path.iterdir())) == 1
+        assert find_whole_checkpoint(tmp_path, pytest.fail) is None
+        self.save(tmp_path, 2)
+        assert [path.name for path in tmp_path.iterdir()] == ["0000000002"]
 
     def test_there_may_be_none(self, tmp_path):
         assert find_checkpoints(tmp_path / "nothing") == []
@@ -145,6 +159,27 @@ class TestDamagedCheckpoints:
             find_whole_checkpoint(tmp_path, pytest.fail)
         assert len(find_checkpoints(tmp_path)) == 2
 
+    def test_any_flipped_bit_is_found(self, tmp_path):
+        rng = np.random.default_rng(0)
+        names = ("model.zip", "seconds.json", "vecnormalize.pkl")
+
+        def write(checkpoint):
+            for name in names:
+                (checkpoint / name).write_bytes(rng.bytes(1000))
+
+        save_checkpoint(tmp_path, 1, write)
+        (checkpoint,) = find_checkpoints(tmp_path)
+        for flip_index in range(200):
+            path = checkpoint / (*names, "checksums.json")[flip_index % 4]
+            whole = path.read_bytes()
+            damaged = bytearray(whole)
+            damaged[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match=r"(is damaged|is missing)\."):
+                check_checkpoint(checkpoint)
+            path.write_bytes(whole)
+        check_checkpoint(checkpoint)
+
     def test_one_of_an_earlier_version_is_whole_as_far_as_can_be_told(self, tmp_path):
         TestCheckpoints.save(tmp_path, 1)
         (checkpoint,) = find_checkpoints(tmp_path)
@@ -193,6 +228,13 @@ class TestLock:
             assert f"process {os.getpid()} on " in (tmp_path / ".lock").read_text()
         assert not (tmp_path / ".lock").exists()
 
+    def test_what_killed_runs_left_unfinished_anywhere_is_deleted(self, tmp_path):
+        (tmp_path / "checkpoints").mkdir()
+        for name in (".model.0123abcd-7-89abcdef.pt", "checkpoints/.unfinished.0123abcd-7-89abcdef", ".notes.txt"):
+            (tmp_path / name).write_text("half")
+        with lock_run(tmp_path):
+            assert {path.name for path in tmp_path.rglob("*")} == {".lock", ".notes.txt", "checkpoints"}
+
     def test_a_missing_folder_is_missing(self, tmp_path):
         with pytest.raises(FileNotFoundError), lock_run(tmp_path / "nothing"):
             pytest.fail("not held")
@@ -206,9 +248,9 @@ class TestOutput:
         with pytest.raises(ValueError, match=r"config\.json is of something else"):
             read_config(tmp_path, "objective")
 
-    def test_a_new_folder_is_made(self, tmp_path):
+    def test_a_missing_folder_is_none_of_another_run(self, tmp_path):
         check_output(tmp_path / "a" / "b", {"seed": 3}, "policy")
-        assert list((tmp_path / "a" / "b").iterdir()) == []
+        assert not list(tmp_path.iterdir())
 
     def test_other_options_are_refused_once_something_was_learned(self, tmp_path):
         write_config(tmp_path, {"policy": "mlp", "seed": 3, "num_envs": 4})
@@ -223,7 +265,7 @@ class TestOutput:
         with pytest.raises(ValueError, match=r'--policy \("mlp" there, "ssm" now\)'):
             check_output(tmp_path, {"policy": "ssm"}, "policy")
 
-    def test_a_folder_that_cannot_be_written_to_is_named(self, tmp_path):
-        (tmp_path / "file").write_text("mine")
-        with pytest.raises(ValueError, match=r"--output must be a folder that can be written to; got .*file"):
-            check_output(tmp_path / "file" / "folder", {}, "policy")
+    def test_a_configuration_that_cannot_be_read_is_named(self, tmp_path):
+        (tmp_path / "config.json").mkdir()
+        with pytest.raises(ValueError, match=r"config\.json cannot be read \(Is a directory\)"):
+            check_output(tmp_path, {}, "policy")

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
@@ -31,11 +32,33 @@ def test_so_does_what_is_raised_in_its_place(error, status, capsys):
     assert capsys.readouterr().err in ("\ninterrupted\n", "\nterminated\n")
 
 
-def test_other_ends_are_left_alone():
-    with stoppable():
-        pass
-    with pytest.raises(ZeroDivisionError), stoppable():
-        raise ZeroDivisionError
+@pytest.mark.parametrize(
+    ("error", "reason", "status"),
+    [
+        (FloatingPointError("the loss is nan"), "the loss is nan", 2),
+        (MemoryError(), "there is too little memory", 2),
+        (RuntimeError("DefaultCPUAllocator: can't\n allocate"), "DefaultCPUAllocator: can't allocate", 2),
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device", 1),
+        (BrokenProcessPool("A process in the process pool died"), "A process in the process pool died", 1),
+    ],
+)
+def test_what_is_no_fault_of_the_program_is_told_in_a_sentence(error, reason, status, capsys):
+    @stoppable()
+    def work():
+        raise error
+
+    with pytest.raises(SystemExit) as exit_info:
+        work()
+    assert exit_info.value.code == status
+    assert capsys.readouterr().err == f"\nit cannot go on: {reason}\n"
+
+
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError, RuntimeError("shapes differ"), NotImplementedError, SystemExit(2)]
+)
+def test_a_fault_of_the_program_is_left_alone(error):
+    with pytest.raises(error if isinstance(error, type) else type(error)), stoppable():
+        raise error
 
 
 def test_a_pool_ends_at_once_when_its_block_fails():
@@ -115,3 +138,15 @@ def test_a_process_ends_with_all_that_it_started(number, begins_to_work, tmp_pat
     status, word = STATUS[number]
     assert process.returncode == status
     assert err == f"\n{word}{'; the same command again begins anew' * begins_to_work}\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("module", "is_told"), [("no_such_package", True), ("ssm_metarl_gym.no_such_room", False)])
+def test_a_package_that_is_missing_is_told_with_how_to_install_it(module, is_told, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"from ssm_metarl_gym.experiments import signals\nsignals.end_on_signals()\nimport {module}\n")
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)  # noqa: S603
+    assert run.returncode == 1
+    told = f'{script} needs no_such_package, which is not installed. Install it: python -m pip install -e ".[train]"\n'
+    assert (run.stderr == told) == is_told
+    assert ("Traceback" in run.stderr) != is_told

@@ -58,7 +58,8 @@ def test_the_low_rank_form_is_in_one_of_our_sides_alone(bench_maml, monkeypatch)
     call = network.__call__
     monkeypatch.setattr(network, "__call__", lambda self, x: calls.append(x) or call(self, x))
     tasks = bench_maml.make_tasks(2, (3, 4))
-    for side, expected in ((bench_maml.meta_maml_written, 0), (bench_maml.meta_maml, 1)):
+    sides = bench_maml.find_sides()
+    for side, expected in ((sides["MetaMAML, written"], 0), (sides["MetaMAML"], 1)):
         side(bench_maml.make_mlp(128), tasks, bench_maml.Outer(torch.optim.SGD, 1.0))()
         assert len(calls) == expected
 

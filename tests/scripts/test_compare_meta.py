@@ -53,8 +53,13 @@ def test_a_comparison_holds_what_the_trainers_give(
 
     monkeypatch.setattr(MetaTrainer, "learn", lambda *_: pytest.fail("it was trained before"))
     compare_meta.main(arguments)
-    with pytest.raises(SystemExit, match="--output must be a new folder or one of the same options"):
+    with pytest.raises(SystemExit):
         compare_meta.main([*arguments, "--multi-task-options", "{}"])
+    assert "--output must be a new folder or one of the same options" in capsys.readouterr().err
+    (tmp_path / "meta-learned-1.pt").write_bytes(b"damaged")
+    with pytest.raises(SystemExit):
+        compare_meta.main(arguments)
+    assert "meta-learned-1.pt cannot be read; delete it, and it is trained again: " in capsys.readouterr().err
 
 
 def test_fine_tuning_takes_the_step_size_that_is_best_on_training_tasks(compare_meta, monkeypatch):

@@ -60,6 +60,7 @@ def moved(objective):
     [
         ("inner_lr", 0.0),
         ("outer_lr", math.inf),
+        ("outer_lr", 3e38),
         ("inner_steps", -1),
         ("meta_batch_size", 0),
         ("trajectories_per_task", 1.5),
