@@ -312,6 +312,13 @@ class TestCopies:
         assert len(own) == len(others)
         assert not own & others
 
+    def test_of_what_holds_a_module(self):
+        model = Map()
+        model(torch.zeros(5, 2))
+        holder = copy_module(Record([model]))
+        assert holder.last[0] is not model
+        assert torch.equal(holder.last[0].map, model.map)
+
     def test_attributes_have_no_graph_any_more_and_stay_one_thing(self):
         model = Map()
         model.output = model(torch.zeros(5, 2))

@@ -637,7 +637,7 @@ class TestParametersThatAreNotThoseOfConstruction:
             lambda: maml.query_losses(tasks, MSE, [1]),
             lambda: maml.adapt(*tasks[0][:2], MSE, 1),
         ):
-            with pytest.raises(ValueError, match=r"\['2.weight', '2.bias'\]\. Make a new MetaMAML of the model"):
+            with pytest.raises(ValueError, match=r"\['2.weight', '2.bias'\]\. Make a new MetaMAML, or trainer"):
                 call()
         assert look(model) == before
 
