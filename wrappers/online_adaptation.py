@@ -1,6 +1,5 @@
 """Adapting a model of the dynamics during an episode, and showing an agent what it predicts."""
 
-import copy
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, SupportsFloat
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
+from ssm_metarl_gym.agents.stateless import copy_module
 from ssm_metarl_gym.checks import check_integer
 
 __all__ = ["OnlineAdaptation"]
@@ -76,6 +76,9 @@ class OnlineAdaptation(
         probe_actions: Sequence[Any] | None = None,
         clip: float = 5.0,
     ) -> None:
+        # One of its own: environments that shared one would adapt to each other's tasks, and the model of a trainer
+        # would no longer be the one that was trained.
+        adapter = copy_module(adapter)
         gym.utils.RecordConstructorArgs.__init__(
             self,
             adapter=adapter,
@@ -97,9 +100,7 @@ class OnlineAdaptation(
             raise ValueError(f"restore must be one of {list(_RESTORE)}; got {restore!r}.")
         if not clip > 0.0:
             raise ValueError(f"clip must be > 0; got {clip!r}.")
-        # Of its own: environments that shared one would adapt to each other's tasks, and the model of a trainer would
-        # no longer be the one that was trained.
-        self.adapter = copy.deepcopy(adapter)
+        self.adapter = adapter
         self.model = _check_model(self.adapter, env)
         self._every = every
         self._warmup = warmup
