@@ -117,16 +117,37 @@ def worker_pool(
 
 
 class _Pool(ProcessPoolExecutor):
-    """A pool whose processes know nothing of Ctrl-C: they inherit that it is blocked."""
+    """A pool whose processes know nothing of Ctrl-C: they inherit that it is blocked.
+
+    And a signal waits until they are started: one of which the half is started, nobody could end.
+    """
 
     def submit(self, *args: Any, **kwargs: Any) -> "Future[Any]":
         if not hasattr(signal, "pthread_sigmask"):  # Windows
             return super().submit(*args, **kwargs)
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            return super().submit(*args, **kwargs)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        with _deferring():
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                return super().submit(*args, **kwargs)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+@contextmanager
+def _deferring() -> Iterator[None]:
+    """The first signal in the block is handled after it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    earlier = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in _WORDS}
+    try:
+        yield
+    finally:
+        for each, handler in earlier.items():
+            signal.signal(each, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 
 def _start_worker(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
