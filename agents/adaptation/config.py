@@ -1,12 +1,14 @@
 """The bounds of adaptation at test time, and what an adapter says that it did."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from numbers import Integral
+from typing import Any
 
 from ssm_metarl_gym.checks import is_number
 
-__all__ = ["AdaptationConfig", "AdapterStats"]
+__all__ = ["AdaptationConfig", "AdapterStats", "parse_stats"]
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,21 @@ class AdaptationConfig:
             ("trust_region_eps", "a number >= 0 (0 freezes the weights, inf is no bound)", lambda value: value >= 0.0),
             ("ema_decay", "a number in [0, 1)", lambda value: 0.0 <= value < 1.0),
             ("entropy_weight", "a finite number", math.isfinite),
-            ("max_steps_per_call", "an int >= 1", lambda value: isinstance(value, Integral) and int(value) >= 1),
+            ("max_steps_per_call", "an int >= 1", lambda value: value >= 1.0),
         )
+        values = {name: _to_float(getattr(self, name)) for name, _, _ in rules}
+        if not isinstance(self.max_steps_per_call, Integral):
+            values["max_steps_per_call"] = math.nan
         broken = [
             f"{name} must be {rule}; got {getattr(self, name)!r}."
             for name, rule, holds in rules
-            if not is_number(getattr(self, name)) or not holds(getattr(self, name))
+            if not holds(values[name])
         ]
         if broken:
             raise ValueError(" ".join(broken))
+        # As numbers of Python: torch refuses NumPy's where it takes a flag.
+        for name, value in (values | {"max_steps_per_call": int(self.max_steps_per_call)}).items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)
@@ -78,3 +86,34 @@ class AdapterStats:
     loss_mean: float = math.nan
     loss_variance: float = 0.0
     distance: float = 0.0
+
+
+def parse_stats(stored: Mapping[str, Any]) -> AdapterStats:
+    """Statistics as they were saved.
+
+    Raises:
+        ValueError: A field is missing, unknown, or holds what no adapter says.
+    """
+    if set(stored) != {field.name for field in fields(AdapterStats)}:
+        raise ValueError(f"the statistics are {sorted(map(str, stored))}")
+    counts = [stored[field.name] for field in fields(AdapterStats) if field.type is int]
+    numbers = [stored[field.name] for field in fields(AdapterStats) if field.type is float]
+    if (
+        not all(isinstance(count, int) and is_number(count) and count >= 0 for count in counts)
+        or not all(isinstance(number, float) for number in numbers)
+        or math.isinf(stored["loss_mean"])
+        or not 0.0 <= stored["loss_variance"] < math.inf
+        or not stored["distance"] >= 0.0
+    ):
+        raise ValueError(f"the statistics are {dict(stored)}")
+    return AdapterStats(**stored)
+
+
+def _to_float(value: object) -> float:
+    """A real number as one of Python, infinite where it is too large for that; NaN for anything else."""
+    if not is_number(value):
+        return math.nan
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
