@@ -16,8 +16,15 @@ def checked_loss(loss_fn: Any, prediction: Any, target: Tensor) -> Tensor:
     """The loss of a prediction: a scalar tensor.
 
     Raises:
-        ValueError: The loss is something else, or an elementwise loss is given two shapes.
+        ValueError: The loss is something else, or no function, or an elementwise loss is given two shapes.
     """
+    if isinstance(loss_fn, type) or not callable(loss_fn):
+        got, fix = (
+            (f"the class {loss_fn.__name__}", f"{loss_fn.__name__}()")
+            if isinstance(loss_fn, type)
+            else (repr(loss_fn), "nn.MSELoss()")
+        )
+        raise ValueError(f"loss_fn must be a function of a prediction and a target; got {got}. Use e.g. {fix}.")
     elementwise = isinstance(loss_fn, ELEMENTWISE) or loss_fn in ELEMENTWISE_FUNCTIONS
     if elementwise and isinstance(prediction, Tensor) and prediction.shape != target.shape:
         raise ValueError(

@@ -12,18 +12,16 @@ other side over ours in two neighbouring chunks; shown are the median over all p
 With --memory-steps the script shows instead how much memory the process holds while a batched CartPole is stepped.
 """
 
-import argparse
-import functools
-import importlib.metadata
+from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+
+if __name__ == "__main__":
+    end_on_signals()
+
 import itertools
-import json
 import os
-import platform
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,33 +29,34 @@ import gymnasium as gym
 import torch
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-import ssm_metarl_gym  # noqa: F401 - registers the environments
-from ssm_metarl_gym.experiments.measuring import compare_in_turns
-from ssm_metarl_gym.files import replacing
+from ssm_metarl_gym.envs.making import has_batched_form
+from ssm_metarl_gym.experiments.checks import check_output_file
+from ssm_metarl_gym.experiments.command_line import option, parse_options
+from ssm_metarl_gym.experiments.measuring import Comparison, compare_in_turns, resident_memory, show_comparisons
+from ssm_metarl_gym.experiments.runs import find_versions
+from ssm_metarl_gym.files import write_json
+from ssm_metarl_gym.tasks.families import FAMILIES
 from ssm_metarl_gym.wrappers import SB3VecEnv
 
-# What a chunk lasts, in CPU seconds; one step where that takes longer.
-CHUNK_SECONDS = 0.04
 # After as many steps falls are spread over time, as in a long run, instead of coming all at once.
 SETTLING_STEPS = 50
 # Different actions, taken again and again.
 NUM_ACTIONS = 16
+PACKAGES = ("gymnasium", "numpy", "stable-baselines3")
 MEMORY_ROWS = 1024
 MEMORY_SHARES = (0.01, 0.5, 1.0)
+BATCHED_FAMILIES = [f"{family}-v0" for family in FAMILIES if has_batched_form(f"ssm_metarl/{family}-v0")]
 
-# What we aim for, by the two sides and the number of tasks.
+# What we aim for, by the other side, the number of tasks and ours.
 TARGETS = {
-    ("float64", "SyncVectorEnv", 64): 15.0,
-    ("float64", "SyncVectorEnv", 1024): 100.0,
-    ("float64", "SyncVectorEnv", 16384): 160.0,
-    ("float32", "SyncVectorEnv", 16384): 300.0,
-    ("float64", "CartPoleVectorEnv", 64): 1.0,
-    ("float64", "CartPoleVectorEnv", 1024): 1.0,
-    ("SB3VecEnv", "DummyVecEnv", 8): 3.0,
-    ("SB3VecEnv", "DummyVecEnv", 64): 15.0,
+    ("SyncVectorEnv", 64): {"float64": 15.0},
+    ("SyncVectorEnv", 1024): {"float64": 100.0},
+    ("SyncVectorEnv", 16384): {"float64": 160.0, "float32": 300.0},
+    ("CartPoleVectorEnv", 64): {"float64": 1.0},
+    ("CartPoleVectorEnv", 1024): {"float64": 1.0},
+    ("DummyVecEnv", 8): {"SB3VecEnv": 3.0},
+    ("DummyVecEnv", 64): {"SB3VecEnv": 15.0},
 }
-HEADER = ("family", "ours", "against", "tasks", "ratio", "10 to 90 %", "target")
-WIDTHS = (19, 9, 17, 5, 5, 12, 6)
 
 Step: TypeAlias = Callable[[Any], Any]  # takes the actions of all rows
 
@@ -66,47 +65,26 @@ Step: TypeAlias = Callable[[Any], Any]  # takes the actions of all rows
 class Options:
     """The command line."""
 
-    rows: tuple[int, ...] = field(default=(64, 1024, 16384), metadata={"help": "tasks at once"})
-    families: tuple[str, ...] = field(default=("CartPole-v0", "Pendulum-v0"), metadata={"help": "or none"})
-    sb3_rows: tuple[int, ...] = field(default=(8, 64), metadata={"help": "tasks at once under Stable-Baselines3"})
-    sb3_families: tuple[str, ...] = field(
-        default=("CartPole-v0", "CartPolePolarity-v0"), metadata={"help": "those under Stable-Baselines3, or none"}
+    rows: tuple[int, ...] = option((64, 1024, 16384), "tasks at once", least=1, below=10**7)
+    families: tuple[str, ...] = option(
+        ("CartPole-v0", "Pendulum-v0"), "families, or none", choices=BATCHED_FAMILIES, may_be_empty=True
     )
-    pairs: int = field(default=15, metadata={"help": "pairs of chunks of each comparison"})
-    seed: int = field(default=0, metadata={"help": "seeds tasks, states and actions"})
-    output: Path | None = field(default=None, metadata={"help": "JSON file for the results"})
-    memory_steps: int = field(default=0, metadata={"help": "show the memory over this many steps instead"})
+    sb3_rows: tuple[int, ...] = option((8, 64), "tasks at once under Stable-Baselines3", least=1, below=10**7)
+    sb3_families: tuple[str, ...] = option(
+        ("CartPole-v0", "CartPolePolarity-v0"),
+        "those under Stable-Baselines3, or none",
+        choices=BATCHED_FAMILIES,
+        may_be_empty=True,
+    )
+    pairs: int = option(15, "pairs of chunks of each comparison", least=1)
+    seed: int = option(0, "seeds tasks, states and actions", least=0)
+    output: Path | None = option(None, "JSON file for the results", check=check_output_file)
+    memory_steps: int = option(0, "show the memory over this many steps instead", least=0)
 
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the table: how many times as fast ``ours`` steps ``num_tasks`` tasks.
-
-    Attributes:
-        ratio: The median over the pairs of chunks.
-        low, high: What 10 % and 90 % of the pairs do not exceed.
-        target: What the median should reach, or None.
-    """
-
-    family: str
-    ours: str
-    against: str
-    num_tasks: int
-    ratio: float
-    low: float
-    high: float
-    pairs: int
-    target: float | None
-
-
-def batched_families() -> list[str]:
-    """The names of all families that have a batched environment."""
-    specs = [
-        spec
-        for spec in gym.registry.values()
-        if spec.namespace == "ssm_metarl" and spec.vector_entry_point and "family" in spec.kwargs
-    ]
-    return sorted(f"{spec.name}-v{spec.version}" for spec in specs)
+    def __post_init__(self) -> None:
+        """Check that there are steps enough to show memory early on."""
+        if 0 < self.memory_steps < 100:
+            raise ValueError(f"--memory-steps must be >= 100, or 0 for none; got {self.memory_steps}.")
 
 
 def make_batched(family: str, num_rows: int, seed: int, **kwargs: Any) -> tuple[gym.vector.VectorEnv, list[Any]]:
@@ -139,7 +117,7 @@ def place(singles: Sequence[gym.Env], envs: gym.vector.VectorEnv) -> None:
         single.unwrapped.state = state
 
 
-def compare_with_sync(family: str, num_rows: int, options: Options) -> Iterator[Row]:
+def compare_with_sync(family: str, num_rows: int, options: Options) -> Iterator[Comparison]:
     """Both precisions against one environment after the other."""
     exact, actions = make_batched(family, num_rows, options.seed)
     fast, _ = make_batched(family, num_rows, options.seed, dtype="float32")
@@ -150,7 +128,7 @@ def compare_with_sync(family: str, num_rows: int, options: Options) -> Iterator[
     yield from compare(family, num_rows, sides, actions, options.pairs)
 
 
-def compare_with_gymnasium(num_rows: int, options: Options) -> Iterator[Row]:
+def compare_with_gymnasium(num_rows: int, options: Options) -> Iterator[Comparison]:
     """Many tasks against one, in the environment that Gymnasium itself batches."""
     ours, actions = make_batched("CartPole-v0", num_rows, options.seed)
     fast, _ = make_batched("CartPole-v0", num_rows, options.seed, dtype="float32")
@@ -161,7 +139,7 @@ def compare_with_gymnasium(num_rows: int, options: Options) -> Iterator[Row]:
     yield from compare("CartPole-v0", num_rows, sides, actions, options.pairs)
 
 
-def compare_with_dummy(family: str, num_rows: int, options: Options) -> Iterator[Row]:
+def compare_with_dummy(family: str, num_rows: int, options: Options) -> Iterator[Comparison]:
     """What Stable-Baselines3 gets of the batched environment against what it has."""
     envs, actions = make_batched(family, num_rows, options.seed, autoreset_mode="SameStep")
     dummy = DummyVecEnv(single_makers(family, envs))
@@ -173,22 +151,19 @@ def compare_with_dummy(family: str, num_rows: int, options: Options) -> Iterator
     yield from compare(family, num_rows, sides, actions, options.pairs)
 
 
-def compare(family: str, num_rows: int, sides: Mapping[str, Step], actions: list[Any], pairs: int) -> Iterator[Row]:
-    """The rows of the table that compare the first side with each of the others."""
-    # Each side takes the same actions, again and again.
-    calls = {name: functools.partial(take_next, step, itertools.cycle(actions)) for name, step in sides.items()}
-    against = next(iter(sides))
-    for ours, ratio in compare_in_turns(calls, pairs, CHUNK_SECONDS).items():
-        target = TARGETS.get((ours, against, num_rows))
-        yield Row(family, ours, against, num_rows, ratio.median, ratio.low, ratio.high, pairs, target)
+def compare(family: str, num_rows: int, sides: Mapping[str, Step], actions: list[Any], pairs: int) -> list[Comparison]:
+    """The first side against each of the others."""
+
+    def repeat(step: Step) -> Callable[[], Any]:  # the same actions for each side, again and again
+        each = itertools.cycle(actions)
+        return lambda: step(next(each))
+
+    calls = {name: repeat(step) for name, step in sides.items()}
+    targets = TARGETS.get((next(iter(sides)), num_rows))
+    return compare_in_turns(calls, pairs, case={"family": family, "tasks": num_rows}, targets=targets)
 
 
-def take_next(step: Step, actions: Iterator[Any]) -> None:
-    """Step with the next of the actions."""
-    step(next(actions))
-
-
-def compare_all(options: Options) -> Iterator[Row]:
+def compare_all(options: Options) -> Iterator[Comparison]:
     """All comparisons, those of a few rows first."""
     for family, num_rows in itertools.product(options.sb3_families, options.sb3_rows):
         yield from compare_with_dummy(family, num_rows, options)
@@ -209,84 +184,13 @@ def measure_memory(num_steps: int, seed: int) -> Iterator[dict[str, float]]:
             yield {"steps": step, "resident_mib": resident_memory()}
 
 
-def resident_memory() -> float:
-    """The memory that this process holds, in MiB; the most that it ever held where the system tells no more."""
-    pages = Path("/proc/self/statm")
-    if pages.exists():
-        return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
-def format_row(row: Row) -> str:
-    """A line of the table in Markdown."""
-    target = "" if row.target is None else f"{row.target:g}"
-    spread = f"{format_ratio(row.low)} to {format_ratio(row.high)}"
-    cells = (row.family, row.ours, row.against, str(row.num_tasks), format_ratio(row.ratio), spread, target)
-    return format_cells(cells)
-
-
-def format_ratio(ratio: float) -> str:
-    """Three digits, or all before the point."""
-    return f"{ratio:.{2 if ratio < 10 else 1 if ratio < 100 else 0}f}"
-
-
-def format_cells(cells: Sequence[str]) -> str:
-    """A line of cells, each as wide as its column."""
-    return f"| {' | '.join(cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=True))} |"
-
-
-def describe_machine() -> dict[str, Any]:
-    """What the ratios depend on: the versions, and how many CPUs there are."""
-    packages = ("gymnasium", "numpy", "stable-baselines3")
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    return {"versions": {"python": platform.python_version(), **versions}, "cpus": os.cpu_count()}
-
-
-def parse_options(arguments: Sequence[str] | None) -> Options:
-    """The options of the command line; exits with a clear message where one is not valid."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    defaults, families = Options(), batched_families()
-    for name, option in Options.__dataclass_fields__.items():
-        kind: dict[str, Any] = {"type": Path if name == "output" else int, "metavar": "N"}
-        if name == "output":
-            kind["metavar"] = "FILE"
-        elif name.endswith("families"):
-            kind = {"nargs": "*", "metavar": "FAMILY", "choices": families}
-        elif name.endswith("rows"):
-            kind["nargs"] = "+"
-        flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, default=getattr(defaults, name), help=option.metadata["help"], **kind)
-    given = vars(parser.parse_args(arguments))
-    options = Options(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
-    for flag, values, least in (
-        ("--rows", options.rows, 1),
-        ("--sb3-rows", options.sb3_rows, 1),
-        ("--pairs", (options.pairs,), 1),
-        ("--seed", (options.seed,), 0),
-    ):
-        if min(values) < least:
-            parser.error(f"{flag} must be >= {least}; got {min(values)}.")
-    if options.memory_steps and options.memory_steps < 100:
-        parser.error(f"--memory-steps must be >= 100, or 0 for none; got {options.memory_steps}.")
-    if options.output is not None:
-        try:
-            if options.output.is_dir():
-                raise IsADirectoryError(0, "Is a directory")
-            tempfile.TemporaryFile(dir=options.output.parent).close()
-        except OSError as error:
-            parser.error(f"--output must be a file that can be written; got {options.output} ({error.strerror}).")
-    return options
-
-
+@stoppable()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare, or show the memory, line by line as results come in."""
-    options = parse_options(arguments)
+    options = parse_options(Options, arguments, description=__doc__)
     started = time.perf_counter()
     torch.set_num_threads(1)  # NumPy has no threads in what is measured here
-    machine = describe_machine()
+    machine = {"versions": find_versions(PACKAGES), "cpus": os.cpu_count()}  # what the ratios depend on
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     print(f"{versions}; {machine['cpus']} CPUs\n", flush=True)
     rows: list[dict[str, Any]] = []
@@ -295,16 +199,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows.append(row)
             print(f"after {row['steps']} steps of {MEMORY_ROWS} tasks: {row['resident_mib']:.1f} MiB", flush=True)
     else:
-        print(format_cells(HEADER), format_cells(["-" * width for width in WIDTHS]), sep="\n", flush=True)
-        for comparison in compare_all(options):
-            rows.append(asdict(comparison))
-            print(format_row(comparison), flush=True)
+        rows = show_comparisons(compare_all(options), ["family", "tasks"])
     seconds = round(time.perf_counter() - started, 1)
     print(f"\n{seconds:.0f} s")
     if options.output is not None:
-        results = {"memory" if options.memory_steps else "rows": rows, **machine, "seconds": seconds}
-        with replacing(options.output) as temporary:
-            temporary.write_text(json.dumps(results, indent=2) + "\n")
+        write_json(options.output, {"memory" if options.memory_steps else "rows": rows, **machine, "seconds": seconds})
 
 
 if __name__ == "__main__":

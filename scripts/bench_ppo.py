@@ -11,10 +11,13 @@ The sides learn in turns, one rollout and its epochs each, timed in CPU seconds;
 neighbouring turns, and 10 and 90 % quantiles.
 """
 
-import argparse
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+
+if __name__ == "__main__":
+    end_on_signals()
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,10 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from ssm_metarl_gym.agents import SSMPPO
-from ssm_metarl_gym.experiments.measuring import compare_in_turns
-from ssm_metarl_gym.files import replacing
+from ssm_metarl_gym.experiments.checks import check_output_file
+from ssm_metarl_gym.experiments.command_line import option, parse_options
+from ssm_metarl_gym.experiments.measuring import Comparison, compare_in_turns, show_comparisons
+from ssm_metarl_gym.files import write_json
 
 # What we aim for: how many times as fast SSMPPO is as each of the others.
 TARGETS = {"RecurrentPPO": 5.0, "RecurrentPPO, shared LSTM": 3.0, "PPO": 0.35}
@@ -36,13 +41,23 @@ TARGETS = {"RecurrentPPO": 5.0, "RecurrentPPO, shared LSTM": 3.0, "PPO": 0.35}
 class Options:
     """The command line."""
 
-    num_envs: int = field(default=8, metadata={"help": "environments"})
-    steps: int = field(default=128, metadata={"help": "steps of a rollout in each environment"})
-    minibatches: int = field(default=4, metadata={"help": "minibatches of a rollout, of whole environments each"})
-    epochs: int = field(default=10, metadata={"help": "passes over each rollout"})
-    width: int = field(default=64, metadata={"help": "width of all networks, even"})
-    pairs: int = field(default=9, metadata={"help": "pairs of turns of each comparison"})
-    output: Path | None = field(default=None, metadata={"help": "JSON file for the results"})
+    num_envs: int = option(8, "environments", least=1, below=10**4)
+    steps: int = option(128, "steps of a rollout in each environment", least=2, below=10**6)
+    minibatches: int = option(4, "minibatches of a rollout, of whole environments each", least=1)
+    epochs: int = option(10, "passes over each rollout", least=1)
+    width: int = option(64, "width of all networks, even", least=2, below=2**14)
+    pairs: int = option(9, "pairs of turns of each comparison", least=1)
+    output: Path | None = option(None, "JSON file for the results", check=check_output_file)
+
+    def __post_init__(self) -> None:
+        """Check what options have to do with each other."""
+        if self.num_envs % self.minibatches:
+            raise ValueError(
+                f"--minibatches must divide --num-envs, {self.num_envs}, because a sequence stays whole; got "
+                f"{self.minibatches}."
+            )
+        if self.width % 2:
+            raise ValueError(f"--width must be even; got {self.width}.")
 
 
 def make_agents(options: Options) -> dict[str, OnPolicyAlgorithm]:
@@ -72,47 +87,28 @@ def make_agents(options: Options) -> dict[str, OnPolicyAlgorithm]:
     }
 
 
-def parse_options(arguments: Sequence[str] | None) -> Options:
-    """The options of the command line; exits with a clear message where one is not valid."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, option in Options.__dataclass_fields__.items():
-        kind: dict[str, Any] = {"type": Path, "metavar": "FILE"} if name == "output" else {"type": int, "metavar": "N"}
-        flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, default=option.default, help=option.metadata["help"], **kind)
-    options = Options(**vars(parser.parse_args(arguments)))
-    for name, least in (("num_envs", 1), ("steps", 2), ("minibatches", 1), ("epochs", 1), ("width", 2), ("pairs", 1)):
-        if getattr(options, name) < least:
-            parser.error(f"--{name.replace('_', '-')} must be >= {least}; got {getattr(options, name)}.")
-    if options.num_envs % options.minibatches:
-        parser.error(
-            f"--minibatches must divide --num-envs, {options.num_envs}, because a sequence stays whole; got "
-            f"{options.minibatches}."
-        )
-    if options.width % 2:
-        parser.error(f"--width must be even; got {options.width}.")
-    return options
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Compare, line by line as results come in."""
-    options = parse_options(arguments)
-    torch.set_num_threads(1)
+def compare(options: Options) -> Iterator[Comparison]:
+    """SSMPPO against each of the others."""
     agents = make_agents(options)
 
     def turn(name: str) -> Callable[[], object]:
         return lambda: agents[name].learn(options.num_envs * options.steps, reset_num_timesteps=False)
 
+    for against, target in TARGETS.items():
+        sides = {against: turn(against), "SSMPPO": turn("SSMPPO")}
+        yield from compare_in_turns(sides, options.pairs, targets={"SSMPPO": target})
+
+
+@stoppable()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compare, line by line as results come in."""
+    options = parse_options(Options, arguments, description=__doc__)
+    torch.set_num_threads(1)
     shape = f"{options.num_envs} x {options.steps} steps in {options.minibatches} minibatches"
     print(f"torch {torch.__version__}; {shape}, {options.epochs} epochs, width {options.width}\n")
-    print("| SSMPPO against | ratio | 10 to 90 % | target |\n| --- | --- | --- | --- |", flush=True)
-    rows = []
-    for against, target in TARGETS.items():
-        ratio = compare_in_turns({against: turn(against), "SSMPPO": turn("SSMPPO")}, options.pairs)["SSMPPO"]
-        rows.append({"against": against, **asdict(ratio), "target": target})
-        print(f"| {against} | {ratio.median:.2f} | {ratio.low:.2f} to {ratio.high:.2f} | {target:.2g} |", flush=True)
+    rows = show_comparisons(compare(options))
     if options.output is not None:
-        with replacing(options.output) as temporary:
-            temporary.write_text(json.dumps(rows, indent=2) + "\n")
+        write_json(options.output, rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How many times as fast the state-space model is as PyTorch's own recurrent networks, on one CPU thread.
 
-    scan        the recurrence of width / 2 complex states alone, as agents/scan.py computes it
+    scan        the recurrence of width / 2 complex states alone, as agents/ssm/scan.py computes it
     loop        the same, as autograd differentiates a Python loop over the steps
     log-depth   the same, in log2(steps) passes over the whole sequence
     block       a whole layer: normalisation, recurrence and gated output; single steps as SSM.stepper() takes them
@@ -12,10 +12,13 @@ torch.nn.LSTMCell (the stepper also against SSM.step) for one step of one row wi
 turns, a short chunk of calls each; shown are the median over all pairs of chunks, and 10 and 90 % quantiles.
 """
 
-import argparse
-import json
+from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+
+if __name__ == "__main__":
+    end_on_signals()
+
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +27,16 @@ from torch import Tensor, nn
 
 from ssm_metarl_gym.agents import SSM
 from ssm_metarl_gym.agents.ssm.scan import by_doubling, linear_recurrence
-from ssm_metarl_gym.experiments.measuring import compare_in_turns
-from ssm_metarl_gym.files import replacing
+from ssm_metarl_gym.experiments.checks import check_output_file
+from ssm_metarl_gym.experiments.command_line import option, parse_options
+from ssm_metarl_gym.experiments.measuring import Comparison, compare_in_turns, show_comparisons
+from ssm_metarl_gym.files import write_json
 
-# What we aim for, by the two sides and the number of steps.
+# What we aim for, by the other side, the number of steps and ours.
 TARGETS = {
-    ("scan", "LSTM", 128): 2.5,
-    ("scan", "LSTM", 512): 2.5,
-    ("block", "LSTM", 512): 1.3,
-    ("block", "LSTMCell", 1): 1 / 0.6,
+    ("LSTM", 128): {"scan": 2.5},
+    ("LSTM", 512): {"scan": 2.5, "block": 1.3},
+    ("LSTMCell", 1): {"block": 1 / 0.6},
 }
 
 
@@ -40,24 +44,16 @@ TARGETS = {
 class Options:
     """The command line."""
 
-    steps: tuple[int, ...] = field(default=(128, 512), metadata={"help": "lengths of the sequences"})
-    batch: int = field(default=16, metadata={"help": "number of sequences"})
-    width: int = field(default=128, metadata={"help": "width of the networks, even"})
-    pairs: int = field(default=15, metadata={"help": "pairs of chunks of each comparison"})
-    output: Path | None = field(default=None, metadata={"help": "JSON file for the results"})
+    steps: tuple[int, ...] = option((128, 512), "lengths of the sequences", least=1, below=10**6)
+    batch: int = option(16, "number of sequences", least=1, below=10**6)
+    width: int = option(128, "width of the networks, even", least=2, below=2**14)
+    pairs: int = option(15, "pairs of chunks of each comparison", least=1)
+    output: Path | None = option(None, "JSON file for the results", check=check_output_file)
 
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the table: how many times as fast ``ours`` is."""
-
-    ours: str
-    against: str
-    steps: int
-    median: float
-    low: float
-    high: float
-    target: float | None
+    def __post_init__(self) -> None:
+        """Check that a state has a real and an imaginary half."""
+        if self.width % 2:
+            raise ValueError(f"--width must be even; got {self.width}.")
 
 
 def loop(decay: Tensor, inputs: Tensor, state: Tensor) -> Tensor:
@@ -80,7 +76,7 @@ def make_block(width: int) -> Any:
     return SSM(width, hidden_dim=width, output_dim=width, num_layers=1).layers[0]
 
 
-def compare_sequences(steps: int, options: Options) -> Iterator[Row]:
+def compare_sequences(steps: int, options: Options) -> Iterator[Comparison]:
     """Forward and backward over sequences."""
     width, batch = options.width, options.batch
     shapes = ((width // 2,), (batch, steps, width // 2), (batch, width // 2))  # decay, inputs, state
@@ -107,7 +103,7 @@ def compare_sequences(steps: int, options: Options) -> Iterator[Row]:
         yield from compare({against: call, **ours}, steps, options.pairs)
 
 
-def compare_steps(options: Options) -> Iterator[Row]:
+def compare_steps(options: Options) -> Iterator[Comparison]:
     """One step of one row, as in a rollout."""
     width = options.width
     cell, model, block = nn.LSTMCell(width, width), SSM(width, width, width), make_block(width).folded()
@@ -121,48 +117,29 @@ def compare_steps(options: Options) -> Iterator[Row]:
         yield from compare({"step": step, "stepper": stepper_step}, 1, options.pairs)
 
 
-def compare(sides: dict[str, Callable[[], Any]], steps: int, pairs: int) -> Iterator[Row]:
-    """The rows of the table that compare the first side with each of the others."""
-    against = next(iter(sides))
-    for ours, ratio in compare_in_turns(sides, pairs).items():
-        yield Row(ours, against, steps, **asdict(ratio), target=TARGETS.get((ours, against, steps)))
+def compare(sides: dict[str, Callable[[], Any]], steps: int, pairs: int) -> list[Comparison]:
+    """The first side against each of the others."""
+    targets = TARGETS.get((next(iter(sides)), steps))
+    return compare_in_turns(sides, pairs, case={"steps": steps}, targets=targets)
 
 
-def parse_options(arguments: Sequence[str] | None) -> Options:
-    """The options of the command line; exits with a clear message where one is not valid."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    defaults = Options()
-    help_of = {name: option.metadata["help"] for name, option in Options.__dataclass_fields__.items()}
-    parser.add_argument("--steps", type=int, nargs="+", default=defaults.steps, metavar="T", help=help_of["steps"])
-    for name in ("batch", "width", "pairs"):
-        parser.add_argument(f"--{name}", type=int, default=getattr(defaults, name), metavar="N", help=help_of[name])
-    parser.add_argument("--output", type=Path, metavar="FILE", help=help_of["output"])
-    options = Options(**vars(parser.parse_args(arguments)))
-    for name, values in (("steps", options.steps), *((name, [getattr(options, name)]) for name in ("batch", "pairs"))):
-        if min(values) < 1:
-            parser.error(f"--{name} must be >= 1; got {min(values)}.")
-    if options.width < 2 or options.width % 2:
-        parser.error(f"--width must be even and >= 2; got {options.width}.")
-    return options
+def compare_all(options: Options) -> Iterator[Comparison]:
+    """All comparisons, those of single steps last."""
+    for steps in options.steps:
+        yield from compare_sequences(steps, options)
+    yield from compare_steps(options)
 
 
+@stoppable()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare, line by line as results come in."""
-    options = parse_options(arguments)
+    options = parse_options(Options, arguments, description=__doc__)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     print(f"torch {torch.__version__}; width {options.width}, {options.batch} sequences\n")
-    print("| ours | against | steps | ratio | 10 to 90 % | target |\n| --- | --- | --- | --- | --- | --- |", flush=True)
-    rows = []
-    for steps in (*options.steps, 1):
-        for row in compare_steps(options) if steps == 1 else compare_sequences(steps, options):
-            rows.append(asdict(row))
-            target = "" if row.target is None else f"{row.target:.2g}"
-            cells = (row.ours, row.against, row.steps, f"{row.median:.2f}", f"{row.low:.2f} to {row.high:.2f}", target)
-            print(f"| {' | '.join(map(str, cells))} |", flush=True)
+    rows = show_comparisons(compare_all(options), ["steps"])
     if options.output is not None:
-        with replacing(options.output) as temporary:
-            temporary.write_text(json.dumps(rows, indent=2) + "\n")
+        write_json(options.output, rows)
 
 
 if __name__ == "__main__":

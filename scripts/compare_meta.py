@@ -11,23 +11,30 @@ The trained models lie in the output folder; those that are there are not traine
 train some of the seeds, and the last command prints the table of all of them.
 """
 
-import argparse
+from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+
+if __name__ == "__main__":
+    end_on_signals()
+
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import gymnasium as gym
 import numpy as np
 import torch
 
 from ssm_metarl_gym.agents import MetaTrainer
-from ssm_metarl_gym.experiments.command_line import add_arguments
-from ssm_metarl_gym.experiments.statistics import interval_over_seeds
-from ssm_metarl_gym.files import replacing
+from ssm_metarl_gym.experiments.checks import check_env, check_output_folder, explaining
+from ssm_metarl_gym.experiments.command_line import option, parse_options
+from ssm_metarl_gym.experiments.evaluation import find_splits
+from ssm_metarl_gym.experiments.report import estimate, format_markdown
+from ssm_metarl_gym.files import write_json
 
+METHODS = ("multi-task", "meta-learned")
 SPLITS = ("interpolation", "extrapolation")
 # Step sizes for fine-tuning, as multiples of the meta-learner's.
 FACTORS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -42,36 +49,62 @@ Values: TypeAlias = dict[int, list[float]]  # by number of steps, one for each t
 class Options:
     """The command line."""
 
-    env: str = field(default="ssm_metarl/PendulumPolarity-v0", metadata={"help": "id of the environment"})
-    objective: str = field(default="dynamics", metadata={"help": "what is trained"})
-    updates: int = field(default=1000, metadata={"help": "updates of each training"})
-    first_seed: int = field(default=0, metadata={"help": "the first seed"})
-    seeds: int = field(default=5, metadata={"help": "number of seeds"})
-    options: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "fields of DynamicsOptions or PolicyOptions, in JSON"}
+    env: str = option("ssm_metarl/PendulumPolarity-v0", "id of the environment")
+    objective: str = option("dynamics", "what is trained", choices=list(NUM_STEPS))
+    updates: int = option(1000, "updates of each training", least=1)
+    first_seed: int = option(0, "the first seed", least=0)
+    seeds: int = option(5, "number of seeds", least=1)
+    options: dict[str, Any] = option({}, "fields of DynamicsOptions or PolicyOptions")
+    multi_task_options: dict[str, Any] = option({}, "those in which multi-task training differs, beside inner_steps")
+    num_tasks: int = option(100, "tasks of each split", least=1, below=10**6)
+    output: Path = option(
+        Path("output/compare_meta"),
+        "folder of models and results.json",
+        check=partial(check_output_folder, file_names=["results.json"]),
     )
-    multi_task_options: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "those in which multi-task training differs, beside inner_steps"}
-    )
-    num_tasks: int = field(default=100, metadata={"help": "tasks of each split"})
-    output: Path = field(default=Path("output/compare_meta"), metadata={"help": "folder of models and results.json"})
+
+    def __post_init__(self) -> None:
+        """Check what tells the two trainings apart."""
+        if "inner_steps" in self.multi_task_options or self.options.get("inner_steps") == 0:
+            raise ValueError(
+                "--options must have inner steps, and --multi-task-options must leave them out: it has none."
+            )
+
+
+def make_trainer(options: Options, method: str, seed: int) -> MetaTrainer:
+    """The untrained trainer of a method and a seed."""
+    changes = options.multi_task_options | {"inner_steps": 0} if method == "multi-task" else {}
+    return MetaTrainer(options.env, objective=options.objective, seed=seed, **options.options | changes)
+
+
+def read_trained(options: Options, method: str, seed: int) -> tuple[MetaTrainer, float] | None:
+    """The trainer of a method and a seed and the CPU seconds that it took, None where it was not trained before.
+
+    Raises:
+        ValueError: Its file is damaged, or of other options.
+    """
+    path = options.output / f"{method}-{seed}.pt"
+    if not path.exists():
+        return None
+    with explaining(f"{path} cannot be read; delete it, and it is trained again"):
+        found = MetaTrainer.load(path)
+        seconds = float(json.loads(path.with_suffix(".json").read_text()))
+    wanted = make_trainer(options, method, seed)
+    if (found.env_id, found.options, found.num_updates) != (wanted.env_id, wanted.options, options.updates):
+        raise ValueError(f"--output must be a new folder or one of the same options; {path} is of others.")
+    return found, seconds
 
 
 def trained(options: Options, method: str, seed: int) -> tuple[MetaTrainer, float]:
     """The trainer of a method and a seed, and the CPU seconds that it took; from its file if it was trained before."""
-    path = options.output / f"{method}-{seed}.pt"
-    changes = options.multi_task_options | {"inner_steps": 0} if method == "multi-task" else {}
-    trainer = MetaTrainer(options.env, objective=options.objective, seed=seed, **options.options | changes)
-    if path.exists():
-        found = MetaTrainer.load(path)
-        if (found.env_id, found.options, found.num_updates) != (trainer.env_id, trainer.options, options.updates):
-            raise SystemExit(f"--output must be a new folder or one of the same options; {path} is of others.")
-        return found, json.loads(path.with_suffix(".json").read_text())
+    present = read_trained(options, method, seed)
+    if present is not None:
+        return present
+    path, trainer = options.output / f"{method}-{seed}.pt", make_trainer(options, method, seed)
     started = time.process_time()
     trainer.learn(options.updates)
     seconds = time.process_time() - started
-    with replacing(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(seconds))
+    write_json(path.with_suffix(".json"), seconds)
     trainer.save(path)
     return trainer, seconds
 
@@ -101,13 +134,19 @@ def best_factors(trainer: MetaTrainer, num_tasks: int) -> dict[int, float]:
     return {steps: max(FACTORS, key=lambda factor: usable[factor][steps]) for steps in NUM_STEPS[trainer.objective]}
 
 
+def held_out_splits(env_id: str) -> list[str]:
+    """Those of the splits that an environment has."""
+    present = find_splits(env_id, {})
+    return [split for split in SPLITS if split in present]
+
+
 def compare(options: Options, seed: int) -> dict[str, Any]:
     """All values of one seed."""
     meta_learned, seconds = trained(options, "meta-learned", seed)
     multi_task, multi_task_seconds = trained(options, "multi-task", seed)
     factors = best_factors(multi_task, options.num_tasks)
-    values: dict[str, dict[str, Values]] = {"meta-learned": {}, "multi-task": {}}
-    for split in SPLITS:
+    values: dict[str, dict[str, Values]] = {method: {} for method in METHODS}
+    for split in held_out_splits(options.env):
         values["meta-learned"][split] = measure(meta_learned, split, options.num_tasks, EVALUATION_SEED)
         by_factor = {
             factor: fine_tuned(multi_task, factor, split, options.num_tasks, EVALUATION_SEED)
@@ -125,12 +164,12 @@ def compare(options: Options, seed: int) -> dict[str, Any]:
 def summarise(results: Sequence[Mapping[str, Any]], num_steps: Sequence[int]) -> list[dict[str, Any]]:
     """A row for each split and method."""
     rows = []
-    for split in SPLITS:
-        for method in ("multi-task", "meta-learned"):
+    for split in results[0]["values"]["meta-learned"]:
+        for method in METHODS:
             by_steps = {}
             for steps in num_steps:
                 values = [result["values"][method][split][steps] for result in results]
-                by_steps[steps] = (float(np.mean(values)), *interval_over_seeds(values, seed=0))
+                by_steps[steps] = estimate(values, seed=0)
             seconds = float(np.mean([result["cpu_seconds"][method] for result in results]))
             rows.append({"split": split, "method": method, "after": by_steps, "cpu_seconds": seconds})
     return rows
@@ -138,39 +177,31 @@ def summarise(results: Sequence[Mapping[str, Any]], num_steps: Sequence[int]) ->
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table in Markdown."""
-    num_steps = list(rows[0]["after"])
-    lines = [
-        f"| split | method | {' | '.join(f'{steps} steps' for steps in num_steps)} | CPU seconds |",
-        "| --- " * (len(num_steps) + 3) + "|",
-    ]
+    header = ["split", "method", *(f"{steps} steps" for steps in rows[0]["after"]), "CPU seconds"]
+    lines = []
     for row in rows:
-        cells = [f"{mean:.3g} [{low:.3g}, {high:.3g}]" for mean, low, high in row["after"].values()]
-        lines.append(f"| {row['split']} | {row['method']} | {' | '.join(cells)} | {row['cpu_seconds']:.0f} |")
-    return "\n".join(lines)
+        cells = [f"{mean:.3g}" for mean in row["after"].values()]
+        lines.append([row["split"], row["method"], *cells, f"{row['cpu_seconds']:.0f}"])
+    return format_markdown(header, lines)
 
 
-def parse_options(arguments: Sequence[str] | None) -> Options:
-    """The options of the command line; exits with a clear message where one is not valid."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, Options, {"objective": list(NUM_STEPS)})
-    options = Options(**vars(parser.parse_args(arguments)))
-    for name, least in {"updates": 1, "first_seed": 0, "seeds": 1, "num_tasks": 1}.items():
-        if getattr(options, name) < least:
-            parser.error(f"--{name.replace('_', '-')} must be >= {least}; got {getattr(options, name)}.")
-    if "inner_steps" in options.multi_task_options or options.options.get("inner_steps") == 0:
-        parser.error("--options must have inner steps, and --multi-task-options must leave them out: it has none.")
-    try:
-        for changes in ({}, options.multi_task_options):
-            MetaTrainer(options.env, objective=options.objective, **options.options | changes)
-    except (gym.error.Error, ImportError, TypeError, ValueError) as error:
-        parser.error(str(error))
-    return options
+def check_trainers(options: Options) -> None:
+    """Make or read all trainers, so that whatever is wrong with one is known before hours of training."""
+    check_env(options.env, {})
+    if not held_out_splits(options.env):
+        raise ValueError(f"--env must have a split of new tasks, one of {', '.join(SPLITS)}; {options.env} has none.")
+    for method in METHODS:
+        with explaining(f"--options {json.dumps(options.options)} are not valid for {method}"):
+            make_trainer(options, method, options.first_seed)
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
+            read_trained(options, method, seed)
 
 
+@stoppable()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is not trained yet, and compare."""
     torch.set_num_threads(1)
-    options = parse_options(arguments)
+    options = parse_options(Options, arguments, description=__doc__, check=check_trainers)
     options.output.mkdir(parents=True, exist_ok=True)
     results = []
     for seed in range(options.first_seed, options.first_seed + options.seeds):
@@ -180,8 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = summarise(results, NUM_STEPS[options.objective])
     what = "return" if options.objective == "policy" else "prediction error, in variances of the change"
     print(f"\n{what}, {options.num_tasks} tasks of each split, {options.seeds} seeds\n\n{format_table(rows)}")
-    with replacing(options.output / "results.json") as temporary:
-        temporary.write_text(json.dumps({"rows": rows, "seeds": results}, indent=2) + "\n")
+    write_json(options.output / "results.json", {"rows": rows, "seeds": results})
 
 
 if __name__ == "__main__":

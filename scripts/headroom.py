@@ -12,13 +12,17 @@ A search finds a lower bound of what its class of controllers can do, and the cl
 Prints a table, and writes it with every return as headroom.md and headroom.json into the output folder.
 """
 
-import argparse
-import json
-import multiprocessing
+from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable, worker_pool
+
+if __name__ == "__main__":
+    end_on_signals()
+
+import contextlib
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import as_completed
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +31,18 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-import ssm_metarl_gym  # noqa: F401 - registers the environments
-from ssm_metarl_gym.experiments.statistics import bootstrap_interval
-from ssm_metarl_gym.files import replacing
+from ssm_metarl_gym.envs.making import has_batched_form
+from ssm_metarl_gym.experiments.checks import check_env, check_output_folder
+from ssm_metarl_gym.experiments.command_line import option, parse_options, refusing
+from ssm_metarl_gym.experiments.report import estimate, format_markdown
+from ssm_metarl_gym.experiments.runs import lock_run
+from ssm_metarl_gym.files import replacing, write_json
 from ssm_metarl_gym.tasks.families import FAMILIES
 from ssm_metarl_gym.tasks.task import TaskBatch
 
 Floats = npt.NDArray[np.float64]
 
+FILES = ("headroom.json", "headroom.md")
 # Each round of a search keeps this share of the candidates, and never stops looking around.
 KEPT, LEAST_SPREAD = 0.25, 0.05
 # The streams of tasks and starts: those that are searched on and those that are evaluated on never meet.
@@ -45,10 +53,18 @@ SEARCH, EVALUATION = 0, 1
 class Options:
     """The command line."""
 
-    families: tuple[str, ...] = field(default=tuple(FAMILIES), metadata={"help": "families (default: all)"})
-    quick: bool = field(default=False, metadata={"help": "a search too short to be quoted, to see that it runs"})
-    seed: int = field(default=0, metadata={"help": "seeds everything: one seed gives one result"})
-    output: Path = field(default=Path("output/headroom"), metadata={"help": "folder for the results"})
+    families: tuple[str, ...] = option(tuple(FAMILIES), "those to search", choices=list(FAMILIES))
+    quick: bool = option(False, "a search too short to be quoted, to see that it runs")
+    seed: int = option(0, "seeds everything: one seed gives one result", least=0)
+    output: Path = option(
+        Path("output/headroom"), "folder for the results", check=partial(check_output_folder, file_names=FILES)
+    )
+
+
+def check_families(options: Options) -> None:
+    """Make each environment once: MuJoCo, which some need, may be missing."""
+    for family in options.families:
+        check_env(f"ssm_metarl/{family}-v0", {}, "--families")
 
 
 @dataclass(frozen=True)
@@ -142,14 +158,14 @@ def feedback(observation_size: int, num_joints: int) -> Controller:
     return Controller(num_joints * (observation_size + 1), act)
 
 
-CONTROLLERS: dict[str, Controller] = {
-    "CartPole": Controller(5, push_cart),
-    "Pendulum": Controller(5, swing_up),
+CONTROLLERS = {
+    **dict.fromkeys(("CartPole", "CartPolePolarity", "CartPoleSwitch"), Controller(5, push_cart)),
+    **dict.fromkeys(("Pendulum", "PendulumPolarity", "PendulumSwitch"), Controller(5, swing_up)),
     "PointNavigation": Controller(2, walk_to),
-    "HalfCheetah": gait(6),
-    "Ant": gait(8),
-    "Hopper": feedback(11, 3),
-    "Walker2d": feedback(17, 6),
+    **dict.fromkeys(("HalfCheetahVel", "HalfCheetahDir"), gait(6)),
+    "AntDir": gait(8),
+    "HopperParams": feedback(11, 3),
+    "Walker2dParams": feedback(17, 6),
 }
 
 
@@ -159,8 +175,8 @@ class Judge:
     def __init__(self, family: str, split: str) -> None:
         self.env_id = f"ssm_metarl/{family}-v0"
         self.distribution = FAMILIES[family].distribution(split)
-        self.controller = next(controller for name, controller in CONTROLLERS.items() if family.startswith(name))
-        self.is_batched = gym.spec(self.env_id).vector_entry_point is not None
+        self.controller = CONTROLLERS[family]
+        self.is_batched = has_batched_form(self.env_id)
         self.has_polarity = "polarity" in FAMILIES[family].task_type.signs
         self.horizon = gym.spec(self.env_id).max_episode_steps or 0
         self._envs: dict[int, Any] = {}
@@ -270,62 +286,38 @@ def compare(family: str, split: str, budget: Budget, seed: int) -> dict[str, Any
 
 def format_table(results: Sequence[dict[str, Any]], seed: int) -> str:
     """The table in Markdown: means over tasks, with 95 % intervals by the bootstrap."""
-
-    def cell(values: Floats) -> str:
-        low, high = bootstrap_interval(values, seed)
-        return f"{np.mean(values):.1f} [{low:.1f}, {high:.1f}]"
-
-    lines = ["| family | split | best fixed controller | informed | headroom |", "| --- | --- | --- | --- | --- |"]
+    rows = []
     for result in results:
         fixed, informed = np.array(result["fixed"]), np.array(result["informed"])
-        cells = " | ".join(map(cell, (fixed, informed, informed - fixed)))
-        lines.append(f"| `{result['family']}` | {result['split']} | {cells} |")
-    return "\n".join(lines)
+        cells = [f"{estimate([values], seed):.1f}" for values in (fixed, informed, informed - fixed)]
+        rows.append([f"`{result['family']}`", result["split"], *cells])
+    return format_markdown(["family", "split", "best fixed controller", "informed", "headroom"], rows)
 
 
-def parse_options(arguments: Sequence[str] | None) -> Options:
-    """The options of the command line; exits with a clear message where one is not valid."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    defaults = Options()
-    help_of = {name: option.metadata["help"] for name, option in Options.__dataclass_fields__.items()}
-    parser.add_argument(
-        "--families", nargs="+", choices=list(FAMILIES), default=defaults.families, help=help_of["families"]
-    )
-    parser.add_argument("--quick", action="store_true", help=help_of["quick"])
-    parser.add_argument("--seed", type=int, default=defaults.seed, help=help_of["seed"])
-    parser.add_argument("--output", type=Path, default=defaults.output, metavar="DIR", help=help_of["output"])
-    options = Options(**vars(parser.parse_args(arguments)))
-    if not 0 <= options.seed < 2**31:
-        parser.error(f"--seed must be >= 0 and less than 2^31; got {options.seed}.")
-    try:
-        options.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"--output must be a folder that can be written to; got {options.output} ({error.strerror}).")
-    return options
-
-
+@stoppable()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Search and evaluate every family on each of its splits."""
-    options = parse_options(arguments)
+    options = parse_options(Options, arguments, description=__doc__, check=check_families)
+    options.output.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     # The training tasks are drawn from the same distribution as those of interpolation.
     jobs = [(family, split) for family in options.families for split in FAMILIES[family].splits if split != "train"]
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        running = []
+    with contextlib.ExitStack() as stack:
+        with refusing():
+            stack.enter_context(lock_run(options.output))
+        pool, running = stack.enter_context(worker_pool()), []
         for family, split in jobs:
-            batched = gym.spec(f"ssm_metarl/{family}-v0").vector_entry_point is not None
-            budget = QUICK_BUDGET if options.quick else BATCHED_BUDGET if batched else MUJOCO_BUDGET
+            budget = BATCHED_BUDGET if has_batched_form(f"ssm_metarl/{family}-v0") else MUJOCO_BUDGET
+            budget = QUICK_BUDGET if options.quick else budget
             running.append(pool.submit(compare, family, split, budget, options.seed))
-        for _ in tqdm(as_completed(running), total=len(running), unit="split"):
-            pass
+        for job in tqdm(as_completed(running), total=len(running), unit="split"):
+            job.result()  # raises what the job raised
     results = [job.result() for job in running]
-    for name, text in (
-        ("headroom.json", json.dumps(results, indent=2)),
-        ("headroom.md", format_table(results, options.seed)),
-    ):
-        with replacing(options.output / name) as temporary:
-            temporary.write_text(text + "\n")
-    print(format_table(results, options.seed))
+    table = format_table(results, options.seed)
+    write_json(options.output / "headroom.json", results)
+    with replacing(options.output / "headroom.md") as temporary:
+        temporary.write_text(table + "\n")
+    print(table)
     print(f"\n{time.perf_counter() - started:.0f} s; headroom.md and headroom.json are in {options.output}")
 
 

@@ -10,40 +10,35 @@ processes, which share the tasks of every update:
     torchrun --nproc-per-node 2 scripts/meta_train.py --updates 1000
 """
 
-import argparse
+from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+
+if __name__ == "__main__":
+    end_on_signals()
+
+import contextlib
 import datetime
 import io
 import json
-import math
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
-import numpy as np
 import torch
+from stable_baselines3.common.logger import Logger
 
 from ssm_metarl_gym.agents import MetaTrainer
 from ssm_metarl_gym.agents.meta_learning.distributed import rank, world_size
-from ssm_metarl_gym.experiments.command_line import add_arguments
+from ssm_metarl_gym.experiments import runs
+from ssm_metarl_gym.experiments.checks import check_device, check_env, check_output_folder, explaining
+from ssm_metarl_gym.experiments.command_line import option, parse_options, refusing
 from ssm_metarl_gym.experiments.logs import make_logger
-from ssm_metarl_gym.experiments.runs import (
-    Stopwatch,
-    check_output,
-    find_checkpoints,
-    find_versions,
-    read_config,
-    save_checkpoint,
-    write_config,
-)
-from ssm_metarl_gym.experiments.statistics import bootstrap_interval
-from ssm_metarl_gym.files import replacing
+from ssm_metarl_gym.experiments.report import Estimate, estimate, format_markdown
+from ssm_metarl_gym.files import write_json
 
 OBJECTIVES = {"dynamics": "loss", "policy": "return"}  # and what is evaluated
 PACKAGES = ("ssm-metarl-gym", "gymnasium", "numpy", "stable-baselines3", "torch")
@@ -52,7 +47,7 @@ FREE_OPTIONS = ("checkpoint_interval", "device", "eval_interval", "log_interval"
 # What every config.json of this script has.
 CONFIG_KEY = "objective"
 SPLITS = ("interpolation", "extrapolation")
-WRITTEN_FILES = ("config.json", "evaluation.json", "model.pt", "progress.csv")
+FILES = ("config.json", "evaluation.json", "model.pt", "progress.csv")
 # The same for all runs, so that these meet the same tasks.
 EVALUATION_SEED = 0
 
@@ -61,27 +56,22 @@ EVALUATION_SEED = 0
 class Options:
     """The command line."""
 
-    env: str = field(
-        default="ssm_metarl/CartPolePolarity-v0",
-        metadata={"help": "id of the environment; module:id imports the module that registers it"},
+    env: str = option(
+        "ssm_metarl/CartPolePolarity-v0", "id of the environment; module:id imports the module that registers it"
     )
-    env_kwargs: dict[str, Any] = field(default_factory=dict, metadata={"help": "its arguments, in JSON"})
-    objective: str = field(default="dynamics", metadata={"help": f"one of {', '.join(OBJECTIVES)}"})
-    updates: int = field(default=1000, metadata={"help": "updates of the initial weights"})
-    seed: int = field(default=0, metadata={"help": "seeds everything: one seed gives one result"})
-    options: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "fields of DynamicsOptions or PolicyOptions, in JSON"}
+    env_kwargs: dict[str, Any] = option({}, "its arguments, in JSON")
+    objective: str = option("dynamics", "what is meta-trained", choices=tuple(OBJECTIVES))
+    updates: int = option(1000, "updates of the initial weights", least=1)
+    seed: int = option(0, "seeds everything: one seed gives one result", least=0, below=2**31)
+    options: dict[str, Any] = option({}, "fields of DynamicsOptions or PolicyOptions, in JSON")
+    output: Path = option(
+        Path("output/meta_train"), "folder of the run", check=partial(check_output_folder, file_names=FILES)
     )
-    output: Path = field(default=Path("output/meta_train"), metadata={"help": "folder of the run"})
-    checkpoint_interval: int = field(default=100, metadata={"help": "updates between checkpoints"})
-    log_interval: int = field(default=10, metadata={"help": "updates of which a row of the log is the mean"})
-    eval_interval: int = field(default=0, metadata={"help": "updates between evaluations for the log; 0 for none"})
-    num_eval_tasks: int = field(default=100, metadata={"help": "held-out tasks of an evaluation"})
-    device: str = field(default="cpu", metadata={"help": "PyTorch's name of the device; cuda is one for each process"})
-
-
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end, as torchrun does when another one has died."""
+    checkpoint_interval: int = option(100, "updates between checkpoints", least=1)
+    log_interval: int = option(10, "updates of which a row of the log is the mean", least=1)
+    eval_interval: int = option(0, "updates between evaluations for the log; 0 for none", least=0)
+    num_eval_tasks: int = option(100, "held-out tasks of an evaluation", least=1)
+    device: str = option("cpu", "PyTorch's name of the device; cuda is one for each process")
 
 
 def make_trainer(options: Options) -> MetaTrainer:
@@ -96,7 +86,7 @@ def make_trainer(options: Options) -> MetaTrainer:
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def process_group(options: Options) -> Iterator[None]:
     """Join the processes that torchrun started, where it did."""
     if "WORLD_SIZE" not in os.environ:
@@ -112,7 +102,7 @@ def process_group(options: Options) -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-def share(value: Any) -> Any:
+def broadcast_from_first(value: Any) -> Any:
     """What process 0 has, in every process."""
     values = [value]
     if world_size() > 1:
@@ -120,96 +110,103 @@ def share(value: Any) -> Any:
     return values[0]
 
 
-def begin(options: Options) -> bytes | None:
-    """What the last checkpoint holds, nothing where there is none, None where the run is finished."""
-    present = read_config(options.output, CONFIG_KEY)
+def read_start(options: Options) -> tuple[bytes, runs.Stopwatch] | None:
+    """The last checkpoint, empty where there is none, and a watch that goes on; None where the run is finished."""
+    runs.check_output(options.output, fixed_options(options), CONFIG_KEY)
+    present = runs.read_config(options.output, CONFIG_KEY)
     if present is not None and present.get("finished"):
         return None
-    for name in map(Path, WRITTEN_FILES):
-        for leftover in options.output.glob(f".{name.stem}.*{name.suffix}"):  # of a session that was killed meanwhile
-            leftover.unlink()
-    checkpoints = find_checkpoints(options.output / "checkpoints")
-    if checkpoints:
-        return (checkpoints[-1] / "trainer.pt").read_bytes()
-    write_config(options.output, make_config(options))
-    return b""
+    checkpoint = runs.find_whole_checkpoint(options.output / "checkpoints")
+    if checkpoint is None:
+        runs.write_config(options.output, make_config(options))
+        return b"", runs.Stopwatch()
+    with explaining(f"{checkpoint} must be whole; to go on from the checkpoint before it, delete that folder"):
+        seconds = json.loads((checkpoint / "seconds.json").read_text())
+        return (checkpoint / "trainer.pt").read_bytes(), runs.Stopwatch(**seconds)
 
 
 def load_trainer(saved: bytes, options: Options) -> MetaTrainer:
-    """The trainer as a checkpoint holds it."""
-    try:
+    """The trainer as a checkpoint holds it, or an untrained one."""
+    if not saved:
+        return make_trainer(options)
+    with explaining(
+        f"the last checkpoint in {options.output / 'checkpoints'} cannot be loaded; to go on from the one before it, "
+        "delete its folder"
+    ):
         return MetaTrainer.load(io.BytesIO(saved), device=options.device)
-    except ValueError as error:
-        folder = options.output / "checkpoints"
-        raise SystemExit(
-            f"the last checkpoint in {folder} cannot be loaded: {error} If the file system damaged it, delete its "
-            "folder to go on from the checkpoint before it."
-        ) from error
 
 
-def train(options: Options) -> None:
+def run(options: Options) -> None:
     """Train from the beginning or from the last checkpoint; process 0 writes what comes of it."""
-    saved = share(begin(options) if rank() == 0 else None)
-    if saved is None:
-        if rank() == 0:
-            print(f"the run in {options.output} is finished: {options.updates} updates")
-        return
-    try:
-        trainer = load_trainer(saved, options) if saved else make_trainer(options)
-    except ValueError as error:  # what the number of processes makes impossible
-        raise SystemExit(str(error)) from error
-    if rank() > 0:
-        trainer.learn(options.updates - trainer.num_updates)
-    else:
-        lead(trainer, options)
-    if world_size() > 1:
-        torch.distributed.barrier()
+    with contextlib.ExitStack() as stack:
+        # Process 0 alone holds the folder and reads it; all begin with the same bytes.
+        start = None
+        with refusing():
+            if rank() == 0:
+                options.output.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(runs.lock_run(options.output))
+                start = read_start(options)
+        saved = broadcast_from_first(start and start[0])
+        if saved is None:
+            if rank() == 0:
+                print(f"the run in {options.output} is finished: {options.updates} updates")
+            return
+        with refusing():
+            trainer = load_trainer(saved, options)
+            logger = make_log(trainer, options) if rank() == 0 else None
+        # Each process learns from its share of the tasks.
+        if start is None or logger is None:
+            trainer.learn(options.updates - trainer.num_updates)
+        else:
+            train_with_log(trainer, logger, start[1], options)
+            write_results(trainer, start[1], options)
+        if world_size() > 1:
+            torch.distributed.barrier()
 
 
-def lead(trainer: MetaTrainer, options: Options) -> None:
-    """What process 0 does: train, log, save and evaluate."""
-    folder, stopwatch = options.output / "checkpoints", read_stopwatch(options)
+def make_log(trainer: MetaTrainer, options: Options) -> Logger:
+    """The log, as it was when the trainer was saved."""
+    return make_logger(options.output, "time/updates", trainer.num_updates, stdout=not sys.stderr.isatty())
+
+
+def train_with_log(trainer: MetaTrainer, logger: Logger, stopwatch: runs.Stopwatch, options: Options) -> None:
+    """Train, log and save checkpoints."""
     if trainer.num_updates:
         print(f"goes on from {trainer.num_updates} of {options.updates} updates", flush=True)
 
-    def write(checkpoint: Path) -> None:
+    def write_checkpoint(checkpoint: Path) -> None:
         trainer.save(checkpoint / "trainer.pt")
         (checkpoint / "seconds.json").write_text(json.dumps(stopwatch.read()))
 
-    def keep(_: MetaTrainer, loss: float) -> None:
+    def save_when_due(_: MetaTrainer, loss: float) -> None:
         if trainer.num_updates % options.checkpoint_interval == 0 or trainer.num_updates == options.updates:
-            save_checkpoint(folder, trainer.num_updates, write)
+            runs.save_checkpoint(options.output / "checkpoints", trainer.num_updates, write_checkpoint)
 
-    show_bar = sys.stderr.isatty()
-    logger = make_logger(options.output, "time/updates", trainer.num_updates, stdout=not show_bar)
     trainer.set_logger(logger)
     try:
         trainer.learn(
             options.updates - trainer.num_updates,
-            keep,
-            show_bar,
+            save_when_due,
+            progress_bar=sys.stderr.isatty(),
             log_interval=options.log_interval,
             eval_interval=options.eval_interval or None,
             num_eval_tasks=options.num_eval_tasks,
         )
     finally:
         logger.close()
+
+
+def write_results(trainer: MetaTrainer, stopwatch: runs.Stopwatch, options: Options) -> None:
+    """Save the trainer, and evaluate it."""
     seconds = stopwatch.read()
     trainer.save(options.output / "model.pt")
     evaluation = evaluate(trainer, options)
-    with replacing(options.output / "evaluation.json") as temporary:
-        temporary.write_text(json.dumps(evaluation, indent=2) + "\n")
+    write_json(options.output / "evaluation.json", evaluation)
     # Last, because it is what says that the run is finished.
-    config = read_config(options.output, CONFIG_KEY) or make_config(options)
-    write_config(options.output, config | {"finished": True, **seconds})
+    config = runs.read_config(options.output, CONFIG_KEY) or make_config(options)
+    runs.write_config(options.output, config | {"finished": True, **seconds})
     print(format_table(evaluation))
     print("{wall_seconds:.1f} s; MetaTrainer.load reads {path}".format(path=options.output / "model.pt", **seconds))
-
-
-def read_stopwatch(options: Options) -> Stopwatch:
-    """A watch that goes on from the seconds of the last checkpoint."""
-    checkpoints = find_checkpoints(options.output / "checkpoints")
-    return Stopwatch(**json.loads((checkpoints[-1] / "seconds.json").read_text())) if checkpoints else Stopwatch()
 
 
 def evaluate(trainer: MetaTrainer, options: Options) -> dict[str, Any]:
@@ -218,34 +215,25 @@ def evaluate(trainer: MetaTrainer, options: Options) -> dict[str, Any]:
     for split in SPLITS:
         results = trainer.evaluate(split, num_tasks=options.num_eval_tasks, seed=EVALUATION_SEED)
         for num_steps, values in results.items():
-            low, high = bootstrap_interval(values, seed=EVALUATION_SEED)
-            numbers = {"mean": float(np.mean(values)), "ci_low": low, "ci_high": high}
-            rows.append({"split": split, "num_steps": num_steps} | {k: in_json(v) for k, v in numbers.items()})
-            rows[-1]["values"] = [in_json(value) for value in values.tolist()]
+            mean = estimate([values], seed=EVALUATION_SEED)
+            rows.append({"split": split, "num_steps": num_steps, **mean.to_dict(), "values": values.tolist()})
     measure = OBJECTIVES[options.objective]
     return {"measure": measure, "num_tasks": options.num_eval_tasks, "seed": EVALUATION_SEED, "rows": rows}
 
 
-def in_json(value: float) -> float | None:
-    """A number as JSON can hold it."""
-    return value if math.isfinite(value) else None
-
-
 def format_table(evaluation: dict[str, Any]) -> str:
     """The means and their 95 % intervals, a row for each split."""
-    steps = list(dict.fromkeys(row["num_steps"] for row in evaluation["rows"]))
-    cells = {}
+    cells: dict[str, list[str]] = {}
     for row in evaluation["rows"]:
-        numbers = [math.nan if row[key] is None else row[key] for key in ("mean", "ci_low", "ci_high")]
-        cells[row["split"], row["num_steps"]] = "{:.4g} [{:.4g}, {:.4g}]".format(*numbers)
-    lines = [[f"{evaluation['measure']} after", *(f"{n} steps" for n in steps)], ["---"] * (1 + len(steps))]
-    lines += [[split, *(cells[split, n] for n in steps)] for split in SPLITS]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        cells.setdefault(row["split"], []).append(f"{Estimate(row['mean'], row['ci_low'], row['ci_high']):.4g}")
+    steps = dict.fromkeys(row["num_steps"] for row in evaluation["rows"])
+    header = [f"{evaluation['measure']} after", *(f"{n} steps" for n in steps)]
+    return format_markdown(header, [[split, *of_split] for split, of_split in cells.items()])
 
 
 def make_config(options: Options) -> dict[str, Any]:
     """All that there is to know about a run before it begins: what config.json holds."""
-    return {**fixed_options(options), "versions": find_versions(PACKAGES)}
+    return {**fixed_options(options), "versions": runs.find_versions(PACKAGES)}
 
 
 def fixed_options(options: Options) -> dict[str, Any]:
@@ -253,78 +241,32 @@ def fixed_options(options: Options) -> dict[str, Any]:
     return {name: value for name, value in asdict(options).items() if name not in FREE_OPTIONS}
 
 
-def parse_options(arguments: Sequence[str] | None) -> Options:
-    """The options of the command line; exits with a clear message where one is not valid."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, Options, {"objective": list(OBJECTIVES)})
-    options = Options(**vars(parser.parse_args(arguments)))
-    if not 0 <= options.seed < 2**31:
-        parser.error(f"--seed must be >= 0 and less than 2^31; got {options.seed}.")
-    least = {"updates": 1, "checkpoint_interval": 1, "log_interval": 1, "eval_interval": 0, "num_eval_tasks": 1}
-    for name, value in least.items():
-        if getattr(options, name) < value:
-            parser.error(f"--{name.replace('_', '-')} must be >= {value}; got {getattr(options, name)}.")
-    try:
-        check_trainer(options)
-        if os.environ.get("RANK", "0") == "0":  # the folder is that of process 0 alone
-            check_output(options.output, fixed_options(options), CONFIG_KEY)
-    except ValueError as error:
-        parser.error(str(error))
-    return options
-
-
 def check_trainer(options: Options) -> None:
     """Make the trainer once, so that whatever is wrong with it is known before anything is written."""
-    try:
-        torch.zeros(1, device=options.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device must be a device that PyTorch has; got {options.device!r} ({error}).") from error
-    try:
+    check_device(options.device)
+    check_env(options.env, options.env_kwargs)
+    with explaining(
+        f"--objective {options.objective} with --options {json.dumps(options.options)} cannot be made for --env "
+        f"{options.env} with --env-kwargs {json.dumps(options.env_kwargs)}"
+    ):
         make_trainer(options)
-    except (gym.error.Error, ImportError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"--objective {options.objective} with --options {json.dumps(options.options)} cannot be made for --env "
-            f"{options.env} with --env-kwargs {json.dumps(options.env_kwargs)}: {error}"
-        ) from error
-
-
-def terminate(*_: object) -> None:
-    """What SIGTERM does."""
-    raise Terminated
-
-
-def explain(reason: str, options: Options) -> None:
-    """Say why the run ended, and how it goes on."""
-    text = f"\n{reason}"
-    if rank() == 0:
-        reached = [int(path.name) for path in find_checkpoints(options.output / "checkpoints")] or [0]
-        text += f"; the same command again goes on from update {reached[-1]}"
-    print(text, file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, or go on training."""
     torch.set_num_threads(1)
-    options = parse_options(arguments)
-    earlier = signal.signal(signal.SIGTERM, terminate)
-    try:
-        with process_group(options):
-            train(options)
-    except KeyboardInterrupt as interruption:
-        terminated = isinstance(interruption, Terminated)
-        explain("terminated" if terminated else "interrupted", options)
-        raise SystemExit(128 + (signal.SIGTERM if terminated else signal.SIGINT)) from None
-    except FloatingPointError as error:
-        explain(str(error), options)
-        raise SystemExit(1) from None
-    except RuntimeError:
-        if world_size() == 1:
-            raise
-        traceback.print_exc()
-        explain(f"process {rank()} of {world_size()} stopped, most likely because another one died", options)
-        raise SystemExit(1) from None
-    finally:
-        signal.signal(signal.SIGTERM, earlier)
+    options = parse_options(Options, arguments, description=__doc__, check=check_trainer)
+    is_first = os.environ.get("RANK", "0") == "0"
+    hint = partial(runs.how_to_go_on, options.output, "update") if is_first else None
+    with stoppable(hint), process_group(options):
+        try:
+            run(options)
+        except RuntimeError:
+            if world_size() == 1:
+                raise
+            traceback.print_exc()
+            reason = f"process {rank()} of {world_size()} stopped, most likely because another one died"
+            raise SystemExit(f"{reason}; {hint()}" if hint else reason) from None
 
 
 if __name__ == "__main__":

@@ -17,11 +17,14 @@ Each gets as many updates, with the same points. Intervals are 95 %: over the me
 there are several, else over the waves (bootstrap).
 """
 
-import argparse
-import json
+from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+
+if __name__ == "__main__":
+    end_on_signals()
+
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +35,10 @@ from torch import nn
 
 from ssm_metarl_gym.agents import MetaMAML
 from ssm_metarl_gym.agents.meta_learning.maml import MetaTask
-from ssm_metarl_gym.experiments.statistics import interval_over_seeds
-from ssm_metarl_gym.files import replacing
+from ssm_metarl_gym.experiments.checks import check_output_file
+from ssm_metarl_gym.experiments.command_line import option, parse_options
+from ssm_metarl_gym.experiments.report import estimate, print_markdown
+from ssm_metarl_gym.files import replacing, write_json
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -60,14 +65,19 @@ MSE = nn.MSELoss()
 class Options:
     """The command line."""
 
-    algorithm: tuple[str, ...] = field(default=("maml",), metadata={"help": "one or several of the above"})
-    seed: int = field(default=0, metadata={"help": "the first seed"})
-    seeds: int = field(default=1, metadata={"help": "number of seeds"})
-    updates: int = field(default=5000, metadata={"help": "updates of the initial weights"})
-    inner_steps: int | None = field(default=None, metadata={"help": "other gradient steps in training than above"})
-    inner_lr: float = field(default=0.01, metadata={"help": "their size, or its first value where it is learned"})
-    plot: Path | None = field(default=None, metadata={"help": "picture of one wave as the first seed fits it"})
-    output: Path | None = field(default=None, metadata={"help": "JSON file for the results"})
+    algorithm: tuple[str, ...] = option(("maml",), "what is trained", choices=list(ALGORITHMS))
+    seed: int = option(0, "the first seed", least=0)
+    seeds: int = option(1, "number of seeds", least=1)
+    updates: int = option(5000, "updates of the initial weights", least=1)
+    inner_steps: int | None = option(None, "other gradient steps in training than above", least=1, below=1000)
+    inner_lr: float = option(0.01, "their size, or its first value where it is learned")
+    plot: Path | None = option(None, "picture of one wave as the first seed fits it", check=check_output_file)
+    output: Path | None = option(None, "JSON file for the results", check=check_output_file)
+
+    def __post_init__(self) -> None:
+        """Check the size of the steps."""
+        if not 0.0 < self.inner_lr < np.inf:
+            raise ValueError(f"--inner-lr must be finite and > 0; got {self.inner_lr}.")
 
 
 @dataclass(frozen=True)
@@ -155,15 +165,11 @@ def run(algorithm: str, seed: int, options: Options) -> tuple[Result, dict[int, 
     return Result(algorithm, seed, seconds, step_sizes, evaluate(adapters)), adapters
 
 
-def format_row(results: Sequence[Result]) -> str:
+def format_row(results: Sequence[Result]) -> list[str]:
     """The row of the table for all seeds of an algorithm."""
-    cells = [results[0].algorithm]
-    for steps in EVALUATED_STEPS:
-        errors = [result.errors[steps] for result in results]
-        low, high = interval_over_seeds(errors, seed=0)
-        cells.append(f"{np.mean(errors):.3f} [{low:.3f}, {high:.3f}]")
-    cells.append(f"{np.mean([result.cpu_seconds for result in results]):.0f}")
-    return f"| {' | '.join(cells)} |"
+    cells = [format(estimate([result.errors[steps] for result in results], 0), ".3f") for steps in EVALUATED_STEPS]
+    seconds = np.mean([result.cpu_seconds for result in results])
+    return [results[0].algorithm, *cells, f"{seconds:.0f}"]
 
 
 def draw(fitted: Mapping[str, Mapping[int, MetaMAML]], path: Path) -> None:
@@ -189,51 +195,26 @@ def draw(fitted: Mapping[str, Mapping[int, MetaMAML]], path: Path) -> None:
     plt.close(figure)
 
 
-def parse_options(arguments: Sequence[str] | None) -> Options:
-    """The options of the command line; exits with a clear message where one is not valid."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds: dict[str, dict[str, Any]] = {
-        "algorithm": {"nargs": "+", "choices": list(ALGORITHMS), "metavar": "NAME"},
-        "inner_lr": {"type": float, "metavar": "RATE"},
-        "plot": {"type": Path, "metavar": "FILE"},
-        "output": {"type": Path, "metavar": "FILE"},
-    }
-    for name, option in Options.__dataclass_fields__.items():
-        text = option.metadata["help"] + ("" if option.default is None else f" (default: {option.default})")
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            default=option.default,
-            help=text,
-            **kinds.get(name, {"type": int, "metavar": "N"}),
-        )
-    options = Options(**vars(parser.parse_args(arguments)))
-    for name, least in (("seed", 0), ("seeds", 1), ("updates", 1), ("inner_steps", 1)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            parser.error(f"--{name.replace('_', '-')} must be >= {least}; got {value}.")
-    if not 0.0 < options.inner_lr < np.inf:
-        parser.error(f"--inner-lr must be finite and > 0; got {options.inner_lr}.")
-    return options
-
-
+@stoppable()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train and evaluate, line by line as results come in."""
-    options = parse_options(arguments)
+    options = parse_options(Options, arguments, description=__doc__)
     torch.set_num_threads(1)
     print(f"mean squared error by the number of steps on {NUM_POINTS} points; {options.updates} updates\n")
-    print(f"| algorithm | {' | '.join(map(str, EVALUATED_STEPS))} | CPU seconds |")
-    print(f"| --- {'| --- ' * (len(EVALUATED_STEPS) + 1)}|", flush=True)
     results: list[Result] = []
     fitted: dict[str, dict[int, MetaMAML]] = {}
-    for algorithm in dict.fromkeys(options.algorithm):
-        for seed in range(options.seed, options.seed + options.seeds):
-            result, adapters = run(algorithm, seed, options)
-            results.append(result)
-            fitted.setdefault(algorithm, adapters)
-        print(format_row(results[-options.seeds :]), flush=True)
-        if options.output is not None:
-            with replacing(options.output) as temporary:
-                temporary.write_text(json.dumps([asdict(result) for result in results]) + "\n")
+
+    def rows() -> Iterator[list[str]]:
+        for algorithm in dict.fromkeys(options.algorithm):
+            for seed in range(options.seed, options.seed + options.seeds):
+                result, adapters = run(algorithm, seed, options)
+                results.append(result)
+                fitted.setdefault(algorithm, adapters)
+            yield format_row(results[-options.seeds :])
+            if options.output is not None:
+                write_json(options.output, [asdict(result) for result in results])
+
+    print_markdown(["algorithm", *map(str, EVALUATED_STEPS), "CPU seconds"], rows())
     if options.plot is not None:
         draw(fitted, options.plot)
 

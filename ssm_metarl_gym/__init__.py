@@ -7,19 +7,29 @@ Importing this package registers the environments of the ``ssm_metarl`` namespac
 
     env = gym.make("ssm_metarl/CartPolePolarity-v0")
 
-What learns lives in ``ssm_metarl_gym.agents``, what stands between an environment and an agent in
-``ssm_metarl_gym.wrappers``. Both need torch, so they are imported on first use only.
+The names below are tasks and distributions over them, from ``ssm_metarl_gym.tasks``; the environments lie in
+``ssm_metarl_gym.envs``. What learns lies in ``ssm_metarl_gym.agents``, what stands between an environment and an agent
+in ``ssm_metarl_gym.wrappers``: both need torch, so they are imported on first use only. What scripts share lies in
+``ssm_metarl_gym.experiments``.
 """
 
 import importlib
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ssm_metarl_gym._version import __version__
 from ssm_metarl_gym.envs import register_environments
-from ssm_metarl_gym.tasks.distributions import Choice, LogUniform, TaskDistribution, TaskSet, Uniform
+from ssm_metarl_gym.tasks.classic import CartPoleTask, PendulumTask, PointNavigationTask
+from ssm_metarl_gym.tasks.distributions import TaskDistribution, TaskSet
 from ssm_metarl_gym.tasks.families import TaskFamily
-from ssm_metarl_gym.tasks.task import CartPoleTask, PendulumTask, PointNavigationTask, Task, TaskBatch
+from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Uniform
+from ssm_metarl_gym.tasks.task import Task, TaskBatch
 
 __all__ = [
     "CartPoleTask",
@@ -40,10 +50,26 @@ __all__ = [
 
 _LAZY_SUBPACKAGES = ("agents", "wrappers")
 
-# A checkout without symbolic links (the default on Windows) has plain files where the links to ../agents and
-# ../wrappers belong: there, look for the two folders beside this one.
-if not all((Path(__file__).parent / name).is_dir() for name in _LAZY_SUBPACKAGES):
-    __path__.append(str(Path(__file__).parents[1]))
+
+class _FoldersBeside(MetaPathFinder):
+    """Finds ``agents`` and ``wrappers`` beside this package.
+
+    There they are in a checkout without symbolic links (the default on Windows), which has plain files where the links
+    to them belong. What is installed holds both, see setup.py.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        package, _, name = fullname.rpartition(".")
+        folder = Path(__file__).parents[1] / name
+        if package != __name__ or name not in _LAZY_SUBPACKAGES or not folder.is_dir():
+            return None
+        return spec_from_file_location(fullname, folder / "__init__.py", submodule_search_locations=[str(folder)])
+
+
+if not all((Path(__file__).parent / name / "__init__.py").is_file() for name in _LAZY_SUBPACKAGES):
+    sys.meta_path.append(_FoldersBeside())
 
 register_environments()
 

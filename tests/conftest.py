@@ -1,5 +1,6 @@
 """Settings that must precede the first import of pygame and torch, and what several test modules share."""
 
+import json
 import os
 from pathlib import Path
 
@@ -17,6 +18,44 @@ def checkout():
     if not (root / "agents").is_dir():
         pytest.skip("needs a checkout")
     return root
+
+
+@pytest.fixture(scope="session")
+def make_run():
+    """A function that makes the folder of a finished run of train_ppo.py, whose agent has learned nothing."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    from ssm_metarl_gym.agents import SSMPPO
+    from ssm_metarl_gym.wrappers import make_sb3_env
+
+    def make(folder, policy="mlp", seed=0, *, env="ssm_metarl/CartPolePolarity-v0", **changes):
+        algorithm, name, observation = {
+            "mlp": (PPO, "MlpPolicy", "plain"),
+            "ssm": (SSMPPO, "SSMPolicy", "transition"),
+        }[policy]
+        config = {
+            "algorithm": algorithm.__name__,
+            "observation": observation,
+            "env": env,
+            "env_kwargs": {"max_episode_steps": 60},
+            "policy": policy,
+            "seed": seed,
+            "window": 16,
+            "algorithm_arguments": {"n_steps": 4},
+            "finished": True,
+            "cpu_seconds": 1.5,
+            **changes,
+        }
+        rows = VecNormalize(make_sb3_env(env, 2, observation=observation, **config["env_kwargs"]))
+        agent = algorithm(name, rows, n_steps=4, batch_size=8, seed=seed, device="cpu")
+        folder.mkdir(parents=True, exist_ok=True)
+        agent.save(folder / "model.zip")
+        rows.save(str(folder / "vecnormalize.pkl"))
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    return make
 
 
 @pytest.fixture

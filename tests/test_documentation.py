@@ -1,8 +1,9 @@
-"""The documentation: its examples print what they say, its links lead somewhere, and no environment lacks a page."""
+"""The documentation: its examples print what they say, what it names exists, and no environment lacks a page."""
 
 import contextlib
 import io
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -33,7 +34,10 @@ EXAMPLE = re.compile(
     r"^(?P<slow><!-- slow -->\n+)?```python\n(?P<code>.*?)^```\n(?:\n```text\n(?P<printed>.*?)^```$)?", re.M | re.S
 )
 BLOCK = re.compile(r"^```.*?^```$", re.M | re.S)
-LINK = re.compile(r"\]\(\s*([^()\s]+)\)")
+LINK = re.compile(r"\]\(\s*([^()\s]+)")
+DOTTED_NAME = re.compile(r"\bssm_metarl_gym(?:\.\w+)+")
+# Files and folders of the repository, named from its root.
+PATH = re.compile(r"(?<![\w./-])(?:\.ci|agents|docs|scripts|ssm_metarl_gym|tests|wrappers)/[\w./-]*\w")
 NEEDS_MUJOCO = re.compile("HalfCheetah|Ant|Hopper|Walker2d")
 
 
@@ -86,7 +90,7 @@ def test_the_examples_run_and_print_what_they_say(page, slow, checkout, tmp_path
 
 def test_the_links_lead_somewhere(checkout):
     broken = []
-    for page in ["README.md", *PAGES]:
+    for page in ["README.md", "CHANGELOG.md", *PAGES]:
         for link in LINK.findall(BLOCK.sub("", (checkout / page).read_text(encoding="utf-8"))):
             if re.match(r"[a-z]+:", link):
                 continue
@@ -102,6 +106,25 @@ def anchors(page):
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     headings = re.findall(r"^#+ (.+)$", text, re.M)
     return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def test_what_is_named_exists(checkout):
+    missing = []
+    for page in ["README.md", *PAGES]:
+        text = LINK.sub("", (checkout / page).read_text(encoding="utf-8"))
+        for name in set(DOTTED_NAME.findall(text)):
+            try:
+                pkgutil.resolve_name(name)
+            except (AttributeError, ImportError) as error:
+                missing.append(f"{page}: {error}")
+        missing += [f"{page}: {path}" for path in set(PATH.findall(text)) if not (checkout / path).exists()]
+    assert not missing
+
+
+def test_names_and_paths_are_found_in_text():
+    text = "`ssm_metarl_gym.agents.SSM`, `agents/ssm/scan.py`, a/agents/no.py; ssm_metarl_gym. python scripts/x.py --a"
+    assert DOTTED_NAME.findall(text) == ["ssm_metarl_gym.agents.SSM"]
+    assert PATH.findall(text) == ["agents/ssm/scan.py", "scripts/x.py"]
 
 
 def test_every_picture_is_shown(checkout):

@@ -66,6 +66,7 @@ EXAMPLES = [
     for test in doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(name))
     if test.examples
 ]
+# What the examples take as imported, beside the names of their own module.
 NAMES = {"dataclass": dataclass, "gym": gym, "np": np, "spaces": gym.spaces, "torch": torch, "nn": torch.nn, "PPO": PPO}
 for module in (tasks, envs, files, agents, wrappers):
     NAMES |= {name: getattr(module, name) for name in module.__all__}
@@ -89,7 +90,7 @@ def test_unknown_names_are_refused():
 @pytest.mark.parametrize("test", EXAMPLES)
 def test_the_examples_of_the_docstrings_run(test, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    test.globs = dict(NAMES)
+    test.globs |= NAMES
     for example in test.examples:
         example.source = example.source.replace("learn(800", "learn(2")
     report = []
@@ -113,31 +114,31 @@ def test_there_are_examples():
 
 @pytest.mark.parametrize("name", ["agents", "agents.ssm.model", "wrappers", "wrappers.history_window"])
 def test_the_folders_at_the_root_say_how_they_are_imported(name, checkout):
-    run = _python(f"import {name}", cwd=checkout)
+    run = run_python(f"import {name}", cwd=checkout)
     package = name.partition(".")[0]
     assert run.returncode == 1
     assert run.stderr.endswith(f"ImportError: import ssm_metarl_gym.{package} instead of {package}.\n")
 
 
-def test_a_checkout_without_links_works(checkout, tmp_path):
+def test_a_checkout_without_links_is_found_whole(checkout, tmp_path):
+    package = tmp_path / "ssm_metarl_gym"
     links = ("agents", "wrappers")
-    shutil.copytree(
-        checkout / "ssm_metarl_gym", tmp_path / "ssm_metarl_gym", ignore=shutil.ignore_patterns("__pycache__", *links)
-    )
+    shutil.copytree(checkout / package.name, package, ignore=shutil.ignore_patterns("__pycache__", *links))
     for link in links:
+        (package / link).write_text(f"../{link}")
         shutil.copytree(checkout / link, tmp_path / link, ignore=shutil.ignore_patterns("__pycache__"))
-        (tmp_path / "ssm_metarl_gym" / link).write_text(f"../{link}")
     (tmp_path / "elsewhere").mkdir()
+    # Without importing them, which takes seconds; tests/test_release.py does.
     script = """if True:
-        import ssm_metarl_gym.agents.ssm.model, ssm_metarl_gym.wrappers.history_window, sys
-        names = "agents.ssm.model", "wrappers.history_window"
-        print(*(sys.modules[f"ssm_metarl_gym.{name}"].__file__ for name in names))
+        import importlib.util, ssm_metarl_gym
+        for name in "agents", "wrappers":
+            print(importlib.util.find_spec(f"ssm_metarl_gym.{name}").origin)
     """
-    run = _python(script, cwd=tmp_path / "elsewhere", PYTHONPATH=str(tmp_path))
+    run = run_python(script, cwd=tmp_path / "elsewhere", PYTHONPATH=str(tmp_path))
     assert run.stderr == ""
-    assert run.stdout.split() == [str(tmp_path / "agents/ssm/model.py"), str(tmp_path / "wrappers/history_window.py")]
+    assert run.stdout.split() == [str(tmp_path / link / "__init__.py") for link in links]
 
 
-def _python(script, cwd, **environment):
+def run_python(script, cwd, **environment):
     command = [sys.executable, "-W", "error", "-c", script]
     return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True)  # noqa: S603

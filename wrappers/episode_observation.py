@@ -1,4 +1,4 @@
-"""What the wrappers that change the observation share: the spaces they take, and the bookkeeping of vector ones."""
+"""What the vector wrappers share whose observation depends on the episode: which rows begin one and which go on."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -7,10 +7,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-__all__ = ["VectorEpisodeObservation", "check_flat_box"]
+from ssm_metarl_gym.envs.rows import copies_of_rows
+
+__all__ = ["VectorEpisodeObservation"]
 
 Floats = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.bool_]
@@ -74,7 +75,7 @@ class VectorEpisodeObservation(gym.vector.VectorWrapper):
             last[ended] = np.stack(infos["final_obs"][ended])
             restarted = np.where(ended, self._restarted(infos.get("final_info", {})), restarted)
             self._advance(actions, rewards, last, restarted)
-            infos = infos | {"final_obs": self._shown_by(ended)}
+            infos = infos | {"final_obs": copies_of_rows(self._shown, ended)}
             self._begin(ended, observations)
         else:
             self._advance(actions, rewards, observations, restarted)
@@ -90,20 +91,3 @@ class VectorEpisodeObservation(gym.vector.VectorWrapper):
             told = infos.get("_restarted", np.ones_like(restarted))
             restarted[told] = infos["restarted"][told]
         return restarted
-
-    def _shown_by(self, rows: Flags) -> npt.NDArray[np.object_]:
-        """What these rows show, in the layout of ``infos["final_obs"]``: an array a row, None for all others."""
-        final = np.full(self.num_envs, None, dtype=object)
-        for row in np.flatnonzero(rows):
-            final[row] = self._shown[row].copy()
-        return final
-
-
-def check_flat_box(wrapper: object, space: spaces.Space[Any]) -> spaces.Box:
-    """The observation space of what is wrapped (in a vector environment, of one row), a one-dimensional ``Box``."""
-    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-        raise ValueError(
-            f"{type(wrapper).__name__} needs a one-dimensional Box as observation space; got {space}. Wrap the "
-            "environment in Gymnasium's FlattenObservation first."
-        )
-    return space

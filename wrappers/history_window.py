@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from ssm_metarl_gym.checks import check_integer
-from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation, check_flat_box
+from ssm_metarl_gym.checks import check_flat_box, check_integer
+from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation
 
 __all__ = ["HistoryWindow", "VectorHistoryWindow"]
 
@@ -39,7 +39,7 @@ class HistoryWindow(
     def __init__(self, env: gym.Env[npt.NDArray[np.float32], Any], length: int) -> None:
         gym.utils.RecordConstructorArgs.__init__(self, length=length)
         super().__init__(env)
-        space = check_flat_box(self, env.observation_space)
+        space = check_flat_box("the observation space", env.observation_space)
         check_integer("length", length)
         self.observation_space = _window_space(space, length)
         self._window = np.zeros((length, space.shape[0] + 1), dtype=np.float32)
@@ -84,7 +84,7 @@ class VectorHistoryWindow(VectorEpisodeObservation, gym.utils.RecordConstructorA
     def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any], length: int) -> None:
         gym.utils.RecordConstructorArgs.__init__(self, length=length)
         super().__init__(env)
-        space = check_flat_box(self, env.single_observation_space)
+        space = check_flat_box("the observation space of a row", env.single_observation_space)
         check_integer("length", length)
         self.single_observation_space = _window_space(space, length)
         self.observation_space = _window_space(env.observation_space, length)

@@ -1,13 +1,12 @@
 """Environments made ready for Stable-Baselines3: batched where there is a batched form, with or without history."""
 
-import importlib
 from typing import Any, Final
 
-import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from ssm_metarl_gym.checks import check_choice, check_integer
+from ssm_metarl_gym.envs.making import make_rows
 from ssm_metarl_gym.wrappers.history_window import VectorHistoryWindow
 from ssm_metarl_gym.wrappers.sb3_vec_env import SB3VecEnv
 from ssm_metarl_gym.wrappers.transition_observation import VectorTransitionObservation
@@ -42,16 +41,8 @@ def make_sb3_env(
     check_choice("observation", observation, _OBSERVATIONS)
     check_integer("num_envs", num_envs)
     check_integer("window", window)
-    module, _, name = env_id.rpartition(":")
-    if module:
-        importlib.import_module(module)
-    spec = gym.spec(name)
-    if spec.namespace == "ssm_metarl" and spec.vector_entry_point is not None:
-        env = gym.make_vec(name, num_envs, autoreset_mode=AutoresetMode.SAME_STEP, **env_kwargs)
-    else:
-        # Gymnasium's own batched environments do not reset in the step that ends an episode, as SB3 wants it.
-        mode = {"autoreset_mode": AutoresetMode.SAME_STEP}
-        env = gym.make_vec(name, num_envs, vectorization_mode="sync", vector_kwargs=mode, **env_kwargs)
+    # SB3 wants a row reset in the step that ends its episode.
+    env = make_rows(env_id, num_envs, autoreset_mode=AutoresetMode.SAME_STEP, **env_kwargs)
     if observation != "plain":
         env = VectorTransitionObservation(env)
     if observation == "window":

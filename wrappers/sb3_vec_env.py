@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +13,16 @@ from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from ssm_metarl_gym.wrappers.infos import Memory, split_infos
+
 __all__ = ["SB3VecEnv"]
 
 # What a row of its own calls by the name on the left, a batched environment holds for all rows by the one on the right.
 _BATCHED_NAMES: Final = {"task": "tasks", "state": "state"}
+
+
+# What a vector environment tells of the episodes that ended in a step.
+_FINAL: Final = frozenset({"final_info", "_final_info", "final_obs", "_final_obs"})
 
 
 class SB3VecEnv(VecEnv):
@@ -63,7 +69,7 @@ class SB3VecEnv(VecEnv):
         if any(part.shape is None for part in parts):
             raise ValueError(f"the observation space of a row must be an array or a Dict of arrays; got {space}.")
         self.env = env
-        self._memory: _Memory = {}
+        self._memory: Memory = {}
         super().__init__(env.num_envs, space, env.single_action_space)
         self.metadata = env.metadata
 
@@ -73,7 +79,7 @@ class SB3VecEnv(VecEnv):
         observations, infos = self.env.reset(seed=None if seed is None else int(seed), options=self._batched_options())
         self._reset_seeds()
         self._reset_options()
-        self.reset_infos = _split(infos, slice(None), self.num_envs)
+        self.reset_infos = split_infos(infos, slice(None), self.num_envs)
         return self._copy(observations)
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
@@ -85,9 +91,9 @@ class SB3VecEnv(VecEnv):
         observations, rewards, terminated, truncated, infos = self.env.step(self._actions)
         dones = np.logical_or(terminated, truncated)
         present_infos = {name: column for name, column in infos.items() if name not in _FINAL}
-        rows = _split(present_infos, slice(None), self.num_envs, self._memory)
+        rows = split_infos(present_infos, slice(None), self.num_envs, self._memory)
         (ended,) = dones.nonzero()
-        final_infos = _split(infos.get("final_info", {}), ended, len(ended)) if len(ended) else []
+        final_infos = split_infos(infos.get("final_info", {}), ended, len(ended)) if len(ended) else []
         for i, final_info in zip(ended.tolist(), final_infos, strict=True):
             # The row's own info is that of its next episode, save what the vector RecordEpisodeStatistics puts there.
             if isinstance(rows[i].get("episode"), dict) and "episode" not in final_info:
@@ -207,92 +213,3 @@ class SB3VecEnv(VecEnv):
                     raise ValueError(f"the option {name!r} must be the same in all rows; got {values[0]} and {value}.")
             batched[name] = values[0]
         return batched or None
-
-
-_FINAL: Final = frozenset({"final_info", "_final_info", "final_obs", "_final_obs"})
-
-# What nested infos held in the last step, and the rows that this gave.
-_Memory: TypeAlias = dict[str, tuple[dict[str, npt.NDArray[Any]], list[dict[str, Any]]]]
-
-
-def _split(
-    infos: dict[str, Any], rows: npt.NDArray[np.intp] | slice, num_rows: int, memory: _Memory | None = None
-) -> list[dict[str, Any]]:
-    """The info of each of the rows, as its single environment gave it: nothing in it is shared, numbers are Python's.
-
-    Args:
-        infos: Gymnasium's vector infos: columns, arrays of an entry for each row or infos again, and under ``_<name>``
-            a mask of the rows that have an entry (all where there is none).
-        rows: The rows to take.
-        num_rows: How many these are.
-        memory: Where to look for nested infos of the same content, if ``rows`` are all.
-    """
-    split: list[dict[str, Any]] = [{} for _ in range(num_rows)]
-    full: Any = None  # a mask that is known to be true in all rows: most columns have the same
-    for name, column in infos.items():
-        if name[:1] == "_" and name[1:] in infos:
-            continue  # a mask
-        if isinstance(column, dict) and memory is not None:
-            entries = _split_or_recall(name, column, num_rows, memory)
-        else:
-            entries = _entries(column, rows, num_rows)
-        mask: Any = infos.get("_" + name)
-        if mask is full or mask is None or np.count_nonzero(mask[rows]) == num_rows:
-            full = mask
-            # Faster than dict(zip(...)), row by row.
-            for info, entry in zip(split, entries, strict=True):
-                info[name] = entry
-        else:
-            for i in mask[rows].nonzero()[0].tolist():
-                split[i][name] = entries[i]
-    return split
-
-
-def _split_or_recall(name: str, infos: dict[str, Any], num_rows: int, memory: _Memory) -> list[dict[str, Any]]:
-    """Nested infos, split; only the rows that changed anew, because those of a task seldom do."""
-    before, rows = memory.pop(name, ({}, []))
-    if len(rows) != num_rows or before.keys() != infos.keys():
-        before, rows = {}, _split(infos, slice(None), num_rows)
-    changed = np.zeros(num_rows, dtype=np.bool_)
-    for key, column in infos.items():
-        present = before.get(key)
-        if column is present:
-            continue
-        if not isinstance(column, np.ndarray) or column.ndim != 1 or column.dtype.kind not in "biuf":
-            return _split(infos, slice(None), num_rows)
-        if present is not None:
-            # By bits, which tell -0.0 from 0.0 and find nan equal to itself.
-            changed |= _bits(column) != _bits(present) if column.dtype == present.dtype else True
-        before[key] = column if _is_frozen(column) else column.copy()
-    (which,) = changed.nonzero()
-    if len(which):
-        for i, info in zip(which.tolist(), _split(infos, which, len(which)), strict=True):
-            rows[i] = info
-    memory[name] = before, rows
-    return [info.copy() for info in rows]
-
-
-def _bits(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return column.view(f"u{column.itemsize}") if column.dtype.kind == "f" and column.itemsize <= 8 else column
-
-
-def _is_frozen(column: npt.NDArray[Any]) -> bool:
-    """Whether nobody can write to an array, so that the same array has the same content."""
-    base = column.base
-    return not column.flags.writeable and (base is None or (isinstance(base, np.ndarray) and not base.flags.writeable))
-
-
-def _entries(column: Any, rows: npt.NDArray[np.intp] | slice, num_rows: int) -> list[Any]:
-    """The entries of a column in the given rows."""
-    if isinstance(column, dict):
-        return _split(column, rows, num_rows)
-    # A list may hold entries of different kinds; a single value is that of every row.
-    array = np.asarray(column, dtype=object if isinstance(column, list) else None)
-    if array.ndim == 0:
-        return [deepcopy(column) for _ in range(num_rows)]
-    taken = array[rows]
-    if taken.dtype == object:
-        return [deepcopy(entry) for entry in taken]
-    if taken.ndim == 1:
-        return taken.tolist()  # type: ignore[no-any-return]
-    return list(taken.copy())

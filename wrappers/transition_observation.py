@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation, check_flat_box
+from ssm_metarl_gym.checks import check_flat_box
+from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation
 
 __all__ = ["TransitionObservation", "VectorTransitionObservation"]
 
@@ -109,7 +110,7 @@ class _Transitions:
     """What is shown at the start of an episode and after a step, for n rows at once."""
 
     def __init__(self, wrapper: object, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
-        self._dim = check_flat_box(wrapper, observation_space).shape[0]
+        self._dim = check_flat_box("the observation space", observation_space).shape[0]
         self._encoding = _ActionEncoding(wrapper, action_space)
         self._width = 2 * self._dim + self._encoding.low.size + 2
 

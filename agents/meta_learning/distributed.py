@@ -10,7 +10,7 @@ __all__ = ["copy_from_first_process", "own_share", "rank", "sum_over_processes",
 
 
 def rank() -> int:
-    """The number of this process, 0 without a process group."""
+    """The index of this process, 0 without a process group."""
     return dist.get_rank() if _together() else 0
 
 
@@ -46,4 +46,5 @@ def copy_from_first_process(tensors: Iterable[Tensor]) -> None:
 
 
 def _together() -> bool:
+    """Whether this process belongs to a group."""
     return dist.is_available() and dist.is_initialized()

@@ -38,6 +38,7 @@ def find_layers(inner: InnerLoop) -> list[Layer] | None:
 
 
 def _flatten(module: nn.Module, prefix: str) -> list[Layer] | None:
+    """The layers of a network in the order of their calls; None where it is not known what it computes."""
     # Exact types only: a subclass, a hook, a parametrisation or a replaced method may compute anything. What works in
     # place overwrites the outputs by which the loss is differentiated.
     changed = (*module._forward_hooks, *module._forward_pre_hooks, *module._backward_hooks, *module._backward_pre_hooks)
@@ -69,7 +70,9 @@ class LowRankNetwork:
     """
 
     def __init__(self, layers: Sequence[Layer], inner: InnerLoop) -> None:
-        self._layers, self._inner, self._weights = layers, inner, inner.weights()
+        self._layers = layers
+        self._inner = inner
+        self._weights = inner.weights()
         self._updates: dict[str, tuple[Tensor, Tensor]] = {}  # x and a * delta of all steps, K R in and K R out
 
     @staticmethod

@@ -1,19 +1,19 @@
 """Model-agnostic meta-learning (MAML) for any module, and what descends from it."""
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from ssm_metarl_gym.agents.meta_learning.distributed import sum_over_processes
+from ssm_metarl_gym.agents.meta_learning.autograd_limits import differentiable
+from ssm_metarl_gym.agents.meta_learning.buffers import average_buffers
 from ssm_metarl_gym.agents.meta_learning.inner_loop import InnerLoop, LearnedRates, Weights
 from ssm_metarl_gym.agents.meta_learning.outer_loop import OuterLoop
-from ssm_metarl_gym.agents.meta_learning.task_losses import AfterSteps, BatchedTasks, TaskLoss, WayBack
-from ssm_metarl_gym.agents.meta_learning.tasks import Inputs, LossFunction, MetaTask, TaskSet, as_inputs, check_set
+from ssm_metarl_gym.agents.meta_learning.task_losses import BatchedTasks, QueryLosses, ReptileLoss, TaskLoss
+from ssm_metarl_gym.agents.meta_learning.tasks import Inputs, LossFunction, MetaTask, TaskSet, check_set, check_tasks
+from ssm_metarl_gym.agents.stateless import StatelessModule, attributes_kept, copy_module
 from ssm_metarl_gym.checks import check_choice, check_integer
 
 __all__ = ["LossFunction", "MetaMAML", "MetaTask"]
@@ -77,7 +77,12 @@ class MetaMAML:
     Attributes:
         model: The model.
         inner_steps: The number of inner steps.
+        algorithm: ``"maml"`` or ``"reptile"``.
+        multi_step_updates: For how many updates the losses after earlier inner steps count.
+        distributed: Whether all processes take the step together.
+        optimizer: The outer optimiser.
         num_updates: The number of outer steps so far.
+        num_dropped: The number of tasks that were left out so far because they were not finite.
 
     Raises:
         ValueError: An argument is out of its range, two contradict each other, or nothing can be trained.
@@ -113,8 +118,12 @@ class MetaMAML:
                 f"steps; got inner_steps={inner_steps}, learned_rates={learned_rates!r} and "
                 f"multi_step_updates={multi_step_updates}. Use algorithm='maml' for these."
             )
-        self.model, self.inner_steps, self.algorithm = model, inner_steps, algorithm
-        self.multi_step_updates, self.num_updates, self.distributed = multi_step_updates, 0, distributed
+        self.model = model
+        self.inner_steps = inner_steps
+        self.algorithm: _Algorithm = algorithm
+        self.multi_step_updates = multi_step_updates
+        self.distributed = distributed
+        self.num_updates = 0
         self._inner = InnerLoop(
             model,
             inner_lr,
@@ -129,6 +138,7 @@ class MetaMAML:
         self._outer = OuterLoop(
             parameters,
             optimizer,
+            rates=self._inner.rates,
             task_chunk_size=task_chunk_size,
             grad_clip_norm=grad_clip_norm,
             distributed=distributed,
@@ -157,24 +167,30 @@ class MetaMAML:
             num_steps: Number of steps, >= 0.
 
         Raises:
-            ValueError: The support is empty, not finite or of two lengths.
+            ValueError: The support is empty, not finite, of two lengths or nothing that the model takes; or the model
+                has other parameters than at first.
         """
         check_set("support", support_x, support_y)
         check_integer("num_steps", num_steps, least=0)
-        support = TaskSet(as_inputs(support_x), support_y)
-        if not all(torch.isfinite(tensor).all() for tensor in support.tensors()):
-            raise ValueError("the support must be finite; got NaN or infinity. Drop those rows.")
-        adapted, inner = copy.deepcopy(self.model), self._inner.detached()
-        weights = {name: adapted.get_parameter(name).detach() for name in inner.trained}
+        self._inner.check_parameters()
+        with differentiable(second_order=False):
+            support = TaskSet.of(support_x, support_y)
+            if not all(torch.isfinite(tensor).all() for tensor in (*support.x, support.y)):
+                raise ValueError("the support must be finite; got NaN or infinity. Drop those rows.")
+            adapted = copy_module(self.model)
+            module = StatelessModule(adapted)
+            inner = self._inner.detached()
+            weights = {name: adapted.get_parameter(name).detach() for name in inner.trained}
 
-        def loss_of(weights: Weights) -> Tensor:
-            return support.loss(loss_fn, functional_call(adapted, weights, support.x))
+            def loss_of(weights: Weights) -> Tensor:
+                return support.loss(loss_fn, module.checked(weights, support.x))
 
-        for index in range(num_steps):
-            weights = inner.step(loss_of, weights, index, functional=False)
-        with torch.no_grad():
-            for name in inner.adapted:
-                adapted.get_parameter(name).copy_(weights[name])
+            with attributes_kept(adapted):
+                for index in range(num_steps):
+                    weights = inner.step(loss_of, weights, index, functional=False)
+            with torch.no_grad():
+                for name in inner.adapted:
+                    adapted.get_parameter(name).copy_(weights[name])
         return adapted
 
     def meta_update(self, tasks: Sequence[MetaTask], loss_fn: LossFunction) -> float:
@@ -189,46 +205,51 @@ class MetaMAML:
             ``multi_step_updates``, weighted over the inner steps).
 
         Raises:
-            ValueError: A set is empty or of two lengths.
+            ValueError: A set is empty, of two lengths or nothing that the model takes; or the model has other
+                parameters than at first.
             FloatingPointError: No task has a finite loss and gradient; the model is as it was.
         """
         if tasks or not self.distributed:  # of many processes, some may have nothing to do
-            _check_tasks(tasks)
-        buffers: dict[int, Weights] = {}
-        shares = self._shares()
-        task_loss: TaskLoss = AfterSteps(list(shares)) if self.algorithm == "maml" else WayBack(self.inner_steps)
+            check_tasks(tasks)
+        self._inner.check_parameters()
+        changed: dict[int, Weights] = {}  # buffers
+        loss_weights = self._loss_weights()
+        task_loss: TaskLoss = ReptileLoss(self.inner_steps)
+        if self.algorithm == "maml":
+            task_loss = QueryLosses(list(loss_weights))
 
-        def losses_of(numbers: Sequence[int]) -> Tensor:
-            losses = self._tasks.losses(tasks, numbers, loss_fn, self._inner, task_loss, buffers)  # K S
-            return losses @ losses.new_tensor(list(shares.values())) if len(shares) > 1 else losses[:, 0]
+        def losses_of(indices: Sequence[int]) -> Tensor:
+            # For all tasks T_i: w_i' = w - inner_lr * grad loss(support of T_i; w), and its loss on the query set.
+            losses = self._tasks.losses(tasks, indices, loss_fn, self._inner, task_loss, changed)  # K S
+            # MAML++ also counts the losses on the way there.
+            return losses @ losses.new_tensor(list(loss_weights.values())) if len(loss_weights) > 1 else losses[:, 0]
 
-        loss = self._outer.step(losses_of, len(tasks))
-        kept = [number for number in range(len(tasks)) if number not in self._outer.last_dropped]
-        self._follow([buffers.get(number, {}) for number in kept])
+        with differentiable(second_order=not self._inner.first_order):
+            # The outer step: w <- w - outer_lr * grad mean_i loss(query of T_i; w_i').
+            loss = self._outer.step(losses_of, len(tasks))
+        # What no gradient trains follows the tasks that counted.
+        kept = [index for index in range(len(tasks)) if index not in self._outer.last_dropped]
+        average_buffers(self.model, [changed.get(index, {}) for index in kept], distributed=self.distributed)
         self.num_updates += 1
         return loss
 
-    @torch.no_grad()
     def query_losses(self, tasks: Sequence[MetaTask], loss_fn: LossFunction, num_steps: Sequence[int]) -> Tensor:
         """The loss on each query set after each of these numbers of steps on its support set: ``Float[S K]``."""
-        _check_tasks(tasks)
+        check_tasks(tasks)
         if not isinstance(num_steps, Sequence) or not num_steps:
             raise ValueError(f"num_steps must be a sequence of ints, at least one; got {num_steps!r}. Use [0, 1], say.")
         for steps in num_steps:
             check_integer("num_steps", steps, least=0)
-        size, inner, wanted = self._outer.task_chunk_size or len(tasks), self._inner.detached(), AfterSteps(num_steps)
+        self._inner.check_parameters()
+        inner, task_loss = self._inner.detached(), QueryLosses(num_steps)
+        size = self._outer.task_chunk_size or len(tasks)
         chunks = (range(start, min(start + size, len(tasks))) for start in range(0, len(tasks), size))
-        return torch.cat([self._tasks.losses(tasks, chunk, loss_fn, inner, wanted) for chunk in chunks]).t()
+        with differentiable(second_order=False), torch.no_grad():
+            return torch.cat([self._tasks.losses(tasks, chunk, loss_fn, inner, task_loss) for chunk in chunks]).t()
 
     def state_dict(self) -> dict[str, Any]:
         """All that is learned and counted here: not the model, but the optimiser and the learned step sizes."""
-        return {
-            "optimizer_class": type(self.optimizer).__name__,
-            "optimizer": copy.deepcopy(self.optimizer.state_dict()),  # whose tensors would change with the next step
-            "rates": {name: rate.detach().clone() for name, rate in self._inner.rates.items()},
-            "num_updates": self.num_updates,
-            "num_dropped": self.num_dropped,
-        }
+        return {**self._outer.state_dict(), "num_updates": self.num_updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave, of an object made with the same arguments.
@@ -236,62 +257,13 @@ class MetaMAML:
         Raises:
             ValueError: The state is of something else.
         """
-        optimizer = type(self.optimizer).__name__
-        if state.get("optimizer_class") != optimizer:
-            raise ValueError(
-                f"the state must be one of MetaMAML with {optimizer}; got one with {state.get('optimizer_class')!r}. "
-                "Give optimizer_class as it was."
-            )
-        shapes = {name: rate.shape for name, rate in self._inner.rates.items()}
-        if {name: rate.shape for name, rate in state["rates"].items()} != shapes:
-            raise ValueError(
-                f"the state must have learned step sizes like those here ({self._inner.learned_rates!r}, {len(shapes)} "
-                f"parameters); got {len(state['rates'])} of other names or shapes. Give learned_rates as it was."
-            )
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        with torch.no_grad():
-            for name, rate in state["rates"].items():
-                self._inner.rates[name].copy_(rate)
-        self.num_updates, self._outer.num_dropped = state["num_updates"], state["num_dropped"]
+        self._outer.load_state_dict(state)
+        self.num_updates = state["num_updates"]
 
-    def _shares(self) -> dict[int, float]:
-        """What the losses after the steps of these numbers count in the outer loss."""
+    def _loss_weights(self) -> dict[int, float]:
+        """The weights in the outer loss of the query losses after numbers of inner steps, by these numbers."""
         last = self.inner_steps
         if last < 2 or self.num_updates >= self.multi_step_updates:
             return {last: 1.0}
         earlier = (1.0 - self.num_updates / self.multi_step_updates) / last
         return {**dict.fromkeys(range(1, last), earlier), last: 1.0 - (last - 1) * earlier}
-
-    @torch.no_grad()
-    def _follow(self, changed: Sequence[Weights]) -> None:
-        """Move the model's buffers to the mean of what each task made of them, given those that it changed."""
-        if not (self.distributed or any(changed)):
-            return
-        own = dict(self.model.named_buffers())
-        wide = {name: buffer.to(torch.promote_types(buffer.dtype, torch.float64)) for name, buffer in own.items()}
-        changes = {name: torch.zeros_like(buffer) for name, buffer in wide.items()}
-        for task in changed:
-            for name, buffer in task.items():
-                change = buffer - wide[name]
-                changes[name] += torch.where(torch.isfinite(change), change, 0.0)
-        count = torch.tensor(float(len(changed)), dtype=torch.float64, device=self._outer.parameters[0].device)
-        if self.distributed and own:
-            sum_over_processes([*changes.values(), count])
-        for name, change in changes.items():
-            if change.any():  # the others stay bit for bit
-                moved = wide[name] + change / count
-                whole = not (own[name].is_floating_point() or own[name].is_complex())
-                own[name].copy_(moved.round() if whole else moved)
-
-
-def _check_tasks(tasks: Sequence[MetaTask]) -> None:
-    if not tasks:
-        raise ValueError("tasks must hold at least one tuple (support_x, support_y, query_x, query_y); got none.")
-    for index, task in enumerate(tasks):
-        if len(task) != 4:
-            raise ValueError(
-                f"task {index} must be a tuple (support_x, support_y, query_x, query_y); got {len(task)} parts."
-            )
-        support_x, support_y, query_x, query_y = task
-        check_set(f"support of task {index}", support_x, support_y)
-        check_set(f"query of task {index}", query_x, query_y)

@@ -1,8 +1,10 @@
 """The outer loop of meta-learning: an ordinary optimiser's step on the mean loss over tasks."""
 
+import copy
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,14 +25,21 @@ class OuterLoop:
     Args:
         parameters: What is trained.
         optimizer: Any optimiser of them.
+        rates: Those of the parameters that are learned step sizes, by name: no module holds them, so that they are
+            saved here.
         task_chunk_size: The most tasks whose graph is held at once; None for all. The result is the same.
         grad_clip_norm: The largest L2 norm of the mean gradient; inf for no bound.
         distributed: Whether every process of the default process group takes the same step at the same time, each with
             tasks of its own. The mean is over the tasks of all of them.
 
     Attributes:
+        parameters: What is trained.
+        optimizer: The optimiser.
+        task_chunk_size: The most tasks whose graph is held at once.
+        grad_clip_norm: The largest L2 norm of the mean gradient.
+        distributed: Whether all processes take the same step.
         num_dropped: The number of tasks that were left out so far, in all processes.
-        last_dropped: The numbers of those of this process that the last step left out.
+        last_dropped: The indices of the tasks of this process that the last step left out.
     """
 
     def __init__(
@@ -38,6 +47,7 @@ class OuterLoop:
         parameters: Sequence[Tensor],
         optimizer: torch.optim.Optimizer,
         *,
+        rates: Mapping[str, Tensor] | None = None,
         task_chunk_size: int | None = None,
         grad_clip_norm: float = math.inf,
         distributed: bool = False,
@@ -46,8 +56,12 @@ class OuterLoop:
             check_integer("task_chunk_size", task_chunk_size)
         if not grad_clip_norm > 0.0:
             raise ValueError(f"grad_clip_norm must be > 0; got {grad_clip_norm!r}. Use inf for no bound.")
-        self.parameters, self.optimizer = tuple(parameters), optimizer
-        self.task_chunk_size, self.grad_clip_norm, self.distributed = task_chunk_size, grad_clip_norm, distributed
+        self.parameters = tuple(parameters)
+        self.optimizer = optimizer
+        self.task_chunk_size = task_chunk_size
+        self.grad_clip_norm = grad_clip_norm
+        self.distributed = distributed
+        self._rates = dict(rates or {})
         self.num_dropped = 0
         self.last_dropped: list[int] = []
 
@@ -55,22 +69,26 @@ class OuterLoop:
         """One step.
 
         Args:
-            losses_of: The losses of the tasks of these numbers, which are consecutive, ``Float[len(numbers)]``, with
-                the graph behind them. May be called more than once with the same number.
+            losses_of: The losses of the tasks of these indices, which are consecutive, ``Float[len(indices)]``, with
+                the graph behind them. May be called more than once with the same index.
             num_tasks: The number of tasks, of this process.
 
         Returns:
             The mean loss over the tasks that count, from before the step.
 
         Raises:
-            FloatingPointError: No task counts, or their mean gradient is not finite; the parameters are as they were.
+            FloatingPointError: No task counts, or the square of their mean gradient overflows; the parameters are as
+                they were.
         """
-        total, self.last_dropped = _Total(self.parameters), []
+        # Sum losses and gradients over the tasks, chunk by chunk.
+        total = _Total(self.parameters)
+        self.last_dropped = []
         size = max(num_tasks, 1) if self.task_chunk_size is None else self.task_chunk_size
         for start in range(0, num_tasks, size):
             self._add(total, losses_of, range(start, min(start + size, num_tasks)))
         if self.distributed:
             total.sum_over_processes()
+        # Leave out the tasks that are not finite.
         loss, num_kept, num_dropped = total.counts.tolist()
         gradients = total.mean_gradients()
         if num_dropped:
@@ -80,14 +98,17 @@ class OuterLoop:
                 num_kept + num_dropped,
             )
             self.num_dropped += int(num_dropped)
-        if not num_kept or not _finite(gradients):
+        if not num_kept or not _has_finite_square(gradients):
             found = (
-                "their sum over the tasks overflows" if num_kept else f"they are so in none of {num_dropped:.0f} tasks"
+                "their sum over the tasks, or its square, overflows"
+                if num_kept
+                else f"they are so in none of {num_dropped:.0f} tasks"
             )
             raise FloatingPointError(
                 f"the loss and its gradient must be finite; {found}, and the weights were left as they were. "
                 "Lower inner_lr or outer_lr, or normalise the data."
             )
+        # Step along the mean gradient of the others.
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         if self.grad_clip_norm < math.inf:
@@ -96,18 +117,51 @@ class OuterLoop:
         self.optimizer.zero_grad()
         return float(loss / num_kept)
 
-    def _add(self, total: "_Total", losses_of: Callable[[Sequence[int]], Tensor], numbers: Sequence[int]) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """All that is learned and counted here, as it is now: the optimiser's state and the learned step sizes."""
+        return {
+            "optimizer_class": type(self.optimizer).__name__,
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),  # whose tensors would change with the next step
+            "rates": {name: rate.detach().clone() for name, rate in self._rates.items()},
+            "num_dropped": self.num_dropped,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave, of an object made with the same arguments.
+
+        Raises:
+            ValueError: The state is of something else; what is here is as it was.
+        """
+        missing = sorted({"optimizer", "rates", "num_dropped"} - state.keys())
+        if missing:
+            raise ValueError(f"the state must be what state_dict() gave; got one without {', '.join(missing)}.")
+        optimizer = type(self.optimizer).__name__
+        found = state.get("optimizer_class", optimizer)  # which some older files do not name
+        if found != optimizer:
+            raise ValueError(f"the state must be one of {optimizer}; got one of {found}. Use the same optimizer_class.")
+        own, theirs = (
+            {name: tuple(rate.shape) for name, rate in rates.items()} for rates in (self._rates, state["rates"])
+        )
+        if own != theirs:
+            raise ValueError(f"the learned rates must be of {own}; got {theirs}. Use the same learned_rates.")
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        with torch.no_grad():
+            for name, rate in self._rates.items():
+                rate.copy_(state["rates"][name])
+        self.num_dropped = state["num_dropped"]
+
+    def _add(self, total: "_Total", losses_of: Callable[[Sequence[int]], Tensor], indices: Sequence[int]) -> None:
         """Add the tasks of a chunk; where it is not finite as a whole, half by half."""
-        found = self._differentiate(losses_of(numbers))
+        found = self._differentiate(losses_of(indices))
         if found is not None:
             total.add(*found)
-        elif len(numbers) == 1:
+        elif len(indices) == 1:
             total.counts[2] += 1
-            self.last_dropped += numbers
+            self.last_dropped += indices
         else:
-            middle = len(numbers) // 2
-            self._add(total, losses_of, numbers[:middle])
-            self._add(total, losses_of, numbers[middle:])
+            middle = len(indices) // 2
+            self._add(total, losses_of, indices[:middle])
+            self._add(total, losses_of, indices[middle:])
 
     def _differentiate(self, losses: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]] | None:
         """The losses and the gradients of their sum; None where one of them is not finite."""
@@ -132,6 +186,7 @@ class _Total:
         self.counts = torch.zeros(3, dtype=torch.float64)
 
     def add(self, losses: Tensor, gradients: Sequence[Tensor | None]) -> None:
+        """Add the losses of tasks, and the gradients of their sum."""
         for total, gradient in zip(self.gradients, gradients, strict=True):
             if gradient is not None:
                 total += gradient
@@ -140,12 +195,13 @@ class _Total:
         self.counts[1] += len(losses)
 
     def sum_over_processes(self) -> None:
+        """Replace all sums by those over the tasks of all processes."""
         device = self.gradients[0].device  # NCCL takes nothing from the CPU
         self.used, self.counts = self.used.to(device), self.counts.to(device)
         sum_over_processes([*self.gradients, self.used, self.counts])
 
     def mean_gradients(self) -> list[Tensor | None]:
-        """None for a parameter on which no loss depends, so that the optimiser skips it."""
+        """The mean gradients; None for a parameter on which no loss depends, so that the optimiser skips it."""
         num_tasks = max(float(self.counts[1]), 1.0)
         return [
             gradient / num_tasks if used else None
@@ -155,3 +211,15 @@ class _Total:
 
 def _finite(tensors: Sequence[Tensor | None]) -> bool:
     return all(tensor is None or bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+def _has_finite_square(gradients: Sequence[Tensor | None]) -> bool:
+    """Whether the gradient is finite, and small enough for the sum of its squares to be so.
+
+    Adam would remember an infinite square for ever and never move a weight again, and clipping by an infinite norm
+    gives zero: training would go on and change nothing.
+    """
+    present = [gradient for gradient in gradients if gradient is not None]
+    largest = torch.nn.utils.get_total_norm(present, math.inf)
+    largest = largest.to(torch.promote_types(largest.dtype, torch.float32))
+    return bool(torch.isfinite(largest.square() * sum(gradient.numel() for gradient in present)))

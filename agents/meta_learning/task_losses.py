@@ -1,40 +1,32 @@
-"""The losses on the query sets of many tasks after inner steps on their support sets, all tasks together."""
+"""The losses of many tasks after inner steps on their support sets, all tasks together where the model allows that."""
 
-import contextlib
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+from torch.func import vmap
 
+from ssm_metarl_gym.agents.meta_learning.buffers import changed_buffers, copy_buffers
 from ssm_metarl_gym.agents.meta_learning.inner_loop import InnerLoop, Weights
 from ssm_metarl_gym.agents.meta_learning.low_rank import LowRankNetwork, find_layers
-from ssm_metarl_gym.agents.meta_learning.tasks import LossFunction, MetaTask, TaskSet, TaskSets, as_inputs, group_tasks
+from ssm_metarl_gym.agents.meta_learning.tasks import LossFunction, MetaTask, TaskGroup, TaskSet, group_tasks
+from ssm_metarl_gym.agents.meta_learning.vmap_limits import VmapLimits
+from ssm_metarl_gym.agents.stateless import StatelessModule, attributes_kept
 
-__all__ = ["AfterSteps", "BatchedTasks", "TaskLoss", "WayBack"]
+__all__ = ["BatchedTasks", "QueryLosses", "ReptileLoss", "TaskLoss"]
 
-_logger = logging.getLogger(__name__)
-_Norm: Final = nn.modules.batchnorm._NormBase
-# What vmap gets wrong in second order, by the place of its scale: https://github.com/pytorch/functorch/issues/534.
-_SCALED: Final = {
-    F.layer_norm: 2, torch.layer_norm: 2, torch.native_layer_norm: 2, F.batch_norm: 3, F.instance_norm: 3
-}  # fmt: skip
-
-# A loss of weights on a set.
+# The loss of weights on a support or query set.
 SetLoss: TypeAlias = Callable[[Weights, TaskSet], Tensor]
 
 
 @dataclass(frozen=True)
-class AfterSteps:
-    """The query losses after numbers of inner steps, ``Float[S]``.
+class QueryLosses:
+    """The query losses of MAML after numbers of inner steps on the support set.
 
     Attributes:
-        num_steps: The numbers of steps.
+        num_steps: The numbers of steps, S of them, in any order.
     """
 
     num_steps: Sequence[int]
@@ -42,7 +34,15 @@ class AfterSteps:
     def __call__(
         self, inner: InnerLoop, loss_of: SetLoss, support: TaskSet, query: TaskSet, functional: bool
     ) -> Tensor:
-        """Those of one task."""
+        """The losses of one task, ``Float[S]``.
+
+        Args:
+            inner: The inner steps.
+            loss_of: The loss of weights on one of the sets.
+            support: The set that the steps are taken on.
+            query: The set that the losses are measured on.
+            functional: See :meth:`InnerLoop.step`.
+        """
         weights, losses = inner.weights(), {}
         for index in range(max(self.num_steps) + 1):
             if index:
@@ -52,7 +52,7 @@ class AfterSteps:
         return torch.stack([losses[index] for index in self.num_steps])
 
     def low_rank(self, network: LowRankNetwork, loss_fn: LossFunction, support: TaskSet, query: TaskSet) -> Tensor:
-        """Those of K tasks, ``Float[K S]``."""
+        """The same losses of K tasks at once, ``Float[K S]``, of a network without written-out weights."""
         losses = {}
         for index in range(max(self.num_steps) + 1):
             if index:
@@ -63,10 +63,10 @@ class AfterSteps:
 
 
 @dataclass(frozen=True)
-class WayBack:
-    """Reptile: the query loss after the inner steps, ``Float[1]``, with the way back to the weights as its gradient.
+class ReptileLoss:
+    """The query loss after inner steps, whose gradient is the way back from the adapted weights to the weights.
 
-    The steps take support and query set in turn, as two minibatches of one task. (Nichol et al. 2018,
+    The steps take support and query set in turn, as two minibatches of one task. (Reptile of Nichol et al. 2018,
     https://arxiv.org/abs/1803.02999.)
 
     Attributes:
@@ -78,19 +78,20 @@ class WayBack:
     def __call__(
         self, inner: InnerLoop, loss_of: SetLoss, support: TaskSet, query: TaskSet, functional: bool
     ) -> Tensor:
-        """That of one task."""
+        """The loss of one task, ``Float[1]``; the arguments are those of :class:`QueryLosses`."""
         origin, inner = inner.weights(), inner.detached()
         weights = inner.weights()
         for index in range(self.num_steps):
             part = query if index % 2 else support
             weights = inner.step(lambda w, part=part: loss_of(w, part), weights, index, functional=functional)  # type: ignore[misc]
         loss = loss_of(weights, query).detach()
+        # As large as the loss, and as steep as half the squared distance from the adapted weights.
         ways = [(origin[name] * (origin[name] - weights[name]).detach()).sum() for name in inner.adapted]
         way = torch.stack(ways).sum()
         return (loss + (way - way.detach()))[None]
 
 
-TaskLoss: TypeAlias = AfterSteps | WayBack
+TaskLoss: TypeAlias = QueryLosses | ReptileLoss
 
 
 class BatchedTasks:
@@ -102,160 +103,107 @@ class BatchedTasks:
     """
 
     def __init__(self, model: nn.Module, inner: InnerLoop) -> None:
-        self._model, self._together, self._watched = model, True, False
-        # What vmap refuses, and modules that call what it gets wrong.
-        unfit = (nn.RNNBase,) if inner.first_order else (nn.RNNBase, nn.LayerNorm, _Norm)
-        found = {type(module).__name__ for module in model.modules() if isinstance(module, unfit)}
-        if found:
-            self._give_up(f"it contains {', '.join(sorted(found))}")
+        self._model = model
+        self._limits = VmapLimits(model, second_order=not inner.first_order)
 
     def losses(
         self,
         tasks: Sequence[MetaTask],
-        numbers: Sequence[int],
+        indices: Sequence[int],
         loss_fn: LossFunction,
         inner: InnerLoop,
         task_loss: TaskLoss,
         buffers: dict[int, Weights] | None = None,
     ) -> Tensor:
-        """The losses of the tasks of these numbers, ``Float[len(numbers) S]``.
+        """The losses of the tasks of these indices, ``Float[len(indices) S]``.
 
         Args:
             tasks: All tasks.
-            numbers: Which of them.
+            indices: Which of them.
             loss_fn: Takes a prediction and a target, gives a scalar.
             inner: The inner steps.
             task_loss: What to compute of a task.
-            buffers: Where to put the model's buffers that a task changed, by its number.
+            buffers: Where to put the model's buffers that a task changed, by its index.
         """
-        if self._together and any(map(_mixes_rows, self._model.modules())):
-            self._give_up("it contains batch normalisation in training, whose statistics belong to one task")
-        if self._together:
-            try:
-                return self._all_together(group_tasks(tasks, numbers, loss_fn, pad=True), loss_fn, inner, task_loss)
-            except RuntimeError as error:
-                reason = str(error)
-                if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in reason:
-                    raise  # a matter of task_chunk_size
-            losses = self._one_by_one(tasks, numbers, loss_fn, inner, task_loss, buffers)
-            self._give_up(reason)  # only now: a fault of the tasks themselves was raised again
-            return losses
-        return self._one_by_one(tasks, numbers, loss_fn, inner, task_loss, buffers)
 
-    def _all_together(
-        self, groups: Sequence[TaskSets], loss_fn: LossFunction, inner: InnerLoop, task_loss: TaskLoss
-    ) -> Tensor:
-        """Those of groups of tasks; the first time in second order it is watched what the model calls."""
-        with contextlib.nullcontext() if self._watched or inner.first_order else _Watch() as watch:
-            losses = [self._group_losses(group, loss_fn, inner, task_loss) for group in groups]
-        if watch is not None:
-            self._watched = True
-            if watch.found:
-                raise RuntimeError(f"it calls {', '.join(sorted(watch.found))} with a scale")
-        return _in_order(losses, groups)
+        def together() -> Tensor:
+            groups = group_tasks(tasks, indices, loss_fn, pad=True)
+            return _in_order([self._group_losses(group, loss_fn, inner, task_loss) for group in groups], groups)
 
-    def _group_losses(self, group: TaskSets, loss_fn: LossFunction, inner: InnerLoop, task_loss: TaskLoss) -> Tensor:
-        """Those of tasks of equal shapes, ``Float[K S]``."""
+        def one_by_one() -> Tensor:
+            losses = []
+            for index in indices:
+                support_x, support_y, query_x, query_y = tasks[index]
+                sets = TaskSet.of(support_x, support_y), TaskSet.of(query_x, query_y)
+                loss, changed = self._losses_of_one(*sets, loss_fn, inner, task_loss)
+                losses.append(loss)
+                if buffers is not None:
+                    buffers[index] = changed
+            return torch.stack(losses)
+
+        return self._limits.compute(together, one_by_one, second_order=not inner.first_order)
+
+    def _group_losses(self, group: TaskGroup, loss_fn: LossFunction, inner: InnerLoop, task_loss: TaskLoss) -> Tensor:
+        """The losses of tasks of equal shapes, ``Float[K S]``."""
+        support, query = group.support, group.query
         layers = find_layers(inner)
-        if isinstance(task_loss, AfterSteps) and layers is not None and len(group.support.x) == 1:
-            num_rows = group.support.x[0][0, ..., 0].numel() * max(task_loss.num_steps)
-            if group.support.x[0].ndim > 2 and LowRankNetwork.pays(layers, num_rows):
-                return task_loss.low_rank(LowRankNetwork(layers, inner), loss_fn, group.support, group.query)
-        support, query = group.support.tensors(), group.query.tensors()
-        masked = group.support.mask is not None, group.query.mask is not None
-        copies = _copies(self._model)
+        if isinstance(task_loss, QueryLosses) and layers is not None and len(support.x) == 1:
+            num_rows = support.x[0][0, ..., 0].numel() * max(task_loss.num_steps)
+            if support.x[0].ndim > 2 and LowRankNetwork.pays(layers, num_rows):
+                return task_loss.low_rank(LowRankNetwork(layers, inner), loss_fn, support, query)
+        copies = copy_buffers(self._model)
         buffers = dict(copies)
+        set_loss = _set_loss(StatelessModule(self._model), loss_fn, buffers)
 
-        def of_one(support: tuple[Tensor, ...], query: tuple[Tensor, ...]) -> Tensor:
-            sets = TaskSet.of(support, masked[0]), TaskSet.of(query, masked[1])
-            return task_loss(inner, self._set_loss(loss_fn, buffers), *sets, functional=True)
+        def of_one(support: TaskSet, query: TaskSet) -> Tensor:
+            return task_loss(inner, set_loss, support, query, functional=True)
 
-        losses: Tensor = vmap(of_one, randomness="different")(support, query)
-        if self._changed(copies, buffers):
+        axes = support.task_axes, query.task_axes
+        with attributes_kept(self._model):
+            losses: Tensor = vmap(of_one, axes, randomness="different")(support, query)
+        if changed_buffers(self._model, copies, buffers):
             raise RuntimeError("it changes its buffers")
         return losses
 
-    def _one_by_one(
-        self,
-        tasks: Sequence[MetaTask],
-        numbers: Sequence[int],
-        loss_fn: LossFunction,
-        inner: InnerLoop,
-        task_loss: TaskLoss,
-        buffers: dict[int, Weights] | None,
-    ) -> Tensor:
-        losses = []
-        for number in numbers:
-            support_x, support_y, query_x, query_y = tasks[number]
-            sets = TaskSet(as_inputs(support_x), support_y), TaskSet(as_inputs(query_x), query_y)
-            copies = _copies(self._model)
-            own = dict(copies)
-            losses.append(task_loss(inner, self._set_loss(loss_fn, own), *sets, functional=False))
-            if buffers is not None:
-                buffers[number] = {name: buffer.detach() for name, buffer in self._changed(copies, own).items()}
-        return torch.stack(losses)
-
-    def _set_loss(self, loss_fn: LossFunction, buffers: Weights) -> SetLoss:
-        def set_loss(weights: Weights, part: TaskSet) -> Tensor:
-            tensors = buffers | weights
-            prediction = functional_call(self._model, tensors, part.x)
-            buffers.update({name: tensors[name] for name in buffers})  # the model may have put new ones there
-            return part.loss(loss_fn, prediction)
-
-        return set_loss
-
-    def _changed(self, copies: Weights, buffers: Weights) -> Weights:
-        """The buffers that are no longer these copies of the model's, or no longer equal to them."""
-        return {
-            name: buffer
-            for name, buffer in buffers.items()
-            if buffer is not copies[name] or not torch.equal(buffer, self._model.get_buffer(name))
-        }
-
-    def _give_up(self, reason: str) -> None:
-        self._together = False
-        _logger.warning(
-            "tasks are computed one after the other, because torch.func.vmap does not suit the model or the loss: %s",
-            reason,
-        )
+    def _losses_of_one(
+        self, support: TaskSet, query: TaskSet, loss_fn: LossFunction, inner: InnerLoop, task_loss: TaskLoss
+    ) -> tuple[Tensor, Weights]:
+        """The losses of a task, ``Float[S]``, and the model's buffers that it changed."""
+        copies = copy_buffers(self._model)
+        buffers = dict(copies)
+        set_loss = _set_loss(StatelessModule(self._model).checked, loss_fn, buffers)
+        with attributes_kept(self._model):
+            losses = task_loss(inner, set_loss, support, query, functional=False)
+        changed = changed_buffers(self._model, copies, buffers)
+        return losses, {name: buffer.detach() for name, buffer in changed.items()}
 
 
-class _Watch(TorchFunctionMode):
-    """Finds calls that scale what they normalise, in whatever module they are."""
+def _set_loss(call: Callable[[Weights, tuple[Tensor, ...]], Any], loss_fn: LossFunction, buffers: Weights) -> SetLoss:
+    """The loss of weights on a set; ``call`` calls the model with these buffers, and may replace them."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: set[str] = set()
+    def set_loss(weights: Weights, part: TaskSet) -> Tensor:
+        tensors = buffers | weights
+        prediction = call(tensors, part.x)
+        buffers.update({name: tensors[name] for name in buffers})
+        return part.loss(loss_fn, prediction)
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, place = kwargs or {}, _SCALED.get(func)
-        if place is not None and any(scale is not None for scale in (kwargs.get("weight"), *args[place : place + 1])):
-            self.found.add(func.__name__)
-        return func(*args, **kwargs)
+    return set_loss
 
 
-def _mixes_rows(module: nn.Module) -> bool:
-    """Whether it normalises by statistics of the rows that it is given, with padding and all."""
-    is_batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-    return is_batch_norm and (module.training or module.running_mean is None)
-
-
-def _in_order(losses: Sequence[Tensor], groups: Sequence[TaskSets]) -> Tensor:
-    """Of losses group by group those in the order of the tasks: there is one group, or the order is restored."""
+def _in_order(losses: Sequence[Tensor], groups: Sequence[TaskGroup]) -> Tensor:
+    """The losses of all groups, in the order of the tasks' indices where there is more than one group."""
     if len(groups) == 1:
         return losses[0]
-    order = torch.tensor([number for group in groups for number in group.numbers]).argsort()
+    order = torch.tensor([index for group in groups for index in group.indices]).argsort()
     return torch.cat(list(losses))[order.to(losses[0].device)]
-
-
-def _copies(model: nn.Module) -> Weights:
-    """The model's buffers, for a task to change."""
-    return {name: buffer.clone() for name, buffer in model.named_buffers()}
 
 
 def _each_loss(loss_fn: LossFunction, predictions: Tensor, sets: TaskSet) -> Tensor:
     """The loss of each task's predictions, ``Float[K]``."""
-    targets = sets.tensors()[len(sets.x) :]  # and masks, if any
-    of_one = lambda prediction, *rest: TaskSet.of(rest, len(rest) > 1).loss(loss_fn, prediction)  # noqa: E731
-    losses: Tensor = vmap(of_one)(predictions, *targets)
+    own = sets._replace(x=())
+
+    def of_one(prediction: Tensor, own: TaskSet) -> Tensor:
+        return own.loss(loss_fn, prediction)
+
+    losses: Tensor = vmap(of_one, (0, own.task_axes))(predictions, own)
     return losses

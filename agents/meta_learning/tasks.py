@@ -2,24 +2,32 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from ssm_metarl_gym.agents.losses import ELEMENTWISE, ELEMENTWISE_FUNCTIONS, checked_loss
 
-__all__ = ["Inputs", "LossFunction", "MetaTask", "TaskSet", "TaskSets", "as_inputs", "check_set", "group_tasks"]
+__all__ = [
+    "Inputs",
+    "LossFunction",
+    "MetaTask",
+    "TaskGroup",
+    "TaskSet",
+    "as_inputs",
+    "check_set",
+    "check_tasks",
+    "group_tasks",
+]
 
 LossFunction: TypeAlias = Callable[[Any, Tensor], Tensor]
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...]
 MetaTask: TypeAlias = tuple[Inputs, Tensor, Inputs, Tensor]
 
 
-@dataclass(frozen=True)
-class TaskSet:
-    """A support or query set, or those of K tasks with one more axis in front of each tensor.
+class TaskSet(NamedTuple):
+    """A support or query set; or those of K tasks, with one more axis in front of each tensor, as ``vmap`` takes them.
 
     Attributes:
         x: The inputs of the model, each ``Float[N ...]``.
@@ -31,6 +39,12 @@ class TaskSet:
     y: Tensor
     mask: Tensor | None = None
 
+    @classmethod
+    def of(cls, x: Inputs, y: Tensor) -> "TaskSet":
+        """The set of what a user gives, as tensors that autograd can save: it cannot save those of inference mode."""
+        *inputs, targets = (tensor.clone() if tensor.is_inference() else tensor for tensor in (*as_inputs(x), y))
+        return cls(tuple(inputs), targets)
+
     def loss(self, loss_fn: LossFunction, prediction: Any) -> Tensor:
         """The loss of a prediction for the rows that are not padding."""
         if self.mask is None:
@@ -40,39 +54,33 @@ class TaskSet:
         total = torch.where(counted, losses, 0.0).sum()
         return total if getattr(loss_fn, "reduction", "mean") == "sum" else total / counted.sum()
 
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All of its tensors, as :meth:`of` takes them."""
-        return (*self.x, self.y) if self.mask is None else (*self.x, self.y, self.mask)
-
-    @classmethod
-    def of(cls, tensors: Sequence[Tensor], masked: bool) -> "TaskSet":
-        """The set of these tensors; the last one is the mask if it is ``masked``."""
-        *x, y = tensors[:-1] if masked else tensors
-        return cls(tuple(x), y, tensors[-1] if masked else None)
+    @property
+    def task_axes(self) -> Any:
+        """The axes of the K tasks, as ``in_dims`` of ``vmap``: which takes no axis for a mask that is not there."""
+        return TaskSet(0, 0, None if self.mask is None else 0)  # type: ignore[arg-type]
 
     @property
     def shapes(self) -> tuple[torch.Size, ...]:
-        """Those of inputs and targets."""
+        """The shapes of inputs and targets."""
         return tuple(tensor.shape for tensor in (*self.x, self.y))
 
 
-@dataclass(frozen=True)
-class TaskSets:
+class TaskGroup(NamedTuple):
     """Tasks of equal shapes, after padding.
 
     Attributes:
-        numbers: The numbers of the tasks.
+        indices: The indices of the tasks in the batch.
         support: The support sets, a leading axis for the tasks.
         query: The query sets, likewise.
     """
 
-    numbers: tuple[int, ...]
+    indices: tuple[int, ...]
     support: TaskSet
     query: TaskSet
 
 
-def group_tasks(tasks: Sequence[MetaTask], numbers: Sequence[int], loss_fn: LossFunction, pad: bool) -> list[TaskSets]:
-    """The tasks of these numbers in as few groups as possible, each of equal shapes.
+def group_tasks(tasks: Sequence[MetaTask], indices: Sequence[int], loss_fn: LossFunction, pad: bool) -> list[TaskGroup]:
+    """The tasks of these indices in as few groups as possible, each of equal shapes.
 
     Tasks that differ in their numbers of rows alone share a group where ``pad`` is true and the loss is known to be a
     mean over rows.
@@ -80,15 +88,16 @@ def group_tasks(tasks: Sequence[MetaTask], numbers: Sequence[int], loss_fn: Loss
     # Means from which padding can be left out exactly. Of exactly these types: a subclass may compute anything.
     pad = pad and (type(loss_fn) in ELEMENTWISE or loss_fn in ELEMENTWISE_FUNCTIONS)
     groups: dict[Any, list[tuple[int, TaskSet, TaskSet]]] = {}
-    for number in numbers:
-        support_x, support_y, query_x, query_y = tasks[number]
-        support, query = TaskSet(as_inputs(support_x), support_y), TaskSet(as_inputs(query_x), query_y)
+    for index in indices:
+        support_x, support_y, query_x, query_y = tasks[index]
+        support, query = TaskSet.of(support_x, support_y), TaskSet.of(query_x, query_y)
         key = tuple(shape[1:] if pad else shape for shape in (*support.shapes, *query.shapes))
-        groups.setdefault((key, len(support.x)), []).append((number, support, query))
-    return [
-        TaskSets(tuple(number for number, *_ in group), *(_joined(sets) for sets in list(zip(*group, strict=True))[1:]))
-        for group in groups.values()
-    ]
+        groups.setdefault((key, len(support.x)), []).append((index, support, query))
+    joined = []
+    for group in groups.values():
+        members, supports, queries = zip(*group, strict=True)
+        joined.append(TaskGroup(members, _joined(supports), _joined(queries)))
+    return joined
 
 
 def check_set(what: str, x: Inputs, y: Tensor) -> None:
@@ -100,6 +109,20 @@ def check_set(what: str, x: Inputs, y: Tensor) -> None:
     if y.ndim == 0 or len(y) == 0 or any(part.shape[:1] != y.shape[:1] for part in inputs):
         shapes = " and ".join(str(tuple(part.shape)) for part in (*inputs, y))
         raise ValueError(f"the {what} must have as many inputs as targets, at least one; got shapes {shapes}.")
+
+
+def check_tasks(tasks: Sequence[MetaTask]) -> None:
+    """``tasks`` must be tuples of a support and a query set, at least one."""
+    if not tasks:
+        raise ValueError("tasks must hold at least one tuple (support_x, support_y, query_x, query_y); got none.")
+    for index, task in enumerate(tasks):
+        if len(task) != 4:
+            raise ValueError(
+                f"task {index} must be a tuple (support_x, support_y, query_x, query_y); got {len(task)} parts."
+            )
+        support_x, support_y, query_x, query_y = task
+        check_set(f"support of task {index}", support_x, support_y)
+        check_set(f"query of task {index}", query_x, query_y)
 
 
 def measure_rows(loss_fn: LossFunction, prediction: Any, target: Tensor) -> Tensor:
@@ -130,6 +153,7 @@ def _joined(sets: Sequence[TaskSet]) -> TaskSet:
 
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """The tensors of several tasks as one, ``Float[K N ...]``, those of fewer rows padded."""
     if all(tensor.shape == tensors[0].shape for tensor in tensors):
         return torch.stack(list(tensors))
     # With the last row over and over: of zeros, say, a model might make infinities, which times no slope are NaN.

@@ -1,28 +1,31 @@
 """Meta-training of a model of the dynamics: what a task, a loss and an evaluation are."""
 
+import copy
 import math
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from ssm_metarl_gym.agents.meta_learning.distributed import copy_from_first_process, own_share
+from ssm_metarl_gym.agents.meta_learning.inner_loop import LearnedRates
 from ssm_metarl_gym.agents.meta_learning.maml import MetaMAML, MetaTask
 from ssm_metarl_gym.agents.meta_training.streams import collect_streams, make_stream_env
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
-from ssm_metarl_gym.checks import check_integer
+from ssm_metarl_gym.checks import check_integer, is_number
+from ssm_metarl_gym.seeding import seed_sequence
 
-__all__ = ["DynamicsObjective", "DynamicsOptions", "default_dynamics_model", "weighted_mse"]
+__all__ = ["DynamicsObjective", "DynamicsOptions", "weighted_mse"]
 
-# The first number of the spawn key of a random stream: what it is for.
-_UPDATES, _TRAINING_STREAMS, _EVALUATION_STREAMS = 0, 1, 2
+# The first part of the key of a seed: what the random numbers are for.
+_UPDATES, _TRAINING_STREAMS, _EVALUATION_STREAMS = range(3)
+# How the names of the head's parameters begin in the sequence of core and head.
+_HEAD = "1."
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,10 @@ class DynamicsOptions:
             for all tasks, without an inner loop.
         window: Number of transitions in a support set, and in a query set.
         meta_batch_size: Number of tasks in an update.
-        num_streams: Number of streams to collect.
+        num_streams: Number of streams of transitions to collect, each of one task.
         stream_length: Number of transitions of a stream, at least two windows.
-        first_order: As in :class:`MetaMAML`, and so are those that follow.
-        learned_rates: What has a step size of its own that is learned, from ``inner_lr`` on.
+        first_order: Whether the outer gradient takes inner gradients as constants.
+        learned_rates: What has a step size of its own that is learned, from ``inner_lr`` on, see :class:`InnerLoop`.
         multi_step_updates: For how many updates the losses after earlier inner steps count, too.
         inner_grad_clip_norm: Largest norm of a task's gradient.
         grad_clip_norm: Largest norm of the outer gradient.
@@ -57,14 +60,16 @@ class DynamicsOptions:
     num_streams: int = 1000
     stream_length: int = 64
     first_order: bool = False
-    learned_rates: Literal["tensor", "step", "element"] | None = None
+    learned_rates: LearnedRates | None = None
     multi_step_updates: int = 0
     inner_grad_clip_norm: float = math.inf
     grad_clip_norm: float = math.inf
     task_chunk_size: int | None = None
 
     def __post_init__(self) -> None:
-        # MetaMAML checks what it is given.
+        # MetaMAML checks what else it is given.
+        if not (is_number(self.outer_lr) and 0.0 < self.outer_lr <= 1e30):
+            raise ValueError(f"outer_lr must be > 0 and <= 1e30, so that Adam's step is finite; got {self.outer_lr!r}.")
         for name in ("window", "meta_batch_size", "num_streams"):
             check_integer(name, getattr(self, name))
         check_integer("stream_length (at least two windows)", self.stream_length, least=2 * self.window)
@@ -79,9 +84,9 @@ class DynamicsObjective:
 
     Args:
         env_id: An environment with a ``split`` argument.
-        model: The model to train, in place and with all its parameters; None for :func:`default_dynamics_model`.
+        model: The model to train, in place and with all its parameters.
         env_kwargs: More arguments of the environment.
-        seed: Seeds the tasks, the actions, the batches and the weights of the default model.
+        seed: Seeds the tasks, the actions and the batches.
         options: How to train.
         distributed: Whether all processes of the default process group train together, each on a share of the tasks.
 
@@ -95,25 +100,28 @@ class DynamicsObjective:
     def __init__(
         self,
         env_id: str,
-        model: DynamicsModel | None = None,
+        model: DynamicsModel,
         *,
         env_kwargs: Mapping[str, Any],
         seed: int,
         options: DynamicsOptions,
         distributed: bool = False,
     ) -> None:
-        self._env_id, self._env_kwargs, self._seed, self._options = env_id, dict(env_kwargs), seed, options
+        self.model = model
+        self._env_id = env_id
+        self._env_kwargs = dict(env_kwargs)
+        self._seed = seed
+        self._options = options
         self._distributed = distributed
-        self.model = default_dynamics_model(env_id, env_kwargs, seed) if model is None else model
         self._streams: tuple[Tensor, Tensor] | None = None
         with self._trainable():
             self._maml = MetaMAML(
-                nn.Sequential(self.model.core, self.model.head),
+                nn.Sequential(model.core, model.head),
                 options.inner_lr,
                 options.outer_lr,
                 options.first_order,
                 inner_steps=options.inner_steps,
-                adapts=lambda name: self.model.adapts == "all" or name.startswith("1."),
+                adapts=None if model.adapts == "all" else lambda name: name.startswith(_HEAD),
                 learned_rates=options.learned_rates,
                 multi_step_updates=options.multi_step_updates,
                 inner_grad_clip_norm=options.inner_grad_clip_norm,
@@ -122,11 +130,26 @@ class DynamicsObjective:
                 distributed=distributed,
             )
 
-    def update(self, number: int) -> dict[str, float]:
-        """One outer step, the one of this number: the loss, and the number of tasks that were left out."""
+    def update(self, index: int) -> dict[str, float]:
+        """The outer step of this index: the loss, and the number of tasks that were left out.
+
+        Raises:
+            FloatingPointError: No task is finite, or their gradient overflows; the model is as it was before.
+        """
+        if index > 0:
+            return self._update(index)
+        before = copy.deepcopy(self.model.state_dict())
+        try:
+            return self._update(index)
+        except BaseException:  # with the units, which the first update sets
+            self.model.load_state_dict(before)
+            self._streams = None
+            raise
+
+    def _update(self, index: int) -> dict[str, float]:
         if self._streams is None:
-            self._streams = self._training_streams(first=number == 0)
-        rng = np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=(_UPDATES, number)))
+            self._streams = self._training_streams(first=index == 0)
+        rng = np.random.default_rng(seed_sequence(self._seed, _UPDATES, index))
         tasks = self._sample_tasks(*self._streams, rng)
         if self._distributed:
             tasks = [tasks[index] for index in own_share(len(tasks))]
@@ -138,13 +161,12 @@ class DynamicsObjective:
     def evaluate(
         self, split: str, num_steps: Sequence[int], *, num_tasks: int, seed: int
     ) -> dict[int, npt.NDArray[np.float64]]:
-        """The prediction error of each of ``num_tasks`` fresh tasks after so many inner steps, ``{steps: Float[K]}``.
+        """The prediction error in each of ``num_tasks`` fresh tasks after so many inner steps, ``{steps: Float[K]}``.
 
-        It is in variances of the change. The whole support counts.
+        It is in variances of the change. All transitions of a support set count.
         """
         window = self._options.window
-        key = (_EVALUATION_STREAMS, zlib.crc32(split.encode()))
-        inputs, targets = self._collect(split, num_tasks, 2 * window, np.random.SeedSequence(seed, spawn_key=key))
+        inputs, targets = self._collect(split, num_tasks, 2 * window, seed_sequence(seed, _EVALUATION_STREAMS, split))
         tasks = _split_windows(inputs, targets, window)
         with self._trainable():
             losses = self._maml.query_losses(tasks, weighted_mse, num_steps).double().cpu().numpy()
@@ -175,7 +197,7 @@ class DynamicsObjective:
 
     def _training_streams(self, *, first: bool) -> tuple[Tensor, Tensor]:
         """The streams to train on; before the first update they set the normalisation of the model, too."""
-        seed = np.random.SeedSequence(self._seed, spawn_key=(_TRAINING_STREAMS, zlib.crc32(b"train")))
+        seed = seed_sequence(self._seed, _TRAINING_STREAMS, "train")
         options = self._options
         return self._collect("train", options.num_streams, options.stream_length, seed, set_normalisation=first)
 
@@ -188,33 +210,42 @@ class DynamicsObjective:
         *,
         set_normalisation: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Normalised inputs ``Float[S T in]``, and targets with a weight as last column ``Float[S T D+1]``."""
+        """New streams: normalised inputs ``Float[S T in]``, and targets with a weight at the end, ``Float[S T D+1]``.
+
+        The weight is 0 for a transition that nobody can predict, such as one to a restart, else 1.
+        """
         env = make_stream_env(self._env_id, num_streams, split=split, **self._env_kwargs)
         try:
             streams = collect_streams(env, num_streams, stream_length, seed=seed)
         finally:
             env.close()
-        flat = [
+        # The model takes transitions one a row: S T ... -> ST ...
+        observations, actions, next_observations = (
             array.reshape(-1, *array.shape[2:])
             for array in (streams.observations, streams.actions, streams.next_observations)
-        ]
-        weights = ~streams.restarted.reshape(-1)
+        )
+        counted = ~streams.restarted.reshape(-1)
+        # Where the simulation has diverged: such a task does not count, and must not spoil the units of the others.
+        counted &= np.isfinite(observations).all(-1) & np.isfinite(next_observations).all(-1)
         if set_normalisation:
-            self.model.set_normalisation(*(array[weights] for array in flat))
+            self.model.set_normalisation(observations[counted], actions[counted], next_observations[counted])
             if self._distributed:
                 copy_from_first_process(self.model.state_dict().values())
-        inputs = self.model.inputs(flat[0], flat[1])
-        targets = self.model.targets(flat[0], flat[2])
-        targets = torch.cat([targets, torch.as_tensor(weights[:, None]).to(targets)], dim=1)
+        inputs = self.model.inputs(observations, actions)
+        with np.errstate(invalid="ignore"):  # of infinity minus infinity
+            targets = self.model.targets(observations, next_observations)
+        targets = torch.cat([targets, torch.as_tensor(counted[:, None]).to(targets)], dim=1)
         return inputs.unflatten(0, streams.restarted.shape), targets.unflatten(0, streams.restarted.shape)
 
     def _sample_tasks(self, inputs: Tensor, targets: Tensor, rng: np.random.Generator) -> list[MetaTask]:
+        """The tasks of an update: pieces of streams, two windows long."""
         window, size = self._options.window, self._options.meta_batch_size
         streams = rng.integers(len(inputs), size=size)
         offsets = rng.integers(inputs.shape[1] - 2 * window + 1, size=size)
         times = torch.as_tensor(offsets[:, None] + np.arange(2 * window))  # K 2W
         x = inputs[torch.as_tensor(streams)[:, None], times]  # K 2W in
         y = targets[torch.as_tensor(streams)[:, None], times]  # K 2W D+1
+        # Of each support set only the last transitions count, between none and all of them.
         num_ignored = torch.as_tensor(rng.integers(window + 1, size=size))
         ignored = torch.arange(2 * window) < num_ignored[:, None]  # K 2W
         y[..., -1] = torch.where(ignored.to(y.device), 0.0, y[..., -1])
@@ -229,16 +260,6 @@ def weighted_mse(prediction: Tensor, target: Tensor) -> Tensor:
     weight = target[..., -1:]
     errors = (prediction - target[..., :-1]).square() * weight
     return errors.sum() / (weight.sum().clamp(min=1.0) * prediction.shape[-1])
-
-
-def default_dynamics_model(
-    env_id: str, env_kwargs: Mapping[str, Any], seed: int, adapts: Literal["last_layer", "all"] = "last_layer"
-) -> DynamicsModel:
-    """``DynamicsModel(observation_space, action_space)`` for an environment, with weights from ``seed``."""
-    env: gym.Env[Any, Any] = gym.make(env_id, split="train", disable_env_checker=True, **env_kwargs)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed other devices too
-        return DynamicsModel(env.observation_space, env.action_space, adapts=adapts)
 
 
 def _split_windows(x: Tensor, y: Tensor, window: int) -> list[MetaTask]:

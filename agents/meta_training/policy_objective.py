@@ -2,37 +2,29 @@
 
 import copy
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.func import functional_call, vmap
 
 from ssm_metarl_gym.agents.meta_learning.distributed import copy_from_first_process, own_share
 from ssm_metarl_gym.agents.meta_learning.inner_loop import InnerLoop, LearnedRates, Weights
 from ssm_metarl_gym.agents.meta_learning.outer_loop import OuterLoop
-from ssm_metarl_gym.agents.meta_training.surrogates import (
-    Sample,
-    Surrogate,
-    adaptation_loss,
-    clipped_loss,
-    divergence,
-    prepare,
-)
-from ssm_metarl_gym.agents.meta_training.trajectories import TaskRows, Trajectories, collect_trajectories
+from ssm_metarl_gym.agents.meta_training.promp import ProMP
+from ssm_metarl_gym.agents.meta_training.surrogates import Sample, Surrogate, make_sample
+from ssm_metarl_gym.agents.meta_training.trajectories import BatchedEnvs, Trajectories, collect_trajectories
 from ssm_metarl_gym.agents.models.meta_policy import MetaPolicy, Network
 from ssm_metarl_gym.checks import check_choice, check_integer, is_number
+from ssm_metarl_gym.seeding import seed_sequence
 from ssm_metarl_gym.tasks.task import Task
 
-__all__ = ["PolicyObjective", "PolicyOptions", "default_policy"]
+__all__ = ["PolicyObjective", "PolicyOptions"]
 
-# The first number of the spawn key of a random stream: what it is for.
+# The first part of the key of a seed: what the random numbers are for.
 _TASKS, _TRAJECTORIES, _NORMALISATION, _EVALUATION, _ADAPTATION = range(5)
 
 
@@ -51,7 +43,7 @@ class PolicyOptions:
         clip_range: How far a ratio of probabilities may profitably leave 1 in the outer loop.
         num_epochs: Number of steps of Adam on the trajectories of one update.
         kl_penalty: Weight of the mean divergence of all policies of an update from those that took the trajectories.
-        surrogate: How the inner gradient depends on the weights, see :func:`adaptation_loss`.
+        surrogate: How the inner gradient depends on the weights: ``"lvc"`` or ``"dice"``, see :func:`adaptation_loss`.
         first_order: Whether the outer gradient takes inner gradients as constants.
         learned_rates: What has a step size of its own that is learned, from ``inner_lr`` on, see :class:`InnerLoop`.
         network: ``"mlp"`` or ``"ssm"``, of the default policy.
@@ -100,7 +92,7 @@ class PolicyOptions:
 _TINY, _HUGE = np.finfo(np.float32).tiny, np.finfo(np.float32).max
 _RANGES: Final = (
     ("inner_lr", _TINY, _HUGE, "finite and > 0; for no inner loop use inner_steps=0"),
-    ("outer_lr", _TINY, _HUGE, "finite and > 0"),
+    ("outer_lr", _TINY, 1e30, "> 0 and <= 1e30, so that Adam's step is finite"),
     ("gamma", 0.0, 1.0, "in [0, 1]"),
     ("gae_lambda", 0.0, 1.0, "in [0, 1]"),
     ("clip_range", _TINY, _HUGE, "finite and > 0"),
@@ -118,14 +110,14 @@ class PolicyObjective:
     adaptation is computed again from the stored trajectories, as a differentiable function of these weights, and the
     clipped surrogate of PPO is measured on the last trajectories, those of the adapted policies.
 
-    Each process of a distributed run simulates all tasks, whose rows share one random stream, and differentiates its
+    Each process of a distributed run simulates all tasks, whose rows share their random numbers, and differentiates its
     share of them, which takes most of the time.
 
     Args:
         env_id: An environment of this package that has a batched form.
-        model: The policy to train, in place; None for :func:`default_policy`.
+        model: The policy to train, in place.
         env_kwargs: More arguments of the environment.
-        seed: Seeds the tasks, the trajectories and the weights of the default policy.
+        seed: Seeds the tasks and the trajectories.
         options: How to train.
         distributed: Whether all processes of the default process group train together.
 
@@ -139,38 +131,47 @@ class PolicyObjective:
     def __init__(
         self,
         env_id: str,
-        model: MetaPolicy | None = None,
+        model: MetaPolicy,
         *,
-        env_kwargs: Mapping[str, Any] | None = None,
-        seed: int = 0,
-        options: PolicyOptions | None = None,
+        env_kwargs: Mapping[str, Any],
+        seed: int,
+        options: PolicyOptions,
         distributed: bool = False,
     ) -> None:
-        options = PolicyOptions() if options is None else options
-        self._seed, self._options, self._distributed = seed, options, distributed
-        self._rows = TaskRows(env_id, env_kwargs)
-        self.model = default_policy(self._rows, options, seed) if model is None else model
-        own, theirs = ((x.observation_space, x.action_space) for x in (self.model, self._rows))
+        self.model = model
+        self._seed = seed
+        self._options = options
+        self._distributed = distributed
+        self._envs = BatchedEnvs(env_id, env_kwargs)
+        own, theirs = ((x.observation_space, x.action_space) for x in (model, self._envs))
         if own != theirs:
             raise ValueError(f"the policy must be for the spaces {theirs} of {env_id}; got one for {own}.")
         self._inner = InnerLoop(
-            self.model,
+            model,
             options.inner_lr,
             first_order=options.first_order,
             learned_rates=options.learned_rates,
             num_steps=options.inner_steps,
         )
+        self._promp = ProMP(
+            model,
+            self._inner,
+            clip_range=options.clip_range,
+            kl_penalty=options.kl_penalty,
+            surrogate=options.surrogate,
+        )
         parameters = [*self._inner.weights().values(), *self._inner.rates.values()]
         self._outer = OuterLoop(
             parameters,
             torch.optim.Adam(parameters, lr=options.outer_lr),
+            rates=self._inner.rates,
             task_chunk_size=options.task_chunk_size,
             grad_clip_norm=options.grad_clip_norm,
             distributed=distributed,
         )
 
-    def update(self, number: int) -> dict[str, float]:
-        """The outer update of this number.
+    def update(self, index: int) -> dict[str, float]:
+        """The outer update of this index.
 
         Returns:
             The loss in its first epoch, the mean return after each inner step, and the number of tasks that were left
@@ -181,22 +182,50 @@ class PolicyObjective:
         """
         before = copy.deepcopy((self.model.state_dict(), self.state_dict()))
         try:
-            return self._update(number)
+            return self._update(index)
         except BaseException:  # an interrupt, too: the same update follows where training goes on
             self.model.load_state_dict(before[0])
             self.load_state_dict(before[1])
             raise
 
-    def _update(self, number: int) -> dict[str, float]:
-        samples, returns = self._sample(number)
+    def _update(self, index: int) -> dict[str, float]:
+        num_dropped = self._outer.num_dropped
+        num_epochs = self._options.num_epochs
+        # The policies act and adapt, in all tasks.
+        samples, returns = self._sample(index)
+        # Each process differentiates its share of the tasks.
         num_tasks = self._options.meta_batch_size
         share = own_share(num_tasks) if self._distributed else range(num_tasks)
         own = [sample.select(slice(share.start, share.stop)) for sample in samples]
-        num_dropped = self._outer.num_dropped
-        losses = [self._outer.step(partial(self._losses, own), len(share)) for _ in range(self._options.num_epochs)]
-        named = {f"return_after_{index}_steps": value for index, value in enumerate(returns)}
-        dropped_tasks = (self._outer.num_dropped - num_dropped) / self._options.num_epochs
-        return {"loss": losses[0], **named, "dropped_tasks": dropped_tasks}
+
+        def losses_of(tasks: Sequence[int]) -> Tensor:
+            chunk = [sample.select(slice(tasks[0], tasks[-1] + 1)) for sample in own]
+            return self._promp.losses(self._inner.weights(), chunk)
+
+        # The weights that all tasks start from are improved by several steps on the same trajectories.
+        losses = [self._outer.step(losses_of, len(share)) for _ in range(num_epochs)]
+        return {
+            "loss": losses[0],
+            **{f"return_after_{steps}_steps": mean for steps, mean in enumerate(returns)},
+            "dropped_tasks": (self._outer.num_dropped - num_dropped) / num_epochs,
+        }
+
+    def _sample(self, index: int) -> tuple[list[Sample], list[float]]:
+        """A sample before each inner step and one after the last, and the mean return in each."""
+        options = self._options
+        tasks = self._envs.draw_tasks("train", options.meta_batch_size, seed_sequence(self._seed, _TASKS, index))
+        if not self.model.is_normalised:
+            self._set_normalisation(tasks)
+        weights = self._promp.initial_weights(len(tasks))
+        samples: list[Sample] = []
+        returns: list[float] = []
+        for step in range(options.inner_steps + 1):
+            if step:
+                weights = self._promp.adapt(weights, samples[-1], step - 1)
+            trajectories = self._collect(weights, tasks, seed_sequence(self._seed, _TRAJECTORIES, index, step))
+            samples.append(self._to_sample(trajectories))
+            returns.append(trajectories.returns().mean().item())
+        return samples, returns
 
     def evaluate(
         self, split: str, num_steps: Sequence[int], *, num_tasks: int, seed: int
@@ -208,35 +237,32 @@ class PolicyObjective:
         """
         for steps in num_steps:
             check_integer("num_steps", steps, least=0)
-        key = zlib.crc32(split.encode())
-        tasks_seed, *seeds = np.random.SeedSequence(seed, spawn_key=(_EVALUATION, key)).spawn(2 + max(num_steps))
-        tasks = self._rows.draw_tasks(split, num_tasks, tasks_seed)
-        returns, weights = {}, self._initial_weights(num_tasks)
-        for index, stream in enumerate(seeds):
-            trajectories = self._collect(weights, tasks, stream)
+        tasks_seed, *seeds = seed_sequence(seed, _EVALUATION, split).spawn(2 + max(num_steps))
+        tasks = self._envs.draw_tasks(split, num_tasks, tasks_seed)
+        weights = self._promp.initial_weights(num_tasks)
+        returns = {}
+        for index, trajectories_seed in enumerate(seeds):
+            trajectories = self._collect(weights, tasks, trajectories_seed)
             returns[index] = trajectories.returns().mean(1).cpu().numpy()
             if index < max(num_steps):
-                weights = self._adapt(weights, self._prepare(trajectories), index)
+                weights = self._promp.adapt(weights, self._to_sample(trajectories), index)
         return {steps: returns[steps] for steps in num_steps}
 
     def adapt(self, task: Task | Mapping[str, float], num_steps: int, *, seed: int) -> MetaPolicy:
         """A copy of the policy after ``num_steps`` inner steps in one task, each on fresh trajectories."""
         check_integer("num_steps", num_steps, least=0)
-        tasks = [task if isinstance(task, Task) else self._rows.task_type.from_dict(task)]
-        weights = self._initial_weights(1)
-        for index, stream in enumerate(np.random.SeedSequence(seed, spawn_key=(_ADAPTATION,)).spawn(num_steps)):
-            weights = self._adapt(weights, self._prepare(self._collect(weights, tasks, stream)), index)
+        tasks = [task if isinstance(task, Task) else self._envs.task_type.from_dict(task)]
+        weights = self._promp.initial_weights(1)
+        for index, trajectories_seed in enumerate(seed_sequence(seed, _ADAPTATION).spawn(num_steps)):
+            sample = self._to_sample(self._collect(weights, tasks, trajectories_seed))
+            weights = self._promp.adapt(weights, sample, index)
         adapted = copy.deepcopy(self.model)
         adapted.load_state_dict({name: weight[0] for name, weight in weights.items()}, strict=False)
         return adapted
 
     def state_dict(self) -> dict[str, Any]:
         """All that training goes on from, but for the weights of the model."""
-        return {
-            "optimizer": copy.deepcopy(self._outer.optimizer.state_dict()),  # whose tensors change with the next step
-            "rates": {name: rate.detach().clone() for name, rate in self._inner.rates.items()},
-            "num_dropped": self._outer.num_dropped,
-        }
+        return self._outer.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave.
@@ -244,107 +270,22 @@ class PolicyObjective:
         Raises:
             ValueError: The state has other learned step sizes.
         """
-        own, theirs = (
-            {name: tuple(rate.shape) for name, rate in rates.items()} for rates in (self._inner.rates, state["rates"])
-        )
-        if own != theirs:
-            raise ValueError(f"the learned rates must be of {own}; got {theirs}. Use the same learned_rates.")
-        self._outer.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        with torch.no_grad():
-            for name, rate in self._inner.rates.items():
-                rate.copy_(state["rates"][name])
-        self._outer.num_dropped = state["num_dropped"]
-
-    def _sample(self, number: int) -> tuple[list[Sample], list[float]]:
-        """A sample before each inner step and one after the last, and the mean return in each."""
-        options = self._options
-        tasks = self._rows.draw_tasks("train", options.meta_batch_size, self._stream(_TASKS, number))
-        if not self.model.is_normalised:
-            self._set_normalisation(tasks)
-        weights = self._initial_weights(len(tasks))
-        samples: list[Sample] = []
-        returns: list[float] = []
-        for index in range(options.inner_steps + 1):
-            if index:
-                weights = self._adapt(weights, samples[-1], index - 1)
-            trajectories = self._collect(weights, tasks, self._stream(_TRAJECTORIES, number, index))
-            samples.append(self._prepare(trajectories))
-            returns.append(trajectories.returns().mean().item())
-        return samples, returns
-
-    def _losses(self, samples: Sequence[Sample], numbers: Sequence[int]) -> Tensor:
-        """The outer losses of tasks, ``Float[len(numbers)]``: their adaptation is computed again, with a graph."""
-        chunk = [sample.select(slice(numbers[0], numbers[-1] + 1)) for sample in samples]
-        return vmap(self._outer_loss, in_dims=(None, 0))(self._inner.weights(), chunk)
-
-    def _outer_loss(self, weights: Weights, samples: Sequence[Sample]) -> Tensor:
-        """The loss of one task after adaptation to its samples but the last one."""
-        options, distribution = self._options, self.model.distribution
-        divergences = []
-        for index, sample in enumerate(samples[:-1]):
-            if options.kl_penalty:
-                divergences.append(divergence(distribution, self._parameters(weights, sample), sample))
-            weights = self._inner.step(partial(self._inner_loss, sample=sample), weights, index)
-        parameters = self._parameters(weights, samples[-1])
-        loss = clipped_loss(distribution, parameters, samples[-1], options.clip_range)
-        if options.kl_penalty:
-            divergences.append(divergence(distribution, parameters, samples[-1]))
-            loss = loss + options.kl_penalty * torch.stack(divergences).mean()
-        return loss
-
-    def _inner_loss(self, weights: Weights, sample: Sample) -> Tensor:
-        parameters = self._parameters(weights, sample)
-        return adaptation_loss(self.model.distribution, parameters, sample, self._options.surrogate)
-
-    def _parameters(self, weights: Weights, sample: Sample) -> Tensor:
-        parameters: Tensor = functional_call(self.model, weights, (sample.observations,))[0]
-        return parameters
-
-    def _adapt(self, weights: Weights, sample: Sample, index: int) -> Weights:
-        """One inner step in every task, without a graph: ``[K ...]`` -> ``[K ...]``."""
-        inner = self._inner.detached()
-
-        def step(weights: Weights, sample: Sample) -> Weights:
-            return inner.step(partial(self._inner_loss, sample=sample), weights, index)
-
-        with torch.no_grad():
-            adapted: Weights = vmap(step)(weights, sample)
-        # With weights that are not finite nobody can act. Such a task keeps those it had; its outer loss, for which the
-        # step is computed again, is not finite and does not count.
-        finite = torch.stack([torch.isfinite(weight).flatten(1).all(1) for weight in adapted.values()]).all(0)  # K
-        return {
-            name: torch.where(finite.view(-1, *[1] * (weight.ndim - 1)), weight, weights[name])
-            for name, weight in adapted.items()
-        }
-
-    def _initial_weights(self, num_tasks: int) -> Weights:
-        """The weights that every task starts from, ``[K ...]``."""
-        return {
-            name: weight.detach().expand(num_tasks, *weight.shape) for name, weight in self._inner.weights().items()
-        }
+        self._outer.load_state_dict(state)
 
     def _collect(self, weights: Weights, tasks: Sequence[Task], seed: np.random.SeedSequence) -> Trajectories:
         num_trajectories = self._options.trajectories_per_task
-        return collect_trajectories(self._rows, self.model, weights, tasks, num_trajectories, seed=seed)
+        return collect_trajectories(self._envs, self.model, weights, tasks, num_trajectories, seed=seed)
 
-    def _prepare(self, trajectories: Trajectories) -> Sample:
-        inputs, scale = self.model.normalise(trajectories.observations), self.model.advantage_scale
-        return prepare(trajectories, inputs, scale, gamma=self._options.gamma, gae_lambda=self._options.gae_lambda)
+    def _to_sample(self, trajectories: Trajectories) -> Sample:
+        inputs = self.model.normalise(trajectories.observations)
+        scale, options = self.model.advantage_scale, self._options
+        return make_sample(trajectories, inputs, scale, gamma=options.gamma, gae_lambda=options.gae_lambda)
 
     def _set_normalisation(self, tasks: Sequence[Task]) -> None:
         """Before the first update: by what the untrained policy sees."""
-        trajectories = self._collect(self._initial_weights(len(tasks)), tasks, self._stream(_NORMALISATION))
+        weights = self._promp.initial_weights(len(tasks))
+        trajectories = self._collect(weights, tasks, seed_sequence(self._seed, _NORMALISATION))
         self.model.set_normalisation(trajectories.observations[trajectories.valid])
-        self.model.set_advantage_scale(self._prepare(trajectories).advantages[trajectories.valid])
+        self.model.set_advantage_scale(self._to_sample(trajectories).advantages[trajectories.valid])
         if self._distributed:
             copy_from_first_process(self.model.buffers())
-
-    def _stream(self, *key: int) -> np.random.SeedSequence:
-        return np.random.SeedSequence(self._seed, spawn_key=key)
-
-
-def default_policy(rows: TaskRows, options: PolicyOptions, seed: int) -> MetaPolicy:
-    """The policy for an environment that the options describe, with weights from ``seed``."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed other devices too
-        return MetaPolicy(rows.observation_space, rows.action_space, network=options.network, width=options.width)

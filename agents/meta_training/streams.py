@@ -1,6 +1,5 @@
-"""Collecting streams of random actions, one task a stream."""
+"""Collecting streams of transitions by random actions, one task a stream."""
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -10,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
+
+from ssm_metarl_gym.envs.making import has_batched_form, make_rows
 
 __all__ = ["Streams", "collect_streams", "make_stream_env"]
 
@@ -40,12 +41,8 @@ def make_stream_env(env_id: str, num_streams: int, **env_kwargs: Any) -> StreamE
     Of any other a single one plays one stream after the other: as many side by side as there are streams would take
     their memory, and in one process they would be no faster.
     """
-    module, _, name = env_id.rpartition(":")
-    if module:
-        importlib.import_module(module)
-    spec = gym.spec(name)
-    if spec.namespace == "ssm_metarl" and spec.vector_entry_point is not None:
-        return gym.make_vec(env_id, num_streams, autoreset_mode=AutoresetMode.DISABLED, **env_kwargs)
+    if has_batched_form(env_id):
+        return make_rows(env_id, num_streams, autoreset_mode=AutoresetMode.DISABLED, **env_kwargs)
     return gym.make(env_id, disable_env_checker=True, **env_kwargs)
 
 
@@ -87,6 +84,7 @@ def collect_streams(env: StreamEnv, num_streams: int, stream_length: int, *, see
 
 
 def _play_together(env: gym.vector.VectorEnv[Any, Any, Any], streams: Streams, seed: int) -> None:
+    """Fill in what a batched environment does, a stream in each row."""
     options = _wide_start(env.unwrapped.single_env_type)  # type: ignore[attr-defined]
     observation, _ = env.reset(seed=seed, options=options)
     for t in range(streams.actions.shape[1]):
@@ -101,6 +99,7 @@ def _play_together(env: gym.vector.VectorEnv[Any, Any, Any], streams: Streams, s
 
 
 def _play_one_by_one(env: gym.Env[Any, Any], streams: Streams, seed: int) -> None:
+    """Fill in what a single environment does, one stream after the other."""
     options = _wide_start(env.unwrapped)
     num_streams, stream_length = streams.restarted.shape
     env.reset(seed=seed)

@@ -17,7 +17,7 @@ __all__ = [
     "divergence",
     "generalised_advantages",
     "linear_baseline",
-    "prepare",
+    "make_sample",
 ]
 
 Surrogate = Literal["lvc", "dice"]
@@ -26,7 +26,7 @@ _RIDGE = 1e-5
 
 
 class Sample(NamedTuple):
-    """What the surrogates need of trajectories; without the K in front, of those of one task.
+    """What the surrogates need of the trajectories of K tasks. Of one task the shapes are without the K.
 
     Attributes:
         observations: ``Float[K M T D]``.
@@ -42,20 +42,22 @@ class Sample(NamedTuple):
     advantages: Tensor
     weights: Tensor
 
-    def select(self, numbers: slice) -> "Sample":
-        """Some of the tasks."""
-        return Sample(*(part[numbers] for part in self))
+    def select(self, tasks: slice) -> "Sample":
+        """The sample of some of the tasks."""
+        return Sample(*(part[tasks] for part in self))
 
 
-def prepare(trajectories: Trajectories, inputs: Tensor, scale: Tensor, *, gamma: float, gae_lambda: float) -> Sample:
-    """The sample that trajectories are to the surrogates.
+def make_sample(
+    trajectories: Trajectories, inputs: Tensor, scale: Tensor, *, gamma: float, gae_lambda: float
+) -> Sample:
+    """The sample that trajectories are to the surrogates: with advantages, and with weights of the steps.
 
     An episode is worth the rewards up to its end, be that a termination or the time limit: what the linear baseline,
     which knows the time, predicts and what :meth:`Trajectories.returns` measures. A restart in a trial ends nothing.
 
     Args:
         trajectories: Of K tasks.
-        inputs: Their observations, normalised, from which the baseline predicts.
+        inputs: ``Float[K M T D]``, their observations, normalised, from which the baseline predicts.
         scale: The unit of the advantages, a scalar. It is the same for all tasks and all steps of the inner loop: with
             advantages normalised one by one, a policy that has solved its task would be moved as far as one that has
             not.
@@ -169,7 +171,7 @@ def divergence(distribution: ActionDistribution, parameters: Tensor, sample: Sam
 
 
 def _log_ratios(distribution: ActionDistribution, parameters: Tensor, sample: Sample) -> Tensor:
-    """Zero where not valid, so that padding can neither overflow nor count."""
+    """``log p_now(action) - log p_then(action)``; zero where not valid, so that padding cannot overflow nor count."""
     now = distribution.log_prob(parameters, sample.actions)
     then = distribution.log_prob(sample.parameters, sample.actions)
     return torch.where(sample.weights > 0.0, now - then, 0.0)

@@ -1,10 +1,10 @@
 """Meta-training over the tasks of an environment."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal, Protocol
+from typing import Any, BinaryIO, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,54 +15,19 @@ from tqdm.auto import tqdm
 
 from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig
 from ssm_metarl_gym.agents.meta_learning.distributed import rank, world_size
-from ssm_metarl_gym.agents.meta_training.dynamics_objective import (
-    DynamicsObjective,
-    DynamicsOptions,
-    default_dynamics_model,
-)
-from ssm_metarl_gym.agents.meta_training.policy_objective import PolicyObjective, PolicyOptions
-from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
+from ssm_metarl_gym.agents.meta_training.archive import check_module, read_archive, to_plain_values, write_archive
+from ssm_metarl_gym.agents.meta_training.dynamics_objective import DynamicsOptions
+from ssm_metarl_gym.agents.meta_training.objectives import OBJECTIVES, Objective, default_model
+from ssm_metarl_gym.agents.meta_training.policy_objective import PolicyObjective
 from ssm_metarl_gym.agents.models.meta_policy import MetaPolicy
 from ssm_metarl_gym.checks import check_choice, check_integer
-from ssm_metarl_gym.files import replacing
 from ssm_metarl_gym.tasks.task import Task
 
-__all__ = ["MetaTrainer", "Objective"]
+__all__ = ["MetaTrainer"]
 
-_FORMAT: Final = 2
 _EVALUATED_STEPS: Final = (0, 1, 3, 5, 10)
-
-
-class Objective(Protocol):
-    """What a :class:`MetaTrainer` trains for.
-
-    All that is random in an update follows from the seed and the number of the update: no stream of random numbers
-    lives on between updates, so that nothing is lost when a run is killed.
-    """
-
-    @property
-    def model(self) -> nn.Module:
-        """The model that is trained in place."""
-
-    def update(self, number: int) -> dict[str, float]:
-        """One outer update, the one of this number: what to log of it, the loss first, as ``"loss"``."""
-
-    def evaluate(
-        self, split: str, num_steps: Sequence[int], *, num_tasks: int, seed: int
-    ) -> dict[int, npt.NDArray[np.float64]]:
-        """The loss or the return of each of ``num_tasks`` tasks after so many inner steps: ``{steps: Float[K]}``."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that training goes on from, but for the weights of the model: tensors and plain values."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave."""
-
-
-_OBJECTIVES: Final[dict[str, tuple[type[Any], type[Any], type[nn.Module]]]] = {
-    "dynamics": (DynamicsObjective, DynamicsOptions, DynamicsModel),
-    "policy": (PolicyObjective, PolicyOptions, MetaPolicy),
-}
+# What every file of a trainer holds.
+_STORED: Final = ("env_id", "objective", "env_kwargs", "seed", "options", "num_updates", "model", "state")
 
 
 class MetaTrainer:
@@ -81,7 +46,7 @@ class MetaTrainer:
         env_id: An environment with a ``split`` argument, such as those of this package.
         model: The model to train, in place; None for the default one of the objective.
         objective: ``"dynamics"`` or ``"policy"``.
-        env_kwargs: More arguments of the environment.
+        env_kwargs: More arguments of the environment, such as a file can hold: what JSON can, tasks and distributions.
         seed: Seeds the tasks, the actions, the batches and the weights of the default model.
         device: The device of the default model; a given one stays where it is.
         **options: Fields of :class:`DynamicsOptions` or :class:`PolicyOptions`.
@@ -89,11 +54,15 @@ class MetaTrainer:
     Attributes:
         model: The model.
         num_updates: Number of updates so far.
+        env_id: The id of the environment.
+        env_kwargs: Its arguments.
+        seed: The seed.
         objective: The name of the objective.
         options: The :class:`DynamicsOptions` or :class:`PolicyOptions`.
 
     Raises:
-        ValueError: The objective or an option is unknown or not valid, or the model is of another kind.
+        ValueError: The objective or an option is unknown or not valid, the model is of another kind, or the environment
+            has no hidden tasks.
     """
 
     def __init__(
@@ -107,39 +76,44 @@ class MetaTrainer:
         device: str | torch.device = "cpu",
         **options: Any,
     ) -> None:
-        check_choice("objective", objective, list(_OBJECTIVES))
-        objective_type, options_type, model_type = _OBJECTIVES[objective]
-        if not isinstance(model, model_type | None):
+        check_choice("objective", objective, list(OBJECTIVES))
+        kind = OBJECTIVES[objective]
+        if not isinstance(model, kind.model | None):
             raise ValueError(
-                f"the model must be a {model_type.__name__} for objective={objective!r}; got a {type(model).__name__}. "
+                f"the model must be a {kind.model.__name__} for objective={objective!r}; got a {type(model).__name__}. "
                 "Give None for the default one."
             )
         for name in options:
-            valid = [field.name for field in fields(options_type)]
+            valid = [field.name for field in fields(kind.options)]
             check_choice(f"an option of the objective {objective!r}", name, valid)
         check_integer("seed", seed, least=0)
         if "split" in (env_kwargs or {}):
             raise ValueError("env_kwargs must not hold 'split': training is on the train split. Use evaluate(split).")
-        self.env_id, self.seed, self.env_kwargs = env_id, int(seed), dict(env_kwargs or {})
+        to_plain_values(env_kwargs or {})  # so that it is known before the training what cannot be saved after it
+        self.env_id = env_id
+        self.env_kwargs = dict(env_kwargs or {})
+        self.seed = int(seed)
         self.objective = objective
-        self.options = options_type(**options)
+        self.options = kind.options(**options)
+        self.num_updates = 0
         if self.options.meta_batch_size < world_size():
             raise ValueError(
                 f"meta_batch_size must be at least the number of processes; got {self.options.meta_batch_size} for "
                 f"{world_size()}. Start fewer processes."
             )
-        self.num_updates = 0
-        kwargs = {
-            "env_kwargs": self.env_kwargs,
-            "seed": self.seed,
-            "options": self.options,
-            "distributed": world_size() > 1,
-        }
-        self._objective: Objective = objective_type(env_id, model, **kwargs)
-        if model is None and torch.device(device).type != "cpu":
-            # The optimiser and learned step sizes must be where the model is, so all is made once more around it.
-            self._objective = objective_type(env_id, self._objective.model.to(device), **kwargs)
+        if model is None:
+            model = default_model(objective, env_id, self.env_kwargs, self.seed, self.options).to(device)
+        self._objective: Objective = kind.objective(
+            env_id,
+            model,
+            env_kwargs=self.env_kwargs,
+            seed=self.seed,
+            options=self.options,
+            distributed=world_size() > 1,
+        )
         self._logger = Logger(None, [])
+        # What the updates since the last row of the log gave: saved, so that a run that goes on writes the same rows.
+        self._unlogged: list[dict[str, float]] = []
 
     @property
     def model(self) -> nn.Module:
@@ -176,7 +150,8 @@ class MetaTrainer:
 
         Raises:
             ValueError: A number is negative, or zero where it must not be.
-            FloatingPointError: The loss was not finite in any task; the model is as it was before that step.
+            FloatingPointError: The loss was not finite in any task, or its gradient too large: the training diverges.
+                The model is as it was before that step.
         """
         check_integer("total_updates", total_updates, least=0)
         check_integer("log_interval", log_interval)
@@ -197,16 +172,21 @@ class MetaTrainer:
                     break
         return self
 
-    def _log(self, metrics: Mapping[str, float], speed: "_Speed", num_eval_tasks: int, log_interval: int) -> None:
-        for name, value in metrics.items():
-            self._logger.record_mean(f"train/{name}", value)
+    def _log(self, metrics: dict[str, float], speed: "_Speed", num_eval_tasks: int, log_interval: int) -> None:
+        """Log an update, and evaluate on so many tasks; a row is written at evaluations and at every interval."""
+        self._unlogged.append(metrics)
+        if not num_eval_tasks and self.num_updates % log_interval:
+            return
+        for update in self._unlogged:
+            for name, value in update.items():
+                self._logger.record_mean(f"train/{name}", value)
+        self._unlogged = []
         if num_eval_tasks:
             for steps, values in self.evaluate(num_tasks=num_eval_tasks).items():
                 self._logger.record(f"eval/interpolation_after_{steps}_steps", float(np.mean(values)))
-        if num_eval_tasks or self.num_updates % log_interval == 0:
-            self._logger.record("time/updates", self.num_updates)
-            self._logger.record("time/updates_per_second", speed.read(self.num_updates))
-            self._logger.dump(step=self.num_updates)
+        self._logger.record("time/updates", self.num_updates)
+        self._logger.record("time/updates_per_second", speed.read(self.num_updates))
+        self._logger.dump(step=self.num_updates)
 
     def evaluate(
         self,
@@ -286,24 +266,19 @@ class MetaTrainer:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write everything that :meth:`load` needs to go on exactly where this trainer is.
-
-        Raises:
-            ValueError: ``env_kwargs`` holds something that JSON cannot hold.
-        """
+        """Write everything that :meth:`load` needs to go on exactly where this trainer is; a missing folder is made."""
         state = {
-            "format": _FORMAT,
             "env_id": self.env_id,
             "objective": self.objective,
-            "env_kwargs": _plain(self.env_kwargs),
+            "env_kwargs": to_plain_values(self.env_kwargs),
             "seed": self.seed,
-            "options": _plain(asdict(self.options)),
+            "options": to_plain_values(asdict(self.options)),
             "num_updates": self.num_updates,
             "model": self.model.state_dict(),
             "state": self._objective.state_dict(),
+            "unlogged": list(self._unlogged),
         }
-        with replacing(path) as temporary:
-            torch.save(state, temporary)
+        write_archive(path, state)
 
     @classmethod
     def load(
@@ -312,30 +287,39 @@ class MetaTrainer:
         model: nn.Module | None = None,
         *,
         device: str | torch.device = "cpu",
+        allowed_modules: Collection[str] = (),
     ) -> "MetaTrainer":
-        """The trainer that was saved; no code from the file is run.
+        """The trainer that was saved; no code from the file is run, and none that it names.
 
         Args:
             path: The file, or where it is or what was read from it.
             model: A model built like the one saved, where that was not the default model; None for the default one.
             device: The device of the default model.
+            allowed_modules: Modules that may be imported where the environment is one of ``"module:id"``; those that
+                are imported already need not be named.
 
         Raises:
-            ValueError: The file is not of a trainer, or of another model.
+            ValueError: The file is damaged, not of a trainer, or of another model, or names a module that is not
+                allowed.
+            OSError: The file cannot be read.
         """
         source = path if isinstance(path, str | Path) else "what was read"
-        state = _read(path, source)
-        kwargs = {name: state[name] for name in ("objective", "env_kwargs", "seed")}
-        if model is None and state["objective"] == "dynamics":
-            adapts = state["state"]["adapts"]
-            model = default_dynamics_model(state["env_id"], state["env_kwargs"], state["seed"], adapts).to(device)
-        trainer = cls(state["env_id"], model, **kwargs, device=device, **state["options"])
+        state = read_archive(path, source, _STORED)
+        env_id, objective, env_kwargs, seed = (state[name] for name in _STORED[:4])
+        check_choice(f"the objective of {source}", objective, list(OBJECTIVES))
+        check_module(env_id, source, allowed_modules)
+        if model is None:
+            options = OBJECTIVES[objective].options(**state["options"])
+            adapts = state["state"].get("adapts", "last_layer")
+            model = default_model(objective, env_id, env_kwargs, seed, options, adapts=adapts).to(device)
+        trainer = cls(env_id, model, objective=objective, env_kwargs=env_kwargs, seed=seed, **state["options"])
         try:
             trainer.model.load_state_dict(state["model"])
             trainer._objective.load_state_dict(state["state"])
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"the model must be built like the one in {source}: {error}") from None
         trainer.num_updates = state["num_updates"]
+        trainer._unlogged = list(state.get("unlogged", []))  # which older files do not hold
         return trainer
 
 
@@ -343,38 +327,8 @@ class _Speed:
     """Updates per second since this object was made."""
 
     def __init__(self, num_updates: int) -> None:
-        self._num_updates, self._start = num_updates, time.perf_counter()
+        self._num_updates = num_updates
+        self._start = time.perf_counter()
 
     def read(self, num_updates: int) -> float:
         return (num_updates - self._num_updates) / (time.perf_counter() - self._start)
-
-
-def _plain(value: Any) -> Any:
-    """A value as a file can hold it that runs no code: numbers and arrays of NumPy become Python's."""
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    if isinstance(value, Mapping):
-        return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise ValueError(f"env_kwargs must be what JSON can hold, to be saved; got {value!r}. Give it as a dictionary.")
-
-
-def _read(path: str | Path | BinaryIO, source: str | Path) -> dict[str, Any]:
-    """What :meth:`MetaTrainer.save` wrote."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception:  # torch.load raises whatever a foreign file happens to trip over
-        state = None
-    if not isinstance(state, dict) or state.get("format") != _FORMAT:
-        older = " It was written by an earlier version: train anew." if _is_older(state) else ""
-        raise ValueError(f"{source} must be a file written by MetaTrainer.save in format {_FORMAT}; it is not.{older}")
-    return state
-
-
-def _is_older(state: object) -> bool:
-    return isinstance(state, dict) and state.get("format") == 1

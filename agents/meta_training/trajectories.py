@@ -8,13 +8,13 @@ import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call, vmap
 
 from ssm_metarl_gym.agents.meta_learning.inner_loop import Weights
 from ssm_metarl_gym.agents.models.meta_policy import MetaPolicy
+from ssm_metarl_gym.envs.making import make_rows
 from ssm_metarl_gym.tasks.task import Task, TaskBatch
 
-__all__ = ["TaskRows", "Trajectories", "collect_trajectories"]
+__all__ = ["BatchedEnvs", "Trajectories", "collect_trajectories"]
 
 
 @dataclass(frozen=True)
@@ -40,21 +40,30 @@ class Trajectories:
         return self.rewards.double().sum(-1)
 
 
-class TaskRows:
-    """The batched environments of an id, made when they are needed and kept.
+class BatchedEnvs:
+    """The batched environments of an id, each number of rows made when it is needed and kept.
 
     Nothing is left in them from one call to the next: every call seeds them anew.
 
     Args:
         env_id: An environment of this package that has a batched form.
-        env_kwargs: More arguments for ``gymnasium.make_vec``.
+        env_kwargs: More arguments of the environment.
+
+    Attributes:
+        observation_space: The space of the observations of one row.
+        action_space: The space of the actions of one row.
+        task_type: The class of the tasks.
+
+    Raises:
+        ValueError: The environment has no batched form with hidden tasks, or no time limit.
     """
 
     def __init__(self, env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> None:
-        self.env_id, self.env_kwargs = env_id, dict(env_kwargs or {})
+        self._env_id = env_id
+        self._env_kwargs = dict(env_kwargs or {})
         self._envs: dict[tuple[int, str], gym.vector.VectorEnv[Any, Any, Any]] = {}
         try:
-            env = self.rows(1)
+            env = self.get(1)
         except TypeError as error:  # of an argument: `split` for one is known to environments with hidden tasks alone
             raise ValueError(
                 f"{env_id!r} must be an environment with hidden tasks that takes env_kwargs: {error}"
@@ -69,27 +78,28 @@ class TaskRows:
                 f"{env_id!r} must have a time limit, or an episode may never end. Leave max_episode_steps out of "
                 "env_kwargs, or give it a positive number."
             )
-        self.observation_space, self.action_space = env.single_observation_space, env.single_action_space
+        self.observation_space = env.single_observation_space
+        self.action_space = env.single_action_space
         self.task_type: type[Task] = env.unwrapped.tasks.task_type
 
-    def rows(self, num_rows: int, split: str = "train") -> gym.vector.VectorEnv[Any, Any, Any]:
-        """An environment of so many rows."""
+    def get(self, num_rows: int, split: str = "train") -> gym.vector.VectorEnv[Any, Any, Any]:
+        """The environment of so many rows whose tasks are of a split."""
         key = (num_rows, split)
         if key not in self._envs:
-            self._envs[key] = gym.make_vec(self.env_id, num_envs=num_rows, split=split, **self.env_kwargs)
+            self._envs[key] = make_rows(self._env_id, num_rows, split=split, **self._env_kwargs)
         return self._envs[key]
 
     def draw_tasks(self, split: str, num_tasks: int, seed: np.random.SeedSequence) -> TaskBatch:
-        """Tasks of a split; no two splits share a stream, whatever the seed."""
-        env = self.rows(num_tasks, split)
-        env.reset(seed=_whole_number(seed))
+        """Tasks of a split; with one seed those of different splits are independent."""
+        env = self.get(num_tasks, split)
+        env.reset(seed=_reset_seed(seed))
         tasks: TaskBatch = env.unwrapped.tasks  # type: ignore[attr-defined]
         return tasks
 
 
 @torch.no_grad()
 def collect_trajectories(
-    rows: TaskRows,
+    envs: BatchedEnvs,
     policy: MetaPolicy,
     weights: Weights,
     tasks: Sequence[Task],
@@ -99,28 +109,32 @@ def collect_trajectories(
 ) -> Trajectories:
     """Let K policies act, each in M rows of its task, until every episode has ended.
 
-    The rows of a batched environment draw from common streams, and so all that happens depends on all tasks together.
+    The rows of a batched environment draw from common random numbers, and so all that happens depends on all tasks
+    together.
 
     Args:
-        rows: Where the environments come from.
-        policy: What the weights are of.
+        envs: Where the environments come from.
+        policy: The policy that the weights are of.
         weights: ``[K ...]`` by name, one set for each task; parameters that are not in it are the policy's own.
         tasks: K tasks.
         num_trajectories: M.
-        seed: Of the environment and of the actions.
+        seed: Seeds the environment and the actions.
     """
     env_seed, noise_seed = seed.spawn(2)
-    num_tasks, device = len(tasks), policy.input_shift.device
-    env = rows.rows(num_tasks * num_trajectories)
-    rng = np.random.default_rng(noise_seed)
-    controller = (_BatchedPolicy if policy.network == "mlp" else _MappedPolicy)(policy, weights)
+    num_tasks = len(tasks)
+    device = policy.input_shift.device
+    # Every task fills M rows, side by side.
+    env = envs.get(num_tasks * num_trajectories)
     repeated = TaskBatch.from_tasks(tasks)[np.repeat(np.arange(num_tasks), num_trajectories)]
-    observations, _ = env.reset(seed=_whole_number(env_seed), options={"tasks": repeated})
+    observations, _ = env.reset(seed=_reset_seed(env_seed), options={"tasks": repeated})
+    # All rows take steps until the last episode has ended; those that ended earlier are recorded as padding.
+    rng = np.random.default_rng(noise_seed)
+    stepper = policy.stepper(weights)
     running = np.ones(len(repeated), dtype=np.bool_)
     steps: list[tuple[Tensor, ...]] = []
     while running.any():
-        observed = torch.from_numpy(observations).to(device).unflatten(0, (num_tasks, num_trajectories))
-        parameters = controller.step(observed)
+        observed = torch.from_numpy(observations).to(device).unflatten(0, (num_tasks, num_trajectories))  # K M D
+        parameters = stepper.step(observed)  # K M P
         noise = policy.distribution.noise(rng, num_tasks, num_trajectories).to(device)
         actions = policy.distribution.draw(parameters, noise)
         observations, rewards, terminated, truncated, _ = env.step(
@@ -133,46 +147,6 @@ def collect_trajectories(
     return Trajectories(*(torch.stack(part, dim=2) for part in zip(*steps, strict=True)))
 
 
-class _MappedPolicy:
-    """A policy with weights per task that takes one step after the other, from the start of episodes on."""
-
-    def __init__(self, policy: MetaPolicy, weights: Weights) -> None:
-        self._policy, self._weights = policy, weights
-        self._state: Tensor | None = None
-
-    def step(self, observations: Tensor) -> Tensor:
-        """``Float[K M D]`` -> parameters ``Float[K M P]``."""
-        in_dims = (0, 0, None if self._state is None else 0)
-        parameters, self._state = vmap(self._call, in_dims)(self._weights, observations[:, :, None], self._state)
-        return parameters[:, :, 0]
-
-    def _call(self, weights: Weights, observations: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        called: tuple[Tensor, Tensor] = functional_call(self._policy, weights, (observations, state))
-        return called
-
-
-class _BatchedPolicy:
-    """The same for a policy without memory, as three products of matrices, which spares nine tenths of the time."""
-
-    def __init__(self, policy: MetaPolicy, weights: Weights) -> None:
-        self._policy = policy
-        num_tasks = len(next(iter(weights.values())))
-        own = {name: parameter.expand(num_tasks, *parameter.shape) for name, parameter in policy.named_parameters()}
-        weights = own | weights
-        self._layers = [
-            (weights[f"{name}.weight"].mT, weights[f"{name}.bias"][:, None]) for name in ("core.0", "core.2", "head")
-        ]
-        self._log_std = weights["log_std"][:, None] if "log_std" in weights else None  # K 1 A
-
-    def step(self, observations: Tensor) -> Tensor:
-        """``Float[K M D]`` -> parameters ``Float[K M P]``."""
-        *hidden_layers, (head, bias) = self._layers
-        features = self._policy.normalise(observations)
-        for weight, shift in hidden_layers:
-            features = torch.baddbmm(shift, features, weight).relu_()
-        return self._policy.to_parameters(torch.baddbmm(bias, features, head), self._log_std)
-
-
-def _whole_number(seed: np.random.SeedSequence) -> int:
-    """A seed as environments take it."""
+def _reset_seed(seed: np.random.SeedSequence) -> int:
+    """A seed as the ``reset`` of an environment takes it."""
     return int(seed.generate_state(1)[0])

@@ -16,7 +16,7 @@ class ActionDistribution(Protocol):
     """What a policy and its gradient need of a distribution over actions, in any number of leading dimensions."""
 
     def noise(self, rng: np.random.Generator, *shape: int) -> Tensor:
-        """All the chance that :meth:`draw` needs for actions ``[*shape ...]``."""
+        """All the random numbers that :meth:`draw` needs for actions ``[*shape ...]``."""
         ...
 
     def draw(self, parameters: Tensor, noise: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class Categorical:
         return torch.from_numpy(rng.standard_exponential((*shape, self.num_actions), dtype=np.float32))
 
     def draw(self, parameters: Tensor, noise: Tensor) -> Tensor:
-        """The clock of rate p rings first with probability p: ``Int64[...]``."""
+        """Actions ``Int64[...]``: of clocks of the rates p, that of an action rings first with its probability."""
         return (parameters - noise.log()).argmax(-1)
 
     def log_prob(self, parameters: Tensor, actions: Tensor) -> Tensor:
@@ -55,11 +55,11 @@ class Categorical:
         return parameters.gather(-1, actions[..., None])[..., 0]
 
     def divergence(self, old: Tensor, new: Tensor) -> Tensor:
-        """KL(old || new)."""
+        """KL(old || new) of log-probabilities ``Float[... n]``: ``Float[...]``."""
         return (old.exp() * (old - new)).sum(-1)
 
     def to_environment(self, actions: Tensor) -> npt.NDArray[Any]:
-        """The same numbers."""
+        """Actions ``Int64[...]`` as the environment takes them: as they are, in NumPy."""
         return actions.cpu().numpy()
 
 
@@ -75,12 +75,15 @@ class DiagonalGaussian:
     """
 
     def __init__(self, space: spaces.Box) -> None:
-        self._low, self._high, self._dtype = space.low, space.high, space.dtype
+        self._low = space.low
+        self._high = space.high
+        self._dtype = space.dtype
         bounded = np.isfinite(space.low) & np.isfinite(space.high)
         low, high = (
             np.where(bounded, bound, unit).astype(np.float64) for bound, unit in ((space.low, -1.0), (space.high, 1.0))
         )
-        self.shift, self.scale = (low + high) / 2.0, (high - low) / 2.0
+        self.shift = (low + high) / 2.0
+        self.scale = (high - low) / 2.0
 
     def noise(self, rng: np.random.Generator, *shape: int) -> Tensor:
         """Standard normal variables ``Float[*shape A]``."""
@@ -98,7 +101,7 @@ class DiagonalGaussian:
         return -(0.5 * deviations.square() + log_std + 0.5 * math.log(2.0 * math.pi)).sum(-1)
 
     def divergence(self, old: Tensor, new: Tensor) -> Tensor:
-        """KL(old || new)."""
+        """KL(old || new) of means and logarithms of deviations ``Float[... 2A]``: ``Float[...]``."""
         (old_mean, old_log_std), (mean, log_std) = old.chunk(2, dim=-1), new.chunk(2, dim=-1)
         squares = (2.0 * old_log_std).exp() + (old_mean - mean).square()
         return (log_std - old_log_std + 0.5 * squares * (-2.0 * log_std).exp() - 0.5).sum(-1)
@@ -106,7 +109,7 @@ class DiagonalGaussian:
     def to_environment(self, actions: Tensor) -> npt.NDArray[Any]:
         """Actions in the units of the Box, and within it; its middle instead of those that are not finite.
 
-        No environment takes those. They come of a policy that has diverged, whose loss is not finite either: its task
+        No environment takes these. They come of a policy that has diverged, whose loss is not finite either: its task
         does not count, and must not end the training of the others.
         """
         scaled = self.shift + self.scale * actions.cpu().numpy()

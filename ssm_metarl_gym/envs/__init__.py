@@ -14,6 +14,7 @@ from ssm_metarl_gym.envs.point_navigation import TaskPointNavigationEnv
 from ssm_metarl_gym.envs.point_navigation_vector import TaskPointNavigationVectorEnv
 from ssm_metarl_gym.envs.repeat_observation import RepeatObservationEnv
 from ssm_metarl_gym.envs.repeat_observation_vector import RepeatObservationVectorEnv
+from ssm_metarl_gym.tasks.families import FAMILIES
 
 __all__ = [
     "DerivedQuantity",
@@ -31,53 +32,46 @@ __all__ = [
     "register_environments",
 ]
 
-# On average one change in a trial of 200 steps.
-_SWITCHING: dict[str, Any] = {"switch": {"probability": 0.005}}
+# The single and the batched form of each environment, by module; what MuJoCo simulates, which is imported with the
+# first of them, has no batched form.
+_CARTPOLE = ("cartpole:TaskCartPoleEnv", "cartpole_vector:TaskCartPoleVectorEnv")
+_PENDULUM = ("pendulum:TaskPendulumEnv", "pendulum_vector:TaskPendulumVectorEnv")
+_POINT = ("point_navigation:TaskPointNavigationEnv", "point_navigation_vector:TaskPointNavigationVectorEnv")
+_REPEAT = ("repeat_observation:RepeatObservationEnv", "repeat_observation_vector:RepeatObservationVectorEnv")
+
+# Trials, and a switch that comes on average once in a trial of 200 steps.
 _TRIALS: dict[str, Any] = {"on_failure": "restart"}
+_SWITCHING: dict[str, Any] = {"switch": {"probability": 0.005}}
 
-# Family, entry point, time limit and the keyword arguments that differ from the constructor's defaults.
-_REGISTRATIONS: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
-    ("CartPole", "cartpole:TaskCartPoleEnv", 500, {}),
-    ("CartPolePolarity", "cartpole:TaskCartPoleEnv", 200, _TRIALS),
-    ("CartPoleSwitch", "cartpole:TaskCartPoleEnv", 200, _TRIALS | _SWITCHING),
-    ("Pendulum", "pendulum:TaskPendulumEnv", 200, {}),
-    ("PendulumPolarity", "pendulum:TaskPendulumEnv", 200, {}),
-    ("PendulumSwitch", "pendulum:TaskPendulumEnv", 200, _SWITCHING),
-    ("PointNavigation", "point_navigation:TaskPointNavigationEnv", 100, {}),
-    # These need MuJoCo, which is imported with the first of them.
-    ("HalfCheetahVel", "mujoco:TaskHalfCheetahVelEnv", 200, {}),
-    ("HalfCheetahDir", "mujoco:TaskHalfCheetahDirEnv", 200, {}),
-    ("AntDir", "mujoco:TaskAntDirEnv", 200, {}),
-    ("HopperParams", "mujoco:TaskHopperEnv", 200, {}),
-    ("Walker2dParams", "mujoco:TaskWalker2dEnv", 200, {}),
-)
-
-# The batched form of an entry point, where there is one.
-_BATCHED = {
-    "cartpole:TaskCartPoleEnv": "ssm_metarl_gym.envs.cartpole_vector:TaskCartPoleVectorEnv",
-    "pendulum:TaskPendulumEnv": "ssm_metarl_gym.envs.pendulum_vector:TaskPendulumVectorEnv",
-    "point_navigation:TaskPointNavigationEnv": (
-        "ssm_metarl_gym.envs.point_navigation_vector:TaskPointNavigationVectorEnv"
-    ),
+# By name: the two forms, the time limit, and the arguments that differ from the constructor's defaults; those of a
+# family hold its name, too.
+_REGISTRATIONS: dict[str, tuple[tuple[str, str | None], int | None, dict[str, Any]]] = {
+    "CartPole": (_CARTPOLE, 500, {}),
+    "CartPolePolarity": (_CARTPOLE, 200, _TRIALS),
+    "CartPoleSwitch": (_CARTPOLE, 200, _TRIALS | _SWITCHING),
+    "Pendulum": (_PENDULUM, 200, {}),
+    "PendulumPolarity": (_PENDULUM, 200, {}),
+    "PendulumSwitch": (_PENDULUM, 200, _SWITCHING),
+    "PointNavigation": (_POINT, 100, {}),
+    "HalfCheetahVel": (("mujoco:TaskHalfCheetahVelEnv", None), 200, {}),
+    "HalfCheetahDir": (("mujoco:TaskHalfCheetahDirEnv", None), 200, {}),
+    "AntDir": (("mujoco:TaskAntDirEnv", None), 200, {}),
+    "HopperParams": (("mujoco:TaskHopperEnv", None), 200, {}),
+    "Walker2dParams": (("mujoco:TaskWalker2dEnv", None), 200, {}),
+    # A probe ends by itself, after as many steps as its arguments say: hence no time limit.
+    "RepeatObservation": (_REPEAT, None, {}),
 }
 
 
 def register_environments() -> None:
-    """Register every family as ``ssm_metarl/<family>-v0``, and the probe. Calling it again changes nothing."""
-    for family, entry_point, max_episode_steps, kwargs in _REGISTRATIONS:
-        env_id = f"ssm_metarl/{family}-v0"
+    """Register every family and the probe as ``ssm_metarl/<name>-v0``. Calling it again changes nothing."""
+    for name, ((single, batched), max_episode_steps, kwargs) in _REGISTRATIONS.items():
+        env_id = f"ssm_metarl/{name}-v0"
         if env_id not in gym.registry:
             gym.register(
                 id=env_id,
-                entry_point=f"ssm_metarl_gym.envs.{entry_point}",
-                vector_entry_point=_BATCHED.get(entry_point),
+                entry_point=f"ssm_metarl_gym.envs.{single}",
+                vector_entry_point=None if batched is None else f"ssm_metarl_gym.envs.{batched}",
                 max_episode_steps=max_episode_steps,
-                kwargs={"family": family, **kwargs},
+                kwargs={"family": name, **kwargs} if name in FAMILIES else kwargs,
             )
-    # It ends by itself, after as many steps as its arguments say: hence no time limit.
-    if "ssm_metarl/RepeatObservation-v0" not in gym.registry:
-        gym.register(
-            id="ssm_metarl/RepeatObservation-v0",
-            entry_point="ssm_metarl_gym.envs.repeat_observation:RepeatObservationEnv",
-            vector_entry_point="ssm_metarl_gym.envs.repeat_observation_vector:RepeatObservationVectorEnv",
-        )

@@ -8,24 +8,21 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
-from ssm_metarl_gym.checks import check_choice
-from ssm_metarl_gym.envs.hidden_task import (
-    DerivedQuantity,
-    Family,
-    HiddenTask,
-    TaskParameter,
-    check_reset_options,
-    parse_state,
-)
-from ssm_metarl_gym.tasks.task import CartPoleTask
+from ssm_metarl_gym.envs.classic import ClassicHiddenTask
+from ssm_metarl_gym.envs.hidden_task import DerivedQuantity, TaskParameter
+from ssm_metarl_gym.tasks.classic import CartPoleTask
 
 __all__ = ["TaskCartPoleEnv"]
 
 # What a fall costs in a trial. With the reward of 1 for the step itself, a fall is rewarded with -9.
 FAILURE_PENALTY: Final = 10.0
+# The options of a reset that bound the starting state, and what they are by default.
+_DEFAULT_BOUNDS: Final = (("low", -0.05), ("high", 0.05))
+
+Floats = npt.NDArray[np.float64]
 
 
-class TaskCartPoleEnv(HiddenTask[CartPoleTask], CartPoleEnv):
+class TaskCartPoleEnv(ClassicHiddenTask[CartPoleTask], CartPoleEnv):
     """Gymnasium's CartPole, with physics that are drawn anew at every reset and that the agent is not told.
 
     With the default task it steps bit for bit like ``CartPole-v1``. Physics and ranges: Packer et al. 2018,
@@ -71,6 +68,9 @@ class TaskCartPoleEnv(HiddenTask[CartPoleTask], CartPoleEnv):
     wide_start: ClassVar[dict[str, Any]] = {"low": [-2.0, -1.5, -0.18, -1.5], "high": [2.0, 1.5, 0.18, 1.5]}
 
     task_type = CartPoleTask
+    plain_family = "CartPole"
+    state_size = 4
+    bound_options = ("low", "high")
     polarity = TaskParameter()
     gravity = TaskParameter()
     masscart = TaskParameter()
@@ -80,40 +80,13 @@ class TaskCartPoleEnv(HiddenTask[CartPoleTask], CartPoleEnv):
     total_mass = DerivedQuantity(lambda env: env.masspole + env.masscart)
     polemass_length = DerivedQuantity(lambda env: env.masspole * env.length)
 
-    def __init__(
-        self,
-        family: Family = "CartPole",
-        *,
-        split: str = "train",
-        context: str = "hidden",
-        task: Mapping[str, float] | None = None,
-        switch: Mapping[str, float] | None = None,
-        on_failure: str = "terminate",
-        render_mode: str | None = None,
-    ) -> None:
-        check_choice("on_failure", on_failure, ("terminate", "restart"))
-        self._on_failure = on_failure
-        self._low = self._high = np.zeros(4)
-        super().__init__(family=family, split=split, context=context, task=task, switch=switch, render_mode=render_mode)
-
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-        """Start an episode with a new task and a new state."""
-        options = check_reset_options(options, ("task", "state", "low", "high"))
-        low, high = parse_bounds(options, (4,))
-        task = self._parse_task(options["task"]) if options.get("task") is not None else None
-        state = parse_state(options["state"], (4,)) if "state" in options else None
-        # Nothing may change before every option is known to be valid.
-        gym.Env.reset(self, seed=seed)
-        self._begin_task(seed, task)
-        self._low, self._high = low, high
-        self._draw_state()
-        if state is not None:
-            self.state = state
-        if self.render_mode == "human":
-            self.render()
-        return self._observe(np.array(self.state, dtype=np.float32)), self._info() | {"restarted": False}
+    @classmethod
+    def parse_bounds(cls, options: Mapping[str, Any], rows: tuple[int, ...]) -> tuple[Floats, Floats]:
+        """The options ``low`` and ``high`` of a reset, each a number or as many as fit: two of ``Float64[*rows 4]``."""
+        low, high = (_parse_bound(name, options.get(name, default), rows) for name, default in _DEFAULT_BOUNDS)
+        if np.any(low > high):
+            raise ValueError(f"the option 'low' must not be greater than 'high'; got {low} and {high}.")
+        return low, high
 
     def step(self, action: Any) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Push the cart for 0.02 s."""
@@ -123,38 +96,32 @@ class TaskCartPoleEnv(HiddenTask[CartPoleTask], CartPoleEnv):
             raise gym.error.ResetNeeded("reset() must be called before step().")
         push = action if self.task.polarity > 0 else 1 - action
         observation, reward, terminated, truncated, _ = CartPoleEnv.step(self, push)
-        restarted = terminated and self._on_failure == "restart"
+        restarted = terminated and self._is_trial
         if restarted:
             reward, terminated = reward - FAILURE_PENALTY, False
             self._draw_state()
-            observation = np.array(self.state, dtype=np.float32)
+            observation = self._observe_state()
         self._end_step()
         return self._observe(observation), reward, terminated, truncated, self._info() | {"restarted": restarted}
 
+    def _observe_state(self) -> npt.NDArray[np.float32]:
+        return np.array(self.state, dtype=np.float32)
+
     def _draw_state(self) -> None:
-        self.state = self.np_random.uniform(self._low, self._high)
+        super()._draw_state()
         self.steps_beyond_terminated = None
 
-
-def parse_bounds(
-    options: Mapping[str, Any], shape: tuple[int, ...]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The options ``low`` and ``high`` of a reset, each a number or as many as fit: two of ``Float64[*shape]``."""
-    low, high = (_parse_bound(name, options.get(name, default), shape) for name, default in _DEFAULT_BOUNDS)
-    if np.any(low > high):
-        raise ValueError(f"the option 'low' must not be greater than 'high'; got {low} and {high}.")
-    return low, high
+    def _start(self, start: Any) -> tuple[npt.NDArray[Any], dict[str, Any]]:
+        observation, info = super()._start(start)
+        return observation, info | {"restarted": False}
 
 
-_DEFAULT_BOUNDS: Final = (("low", -0.05), ("high", 0.05))
-
-
-def _parse_bound(name: str, bound: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
+def _parse_bound(name: str, bound: Any, rows: tuple[int, ...]) -> Floats:
     try:
-        parsed = np.broadcast_to(np.asarray(bound, dtype=np.float64), shape)
+        parsed = np.broadcast_to(np.asarray(bound, dtype=np.float64), (*rows, 4))
     except (TypeError, ValueError):
-        parsed = np.full(shape, np.nan)
+        parsed = np.full(4, np.nan)
     if not np.isfinite(parsed).all():
-        rows = "" if len(shape) == 1 else f", or four for each of the {shape[0]} rows"
-        raise ValueError(f"the option {name!r} must be a finite number or four of them{rows}; got {bound!r}.")
+        each = f", or four for each of the {rows[0]} rows" if rows else ""
+        raise ValueError(f"the option {name!r} must be a finite number or four of them{each}; got {bound!r}.")
     return parsed

@@ -1,13 +1,13 @@
 """Many cart-poles with hidden tasks, stepped at once."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ssm_metarl_gym.envs.cartpole import FAILURE_PENALTY, TaskCartPoleEnv, parse_bounds
-from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv, Observations, parse_whole_numbers
+from ssm_metarl_gym.envs.arguments import parse_whole_numbers
+from ssm_metarl_gym.envs.cartpole import FAILURE_PENALTY, TaskCartPoleEnv
+from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv, Observations
 
 __all__ = ["TaskCartPoleVectorEnv"]
 
@@ -27,28 +27,11 @@ class TaskCartPoleVectorEnv(HiddenTaskVectorEnv):
         >>> observations.shape, infos["task_params"]["polarity"].sum()
         ((1024, 4), np.int64(-1024))
 
-    Args:
-        num_envs: Number of rows n.
-        family: As for the single environment (None for ``"CartPole"``); so are ``split``, ``context``, ``on_failure``.
-        max_episode_steps: Number of steps after which an episode is truncated; -1 or None for no limit.
-        task: The task that every episode has, or a sequence with one for each row; or (JSON can hold that) a dictionary
-            of parameters, where a value may be a list with one number for each row.
-        switch: As for the single environment; ``{"step": [...]}`` may hold one number for each row.
-        render_mode: ``"rgb_array"``, or None.
-        autoreset_mode: ``"NextStep"``, ``"SameStep"`` or ``"Disabled"``; or a member of Gymnasium's ``AutoresetMode``,
-            which JSON cannot hold.
-        dtype: ``"float64"`` is exact; ``"float32"`` is faster and drifts from the single environment by rounding.
-
-    ``reset(options=...)`` takes, with one entry for each row, ``tasks`` (a sequence of tasks or dictionaries, or a
-    dictionary of columns), ``state`` (``Float[n 4]``), ``low`` and ``high`` (a number, four, or ``Float[n 4]``), and
-    ``reset_mask`` (``Bool[n]``). ``env.unwrapped.tasks`` and ``.state`` hold the present ones.
+    Arguments and options of a reset: see :class:`HiddenTaskVectorEnv`.
     """
 
-    plain_family = "CartPole"
     single_env_type = TaskCartPoleEnv
-    state_size = 4
-    reset_options = ("low", "high")
-    _failure_penalty = FAILURE_PENALTY
+    failure_penalty = FAILURE_PENALTY
 
     def _allocate(self) -> None:
         shapes = (self.num_envs,), (self.num_envs,), (2, self.num_envs), (4, self.num_envs)
@@ -112,16 +95,5 @@ class TaskCartPoleVectorEnv(HiddenTaskVectorEnv):
         failed |= np.abs(angle, out=cosine) > _LIMITS[1]
         return self._ones.copy(), failed
 
-    def _parse_bounds(
-        self, options: Mapping[str, Any], rows: tuple[int, ...]
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        return parse_bounds(options, (*rows, 4))
-
     def _observe_state(self) -> Observations:
         return self._state.T.astype(np.float32)
-
-    def _infos(self, restarted: npt.NDArray[np.bool_], mask: npt.NDArray[np.bool_] | None = None) -> dict[str, Any]:
-        infos = super()._infos(restarted, mask)
-        if mask is None:
-            return infos | {"restarted": restarted, "_restarted": self._everywhere}
-        return infos | {"restarted": restarted & mask, "_restarted": mask}

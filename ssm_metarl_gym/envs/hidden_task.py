@@ -2,33 +2,27 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Generic, TypeAlias, TypeVar, cast
+from typing import Any, Generic, cast
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from ssm_metarl_gym.checks import check_choice, is_number
-from ssm_metarl_gym.tasks.distributions import Choice, Marginal, TaskDistribution, TaskSet
+from ssm_metarl_gym.checks import check_choice
+from ssm_metarl_gym.envs.arguments import Family, SomeTask, check_switch, parse_task
+from ssm_metarl_gym.tasks.distributions import TaskDistribution
 from ssm_metarl_gym.tasks.families import TaskFamily, parse_family
-from ssm_metarl_gym.tasks.task import Task
+from ssm_metarl_gym.tasks.marginals import Choice, Marginal
 
 __all__ = [
     "DerivedQuantity",
-    "Family",
     "HiddenTask",
     "TaskParameter",
-    "check_reset_options",
-    "check_switch",
     "observable_space",
-    "parse_state",
     "shown_parameters",
     "task_streams",
 ]
-
-SomeTask = TypeVar("SomeTask", bound=Task)
-Family: TypeAlias = str | TaskFamily | TaskDistribution | TaskSet | Mapping[str, Any]
 
 
 class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
@@ -130,10 +124,20 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
         others = dict(options or {})
         given = others.pop("task", None)
         task = None if given is None else self._parse_task(given)
+        start = self._parse_start(others)
+        # Nothing may change before every option is known to be valid.
         gym.Env.reset(self, seed=seed)
         self._begin_task(seed, task)
-        observation, info = super().reset(options=others or None)
+        observation, info = self._start(start)
         return self._observe(observation), info | self._info()
+
+    def _parse_start(self, options: dict[str, Any]) -> Any:
+        """What :meth:`_start` takes, from the options of a reset without the task; a ValueError where one is wrong."""
+        return options
+
+    def _start(self, start: Any) -> tuple[npt.NDArray[Any], dict[str, Any]]:
+        """Start the physics of an episode in the present task, and give what Gymnasium's ``reset`` would."""
+        return super().reset(options=start or None)
 
     def step(self, action: Any) -> tuple[npt.NDArray[Any], float, bool, bool, dict[str, Any]]:
         """Step with the present task, then flip its sign where a switch is due."""
@@ -151,11 +155,7 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
         return {"task_id": self._task_id, "task_params": self._task.to_dict()}
 
     def _parse_task(self, task: Any) -> SomeTask:
-        """The task that a user gave, as a dictionary of parameters or as it is."""
-        parsed = task if isinstance(task, Task) else self.task_type.from_dict(task)
-        if not isinstance(parsed, self.task_type):
-            raise ValueError(f"task must be a {self.task_type.__name__}; got {task!r}.")
-        return parsed
+        return parse_task(task, self.task_type)
 
     def _begin_task(self, seed: int | None, task: SomeTask | None) -> None:
         """Start an episode: seed the task stream where ``seed`` is given, choose the task, draw the first switch.
@@ -284,48 +284,3 @@ def task_streams(
     # Another stream for the switches: how many an episode sees must not change the tasks of later ones.
     (switches,) = tasks.spawn(1)
     return tasks, switches
-
-
-def check_reset_options(options: Mapping[str, Any] | None, valid: tuple[str, ...]) -> Mapping[str, Any]:
-    """The options of a reset, or a ValueError that names the nearest valid key where one does not exist."""
-    for name in options or {}:
-        check_choice("an option of reset", name, valid)
-    return options or {}
-
-
-def parse_state(state: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
-    """The physical state that a user gave: ``Float64[*shape]``, finite."""
-    try:
-        parsed = np.array(state, dtype=np.float64)
-    except (TypeError, ValueError):
-        parsed = np.full(shape, np.nan)
-    if parsed.shape != shape or not np.isfinite(parsed).all():
-        rows = f" for each of the {shape[0]} rows" if len(shape) > 1 else ""
-        raise ValueError(f"the option 'state' must be {shape[-1]} finite numbers{rows}; got {state!r}.")
-    return parsed
-
-
-def check_switch(
-    switch: Mapping[str, Any] | None, task_type: type[Task], num_rows: int | None = None
-) -> dict[str, Any]:
-    """The switch that a user gave, an empty dictionary for None; with ``num_rows`` a step may be one for each row."""
-    if switch is None:
-        return {}
-    if not task_type.signs:
-        raise ValueError(f"switch must be None, as a {task_type.__name__} has no sign to flip; got {switch!r}.")
-    if isinstance(switch, Mapping) and len(switch) == 1:
-        name, value = next(iter(switch.items()))
-        if name == "probability" and is_number(value) and 0.0 <= value <= 1.0:
-            return {name: value}
-        try:
-            steps = np.asarray(value)
-        except ValueError:  # of ragged lists
-            steps = np.empty(0)
-        shapes: tuple[tuple[int, ...], ...] = ((),) if num_rows is None else ((), (num_rows,))
-        if name == "step" and steps.dtype.kind in "iu" and steps.shape in shapes and (steps >= 1).all():
-            return {name: value}
-    rows = "" if num_rows is None else f", or {num_rows} of them, one for each row"
-    raise ValueError(
-        "switch must be None, {'probability': p} with p in [0, 1] or {'step': n} with a whole number n >= 1"
-        f"{rows}; got {switch!r}."
-    )

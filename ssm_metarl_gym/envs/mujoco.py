@@ -2,16 +2,16 @@
 
 import copy
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
+from collections.abc import Callable
+from typing import Any, Final
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from ssm_metarl_gym.envs.hidden_task import Family, HiddenTask, check_reset_options
+from ssm_metarl_gym.envs.arguments import Family, SomeTask, check_reset_options
+from ssm_metarl_gym.envs.hidden_task import HiddenTask
 from ssm_metarl_gym.tasks.mujoco import AntDirTask, HalfCheetahDirTask, HalfCheetahVelTask, HopperTask, Walker2dTask
-from ssm_metarl_gym.tasks.task import Task
 
 try:
     import gymnasium.envs.mujoco.mujoco_rendering  # or the first constructor fails without saying what to install
@@ -28,7 +28,6 @@ except (ImportError, gym.error.DependencyNotInstalled) as error:
 __all__ = ["TaskAntDirEnv", "TaskHalfCheetahDirEnv", "TaskHalfCheetahVelEnv", "TaskHopperEnv", "TaskWalker2dEnv"]
 
 Floats = npt.NDArray[np.float64]
-SomeTask = TypeVar("SomeTask", bound=Task)
 
 # What a parameter "<part>_<quantity>" of a task multiplies: an array of the model and where the part is in it.
 _QUANTITIES: Final[dict[str, tuple[str, Callable[[Any, str], int]]]] = {
@@ -39,16 +38,41 @@ _QUANTITIES: Final[dict[str, tuple[str, Callable[[Any, str], int]]]] = {
 }
 
 
-class _HiddenTaskMujoco(HiddenTask[SomeTask]):
-    """What the MuJoCo families share: checks of what a user gives, and copies that go on where the original is."""
+class MujocoHiddenTask(HiddenTask[SomeTask]):
+    """A hidden task in one of Gymnasium's MuJoCo environments: what the five families share.
+
+    ## Action and observation space
+    Those of Gymnasium's environment, with the greatest float32 in place of infinite bounds; with ``context="visible"``
+    the parameters that vary in the family follow the observation, scaled to [-1, 1] over the training range
+    (multipliers: their logarithms).
+
+    ## Episode end
+    The time limit of 200 steps, as in PEARL's code; termination as in Gymnasium's environment.
+
+    ## Arguments
+    * ``family``: the distributions of the tasks, by name or as :class:`HiddenTask` takes them.
+    * ``split``: ``"train"``, ``"interpolation"`` (the training range, from a stream of its own) or, where the family
+      has one, ``"extrapolation"``.
+    * ``context``: ``"hidden"``, or ``"visible"`` to append the parameters to the observation.
+    * ``task``: a dictionary of parameters that every episode has, or ``None`` to draw them.
+    * ``switch``: where a parameter is a sign, ``{"step": n}`` flips it after n steps, ``{"probability": p}`` after any
+      step with probability p; ``None`` never.
+    * ``render_mode`` and every other argument: those of Gymnasium's environment (``width``, ``reset_noise_scale``,
+      ``terminate_when_unhealthy``, ...). To render without a display, set the environment variable ``MUJOCO_GL=egl``.
+
+    ``reset(options=...)`` takes ``task`` (a dictionary or a task, for this episode). ``info`` holds ``task_id`` and
+    ``task_params`` (those of the *next* step), and what Gymnasium's holds. To change the task during an episode, assign
+    ``env.unwrapped.task``.
+
+    ## Vectorised use
+    ``gym.make_vec(id, num_envs=8, vectorization_mode="sync")``: each row its own task.
+    """
 
     mujoco_renderer: Any
 
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[Floats, dict[str, Any]]:
-        """Start an episode with a new task and a new state."""
-        return super().reset(seed=seed, options=check_reset_options(options, ("task",)))
+    def _parse_start(self, options: dict[str, Any]) -> dict[str, Any]:
+        check_reset_options(options, ("task",))
+        return options
 
     def step(self, action: Any) -> tuple[Floats, Any, bool, bool, dict[str, Any]]:
         """Apply the torques for one step. The motors clip them, the cost counts them as given, as Gymnasium's do."""
@@ -68,10 +92,9 @@ class _HiddenTaskMujoco(HiddenTask[SomeTask]):
         return super().__getstate__() | {"mujoco_renderer": renderer}
 
 
-class TaskHalfCheetahVelEnv(_HiddenTaskMujoco[HalfCheetahVelTask], HalfCheetahEnv):
+class TaskHalfCheetahVelEnv(MujocoHiddenTask[HalfCheetahVelTask], HalfCheetahEnv):
     """Gymnasium's HalfCheetah, rewarded for running at a velocity that the agent is not told.
 
-    ## Description
     The dynamics of ``HalfCheetah-v5``, bit for bit, and a hidden target velocity (m/s): drawn from U(0, 3) for the
     split ``train``, as by ProMP (Rothfuss et al. 2019, https://arxiv.org/abs/1810.06784) and PEARL (Rakelly et al.
     2019, https://arxiv.org/abs/1903.08254), and from U(3, 4) for ``extrapolation``. MAML (Finn et al. 2017,
@@ -80,40 +103,11 @@ class TaskHalfCheetahVelEnv(_HiddenTaskMujoco[HalfCheetahVelTask], HalfCheetahEn
 
     Only the reward tells the tasks apart: an agent that shall find out needs it as an input.
 
-    ## Action space
-    ``Box(-1, 1, (6,), float32)``: the torques at the six joints, as in ``HalfCheetah-v5``.
-
-    ## Observation space
-    ``Box`` of 17 float64, as in ``HalfCheetah-v5``: positions (m, rad) without the x coordinate, then velocities (m/s,
-    rad/s); with ``context="visible"`` followed by the target, scaled to [-1, 1] over the training range. Its bounds are
-    finite, at the largest float32.
-
     ## Rewards
     ``-|v - velocity| - 0.05 * sum(action^2)`` with the forward velocity v (m/s), as in ProMP's and PEARL's code.
     ``info["reward_forward"]`` is the first term and ``info["reward_ctrl"]`` the second.
 
-    ## Starting state
-    As in ``HalfCheetah-v5``: positions within 0.1 of the nominal ones, velocities normal with standard deviation 0.1.
-
-    ## Episode end
-    The time limit of 200 steps, as in PEARL's code; no state terminates an episode.
-
-    ## Arguments
-    * ``split``: ``"train"``, ``"interpolation"`` (the training range, from a stream of its own) or ``"extrapolation"``.
-    * ``context``: ``"hidden"``, or ``"visible"`` to append the target to the observation.
-    * ``task``: a dictionary of parameters (see ``HalfCheetahVelTask``) that every episode has, or ``None`` to draw
-      them.
-    * ``render_mode`` and every other argument: those of ``HalfCheetah-v5`` (``width``, ``reset_noise_scale``, ...). To
-      render without a display, set the environment variable ``MUJOCO_GL=egl``.
-
-    ``reset(options=...)`` takes ``task`` (a dictionary or a ``HalfCheetahVelTask``, for this episode). ``info`` holds
-    ``task_id`` and ``task_params``.
-
-    ## Vectorised use
-    ``gym.make_vec("ssm_metarl/HalfCheetahVel-v0", num_envs=8, vectorization_mode="sync")``: each row its own task.
-
-    ## Version history
-    * v0: initial version.
+    Spaces, arguments and the rest: see :class:`MujocoHiddenTask`.
     """
 
     task_type = HalfCheetahVelTask
@@ -125,10 +119,9 @@ class TaskHalfCheetahVelEnv(_HiddenTaskMujoco[HalfCheetahVelTask], HalfCheetahEn
         return super()._get_rew(-abs(x_velocity - self.task.velocity), action)
 
 
-class TaskHalfCheetahDirEnv(_HiddenTaskMujoco[HalfCheetahDirTask], HalfCheetahEnv):
+class TaskHalfCheetahDirEnv(MujocoHiddenTask[HalfCheetahDirTask], HalfCheetahEnv):
     """Gymnasium's HalfCheetah, rewarded for running forwards or backwards, which the agent is not told.
 
-    ## Description
     The dynamics of ``HalfCheetah-v5``, bit for bit, and a hidden direction, +1 or -1 with equal probability: MAML (Finn
     et al. 2017, https://arxiv.org/abs/1703.03400), and as here ProMP (Rothfuss et al. 2019,
     https://arxiv.org/abs/1810.06784) and PEARL (Rakelly et al. 2019, https://arxiv.org/abs/1903.08254). There are no
@@ -136,40 +129,11 @@ class TaskHalfCheetahDirEnv(_HiddenTaskMujoco[HalfCheetahDirTask], HalfCheetahEn
 
     Only the reward tells the tasks apart: an agent that shall find out needs it as an input.
 
-    ## Action space
-    ``Box(-1, 1, (6,), float32)``: the torques at the six joints, as in ``HalfCheetah-v5``.
-
-    ## Observation space
-    ``Box`` of 17 float64, as in ``HalfCheetah-v5``: positions (m, rad) without the x coordinate, then velocities (m/s,
-    rad/s); with ``context="visible"`` followed by the direction. Its bounds are finite, at the largest float32.
-
     ## Rewards
     ``direction * v - 0.05 * sum(action^2)`` with the forward velocity v (m/s), as in ProMP's and PEARL's code.
     ``info["reward_forward"]`` is the first term and ``info["reward_ctrl"]`` the second.
 
-    ## Starting state
-    As in ``HalfCheetah-v5``: positions within 0.1 of the nominal ones, velocities normal with standard deviation 0.1.
-
-    ## Episode end
-    The time limit of 200 steps, as in PEARL's code; no state terminates an episode.
-
-    ## Arguments
-    * ``split``: ``"train"``, or ``"interpolation"`` for the same two tasks from a stream of its own.
-    * ``context``: ``"hidden"``, or ``"visible"`` to append the direction to the observation.
-    * ``task``: ``{"direction": 1}`` or ``{"direction": -1}`` for every episode, or ``None`` to draw it.
-    * ``switch``: ``{"step": n}`` flips the direction after n steps, ``{"probability": p}`` after any step with
-      probability p, ``None`` never.
-    * ``render_mode`` and every other argument: those of ``HalfCheetah-v5`` (``width``, ``reset_noise_scale``, ...). To
-      render without a display, set the environment variable ``MUJOCO_GL=egl``.
-
-    ``reset(options=...)`` takes ``task`` (a dictionary or a ``HalfCheetahDirTask``, for this episode). ``info`` holds
-    ``task_id`` and ``task_params`` (those of the *next* step).
-
-    ## Vectorised use
-    ``gym.make_vec("ssm_metarl/HalfCheetahDir-v0", num_envs=8, vectorization_mode="sync")``: each row its own task.
-
-    ## Version history
-    * v0: initial version.
+    Spaces, arguments and the rest: see :class:`MujocoHiddenTask`.
     """
 
     task_type = HalfCheetahDirTask
@@ -181,10 +145,9 @@ class TaskHalfCheetahDirEnv(_HiddenTaskMujoco[HalfCheetahDirTask], HalfCheetahEn
         return super()._get_rew(self.task.direction * x_velocity, action)
 
 
-class TaskAntDirEnv(_HiddenTaskMujoco[AntDirTask], AntEnv):
+class TaskAntDirEnv(MujocoHiddenTask[AntDirTask], AntEnv):
     """Gymnasium's Ant, rewarded for running in a direction of the plane that the agent is not told.
 
-    ## Description
     The dynamics of ``Ant-v5``, bit for bit, and a hidden direction, an angle drawn from U(0, 2 pi): ProMP (Rothfuss et
     al. 2019, https://arxiv.org/abs/1810.06784; "AntRandDirec2D") and PEARL's code (Rakelly et al. 2019,
     https://arxiv.org/abs/1903.08254; "ant-dir"). These are all directions, hence there is no split ``extrapolation``.
@@ -193,15 +156,6 @@ class TaskAntDirEnv(_HiddenTaskMujoco[AntDirTask], AntEnv):
 
     Only the reward tells the tasks apart: an agent that shall find out needs it as an input.
 
-    ## Action space
-    ``Box(-1, 1, (8,), float32)``: the torques at the eight joints, as in ``Ant-v5``.
-
-    ## Observation space
-    ``Box`` of 105 float64, as in ``Ant-v5``: positions (m, rad, quaternion) without x and y, velocities (m/s, rad/s),
-    and the contact forces, clipped to [-1, 1] (ProMP showed them; for PEARL's observations without them set
-    ``include_cfrc_ext_in_observation=False``); with ``context="visible"`` followed by the angle, scaled to [-1, 1]. The
-    bounds are finite, at the largest float32.
-
     ## Rewards
     ``vx * cos(direction) + vy * sin(direction) - 0.5 * sum(action^2) - 0.0005 * sum(contact_forces^2) + 1`` with the
     velocity (vx, vy) of the torso (m/s) and the contact forces clipped to [-1, 1], as in ProMP's and PEARL's code, save
@@ -209,28 +163,7 @@ class TaskAntDirEnv(_HiddenTaskMujoco[AntDirTask], AntEnv):
     the reward of ``Ant-v5``. ``info`` holds the terms: ``reward_forward``, ``reward_ctrl``, ``reward_contact`` and
     ``reward_survive``.
 
-    ## Starting state
-    As in ``Ant-v5``: positions within 0.1 of the nominal ones, velocities normal with standard deviation 0.1.
-
-    ## Episode end
-    As in ``Ant-v5`` and PEARL's code, it terminates where the torso's height leaves [0.2, 1] m or the state is not
-    finite (ProMP allowed heights from 0). The time limit is 200 steps, as in PEARL's code.
-
-    ## Arguments
-    * ``split``: ``"train"``, or ``"interpolation"`` for the same range from a stream of its own.
-    * ``context``: ``"hidden"``, or ``"visible"`` to append the angle to the observation.
-    * ``task``: a dictionary of parameters (see ``AntDirTask``) that every episode has, or ``None`` to draw them.
-    * ``render_mode`` and every other argument: those of ``Ant-v5`` (``width``, ``terminate_when_unhealthy``, ...). To
-      render without a display, set the environment variable ``MUJOCO_GL=egl``.
-
-    ``reset(options=...)`` takes ``task`` (a dictionary or an ``AntDirTask``, for this episode). ``info`` holds
-    ``task_id`` and ``task_params``.
-
-    ## Vectorised use
-    ``gym.make_vec("ssm_metarl/AntDir-v0", num_envs=8, vectorization_mode="sync")``: each row its own task.
-
-    ## Version history
-    * v0: initial version.
+    Spaces, arguments and the rest: see :class:`MujocoHiddenTask`.
     """
 
     task_type = AntDirTask
@@ -251,8 +184,24 @@ class TaskAntDirEnv(_HiddenTaskMujoco[AntDirTask], AntEnv):
         return super()._get_rew(self._velocity_along, action)
 
 
-class _HiddenModel(_HiddenTaskMujoco[SomeTask]):
-    """A family whose tasks multiply quantities of the MuJoCo model, always those of the model file."""
+class MujocoHiddenModel(MujocoHiddenTask[SomeTask]):
+    """A hidden task whose parameters multiply quantities of the MuJoCo model, always those of the model file.
+
+    The masses and rotational inertias of the bodies, the damping of the joints and the friction of the geoms (the floor
+    is one) have a multiplier each. With the default task, all multipliers 1, it steps bit for bit like Gymnasium's.
+
+    The training ranges are those of rand_param_envs (https://github.com/dennisl88/rand_param_envs), which ProMP
+    (Rothfuss et al. 2019, https://arxiv.org/abs/1810.06784) and PEARL (Rakelly et al. 2019,
+    https://arxiv.org/abs/1903.08254) used: ``1.5^U(-3, 3)`` for mass, inertia and friction, ``1.3^U(-3, 3)`` for
+    damping. Extrapolation is this project's: all exponents at once in [-4, -3] or [3, 4]. Differences to
+    rand_param_envs: one multiplier for the three principal moments of a body and one for the three friction
+    coefficients of a geom, of which motion in a plane feels a single one each; and MuJoCo's derived constants
+    (``mj_setConst``) always belong to the present masses, which rand_param_envs left to the nominal ones.
+
+    ## Rewards
+    Those of Gymnasium's: ``v + 1 - 0.001 * sum(action^2)`` with the forward velocity v (m/s); the 1 for each step that
+    ends healthy.
+    """
 
     model: Any
     data: Any
@@ -287,57 +236,13 @@ class _HiddenModel(_HiddenTaskMujoco[SomeTask]):
         self._scratch = mujoco.MjData(self.model)
 
 
-class TaskHopperEnv(_HiddenModel[HopperTask], HopperEnv):
+class TaskHopperEnv(MujocoHiddenModel[HopperTask], HopperEnv):
     """Gymnasium's Hopper, with physics that are drawn anew at every reset and that the agent is not told.
 
-    ## Description
-    The masses and rotational inertias of the four bodies, the damping of the three joints and the friction of the five
-    geoms (the floor is one) are those of ``Hopper-v5`` times a multiplier each. With the default task, all multipliers
-    1, it steps bit for bit like ``Hopper-v5``.
+    16 multipliers (see ``HopperTask``) of the physics of ``Hopper-v5``: four bodies, three joints and five geoms.
 
-    The training ranges are those of rand_param_envs (https://github.com/dennisl88/rand_param_envs), which ProMP
-    (Rothfuss et al. 2019, https://arxiv.org/abs/1810.06784) and PEARL (Rakelly et al. 2019,
-    https://arxiv.org/abs/1903.08254) used: ``1.5^U(-3, 3)`` for mass, inertia and friction, ``1.3^U(-3, 3)`` for
-    damping. Extrapolation is this project's: all exponents at once in [-4, -3] or [3, 4]. Differences to
-    rand_param_envs: one multiplier for the three principal moments of a body and one for the three friction
-    coefficients of a geom, of which motion in a plane feels a single one each; and MuJoCo's derived constants
-    (``mj_setConst``) always belong to the present masses, which rand_param_envs left to the nominal ones.
-
-    ## Action space
-    ``Box(-1, 1, (3,), float32)``: the torques at the three joints, as in ``Hopper-v5``.
-
-    ## Observation space
-    ``Box`` of 11 float64, as in ``Hopper-v5``: positions (m, rad) without the x coordinate, then velocities (m/s,
-    rad/s), clipped to [-10, 10]; with ``context="visible"`` followed by the 16 parameters, their logarithms scaled to
-    [-1, 1] over the training range. The bounds are finite, at the largest float32.
-
-    ## Rewards
-    Those of ``Hopper-v5``: ``v + 1 - 0.001 * sum(action^2)`` with the forward velocity v (m/s); the 1 for each step
-    that ends healthy.
-
-    ## Starting state
-    As in ``Hopper-v5``: positions and velocities within 0.005 of the nominal ones.
-
-    ## Episode end
-    As in ``Hopper-v5``, it terminates where the hopper is unhealthy: height at most 0.7 m, angle of the torso outside
-    (-0.2, 0.2) rad, or any other state outside (-100, 100). The time limit is 200 steps, as in PEARL's code.
-
-    ## Arguments
-    * ``split``: ``"train"``, ``"interpolation"`` (the training ranges, from a stream of its own) or
-      ``"extrapolation"``.
-    * ``context``: ``"hidden"``, or ``"visible"`` to append the parameters to the observation.
-    * ``task``: a dictionary of multipliers (see ``HopperTask``) that every episode has, or ``None`` to draw them.
-    * ``render_mode`` and every other argument: those of ``Hopper-v5`` (``width``, ``terminate_when_unhealthy``, ...).
-      To render without a display, set the environment variable ``MUJOCO_GL=egl``.
-
-    ``reset(options=...)`` takes ``task`` (a dictionary or a ``HopperTask``, for this episode). ``info`` holds
-    ``task_id`` and ``task_params``. To change the physics during an episode, assign ``env.unwrapped.task``.
-
-    ## Vectorised use
-    ``gym.make_vec("ssm_metarl/HopperParams-v0", num_envs=8, vectorization_mode="sync")``: each row its own task.
-
-    ## Version history
-    * v0: initial version.
+    Ranges, rewards and differences to others: see :class:`MujocoHiddenModel`; spaces, arguments and the rest: see
+    :class:`MujocoHiddenTask`.
     """
 
     task_type = HopperTask
@@ -346,58 +251,14 @@ class TaskHopperEnv(_HiddenModel[HopperTask], HopperEnv):
         super().__init__(family, **kwargs)
 
 
-class TaskWalker2dEnv(_HiddenModel[Walker2dTask], Walker2dEnv):
+class TaskWalker2dEnv(MujocoHiddenModel[Walker2dTask], Walker2dEnv):
     """Gymnasium's Walker2d, with physics that are drawn anew at every reset and that the agent is not told.
 
-    ## Description
-    The masses and rotational inertias of the seven bodies, the damping of the six joints and the friction of the eight
-    geoms (the floor is one) are those of ``Walker2d-v5`` times a multiplier each. With the default task, all
-    multipliers 1, it steps bit for bit like ``Walker2d-v5``.
+    28 multipliers (see ``Walker2dTask``) of the physics of ``Walker2d-v5``: seven bodies, six joints and eight geoms. A
+    step is 4 frames of 0.002 s, as in ``Walker2d-v5``, where it was 5 in rand_param_envs.
 
-    The training ranges are those of rand_param_envs (https://github.com/dennisl88/rand_param_envs), which ProMP
-    (Rothfuss et al. 2019, https://arxiv.org/abs/1810.06784) and PEARL (Rakelly et al. 2019,
-    https://arxiv.org/abs/1903.08254) used: ``1.5^U(-3, 3)`` for mass, inertia and friction, ``1.3^U(-3, 3)`` for
-    damping. Extrapolation is this project's: all exponents at once in [-4, -3] or [3, 4]. Differences to
-    rand_param_envs: one multiplier for the three principal moments of a body and one for the three friction
-    coefficients of a geom, of which motion in a plane feels a single one each; MuJoCo's derived constants
-    (``mj_setConst``) always belong to the present masses, which rand_param_envs left to the nominal ones; and a step
-    is 4 frames of 0.002 s, as in ``Walker2d-v5``, where it was 5.
-
-    ## Action space
-    ``Box(-1, 1, (6,), float32)``: the torques at the six joints, as in ``Walker2d-v5``.
-
-    ## Observation space
-    ``Box`` of 17 float64, as in ``Walker2d-v5``: positions (m, rad) without the x coordinate, then velocities (m/s,
-    rad/s), clipped to [-10, 10]; with ``context="visible"`` followed by the 28 parameters, their logarithms scaled to
-    [-1, 1] over the training range. The bounds are finite, at the largest float32.
-
-    ## Rewards
-    Those of ``Walker2d-v5``: ``v + 1 - 0.001 * sum(action^2)`` with the forward velocity v (m/s); the 1 for each step
-    that ends healthy.
-
-    ## Starting state
-    As in ``Walker2d-v5``: positions and velocities within 0.005 of the nominal ones.
-
-    ## Episode end
-    As in ``Walker2d-v5``, it terminates where the walker is unhealthy: height outside (0.8, 2) m, or angle of the torso
-    outside (-1, 1) rad. The time limit is 200 steps, as in PEARL's code.
-
-    ## Arguments
-    * ``split``: ``"train"``, ``"interpolation"`` (the training ranges, from a stream of its own) or
-      ``"extrapolation"``.
-    * ``context``: ``"hidden"``, or ``"visible"`` to append the parameters to the observation.
-    * ``task``: a dictionary of multipliers (see ``Walker2dTask``) that every episode has, or ``None`` to draw them.
-    * ``render_mode`` and every other argument: those of ``Walker2d-v5`` (``width``, ``terminate_when_unhealthy``, ...).
-      To render without a display, set the environment variable ``MUJOCO_GL=egl``.
-
-    ``reset(options=...)`` takes ``task`` (a dictionary or a ``Walker2dTask``, for this episode). ``info`` holds
-    ``task_id`` and ``task_params``. To change the physics during an episode, assign ``env.unwrapped.task``.
-
-    ## Vectorised use
-    ``gym.make_vec("ssm_metarl/Walker2dParams-v0", num_envs=8, vectorization_mode="sync")``: each row its own task.
-
-    ## Version history
-    * v0: initial version.
+    Ranges, rewards and differences to others: see :class:`MujocoHiddenModel`; spaces, arguments and the rest: see
+    :class:`MujocoHiddenTask`.
     """
 
     task_type = Walker2dTask

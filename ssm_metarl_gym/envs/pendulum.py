@@ -1,7 +1,7 @@
 """Pendulum with a hidden task."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import gymnasium as gym
 import numpy as np
@@ -9,24 +9,20 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.envs.classic_control.pendulum import DEFAULT_X, DEFAULT_Y, PendulumEnv
 
-from ssm_metarl_gym.checks import check_choice
-from ssm_metarl_gym.envs.hidden_task import (
-    DerivedQuantity,
-    Family,
-    HiddenTask,
-    TaskParameter,
-    check_reset_options,
-    parse_state,
-)
-from ssm_metarl_gym.tasks.task import PendulumTask
+from ssm_metarl_gym.envs.arguments import Family
+from ssm_metarl_gym.envs.classic import ClassicHiddenTask
+from ssm_metarl_gym.envs.hidden_task import DerivedQuantity, TaskParameter
+from ssm_metarl_gym.tasks.classic import PendulumTask
 
 __all__ = ["TaskPendulumEnv"]
 
 # The torque that the action 1 commands, N m: that of Gymnasium's Pendulum.
-MAX_TORQUE = 2.0
+MAX_TORQUE: Final = 2.0
+
+Floats = npt.NDArray[np.float64]
 
 
-class TaskPendulumEnv(HiddenTask[PendulumTask], PendulumEnv):
+class TaskPendulumEnv(ClassicHiddenTask[PendulumTask], PendulumEnv):
     """Gymnasium's Pendulum, with physics that are drawn anew at every reset and that the agent is not told.
 
     With the default task it steps bit for bit like ``Pendulum-v1`` under twice the action. Physics and ranges: Packer
@@ -71,6 +67,9 @@ class TaskPendulumEnv(HiddenTask[PendulumTask], PendulumEnv):
     wide_start: ClassVar[dict[str, Any]] = {"x_init": np.pi, "y_init": 8.0}
 
     task_type = PendulumTask
+    plain_family = "Pendulum"
+    state_size = 2
+    bound_options = ("x_init", "y_init")
     polarity = TaskParameter()
     gain = TaskParameter()
     g = TaskParameter()
@@ -78,40 +77,24 @@ class TaskPendulumEnv(HiddenTask[PendulumTask], PendulumEnv):
     l = TaskParameter()  # noqa: E741 - Gymnasium's own name for it
     max_torque = DerivedQuantity(lambda env: MAX_TORQUE * env.gain)
 
-    def __init__(
-        self,
-        family: Family = "Pendulum",
-        *,
-        split: str = "train",
-        context: str = "hidden",
-        task: Mapping[str, float] | None = None,
-        switch: Mapping[str, float] | None = None,
-        on_failure: str = "terminate",
-        render_mode: str | None = None,
-    ) -> None:
-        check_choice("on_failure", on_failure, ("terminate", "restart"))
-        super().__init__(family=family, split=split, context=context, task=task, switch=switch, render_mode=render_mode)
+    def __init__(self, family: Family | None = None, **kwargs: Any) -> None:
+        super().__init__(family, **kwargs)
         self.action_space = spaces.Box(-1.0, 1.0, shape=(1,), dtype=np.float32)
-        self.state: Any = None
 
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-        """Start an episode with a new task and a new state."""
-        options = check_reset_options(options, ("task", "state", "x_init", "y_init"))
-        task = self._parse_task(options["task"]) if options.get("task") is not None else None
-        state = parse_state(options["state"], (2,)) if "state" in options else None
-        low, high = parse_bounds(options, ())
-        # Nothing may change before every option is known to be valid.
-        gym.Env.reset(self, seed=seed)
-        self._begin_task(seed, task)
-        self.state = self.np_random.uniform(low, high)
-        self.last_u = None
-        if state is not None:
-            self.state = state
-        if self.render_mode == "human":
-            self.render()
-        return self._observe(self._get_obs()), self._info()
+    @classmethod
+    def parse_bounds(cls, options: Mapping[str, Any], rows: tuple[int, ...]) -> tuple[Floats, Floats]:
+        """The options ``x_init`` and ``y_init`` of a reset, as bounds of the state: two of ``Float64[*rows 2]``."""
+        high = np.empty((*rows, 2))
+        for i, (name, default) in enumerate((("x_init", DEFAULT_X), ("y_init", DEFAULT_Y))):
+            bound = options.get(name, default)
+            try:
+                high[..., i] = bound
+            except (TypeError, ValueError):
+                high[..., i] = np.nan
+            if not (np.isfinite(high[..., i]).all() and (high[..., i] >= 0.0).all()):
+                each = f", or one for each of the {rows[0]} rows" if rows else ""
+                raise ValueError(f"the option {name!r} must be a finite number >= 0{each}; got {bound!r}.")
+        return -high, high
 
     def step(self, action: Any) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Apply a torque for 0.05 s; an action outside [-1, 1] counts as the nearest bound, as in Gymnasium's."""
@@ -125,19 +108,10 @@ class TaskPendulumEnv(HiddenTask[PendulumTask], PendulumEnv):
         torque = np.clip(action, -1.0, 1.0) * (MAX_TORQUE * self.task.gain * self.task.polarity)
         return super().step(torque)
 
+    def _observe_state(self) -> npt.NDArray[np.float32]:
+        observation: npt.NDArray[np.float32] = self._get_obs()
+        return observation
 
-def parse_bounds(
-    options: Mapping[str, Any], shape: tuple[int, ...]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The options ``x_init`` and ``y_init`` of a reset, as bounds of the state: two of ``Float64[*shape 2]``."""
-    high = np.empty((*shape, 2))
-    for i, (name, default) in enumerate((("x_init", DEFAULT_X), ("y_init", DEFAULT_Y))):
-        bound = options.get(name, default)
-        try:
-            high[..., i] = bound
-        except (TypeError, ValueError):
-            high[..., i] = np.nan
-        if not (np.isfinite(high[..., i]).all() and (high[..., i] >= 0.0).all()):
-            rows = f", or one for each of the {shape[0]} rows" if shape else ""
-            raise ValueError(f"the option {name!r} must be a finite number >= 0{rows}; got {bound!r}.")
-    return -high, high
+    def _draw_state(self) -> None:
+        super()._draw_state()
+        self.last_u = None

@@ -1,13 +1,13 @@
 """Many pendulums with hidden tasks, stepped at once."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv, Observations, parse_numbers
-from ssm_metarl_gym.envs.pendulum import MAX_TORQUE, TaskPendulumEnv, parse_bounds
+from ssm_metarl_gym.envs.arguments import parse_numbers
+from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv, Observations
+from ssm_metarl_gym.envs.pendulum import MAX_TORQUE, TaskPendulumEnv
 
 __all__ = ["TaskPendulumVectorEnv"]
 
@@ -27,27 +27,10 @@ class TaskPendulumVectorEnv(HiddenTaskVectorEnv):
         >>> observations.shape, envs.unwrapped.tasks
         ((3, 3), TaskBatch(PendulumTask, num_tasks=3))
 
-    Args:
-        num_envs: Number of rows n.
-        family: As for the single environment (None for ``"Pendulum"``); so are ``split``, ``context``, ``on_failure``.
-        max_episode_steps: Number of steps after which an episode is truncated; -1 or None for no limit.
-        task: The task that every episode has, or a sequence with one for each row; or (JSON can hold that) a dictionary
-            of parameters, where a value may be a list with one number for each row.
-        switch: As for the single environment; ``{"step": [...]}`` may hold one number for each row.
-        render_mode: ``"rgb_array"``, or None.
-        autoreset_mode: ``"NextStep"``, ``"SameStep"`` or ``"Disabled"``; or a member of Gymnasium's ``AutoresetMode``,
-            which JSON cannot hold.
-        dtype: ``"float64"`` is exact; ``"float32"`` is faster and drifts from the single environment by rounding.
-
-    ``reset(options=...)`` takes, with one entry for each row, ``tasks`` (a sequence of tasks or dictionaries, or a
-    dictionary of columns), ``state`` (``Float[n 2]``), ``x_init`` and ``y_init`` (a number, or ``Float[n]``), and
-    ``reset_mask`` (``Bool[n]``). ``env.unwrapped.tasks`` and ``.state`` hold the present ones.
+    Arguments and options of a reset: see :class:`HiddenTaskVectorEnv`.
     """
 
-    plain_family = "Pendulum"
     single_env_type = TaskPendulumEnv
-    state_size = 2
-    reset_options = ("x_init", "y_init")
 
     def _allocate(self) -> None:
         self._scratch = np.empty((3, self.num_envs), dtype=self._dtype)
@@ -98,11 +81,6 @@ class TaskPendulumVectorEnv(HiddenTaskVectorEnv):
         else:
             np.float_power(values, 2.0, out=square)  # as the power of a NumPy scalar rounds
         return square
-
-    def _parse_bounds(
-        self, options: Mapping[str, Any], rows: tuple[int, ...]
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        return parse_bounds(options, rows)
 
     def _observe_state(self) -> Observations:
         angle, speed = self._state

@@ -8,15 +8,17 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from ssm_metarl_gym.checks import check_choice
-from ssm_metarl_gym.envs.hidden_task import Family, HiddenTask, TaskParameter, check_reset_options, parse_state
-from ssm_metarl_gym.tasks.task import PointNavigationTask
+from ssm_metarl_gym.envs.classic import ClassicHiddenTask
+from ssm_metarl_gym.envs.hidden_task import TaskParameter
+from ssm_metarl_gym.tasks.classic import PointNavigationTask
 
 __all__ = ["TaskPointNavigationEnv"]
 
 # How far the action 1 moves the point in a step, and the distance from the goal at which an episode ends.
 MAX_SPEED: Final = 0.1
 GOAL_RADIUS: Final = 0.01
+
+Floats = npt.NDArray[np.float64]
 
 # The picture: its width in pixels, the coordinate of its edges, and the colours of the goal, the point and the lines.
 _WIDTH, _EDGE = 500, 1.0
@@ -83,7 +85,7 @@ def _pixels(x: float, y: float) -> tuple[int, int]:
     return int(column), int(row)
 
 
-class TaskPointNavigationEnv(HiddenTask[PointNavigationTask], _Plane):
+class TaskPointNavigationEnv(ClassicHiddenTask[PointNavigationTask], _Plane):
     """A point that is moved through the plane, rewarded for being near a goal that the agent is not told.
 
     The "2D navigation" of MAML (Finn et al. 2017, https://arxiv.org/abs/1703.03400, section 5.3). The dynamics are the
@@ -123,37 +125,15 @@ class TaskPointNavigationEnv(HiddenTask[PointNavigationTask], _Plane):
     """
 
     task_type = PointNavigationTask
+    plain_family = "PointNavigation"
+    state_size = 2
     goal_x = TaskParameter()
     goal_y = TaskParameter()
 
-    def __init__(
-        self,
-        family: Family = "PointNavigation",
-        *,
-        split: str = "train",
-        context: str = "hidden",
-        task: Mapping[str, float] | None = None,
-        switch: None = None,
-        on_failure: str = "terminate",
-        render_mode: str | None = None,
-    ) -> None:
-        check_choice("on_failure", on_failure, ("terminate", "restart"))
-        super().__init__(family=family, split=split, context=context, task=task, switch=switch, render_mode=render_mode)
-
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-        """Start an episode at the origin, with a new task."""
-        options = check_reset_options(options, ("task", "state"))
-        task = self._parse_task(options["task"]) if options.get("task") is not None else None
-        state = parse_state(options["state"], (2,)) if "state" in options else np.zeros(2)
-        # Nothing may change before every option is known to be valid.
-        gym.Env.reset(self, seed=seed)
-        self._begin_task(seed, task)
-        self.state = state
-        if self.render_mode == "human":
-            self.render()
-        return self._observe(self.state.astype(np.float32)), self._info()
+    @classmethod
+    def parse_bounds(cls, options: Mapping[str, Any], rows: tuple[int, ...]) -> tuple[Floats, Floats]:
+        """The origin, twice: two of ``Float64[*rows 2]``."""
+        return np.zeros((*rows, 2)), np.zeros((*rows, 2))
 
     def step(self, action: Any) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Move the point; an action outside [-1, 1] counts as the nearest bound."""
@@ -168,5 +148,8 @@ class TaskPointNavigationEnv(HiddenTask[PointNavigationTask], _Plane):
         squared_distance = away_x * away_x + away_y * away_y
         if self.render_mode == "human":
             self.render()
-        observation = self._observe(self.state.astype(np.float32))
+        observation = self._observe(self._observe_state())
         return observation, -squared_distance, squared_distance <= GOAL_RADIUS**2, False, self._info()
+
+    def _observe_state(self) -> npt.NDArray[np.float32]:
+        return np.array(self.state, dtype=np.float32)

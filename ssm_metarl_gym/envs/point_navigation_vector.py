@@ -1,12 +1,12 @@
 """Many points with hidden goals, moved at once."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv, Observations, parse_numbers
+from ssm_metarl_gym.envs.arguments import parse_numbers
+from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv, Observations
 from ssm_metarl_gym.envs.point_navigation import GOAL_RADIUS, MAX_SPEED, TaskPointNavigationEnv
 
 __all__ = ["TaskPointNavigationVectorEnv"]
@@ -24,32 +24,13 @@ class TaskPointNavigationVectorEnv(HiddenTaskVectorEnv):
         >>> envs.step(np.array([[1.0, 0.0], [-1.0, 0.0]]))[2]
         array([False,  True])
 
-    Args:
-        num_envs: Number of rows n.
-        family: As for the single environment (None for ``"PointNavigation"``); so are ``split``, ``context``,
-            ``switch`` and ``on_failure``.
-        max_episode_steps: Number of steps after which an episode is truncated; -1 or None for no limit.
-        task: The task that every episode has, or a sequence with one for each row; or (JSON can hold that) a dictionary
-            of parameters, where a value may be a list with one number for each row.
-        render_mode: ``"rgb_array"``, or None.
-        autoreset_mode: ``"NextStep"``, ``"SameStep"`` or ``"Disabled"``; or a member of Gymnasium's ``AutoresetMode``,
-            which JSON cannot hold.
-        dtype: ``"float64"`` is exact; ``"float32"`` is faster and drifts from the single environment by rounding.
-
-    ``reset(options=...)`` takes, with one entry for each row, ``tasks`` (a sequence of tasks or dictionaries, or a
-    dictionary of columns), ``state`` (``Float[n 2]``) and ``reset_mask`` (``Bool[n]``). ``env.unwrapped.tasks`` and
-    ``.state`` hold the present ones.
+    Arguments and options of a reset: see :class:`HiddenTaskVectorEnv`.
     """
 
-    plain_family = "PointNavigation"
     single_env_type = TaskPointNavigationEnv
-    state_size = 2
-    reset_options = ()
 
     def _allocate(self) -> None:
         self._scratch = np.empty((2, self.num_envs), dtype=self._dtype)
-        # Who is at the goal has not failed, so that this ends an episode whatever becomes of failures.
-        self._trial = False
 
     def _derive(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         return values
@@ -69,11 +50,6 @@ class TaskPointNavigationVectorEnv(HiddenTaskVectorEnv):
         squared_distances = squares[0] + squares[1]
         reached: npt.NDArray[np.bool_] = squared_distances <= GOAL_RADIUS**2
         return np.negative(squared_distances, dtype=np.float64), reached
-
-    def _parse_bounds(
-        self, options: Mapping[str, Any], rows: tuple[int, ...]
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        return np.zeros((*rows, 2)), np.zeros((*rows, 2))  # all start at the origin
 
     def _observe_state(self) -> Observations:
         return self._state.T.astype(np.float32)

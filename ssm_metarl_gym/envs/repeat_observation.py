@@ -9,7 +9,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from ssm_metarl_gym.checks import check_integer
-from ssm_metarl_gym.envs.hidden_task import check_reset_options
+from ssm_metarl_gym.envs.arguments import check_reset_options
 
 __all__ = ["RepeatObservationEnv"]
 

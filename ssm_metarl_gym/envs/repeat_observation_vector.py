@@ -9,15 +9,15 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from ssm_metarl_gym.checks import check_integer
-from ssm_metarl_gym.envs.hidden_task import check_reset_options
-from ssm_metarl_gym.envs.hidden_task_vector import (
+from ssm_metarl_gym.envs.arguments import (
+    check_reset_options,
     check_seed,
     parse_autoreset_mode,
     parse_reset_mask,
     parse_whole_numbers,
-    rows_of,
 )
 from ssm_metarl_gym.envs.repeat_observation import RepeatObservationEnv, draw, one_hot
+from ssm_metarl_gym.envs.rows import copies_of_rows
 
 __all__ = ["RepeatObservationVectorEnv"]
 
@@ -107,7 +107,7 @@ class RepeatObservationVectorEnv(gym.vector.VectorEnv[npt.NDArray[np.float32], n
         terminated, infos = self._times == end, {}
         observations = self._observe(symbols)
         if self.autoreset_mode is AutoresetMode.SAME_STEP and terminated.any():
-            infos = {"final_obs": rows_of(observations, terminated), "_final_obs": terminated.copy()}
+            infos = {"final_obs": copies_of_rows(observations, terminated), "_final_obs": terminated.copy()}
             infos |= {"final_info": {}, "_final_info": terminated.copy()}
             self._begin(symbols, np.flatnonzero(terminated))
             observations = self._observe(symbols)

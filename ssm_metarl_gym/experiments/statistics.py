@@ -5,21 +5,32 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 __all__ = ["bootstrap_interval", "interval_over_seeds"]
 
-# The 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; the last one is used beyond, as it is the safer.
-_STUDENT_T: Final = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306),
-    *(2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
-)
+CONFIDENCE: Final = 0.95
 
 
 def bootstrap_interval(values: npt.ArrayLike, seed: int, num_resamples: int = 2000) -> tuple[float, float]:
-    """A 95 % interval of the mean of ``values``, ``Float[n]``, by the percentile bootstrap (Efron 1979)."""
+    """A 95 % interval of the mean of ``values``, ``Float[n]``, by the percentile bootstrap (Efron 1979).
+
+    Of one value it is that value, and of values that are not finite it is NaN.
+    """
     values = np.asarray(values, dtype=np.float64)
-    resampled = np.random.default_rng(seed).choice(values, size=(num_resamples, len(values))).mean(axis=1)
-    low, high = np.percentile(resampled, [2.5, 97.5])
+    if len(values) == 1 or not np.isfinite(values).all():
+        mean = float(np.mean(values)) if len(values) == 1 else np.nan
+        return mean, mean
+    with np.errstate(over="ignore"):  # in a standard error, which nobody asked for
+        result = stats.bootstrap(
+            (values,),
+            np.mean,
+            n_resamples=num_resamples,
+            confidence_level=CONFIDENCE,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        )
+    low, high = result.confidence_interval
     return float(low), float(high)
 
 
@@ -33,6 +44,5 @@ def interval_over_seeds(values: Sequence[npt.ArrayLike], seed: int) -> tuple[flo
     if len(values) == 1:
         return bootstrap_interval(values[0], seed)
     means = np.mean(np.asarray(values, dtype=np.float64), axis=1)
-    quantile = _STUDENT_T[min(len(means) - 1, len(_STUDENT_T)) - 1]
-    half_width = quantile * np.std(means, ddof=1) / np.sqrt(len(means))
+    half_width = stats.t.ppf(0.5 + CONFIDENCE / 2, len(means) - 1) * stats.sem(means)
     return float(np.mean(means) - half_width), float(np.mean(means) + half_width)

@@ -1,15 +1,9 @@
 """What can be hidden: tasks, distributions over them, and the families that environment ids name."""
 
-from ssm_metarl_gym.tasks.distributions import (
-    Choice,
-    LogUniform,
-    Marginal,
-    TaskDistribution,
-    TaskSet,
-    Uniform,
-    distribution_from_dict,
-)
+from ssm_metarl_gym.tasks.classic import CartPoleTask, PendulumTask, PointNavigationTask
+from ssm_metarl_gym.tasks.distributions import TaskDistribution, TaskSet, distribution_from_dict
 from ssm_metarl_gym.tasks.families import FAMILIES, SPLITS, TaskFamily, parse_family
+from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Marginal, Uniform
 from ssm_metarl_gym.tasks.mujoco import (
     AntDirTask,
     HalfCheetahDirTask,
@@ -18,7 +12,7 @@ from ssm_metarl_gym.tasks.mujoco import (
     ModelTask,
     Walker2dTask,
 )
-from ssm_metarl_gym.tasks.task import CartPoleTask, PendulumTask, PointNavigationTask, Task, TaskBatch
+from ssm_metarl_gym.tasks.task import Task, TaskBatch
 
 __all__ = [
     "FAMILIES",

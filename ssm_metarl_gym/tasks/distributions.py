@@ -4,163 +4,21 @@ Whoever samples brings the generator, so that one seed gives one sequence wherev
 """
 
 import functools
-import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
-from ssm_metarl_gym.checks import check_choice, check_integer, is_number
+from ssm_metarl_gym.checks import check_choice, check_integer
+from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Marginal, Uniform, marginal_from_dict
 from ssm_metarl_gym.tasks.task import Task, TaskBatch
 
-__all__ = ["Choice", "LogUniform", "Marginal", "TaskDistribution", "TaskSet", "Uniform", "distribution_from_dict"]
-
-Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Marginal:
-    """The distribution of one parameter: a ``Uniform``, a ``LogUniform`` or a ``Choice``, and no other."""
-
-    def sample(self, rng: np.random.Generator, size: int) -> Floats:
-        """``size`` draws, for each of which ``rng`` is called exactly once: ``Float64[size]``."""
-        raise NotImplementedError
-
-    def contains(self, value: float) -> bool:
-        """Whether a draw can give ``value``."""
-        raise NotImplementedError
-
-    def normalise(self, values: Floats) -> Floats:
-        """The values, scaled so that this distribution fills [-1, 1]."""
-        low, high = self.bounds
-        return (2.0 * values - low - high) / (high - low if high > low else 1.0)
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The smallest interval that holds every draw."""
-        raise NotImplementedError
-
-    def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold: one entry, from the name of the distribution to its numbers."""
-        numbers = next(iter(self.__dict__.values()))  # as lists, since JSON gives no tuples back
-        return {_MARGINAL_NAMES[type(self)]: [list(item) if isinstance(item, tuple) else item for item in numbers]}
-
-
-@dataclass(frozen=True)
-class Uniform(Marginal):
-    """The uniform distribution over a union of disjoint intervals, e.g. ``Uniform((1, 5), (15, 20))``."""
-
-    intervals: tuple[tuple[float, float], ...]
-
-    def __init__(self, *intervals: tuple[float, float]) -> None:
-        if not intervals or not all(_is_interval(interval) for interval in intervals):
-            raise ValueError(f"Uniform needs at least one interval (low, high) with low <= high; got {intervals}.")
-        object.__setattr__(self, "intervals", _disjoint(intervals))
-
-    def sample(self, rng: np.random.Generator, size: int) -> Floats:
-        """``size`` draws, for each of which ``rng`` is called exactly once: ``Float64[size]``."""
-        position = rng.uniform(0.0, sum(high - low for low, high in self.intervals), size)
-        if len(self.intervals) == 1:
-            ((low, high),) = self.intervals
-            return np.minimum(low + position, high)
-        draws, found = np.full(size, self.intervals[-1][1]), np.zeros(size, dtype=np.bool_)
-        for low, high in self.intervals:
-            here = ~found & (position <= high - low)
-            draws[here] = np.minimum(low + position[here], high)  # rounding may carry the sum past the interval
-            found |= here
-            position -= high - low
-        return draws
-
-    def contains(self, value: float) -> bool:
-        """Whether a draw can give ``value``."""
-        return any(low <= value <= high for low, high in self.intervals)
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The smallest interval that holds every draw."""
-        return min(low for low, _ in self.intervals), max(high for _, high in self.intervals)
-
-
-@dataclass(frozen=True)
-class LogUniform(Marginal):
-    """The distribution of a positive parameter whose logarithm is uniform over a union of disjoint intervals.
-
-    ``LogUniform((0.5, 2))`` halves as often as it doubles, as a multiplier of a physical parameter should.
-    """
-
-    intervals: tuple[tuple[float, float], ...]
-
-    def __init__(self, *intervals: tuple[float, float]) -> None:
-        if not intervals or not all(_is_interval(interval) and interval[0] > 0.0 for interval in intervals):
-            raise ValueError(f"LogUniform needs at least one interval (low, high), 0 < low <= high; got {intervals}.")
-        object.__setattr__(self, "intervals", _disjoint(intervals))
-
-    @functools.cached_property
-    def _logarithm(self) -> Uniform:
-        # Not by the constructor: intervals that are disjoint may have logarithms that rounding brings together.
-        logarithm = object.__new__(Uniform)
-        object.__setattr__(
-            logarithm, "intervals", tuple((math.log(low), math.log(high)) for low, high in self.intervals)
-        )
-        return logarithm
-
-    def sample(self, rng: np.random.Generator, size: int) -> Floats:
-        """``size`` draws, for each of which ``rng`` is called exactly once: ``Float64[size]``."""
-        draws: Floats = np.exp(self._logarithm.sample(rng, size))
-        if len(self.intervals) == 1:
-            # Rounding may carry a draw out of its interval by one unit in the last place.
-            return draws.clip(*self.intervals[0])
-        nearest = np.stack([draws.clip(low, high) for low, high in self.intervals])
-        best: npt.NDArray[np.intp] = np.abs(nearest - draws).argmin(axis=0)
-        return nearest[best, np.arange(size)]
-
-    def contains(self, value: float) -> bool:
-        """Whether a draw can give ``value``."""
-        return any(low <= value <= high for low, high in self.intervals)
-
-    def normalise(self, values: Floats) -> Floats:
-        """The logarithms of the values, scaled so that this distribution fills [-1, 1]."""
-        return self._logarithm.normalise(np.log(values))
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The smallest interval that holds every draw."""
-        return min(low for low, _ in self.intervals), max(high for _, high in self.intervals)
-
-
-@dataclass(frozen=True)
-class Choice(Marginal):
-    """The uniform distribution over a few values, e.g. ``Choice(-1, 1)``."""
-
-    values: tuple[float, ...]
-
-    def __init__(self, *values: float) -> None:
-        if not values or not all(is_number(value) for value in values):
-            raise ValueError(f"Choice needs at least one value, and numbers only; got {values}.")
-        object.__setattr__(self, "values", tuple(float(value) for value in values))
-
-    def sample(self, rng: np.random.Generator, size: int) -> Floats:
-        """``size`` draws, for each of which ``rng`` is called exactly once: ``Float64[size]``."""
-        draws: Floats = np.array(self.values)[rng.integers(len(self.values), size=size)]
-        return draws
-
-    def contains(self, value: float) -> bool:
-        """Whether a draw can give ``value``."""
-        return value in self.values
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The smallest interval that holds every draw."""
-        return min(self.values), max(self.values)
-
-
-_MARGINALS: Final[dict[str, type[Marginal]]] = {"uniform": Uniform, "log_uniform": LogUniform, "choice": Choice}
-_MARGINAL_NAMES: Final = {marginal: name for name, marginal in _MARGINALS.items()}
+__all__ = ["TaskDistribution", "TaskSet", "distribution_from_dict"]
 
 
 class _Distribution:
@@ -232,7 +90,7 @@ class TaskDistribution(_Distribution):
         for name in (*task_type.signs, *task_type.positive, *parameters):
             check_choice(f"a parameter of {task_type.__name__}", name, task_type.parameter_names())
         for name, marginal in parameters.items():
-            if type(marginal) not in _MARGINAL_NAMES:
+            if type(marginal) not in (Uniform, LogUniform, Choice):
                 raise ValueError(f"{name} must have a Uniform, a LogUniform or a Choice; got {marginal!r}.")
             if name in task_type.signs and not isinstance(marginal, Choice):
                 raise ValueError(f"{name} must have a Choice of +1 and -1, as it is a sign; got {marginal!r}.")
@@ -326,12 +184,15 @@ class TaskSet(_Distribution):
     tasks: tuple[Task, ...]
 
     def __init__(self, tasks: Sequence[Task]) -> None:
-        batch = TaskBatch.from_tasks(tasks)
+        TaskBatch.from_tasks(tasks)  # checks them
         if len(set(tasks)) < len(tasks):
             repeated = next(task for i, task in enumerate(tasks) if task in tasks[:i])
             raise ValueError(f"the tasks of a set must differ; got more than one {repeated}.")
         object.__setattr__(self, "tasks", tuple(tasks))
-        object.__setattr__(self, "_batch", batch)
+
+    @functools.cached_property
+    def _batch(self) -> TaskBatch:
+        return TaskBatch.from_tasks(self.tasks)
 
     @property
     def task_type(self) -> type[Task]:  # type: ignore[override]
@@ -341,15 +202,12 @@ class TaskSet(_Distribution):
     @property
     def parameters(self) -> dict[str, Marginal]:
         """The values of each parameter that differs between the tasks, by name."""
-        columns = {
-            name: sorted(set(column.tolist())) for name, column in TaskBatch.from_tasks(self.tasks).to_dict().items()
-        }
+        columns = {name: sorted(set(column.tolist())) for name, column in self._batch.to_dict().items()}
         return {name: Choice(*values) for name, values in columns.items() if len(values) > 1}
 
     def sample_batch(self, rng: np.random.Generator, num_tasks: int) -> TaskBatch:
         """Draw tasks with replacement, with one call of ``rng`` for each."""
-        batch: TaskBatch = self.__dict__["_batch"][rng.integers(len(self.tasks), size=num_tasks)]
-        return batch
+        return self._batch[rng.integers(len(self.tasks), size=num_tasks)]
 
     def contains(self, task: Task) -> bool:
         """Whether ``task`` is one of the set."""
@@ -373,15 +231,7 @@ def distribution_from_dict(data: Mapping[str, Any], task_type: type[Task] | None
         raise ValueError(f"'parameters' must be a dictionary and 'tasks' a list; got {data!r:.200}.")
     if "tasks" in data:
         return TaskSet([found.from_dict(task) for task in data["tasks"]])
-    return TaskDistribution(found, {name: _marginal_from_dict(name, item) for name, item in data["parameters"].items()})
-
-
-def _marginal_from_dict(name: str, data: Any) -> Marginal:
-    if not isinstance(data, Mapping) or len(data) != 1 or not isinstance(next(iter(data.values())), list | tuple):
-        raise ValueError(f"the distribution of {name} must be like {Uniform((0, 1)).to_dict()}; got {data!r}.")
-    kind, numbers = next(iter(data.items()))
-    check_choice(f"the distribution of {name}", kind, list(_MARGINALS))
-    return _MARGINALS[kind](*(tuple(number) if isinstance(number, list) else number for number in numbers))
+    return TaskDistribution(found, {name: marginal_from_dict(name, item) for name, item in data["parameters"].items()})
 
 
 def _find_task_type(name: str) -> type[Task]:
@@ -391,21 +241,3 @@ def _find_task_type(name: str) -> type[Task]:
     known = {task_type.__name__: task_type for task_type in subclasses(Task)}
     check_choice("task_type", name, list(known))
     return known[name]
-
-
-def _disjoint(intervals: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
-    """The intervals as floats, or a ValueError where two overlap or one of several is a point, which is never drawn."""
-    ordered = sorted((float(low), float(high)) for low, high in intervals)
-    overlap = any(high > low for (_, high), (low, _) in itertools.pairwise(ordered))
-    if overlap or (len(ordered) > 1 and any(low == high for low, high in ordered)):
-        raise ValueError(f"several intervals must be disjoint and none of them a point; got {tuple(intervals)}.")
-    return tuple((float(low), float(high)) for low, high in intervals)
-
-
-def _is_interval(interval: Any) -> bool:
-    return (
-        isinstance(interval, tuple | list)
-        and len(interval) == 2
-        and all(is_number(bound) and math.isfinite(bound) for bound in interval)
-        and interval[0] <= interval[1]
-    )

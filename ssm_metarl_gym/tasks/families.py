@@ -8,15 +8,10 @@ from typing import Any, ClassVar, Final
 import numpy as np
 
 from ssm_metarl_gym.checks import check_choice
-from ssm_metarl_gym.tasks.distributions import (
-    Choice,
-    LogUniform,
-    Marginal,
-    TaskDistribution,
-    TaskSet,
-    Uniform,
-    distribution_from_dict,
-)
+from ssm_metarl_gym.seeding import seed_sequence
+from ssm_metarl_gym.tasks.classic import CartPoleTask, PendulumTask, PointNavigationTask
+from ssm_metarl_gym.tasks.distributions import TaskDistribution, TaskSet, distribution_from_dict
+from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Marginal, Uniform
 from ssm_metarl_gym.tasks.mujoco import (
     AntDirTask,
     HalfCheetahDirTask,
@@ -25,7 +20,7 @@ from ssm_metarl_gym.tasks.mujoco import (
     ModelTask,
     Walker2dTask,
 )
-from ssm_metarl_gym.tasks.task import CartPoleTask, PendulumTask, PointNavigationTask, Task
+from ssm_metarl_gym.tasks.task import Task
 
 __all__ = ["FAMILIES", "SPLITS", "TaskFamily", "parse_family"]
 
@@ -89,7 +84,7 @@ class TaskFamily:
 
     def generator(self, split: str, seed: int) -> np.random.Generator:
         """A generator for the tasks of a split; different splits never share a stream, whatever the seed."""
-        return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(self.stream_keys[split],)))
+        return np.random.default_rng(seed_sequence(seed, self.stream_keys[split]))
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold: the exact inverse of :meth:`from_dict`."""

@@ -5,15 +5,15 @@ import hashlib
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, cast, overload
+from typing import Any, ClassVar, Final, cast, overload
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
-from ssm_metarl_gym.checks import check_choice, check_integer, is_number
+from ssm_metarl_gym.checks import Rule, check_choice, check_fields, check_integer, check_number
 
-__all__ = ["CartPoleTask", "PendulumTask", "PointNavigationTask", "Task", "TaskBatch"]
+__all__ = ["Task", "TaskBatch"]
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,10 @@ class Task:
     positive: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self, _rules(type(self)))
         for name in self.parameter_names():
-            value = getattr(self, name)
-            if not is_number(value):
-                raise ValueError(f"{name} must be a number; got {value!r}.")
-            number = float(value)
-            if name in self.signs:
-                if number not in (-1.0, 1.0):
-                    raise ValueError(f"{name} must be +1 or -1; got {value!r}.")
-                object.__setattr__(self, name, int(number))
-                continue
-            if not math.isfinite(number) or (name in self.positive and number <= 0.0):
-                raise ValueError(_rule(name, name in self.positive).format(value=repr(value)))
-            object.__setattr__(self, name, number)
+            number = float(getattr(self, name))
+            object.__setattr__(self, name, int(number) if name in self.signs else number)
 
     @classmethod
     def parameter_names(cls) -> list[str]:
@@ -66,65 +57,6 @@ class Task:
         """
         _check_names(cls, parameters)
         return cls(**parameters)
-
-
-@dataclass(frozen=True)
-class CartPoleTask(Task):
-    """The physics of one cart-pole. The defaults are those of Gymnasium's ``CartPole-v1``.
-
-    Attributes:
-        polarity: +1, or -1 where action 1 pushes to the left and action 0 to the right.
-        gravity: Gravitational acceleration, m/s^2.
-        masscart: Mass of the cart, kg.
-        masspole: Mass of the pole, kg.
-        length: *Half* the length of the pole, m (as in Gymnasium).
-        force_mag: Magnitude of the force that an action exerts on the cart, N.
-    """
-
-    signs = ("polarity",)
-    positive = ("gravity", "masscart", "masspole", "length", "force_mag")
-
-    polarity: int = 1
-    gravity: float = 9.8
-    masscart: float = 1.0
-    masspole: float = 0.1
-    length: float = 0.5
-    force_mag: float = 10.0
-
-
-@dataclass(frozen=True)
-class PendulumTask(Task):
-    """The physics of one pendulum. The defaults are those of Gymnasium's ``Pendulum-v1``, whose names these are.
-
-    Attributes:
-        polarity: +1, or -1 where the torque acts against the command.
-        g: Gravitational acceleration, m/s^2.
-        m: Mass of the pendulum, kg.
-        l: Length of the pendulum, m.
-        gain: Torque per unit of commanded torque.
-    """
-
-    signs = ("polarity",)
-    positive = ("g", "m", "l", "gain")
-
-    polarity: int = 1
-    g: float = 10.0
-    m: float = 1.0
-    l: float = 1.0  # noqa: E741 - Gymnasium's own name for it
-    gain: float = 1.0
-
-
-@dataclass(frozen=True)
-class PointNavigationTask(Task):
-    """The goal of a point in the plane, whose episodes start at the origin.
-
-    Attributes:
-        goal_x: First coordinate of the goal; the default goal is a corner of the square of the training tasks.
-        goal_y: Second coordinate of the goal.
-    """
-
-    goal_x: float = 0.5
-    goal_y: float = 0.5
 
 
 class TaskBatch(Sequence[Task]):
@@ -187,7 +119,8 @@ class TaskBatch(Sequence[Task]):
 
     def _set(self, task_type: type[Task], values: npt.NDArray[np.float64]) -> None:
         values.flags.writeable = False
-        self.task_type, self.values = task_type, values
+        self.task_type = task_type
+        self.values = values
 
     @functools.cached_property
     def task_ids(self) -> npt.NDArray[np.int64]:
@@ -219,7 +152,7 @@ class TaskBatch(Sequence[Task]):
     @overload
     def __getitem__(self, index: slice | npt.NDArray[Any]) -> "TaskBatch": ...
     def __getitem__(self, index: Any) -> Any:
-        """A task for a number; a batch for a slice, a mask ``Bool[n]`` or numbers ``Int[k]``."""
+        """A task for an index; a batch for a slice, a mask ``Bool[n]`` or indices ``Int[k]``."""
         if isinstance(index, slice) or np.ndim(index) == 1:
             return TaskBatch.from_values(self.task_type, self.values[:, index])
         return self.task_type(*self.values[:, index].tolist())
@@ -240,10 +173,16 @@ class TaskBatch(Sequence[Task]):
         return f"TaskBatch({self.task_type.__name__}, num_tasks={len(self)})"
 
 
-def _rule(name: str, positive: bool) -> str:
-    if positive:
-        return f"{name} must be finite and > 0; got {{value}}. Give a positive number."
-    return f"{name} must be finite; got {{value}}."
+# What a parameter must be. The functions take a number and an array of numbers alike.
+_SIGN: Final[Rule] = ("+1 or -1", lambda value: abs(value) == 1)
+_FINITE: Final[Rule] = ("a finite number", lambda value: abs(value) < math.inf)
+_POSITIVE: Final[Rule] = ("a finite number > 0", lambda value: (value > 0) & (abs(value) < math.inf))
+
+
+def _rules(task_type: type[Task]) -> dict[str, Rule]:
+    """The rule of each parameter, by name, in the order of the fields."""
+    kinds = dict.fromkeys(task_type.positive, _POSITIVE) | dict.fromkeys(task_type.signs, _SIGN)
+    return {name: kinds.get(name, _FINITE) for name in task_type.parameter_names()}
 
 
 def _check_names(task_type: type[Task], parameters: Any) -> None:
@@ -262,15 +201,12 @@ def _column(name: str, column: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 def _check_values(task_type: type[Task], values: npt.NDArray[np.float64]) -> None:
     """What a task checks of its parameters, for ``Float64[P n]`` at once."""
-    for name, column in zip(task_type.parameter_names(), values, strict=True):
-        if name in task_type.signs:
-            valid, rule = np.abs(column) == 1.0, f"{name} must be +1 or -1; got {{value}}."
-        else:
-            valid = np.isfinite(column) & ((column > 0.0) | (name not in task_type.positive))
-            rule = _rule(name, name in task_type.positive)
+    for (name, rule), column in zip(_rules(task_type).items(), values, strict=True):
+        _, holds = rule
+        valid = np.asarray(holds(column))
         if not valid.all():
             row = int(np.argmin(valid))
-            raise ValueError(f"task {row}: " + rule.format(value=column[row]))
+            check_number(f"task {row}: {name}", column[row].item(), rule)
 
 
 def _task_ids(task_type: type[Task], values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:

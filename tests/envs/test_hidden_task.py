@@ -441,7 +441,7 @@ class TestGivenFamilies:
             (families.FAMILIES["Pendulum"], "family must be a name, a TaskFamily or .* over CartPoleTasks; got "),
             (families.FAMILIES["Pendulum"].to_dict(), "must be of type 'CartPoleTask'; got 'PendulumTask'"),
             (TaskDistribution(PendulumTask, {}).to_dict(), "must be of type 'CartPoleTask'; got 'PendulumTask'"),
-            (None, "family must be a name, .*; got None"),
+            (5, "family must be a name, .*; got 5"),
             ({"train": {}}, "a distribution must be a dictionary"),
         ],
     )

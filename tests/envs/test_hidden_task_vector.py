@@ -13,8 +13,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import vector as wrappers
 
 from ssm_metarl_gym import CartPoleTask, PendulumTask, TaskBatch, TaskSet
+from ssm_metarl_gym.tasks.classic import PointNavigationTask
 from ssm_metarl_gym.tasks.families import FAMILIES, SPLITS
-from ssm_metarl_gym.tasks.task import PointNavigationTask
 from ssm_metarl_gym.wrappers import (
     HistoryWindow,
     TransitionObservation,

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
 
-from ssm_metarl_gym.tasks.distributions import Choice, TaskDistribution
+from ssm_metarl_gym.tasks.distributions import TaskDistribution
 from ssm_metarl_gym.tasks.families import FAMILIES
+from ssm_metarl_gym.tasks.marginals import Choice
 from ssm_metarl_gym.tasks.mujoco import AntDirTask, HopperTask, Walker2dTask
 
 mujoco = pytest.importorskip("mujoco", reason="the MuJoCo families need the extra mujoco")
@@ -278,7 +279,7 @@ class TestBadInput:
             ("HalfCheetahDir", {"split": "extrapolation"}, r"split must be one of \['train', 'interpolation'\]"),
             ("HopperParams", {"switch": {"step": 3}}, "a HopperTask has no sign to flip"),
             ("HopperParams", {"task": {"torso_mas": 2}}, "Did you mean 'torso_mass'"),
-            ("HopperParams", {"task": {"torso_mass": 0}}, "torso_mass must be finite and > 0; got 0"),
+            ("HopperParams", {"task": {"torso_mass": 0}}, "torso_mass must be a finite number > 0; got 0"),
             ("Walker2dParams", {"family": "HopperParams"}, r"family must be one of \['Walker2dParams'\]"),
             ("HalfCheetahDir", {"task": {"direction": 2}}, r"direction must be \+1 or -1; got 2"),
         ],

@@ -139,7 +139,7 @@ def test_refuses_other_actions(action):
         ({"state": None}, "'state' must be 2 finite numbers; got "),
         ({"sate": [0.0, 0.0]}, r"Did you mean 'state'\?"),
         ({"task": {"goal": 0.1}}, r"a parameter of PointNavigationTask must be one of .*Did you mean 'goal_[xy]'\?"),
-        ({"task": {"goal_x": math.nan}}, "goal_x must be finite; got nan"),
+        ({"task": {"goal_x": math.nan}}, "goal_x must be a finite number; got nan"),
     ],
 )
 def test_a_refused_reset_changes_nothing(options, message):

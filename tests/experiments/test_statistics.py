@@ -3,20 +3,44 @@ import math
 import numpy as np
 import pytest
 
-from ssm_metarl_gym.experiments import statistics
 from ssm_metarl_gym.experiments.statistics import bootstrap_interval, interval_over_seeds
 
 
-class TestIntervalOverSeeds:
-    def test_three_seeds(self):
-        low, high = interval_over_seeds([[1.0, 3.0], [3.0, 3.0], [4.0, 4.0]], 0)
-        half_width = 4.303 * 1.0 / math.sqrt(3)
-        assert (low, high) == (pytest.approx(3 - half_width), pytest.approx(3 + half_width))
+class TestBootstrapInterval:
+    def test_two_values_whose_resamples_are_known(self):
+        # A quarter of the resampled means is 0, a half 1 and a quarter 2.
+        assert bootstrap_interval([0.0, 2.0], seed=0) == (0.0, 2.0)
 
-    def test_the_quantiles_are_those_of_student(self):
-        stats = pytest.importorskip("scipy.stats")
-        expected = stats.t.ppf(0.975, np.arange(1, len(statistics._STUDENT_T) + 1))
-        assert pytest.approx(expected, abs=5e-4) == statistics._STUDENT_T
+    def test_fifty_coins(self):
+        # The 2.5 % and 97.5 % quantiles of how often 50 tosses of a fair coin show heads are 18 and 32.
+        low, high = bootstrap_interval([0.0, 1.0] * 25, seed=0, num_resamples=20_000)
+        assert (low, high) == (pytest.approx(18 / 50), pytest.approx(32 / 50))
+
+    def test_one_seed_gives_one_interval(self):
+        values = np.random.default_rng(1).normal(size=30)
+        assert bootstrap_interval(values, 3) == bootstrap_interval(values, 3) != bootstrap_interval(values, 4)
+
+    @pytest.mark.parametrize(("values", "end"), [([3.0], 3.0), ([2.0, 2.0], 2.0), ([1e300, 1e300], 1e300)])
+    def test_without_a_spread_it_is_the_mean(self, values, end):
+        assert bootstrap_interval(values, 0) == pytest.approx((end, end))
+
+    @pytest.mark.parametrize("values", [[1.0, math.nan], [1.0, math.inf], [math.nan]])
+    def test_what_is_not_finite_has_none(self, values):
+        assert np.isnan(bootstrap_interval(values, 0)).all()
+
+
+class TestIntervalOverSeeds:
+    def test_two_seeds(self):
+        # Of one degree of freedom, Student's t is Cauchy's distribution: its quantile is tan(0.475 pi).
+        low, high = interval_over_seeds([[1.0, 1.0], [2.0, 4.0]], 0)
+        half_width = math.tan(0.475 * math.pi) * 1.0
+        assert (low, high) == (pytest.approx(2 - half_width), pytest.approx(2 + half_width))
+
+    def test_three_seeds(self):
+        # Of two, the quantile of probability p is (2p - 1) / sqrt(2 p (1 - p)).
+        low, high = interval_over_seeds([[1.0, 3.0], [3.0, 3.0], [4.0, 4.0]], 0)
+        half_width = 0.95 / math.sqrt(2 * 0.975 * 0.025) * 1.0 / math.sqrt(3)
+        assert (low, high) == (pytest.approx(3 - half_width), pytest.approx(3 + half_width))
 
     def test_one_seed_is_as_sure_as_its_tasks_let_it_be(self):
         values = [1.0, 2.0, 4.0, 8.0]

@@ -1,7 +1,10 @@
+import gc
 import importlib.util
 import sys
 
 import pytest
+
+from ssm_metarl_gym.experiments import measuring
 
 
 @pytest.fixture(scope="module")
@@ -20,3 +23,10 @@ def load_script(checkout):
     yield load
     for name in loaded:
         del sys.modules[name]
+
+
+@pytest.fixture
+def short_chunks(monkeypatch):
+    """Measurements of one call a chunk, after no search for garbage, which takes longer than that."""
+    monkeypatch.setattr(measuring, "CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(gc, "collect", lambda: 0)

@@ -53,8 +53,13 @@ def test_a_comparison_holds_what_the_trainers_give(
 
     monkeypatch.setattr(MetaTrainer, "learn", lambda *_: pytest.fail("it was trained before"))
     compare_meta.main(arguments)
-    with pytest.raises(SystemExit, match="--output must be a new folder or one of the same options"):
+    with pytest.raises(SystemExit):
         compare_meta.main([*arguments, "--multi-task-options", "{}"])
+    assert "--output must be a new folder or one of the same options" in capsys.readouterr().err
+    (tmp_path / "meta-learned-1.pt").write_bytes(b"damaged")
+    with pytest.raises(SystemExit):
+        compare_meta.main(arguments)
+    assert "meta-learned-1.pt cannot be read; delete it, and it is trained again: " in capsys.readouterr().err
 
 
 def test_fine_tuning_takes_the_step_size_that_is_best_on_training_tasks(compare_meta, monkeypatch):
@@ -78,8 +83,6 @@ def test_fine_tuning_takes_the_step_size_that_is_best_on_training_tasks(compare_
 @pytest.mark.parametrize(
     ("flag", "value", "message"),
     [
-        ("--seeds", "0", "--seeds must be >= 1; got 0"),
-        ("--first-seed", "-1", "--first-seed must be >= 0; got -1"),
         ("--options", '{"windw": 3}', "Did you mean 'window'"),
         ("--options", '{"inner_steps": 0}', "must have inner steps"),
         ("--env", "ssm_metarl/Pendulums-v0", "Pendulums"),
@@ -87,5 +90,5 @@ def test_fine_tuning_takes_the_step_size_that_is_best_on_training_tasks(compare_
 )
 def test_bad_options(compare_meta, capsys, flag, value, message):
     with pytest.raises(SystemExit):
-        compare_meta.parse_options([flag, value])
+        compare_meta.main([flag, value])
     assert message in capsys.readouterr().err

@@ -1,13 +1,18 @@
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import gymnasium as gym
 import numpy as np
 import pytest
 
+from ssm_metarl_gym.experiments.runs import lock_run
+from ssm_metarl_gym.tasks.classic import CartPoleTask, PendulumTask, PointNavigationTask
 from ssm_metarl_gym.tasks.families import FAMILIES
-from ssm_metarl_gym.tasks.task import CartPoleTask, PendulumTask, PointNavigationTask, TaskBatch
+from ssm_metarl_gym.tasks.task import TaskBatch
 
 BALANCING = np.array([0.2, 0.5, 1.0, 1.0, 0.0])
 
@@ -128,11 +133,26 @@ def test_a_quick_run_writes_what_it_prints(headroom, tmp_path):
     assert all(np.isfinite([*row["fixed"], *row["informed"]]).all() for row in results)
 
 
+def test_a_folder_that_another_run_uses_is_refused(headroom, tmp_path, capsys):
+    with lock_run(tmp_path), pytest.raises(SystemExit) as exit_info:
+        headroom.main(["--quick", "--families", "CartPole", "--output", str(tmp_path)])
+    assert exit_info.value.code == 2
+    assert f"{tmp_path} is in use by process " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--seed", "-1"], "--seed must be >= 0"), (["--families", "Cartpole"], "invalid choice: 'Cartpole'")],
+    [
+        (["--seed", "-1"], "--seed must be >= 0"),
+        (["--families", "Cartpole"], "--families must be one of"),
+        (
+            ["--output", "README.md"],
+            "--output must be a folder that can be written to; got README.md (Not a directory).",
+        ),
+    ],
 )
-def test_bad_options_are_refused(headroom, arguments, message, capsys):
+def test_bad_options_are_refused(headroom, arguments, message, capsys, checkout, monkeypatch):
+    monkeypatch.chdir(checkout)
     with pytest.raises(SystemExit):
         headroom.main(arguments)
     assert message in capsys.readouterr().err
@@ -144,3 +164,24 @@ def test_the_tasks_of_pendulums_are_told_apart(headroom):
     others = judge.distribution.sample_batch(np.random.default_rng([0, headroom.EVALUATION]), 64)
     assert drawn.task_type is PendulumTask
     assert not set(drawn.task_ids) & set(others.task_ids)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_its_workers_end_with_it(headroom, tmp_path, number, status):
+    command = [sys.executable, headroom.__file__, "--families", "PendulumSwitch", "--output", str(tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)  # noqa: S603
+    shown = b""
+    while b"0/" not in shown:  # the bar, which appears when all work is handed out
+        shown += process.stderr.read(1)
+    time.sleep(3)
+    started = time.monotonic()
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
+    _, rest = process.communicate(timeout=60)  # ends when none of them holds the pipe any more
+    assert time.monotonic() - started < 5  # two seconds on an idle machine
+    assert process.returncode == status
+    assert b"Traceback" not in rest
+    assert list(tmp_path.iterdir()) == []

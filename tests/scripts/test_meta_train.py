@@ -14,6 +14,9 @@ import torch
 
 from ssm_metarl_gym.agents import MetaTrainer
 from ssm_metarl_gym.agents.meta_training.dynamics_objective import DynamicsObjective
+from ssm_metarl_gym.experiments.command_line import parse_options
+from ssm_metarl_gym.experiments.runs import find_checkpoints, lock_run
+from ssm_metarl_gym.files import write_json
 
 ENV_ID = "ssm_metarl/CartPolePolarity-v0"
 SIZES = {"window": 4, "meta_batch_size": 8, "num_streams": 20, "stream_length": 16}
@@ -65,7 +68,7 @@ def test_help_names_every_option(meta_train, capsys):
 
 def test_every_option_arrives(meta_train, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert meta_train.parse_options([]) == meta_train.Options()
+    assert parse_options(meta_train.Options, [], description="") == meta_train.Options()
     expected = meta_train.Options(
         env="ssm_metarl/Pendulum-v0",
         env_kwargs={"context": "visible"},
@@ -83,24 +86,24 @@ def test_every_option_arrives(meta_train, tmp_path, monkeypatch):
     arguments = []
     for name, value in vars(expected).items():
         arguments += [f"--{name.replace('_', '-')}", json.dumps(value) if isinstance(value, dict) else str(value)]
-    assert meta_train.parse_options(arguments) == expected
+    assert parse_options(meta_train.Options, arguments, description="") == expected
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seed", "-1"], "--seed must be >= 0 and less than 2^31; got -1."),
+        (["--seed", "-1"], "--seed must be >= 0 and less than 2147483648; got -1."),
         (["--updates", "0"], "--updates must be >= 1; got 0."),
         (["--eval-interval", "-1"], "--eval-interval must be >= 0; got -1."),
-        (["--objective", "value"], "invalid choice: 'value'"),
-        (["--env-kwargs", "{"], "--env-kwargs: must be an object in JSON"),
-        (["--env", "ssm_metarl/CartPoleX-v0"], "cannot be made for --env ssm_metarl/CartPoleX-v0"),
+        (["--objective", "value"], "--objective must be one of ['dynamics', 'policy']; got 'value'."),
+        (["--env-kwargs", "{"], "--env-kwargs must be an object in JSON"),
+        (["--env", "ssm_metarl/CartPoleX-v0"], "--env ssm_metarl/CartPoleX-v0 with --env-kwargs {} cannot be made"),
         (["--env", "no_such_module:CartPole-v1"], "No module named 'no_such_module'"),
         (["--env", "CartPole-v1"], "unexpected keyword argument 'split'"),
         (["--env-kwargs", '{"split": "extrapolation"}'], "env_kwargs must not hold 'split'"),
         (["--options", '{"inner_rate": 1}'], "got 'inner_rate'. Did you mean 'inner_lr'?"),
         (["--options", '{"window": 0}'], "window must be an int >= 1; got 0"),
-        (["--device", "abacus"], "--device must be a device that PyTorch has; got 'abacus'"),
+        (["--device", "abacus"], "--device must be a device that PyTorch can compute on; got 'abacus'"),
     ],
 )
 def test_a_bad_value_is_named_and_nothing_is_written(meta_train, arguments, message, tmp_path, capsys):
@@ -146,16 +149,17 @@ def test_a_run_leaves_all_that_it_promises(run, objective, capsys):
     assert "updates_per_second" in out
 
 
-def test_numbers_that_are_none_are_null_in_json(meta_train, monkeypatch):
+def test_numbers_that_are_none_are_null_in_json(meta_train, tmp_path):
     class Diverging:
         def evaluate(self, split, **kwargs):
             return {0: np.array([1.0, 3.0]), 3: np.array([1.0, np.nan])}
 
     with np.errstate(invalid="ignore"):
         evaluation = meta_train.evaluate(Diverging(), meta_train.Options(num_eval_tasks=2))
-    assert [row["mean"] for row in evaluation["rows"]] == [2.0, None, 2.0, None]
-    assert evaluation["rows"][1]["values"] == [1.0, None]
-    json.loads(json.dumps(evaluation), parse_constant=pytest.fail)
+    write_json(tmp_path / "evaluation.json", evaluation)
+    saved = json.loads((tmp_path / "evaluation.json").read_text(), parse_constant=pytest.fail)
+    assert [row["mean"] for row in saved["rows"]] == [2.0, None, 2.0, None]
+    assert saved["rows"][1]["values"] == [1.0, None]
     first, _, interpolation, _ = meta_train.format_table(evaluation).splitlines()
     assert first == "| loss after | 0 steps | 3 steps |"
     assert interpolation.startswith("| interpolation | 2 [")
@@ -199,24 +203,31 @@ class TestResume:
 
     def test_seconds_add_up(self, interrupted, run, tmp_path):
         path = tmp_path / "run" / "checkpoints" / "0000000006" / "seconds.json"
+        (path.parent / "checksums.json").unlink()
         path.write_text(json.dumps({"wall_seconds": 1000.0, "cpu_seconds": 500.0}))
         config = json.loads((run() / "config.json").read_text())
         assert 1000 < config["wall_seconds"] < 1100
         assert 500 < config["cpu_seconds"] < 600
 
-    def test_what_a_kill_left_half_written_is_removed(self, interrupted, run, tmp_path):
-        (tmp_path / "run" / ".model.123.pt").write_text("half")
-        (tmp_path / "run" / ".notes.123.txt").write_text("mine")
-        (tmp_path / "run" / "checkpoints" / "unfinished").mkdir()
-        (tmp_path / "run" / "checkpoints" / "unfinished" / "trainer.pt").write_text("half")
-        folder = run()
-        assert written(folder) == FILES | {".notes.123.txt"}
-        assert not (folder / "checkpoints" / "unfinished").exists()
-
-    def test_a_damaged_checkpoint_is_named(self, interrupted, run, tmp_path):
+    def test_a_damaged_checkpoint_is_left_out(self, interrupted, run, tmp_path, capsys):
         (tmp_path / "run" / "checkpoints" / "0000000006" / "trainer.pt").write_text("damaged")
-        with pytest.raises(SystemExit, match=r"last checkpoint in .* cannot be loaded: .* delete its folder"):
+        run()
+        assert "0000000006/trainer.pt is damaged. The run goes on from 0000000004" in capsys.readouterr().out
+
+    def test_a_checkpoint_of_something_else_is_named(self, interrupted, run, tmp_path, capsys):
+        checkpoint = tmp_path / "run" / "checkpoints" / "0000000006"
+        (checkpoint / "checksums.json").unlink()  # as earlier versions wrote none
+        torch.save({"format": 2}, checkpoint / "trainer.pt")
+        with pytest.raises(SystemExit) as exit_info:
             run()
+        assert exit_info.value.code == 2
+        assert "cannot be loaded; to go on from the one before it, delete its folder" in capsys.readouterr().err
+
+    def test_a_second_run_in_the_same_folder_is_refused(self, interrupted, run, tmp_path, capsys):
+        with lock_run(tmp_path / "run"), pytest.raises(SystemExit) as exit_info:
+            run()
+        assert exit_info.value.code == 2
+        assert f"run is in use by process {os.getpid()}" in capsys.readouterr().err
 
     def test_other_options_are_refused(self, interrupted, run, capsys):
         with pytest.raises(SystemExit) as exit_info:
@@ -316,7 +327,7 @@ def test_a_run_that_is_killed_at_any_moment_comes_to_the_same_weights(meta_train
     checkpoints = tmp_path / "killed" / "checkpoints"
     for kill, delay in enumerate([0.0, 0.013]):
         with started(command("killed", *arguments)) as (process, _):
-            wait_for(lambda reached=9 * kill + 3: _last(meta_train, checkpoints) >= reached, process)
+            wait_for(lambda reached=9 * kill + 3: last_of(checkpoints) >= reached, process)
             time.sleep(delay)
             process.kill()
             process.wait()
@@ -328,8 +339,8 @@ def test_a_run_that_is_killed_at_any_moment_comes_to_the_same_weights(meta_train
     assert written(tmp_path / "killed") == FILES
 
 
-def _last(meta_train, checkpoints):
-    return max([int(path.name) for path in meta_train.find_checkpoints(checkpoints)], default=0)
+def last_of(checkpoints):
+    return max([int(path.name) for path in find_checkpoints(checkpoints)], default=0)
 
 
 @pytest.mark.slow
@@ -355,14 +366,14 @@ def test_a_dead_worker_ends_the_run_and_the_same_command_goes_on(meta_train, com
     line, folder = command("killed", num_processes=2), tmp_path / "killed"
     for victim, least in ((1, 6), (0, 24)):
         with started(line) as (process, pids):
-            wait_for(lambda least=least: _last(meta_train, folder / "checkpoints") >= least, process)
+            wait_for(lambda least=least: last_of(folder / "checkpoints") >= least, process)
             pids |= workers(process.pid)
             assert sorted(pids) == [0, 1]
             os.kill(pids[victim], signal.SIGKILL)
             output, _ = process.communicate(timeout=60)
             assert process.returncode != 0
             assert not any(Path(f"/proc/{pid}").exists() for pid in pids.values())
-        reached = _last(meta_train, folder / "checkpoints")
+        reached = last_of(folder / "checkpoints")
         assert "SIGKILL" in output  # from torchrun
         assert "most likely because another one died" in output or "terminated" in output
         if victim != 0:

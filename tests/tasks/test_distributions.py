@@ -9,16 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssm_metarl_gym.tasks.distributions import (
-    Choice,
-    LogUniform,
-    Marginal,
-    TaskDistribution,
-    TaskSet,
-    Uniform,
-    distribution_from_dict,
-)
-from ssm_metarl_gym.tasks.task import CartPoleTask, PendulumTask, Task, TaskBatch
+from ssm_metarl_gym.tasks.classic import CartPoleTask, PendulumTask
+from ssm_metarl_gym.tasks.distributions import TaskDistribution, TaskSet, distribution_from_dict
+from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Marginal, Uniform
+from ssm_metarl_gym.tasks.task import Task, TaskBatch
 
 SPLIT = Uniform((1, 5), (15, 20))
 LOG_SPLIT = LogUniform((1, 2), (4, 16))
@@ -371,11 +365,11 @@ class TestTaskDistribution:
         [
             ({"masspol": Uniform((1, 2))}, r"a parameter of CartPoleTask .*got 'masspol'. Did you mean 'masspole'\?"),
             ({"length": (1, 2)}, r"^length must have a Uniform, a LogUniform or a Choice; got \(1, 2\)"),
-            ({"length": Uniform((0, 1))}, r"^length must be finite and > 0; got 0\.0"),
-            ({"length": Uniform((1, 2), (-1, -0.5))}, r"^length must be finite and > 0; got -1\.0"),
-            ({"length": Choice(1, 2, 0, 3)}, r"^length must be finite and > 0; got 0\.0"),
-            ({"length": Choice(1, math.nan)}, r"^length must be finite and > 0; got nan"),
-            ({"length": Choice(math.inf)}, r"^length must be finite and > 0; got inf"),
+            ({"length": Uniform((0, 1))}, r"^length must be a finite number > 0; got 0\.0"),
+            ({"length": Uniform((1, 2), (-1, -0.5))}, r"^length must be a finite number > 0; got -1\.0"),
+            ({"length": Choice(1, 2, 0, 3)}, r"^length must be a finite number > 0; got 0\.0"),
+            ({"length": Choice(1, math.nan)}, r"^length must be a finite number > 0; got nan"),
+            ({"length": Choice(math.inf)}, r"^length must be a finite number > 0; got inf"),
             ({"polarity": Choice(-1, 0, 1)}, r"^polarity must be \+1 or -1; got 0\.0"),
             (
                 {"polarity": Uniform((-1, 1))},
@@ -694,8 +688,8 @@ class TestJSON:
             ([], "at least one task"),
             (["default"], "a task must be a dictionary from parameter name to value; got 'default'"),
             ([{"lenght": 1}], r"a parameter of CartPoleTask .*got 'lenght'. Did you mean 'length'\?"),
-            ([{"length": "1"}], "length must be a number; got '1'"),
-            ([{"length": -1}], "length must be finite and > 0; got -1"),
+            ([{"length": "1"}], "length must be a finite number > 0; got '1'"),
+            ([{"length": -1}], "length must be a finite number > 0; got -1"),
             ([{}, {}], "must differ"),
         ],
     )
@@ -722,7 +716,7 @@ class TestJSON:
             ({"log_uniform": [[0, 1]]}, r"0 < low <= high; got \(\(0, 1\),\)"),
             ({"choice": []}, r"Choice needs at least one value, and numbers only; got \(\)"),
             ({"choice": [1, "x"]}, r"got \(1, 'x'\)"),
-            ({"choice": [-1]}, r"length must be finite and > 0; got -1\.0"),
+            ({"choice": [-1]}, r"length must be a finite number > 0; got -1\.0"),
         ],
     )
     def test_refuses_marginals(self, marginal, message):

@@ -6,9 +6,11 @@ from dataclasses import FrozenInstanceError, dataclass
 import numpy as np
 import pytest
 
-from ssm_metarl_gym.tasks.distributions import Choice, LogUniform, TaskDistribution, TaskSet, Uniform
+from ssm_metarl_gym.tasks.classic import CartPoleTask, PendulumTask
+from ssm_metarl_gym.tasks.distributions import TaskDistribution, TaskSet
 from ssm_metarl_gym.tasks.families import FAMILIES, SPLITS, TaskFamily, parse_family
-from ssm_metarl_gym.tasks.task import CartPoleTask, PendulumTask, Task
+from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Uniform
+from ssm_metarl_gym.tasks.task import Task
 
 EACH_SPLIT = [
     pytest.param(family, split, id=f"{name}-{split}") for name, family in FAMILIES.items() for split in family.splits

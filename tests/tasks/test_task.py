@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssm_metarl_gym.tasks.task import CartPoleTask, PendulumTask, PointNavigationTask, Task, TaskBatch
+from ssm_metarl_gym.tasks.classic import CartPoleTask, PendulumTask, PointNavigationTask
+from ssm_metarl_gym.tasks.task import Task, TaskBatch
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class TestTask:
 
     def test_all_but_a_sign_and_what_must_be_positive_may_be_any_finite_number(self):
         assert SlopeTask(slope=-1).to_dict() == {"slope": -1.0, "friction": 1.0}
-        with pytest.raises(ValueError, match=r"^slope must be finite; got -inf\.$"):
+        with pytest.raises(ValueError, match=r"^slope must be a finite number; got -inf\.$"):
             SlopeTask(slope=-math.inf)
 
     def test_tasks_of_different_types_differ(self):
@@ -319,12 +320,12 @@ class TestTaskBatch:
         [
             (
                 {"length": [1, 2, -3.5]},
-                r"^task 2: length must be finite and > 0; got -3\.5\. Give a positive number\.$",
+                r"^task 2: length must be a finite number > 0; got -3\.5\.$",
             ),
-            ({"length": [1, 0]}, r"^task 1: length must be finite and > 0; got 0\.0"),
-            ({"length": [math.inf, 1]}, r"^task 0: length must be finite and > 0; got inf"),
-            ({"length": -1}, r"^task 0: length must be finite and > 0; got -1\.0"),
-            ({"masspole": [1, math.nan]}, r"^task 1: masspole must be finite and > 0; got nan"),
+            ({"length": [1, 0]}, r"^task 1: length must be a finite number > 0; got 0\.0"),
+            ({"length": [math.inf, 1]}, r"^task 0: length must be a finite number > 0; got inf"),
+            ({"length": -1}, r"^task 0: length must be a finite number > 0; got -1\.0"),
+            ({"masspole": [1, math.nan]}, r"^task 1: masspole must be a finite number > 0; got nan"),
             ({"polarity": [1, -1, 0]}, r"^task 2: polarity must be \+1 or -1; got 0\.0\.$"),
             ({"polarity": [math.nan]}, r"^task 0: polarity must be \+1 or -1; got nan\.$"),
             ({"length": "long"}, r"^length must be a number, or one for each task; got 'long'\.$"),
@@ -341,7 +342,7 @@ class TestTaskBatch:
 
     def test_refuses_what_is_not_finite_where_any_sign_is_allowed(self):
         assert TaskBatch(SlopeTask, {"slope": [-1, 0]}).column("slope").tolist() == [-1, 0]
-        with pytest.raises(ValueError, match=r"^task 1: slope must be finite; got -inf\.$"):
+        with pytest.raises(ValueError, match=r"^task 1: slope must be a finite number; got -inf\.$"):
             TaskBatch(SlopeTask, {"slope": [1, -math.inf]})
 
     @pytest.mark.parametrize(

@@ -255,5 +255,5 @@ def test_the_autoreset_mode_must_be_known(twins, mode):
 @pytest.mark.parametrize("space", [spaces.Box(0, 1, (2, 2)), spaces.Discrete(3)])
 def test_only_rows_of_flat_boxes_are_wrapped(wrapper, space, scripted):
     env = SyncVectorEnv([lambda: scripted([[[0.0]]], observation_space=space)])
-    with pytest.raises(ValueError, match=r"^Vector\w+ needs a one-dimensional Box .*; got (Box|Discrete)\(.*Flatten"):
+    with pytest.raises(ValueError, match=r"observation space .*must be a one-dimensional Box; got (Box|Discrete)\("):
         wrapper(env)

@@ -129,7 +129,7 @@ def test_a_length_that_is_no_positive_integer_is_refused(length):
 
 @pytest.mark.parametrize("space", [spaces.Box(0, 1, (2, 2)), spaces.Discrete(3)])
 def test_only_flat_boxes_are_wrapped(scripted, space):
-    with pytest.raises(ValueError, match=r"needs a one-dimensional Box as observation space; got (Box|Discrete)\("):
+    with pytest.raises(ValueError, match=r"the observation space must be a one-dimensional Box; got (Box|Discrete)\("):
         HistoryWindow(scripted([[[0.0]]], observation_space=space), 4)
 
 

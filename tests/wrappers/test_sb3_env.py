@@ -7,6 +7,7 @@ from stable_baselines3.common.vec_env import VecMonitor, VecNormalize, is_vecenv
 
 from ssm_metarl_gym.agents import SSMFeaturesExtractor
 from ssm_metarl_gym.envs import HiddenTaskVectorEnv
+from ssm_metarl_gym.tasks import FAMILIES
 from ssm_metarl_gym.wrappers import (
     HistoryWindow,
     SB3VecEnv,
@@ -34,6 +35,12 @@ def wrapped(env_id, observation, window):
         return wrap(env, VectorTransitionObservation, VectorHistoryWindow)
     rows = [lambda: wrap(gym.make(env_id), TransitionObservation, HistoryWindow)] * 3
     return SyncVectorEnv(rows, autoreset_mode="SameStep")
+
+
+def sb3_tasks(env):
+    """The tasks that the rows draw first."""
+    env.reset()
+    return env.get_attr("task")
 
 
 def play(env, num_steps, seed=3):
@@ -87,9 +94,9 @@ def test_what_mujoco_simulates_is_stepped_row_by_row():
 
 def test_arguments_arrive_and_tasks_are_those_to_train_on():
     env = make_sb3_env(POLARITY, 2, task={"length": 0.3}, on_failure="terminate")
-    env.reset()
-    assert [task.length for task in env.get_attr("task")] == [0.3, 0.3]
-    assert env.unwrapped.env.unwrapped._split == "train"
+    assert [task.length for task in sb3_tasks(env)] == [0.3, 0.3]
+    inside = [FAMILIES["CartPolePolarity"].train.contains(task) for task in sb3_tasks(make_sb3_env(POLARITY, 50))]
+    assert all(inside)
     assert play(env, 50)  # a fall ends an episode: no trials
     assert is_vecenv_wrapped(env, VecMonitor)
 

@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import (
     is_vecenv_wrapped,
 )
 
-from ssm_metarl_gym.tasks.task import CartPoleTask
+from ssm_metarl_gym.tasks.classic import CartPoleTask
 from ssm_metarl_gym.wrappers import HistoryWindow, SB3VecEnv, VectorHistoryWindow
 
 OUR_ENV_IDS = ["ssm_metarl/CartPole-v0", "ssm_metarl/CartPolePolarity-v0", "ssm_metarl/Pendulum-v0"]

@@ -50,7 +50,7 @@ def train(kind, distributed):
     maml = MetaMAML(
         model, 0.1, 0.01, inner_steps=2, grad_clip_norm=0.5, task_chunk_size=chunk, distributed=distributed, **options
     )
-    own = [tasks[number] for number in own_share(len(tasks))] if distributed else tasks
+    own = [tasks[index] for index in own_share(len(tasks))] if distributed else tasks
     try:
         losses = [maml.meta_update(own, MSE) for _ in range(3)]
     except FloatingPointError:
@@ -120,8 +120,8 @@ class TestManyProcesses:
     def test_shares_are_a_partition(self, monkeypatch, num, num_processes):
         monkeypatch.setattr(module, "world_size", lambda: num_processes)
         shares = []
-        for number in range(num_processes):
-            monkeypatch.setattr(module, "rank", lambda number=number: number)
+        for index in range(num_processes):
+            monkeypatch.setattr(module, "rank", lambda index=index: index)
             shares.append(own_share(num))
         assert [index for share in shares for index in share] == list(range(num))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1

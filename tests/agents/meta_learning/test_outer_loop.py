@@ -17,7 +17,7 @@ def make_outer(parameters, lr=0.5, optimizer_class=torch.optim.SGD, optimizer_kw
 
 def squares(weight, targets):
     """The losses ``(w - target)^2 / 2``, one for each task."""
-    return lambda numbers: torch.stack([(weight - targets[number]) ** 2 / 2.0 for number in numbers])
+    return lambda indices: torch.stack([(weight - targets[index]) ** 2 / 2.0 for index in indices])
 
 
 class TestStep:
@@ -35,9 +35,9 @@ class TestStep:
         (w,) = weights = make_weights(4.0)
         chunks = []
 
-        def losses_of(numbers):
-            chunks.append(list(numbers))
-            return squares(w, range(5))(numbers)
+        def losses_of(indices):
+            chunks.append(list(indices))
+            return squares(w, range(5))(indices)
 
         make_outer(weights, task_chunk_size=2).step(losses_of, 5)
         assert chunks == [[0, 1], [2, 3], [4]]
@@ -63,7 +63,7 @@ class TestStep:
         schedule = torch.optim.lr_scheduler.StepLR(outer.optimizer, step_size=1, gamma=0.1)
         seen = []
         for _ in range(3):
-            outer.step(lambda numbers: w.repeat(len(numbers)), 2)  # of slope 1
+            outer.step(lambda indices: w.repeat(len(indices)), 2)  # of slope 1
             schedule.step()
             seen.append(w.item())
         assert seen == pytest.approx([3.0, 2.9, 2.89])
@@ -81,7 +81,7 @@ class TestStep:
         # The mean gradient is (3, 4), of length 5; clipped to 1, half of (0.6, 0.8) is what the weights move by.
         a, b = weights = make_weights(3.0, 4.0)
         outer = make_outer(weights, grad_clip_norm=norm)
-        outer.step(lambda numbers: ((a**2 + b**2) / 2.0).repeat(len(numbers)), 3)
+        outer.step(lambda indices: ((a**2 + b**2) / 2.0).repeat(len(indices)), 3)
         assert (a.item(), b.item()) == pytest.approx(after, rel=1e-5)  # torch divides by the norm plus a millionth
 
     def test_clipping_nothing(self):
@@ -105,8 +105,8 @@ class TestDropping:
         (w,) = weights = make_weights(4.0)
         outer = make_outer(weights, task_chunk_size=task_chunk_size)
 
-        def losses_of(numbers):
-            return torch.stack([bad(w) if number == 1 else (w - number) ** 2 / 2.0 for number in numbers])
+        def losses_of(indices):
+            return torch.stack([bad(w) if index == 1 else (w - index) ** 2 / 2.0 for index in indices])
 
         with caplog.at_level(logging.WARNING):
             assert outer.step(losses_of, 3) == pytest.approx((8.0 + 2.0) / 2.0)
@@ -122,9 +122,9 @@ class TestDropping:
         (w,) = weights = make_weights(4.0)
         chunks = []
 
-        def losses_of(numbers):
-            chunks.append(list(numbers))
-            return torch.stack([bad_gradient(w) if number == 2 else w for number in numbers])
+        def losses_of(indices):
+            chunks.append(list(indices))
+            return torch.stack([bad_gradient(w) if index == 2 else w for index in indices])
 
         outer = make_outer(weights)
         assert outer.step(losses_of, 8) == 4.0
@@ -138,7 +138,7 @@ class TestDropping:
         outer.step(squares(w, [1.0]), 1)
         before, state = w.item(), str(outer.optimizer.state_dict())
         with pytest.raises(FloatingPointError, match=r"in none of 2 tasks, and the weights were left as they were"):
-            outer.step(lambda numbers: torch.stack([bad(w) for _ in numbers]), 2)
+            outer.step(lambda indices: torch.stack([bad(w) for _ in indices]), 2)
         assert w.item() == before
         assert w.grad is None
         assert str(outer.optimizer.state_dict()) == state
@@ -146,9 +146,76 @@ class TestDropping:
 
     def test_a_sum_that_overflows(self):
         w = torch.tensor(1.0, requires_grad=True)
-        with pytest.raises(FloatingPointError, match="their sum over the tasks overflows"):
-            make_outer([w], task_chunk_size=1).step(lambda numbers: (3e38 * w).repeat(len(numbers)), 2)
+        with pytest.raises(FloatingPointError, match="their sum over the tasks, or its square, overflows"):
+            make_outer([w], task_chunk_size=1).step(lambda indices: (3e38 * w).repeat(len(indices)), 2)
         assert w.item() == 1.0
+
+    @pytest.mark.parametrize("slope", [2e19, -2e19, 3e37])
+    @pytest.mark.parametrize("optimizer_class", [torch.optim.Adam, torch.optim.SGD])
+    @pytest.mark.parametrize("grad_clip_norm", [1.0, math.inf])
+    def test_a_square_that_overflows(self, slope, optimizer_class, grad_clip_norm):
+        """Adam would never take a step again, and a gradient of infinite norm would be clipped to zero."""
+        w = torch.tensor([1.0, 1.0], requires_grad=True)
+        outer = make_outer([w], 0.1, optimizer_class, grad_clip_norm=grad_clip_norm)
+        outer.step(lambda indices: w.sum().repeat(len(indices)), 2)
+        before, state = w.tolist(), str(outer.optimizer.state_dict())
+        with pytest.raises(FloatingPointError, match="overflows, and the weights were left as they were"):
+            outer.step(lambda indices: (slope * w[0]).repeat(len(indices)), 2)
+        assert w.tolist() == before
+        assert str(outer.optimizer.state_dict()) == state
+        outer.step(lambda indices: w.sum().repeat(len(indices)), 2)
+        assert w.tolist() != before
+
+
+class TestState:
+    def train(self, outer, num_steps):
+        weight, rate = outer.parameters
+        for _ in range(num_steps):
+            outer.step(lambda indices: torch.stack([(weight * rate - index) ** 2 for index in indices]), 2)
+
+    def make(self, **options):
+        weights = make_weights(4.0, 0.5)
+        return make_outer(weights, 0.1, torch.optim.Adam, rates={"w": weights[1]}, **options)
+
+    def test_training_goes_on_bit_for_bit(self):
+        first, second = self.make(), self.make()
+        self.train(first, 2)
+        state = first.state_dict()
+        before = str(state)
+        second.load_state_dict(state)
+        assert second.parameters[1].item() == first.parameters[1].item() != 0.5
+        with torch.no_grad():
+            second.parameters[0].copy_(first.parameters[0])  # the weights are the model's to save
+        for outer in (first, second):
+            self.train(outer, 2)
+        assert str(first.state_dict()) == str(second.state_dict())
+        assert first.parameters[0].item() == second.parameters[0].item()
+        assert str(state) == before
+
+    def test_older_states_do_not_name_the_optimizer(self):
+        state = self.make().state_dict()
+        del state["optimizer_class"]
+        self.make().load_state_dict(state)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"optimizer_class": "SGD"}, r"must be one of Adam; got one of SGD\. Use the same optimizer_class"),
+            ({"rates": {}}, r"must be of {'w': \(\)}; got {}\. Use the same learned_rates"),
+            ({"optimizer": {"state": {}, "param_groups": []}}, "different number of parameter groups"),
+        ],
+    )
+    def test_a_state_of_something_else_changes_nothing(self, change, message):
+        outer, other = self.make(), self.make()
+        self.train(other, 1)
+        before = str(outer.state_dict())
+        with pytest.raises(ValueError, match=message):
+            outer.load_state_dict({**other.state_dict(), **change})
+        assert str(outer.state_dict()) == before
+
+    def test_no_state_at_all(self):
+        with pytest.raises(ValueError, match="got one without num_dropped, optimizer, rates"):
+            self.make().load_state_dict({})
 
 
 class TestErrors:

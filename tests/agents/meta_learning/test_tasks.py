@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.func import vmap
 from torch.nn import functional as F
 
 from ssm_metarl_gym.agents.meta_learning.tasks import TaskSet, as_inputs, check_set, group_tasks
@@ -33,7 +34,7 @@ class TestGroupTasks:
     def test_equal_shapes_are_stacked(self):
         tasks = [make_task() for _ in range(3)]
         (group,) = group_tasks(tasks, [0, 2], MSE, pad=True)
-        assert group.numbers == (0, 2)
+        assert group.indices == (0, 2)
         assert group.support.mask is None
         assert group.query.mask is None
         for part, tensors in enumerate((group.support.x[0], group.support.y, group.query.x[0], group.query.y)):
@@ -46,11 +47,11 @@ class TestGroupTasks:
         (group,) = group_tasks(tasks, range(2), MSE, pad=True)
         assert group.support.mask.sum(dim=1).tolist() == [3, 5]
         assert group.query.mask.sum(dim=1).tolist() == [4, 2]
-        for number, (support_x, support_y, query_x, query_y) in enumerate(tasks):
+        for index, (support_x, support_y, query_x, query_y) in enumerate(tasks):
             for one, x, y in ((group.support, support_x, support_y), (group.query, query_x, query_y)):
                 for padded, own in zip((*one.x, one.y), (*as_inputs(x), y), strict=True):
-                    assert torch.equal(padded[number][one.mask[number]], own)
-                    assert (padded[number][~one.mask[number]] == own[-1]).all()  # nothing that the data do not have
+                    assert torch.equal(padded[index][one.mask[index]], own)
+                    assert (padded[index][~one.mask[index]] == own[-1]).all()  # nothing that the data do not have
 
     def test_only_what_differs_has_a_mask(self):
         (group,) = group_tasks([make_task(3, 4), make_task(5, 4)], range(2), MSE, pad=True)
@@ -61,7 +62,7 @@ class TestGroupTasks:
     def test_under_other_losses_different_numbers_of_rows_are_kept_apart(self, loss_fn):
         tasks = [make_task(3), make_task(5), make_task(3)]
         groups = group_tasks(tasks, range(3), loss_fn, pad=True)
-        assert [group.numbers for group in groups] == [(0, 2), (1,)]
+        assert [group.indices for group in groups] == [(0, 2), (1,)]
         assert all(group.support.mask is None for group in groups)
 
     def test_without_padding(self):
@@ -70,10 +71,24 @@ class TestGroupTasks:
     @pytest.mark.parametrize("other", [make_task(rest=(3,)), make_task(inputs=2)])
     def test_other_shapes_are_kept_apart(self, other):
         groups = group_tasks([make_task(), other, make_task()], range(3), MSE, pad=True)
-        assert [group.numbers for group in groups] == [(0, 2), (1,)]
+        assert [group.indices for group in groups] == [(0, 2), (1,)]
 
 
 class TestTaskSet:
+    def test_tensors_of_inference_mode_become_ordinary_ones(self):
+        with torch.inference_mode():
+            x, y = torch.randn(3, 2), torch.randn(3, 1)
+        one = TaskSet.of((x, x), y)
+        assert not any(tensor.is_inference() for tensor in (*one.x, one.y))
+        assert torch.equal(one.x[1], x)
+        assert torch.equal(one.y, y)
+
+    def test_other_tensors_are_not_copied(self):
+        x, y = torch.randn(3, 2), torch.randn(3, 1)
+        one = TaskSet.of(x, y)
+        assert one.x[0] is x
+        assert one.y is y
+
     @pytest.mark.parametrize("rest", [(), (3,)])
     @pytest.mark.parametrize("loss_fn", ROW_WISE)
     def test_padding_does_not_count(self, loss_fn, rest):
@@ -88,13 +103,17 @@ class TestTaskSet:
         assert (slopes[mask] != 0.0).all()
 
     @pytest.mark.parametrize("masked", [False, True])
-    def test_to_tensors_and_back(self, masked):
-        mask = torch.tensor([True, False]) if masked else None
-        one = TaskSet((torch.randn(2, 3), torch.randn(2, 4)), torch.randn(2, 1), mask)
-        again = TaskSet.of(one.tensors(), masked)
-        assert len(again.x) == 2
-        assert again.y is one.y
-        assert again.mask is mask
+    def test_vmap_takes_it_whole(self, masked):
+        mask = torch.tensor([[True, False], [True, True]]) if masked else None
+        sets = TaskSet((torch.randn(2, 2, 3), torch.randn(2, 2, 1)), torch.randn(2, 2, 1), mask)
+
+        def of_one(one):
+            return one.loss(MSE, one.x[1] + one.x[0].sum(dim=-1, keepdim=True))
+
+        expected = [
+            of_one(TaskSet(tuple(x[k] for x in sets.x), sets.y[k], None if mask is None else mask[k])) for k in range(2)
+        ]
+        torch.testing.assert_close(vmap(of_one, (sets.task_axes,))(sets), torch.stack(expected))
 
     def test_complaints_are_those_of_a_loss_without_padding(self):
         mask = torch.tensor([True, False])

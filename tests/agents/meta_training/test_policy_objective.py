@@ -6,22 +6,34 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from torch.func import functional_call
 
 import ssm_metarl_gym  # noqa: F401 - registers the environments
+from ssm_metarl_gym.agents.meta_learning.outer_loop import OuterLoop
 from ssm_metarl_gym.agents.meta_training import policy_objective
 from ssm_metarl_gym.agents.meta_training.policy_objective import PolicyObjective, PolicyOptions
-from ssm_metarl_gym.agents.meta_training.trajectories import TaskRows
+from ssm_metarl_gym.agents.meta_training.surrogates import make_sample
+from ssm_metarl_gym.agents.meta_training.trajectories import BatchedEnvs
 from ssm_metarl_gym.agents.models.meta_policy import MetaPolicy
 
 TRIALS, POINT = "ssm_metarl/CartPolePolarity-v0", "ssm_metarl/PointNavigation-v0"
-SMALL = {"meta_batch_size": 4, "trajectories_per_task": 3, "width": 8, "num_epochs": 2, "inner_lr": 0.5}
+SMALL = {"meta_batch_size": 4, "trajectories_per_task": 3, "num_epochs": 2, "inner_lr": 0.5}
+
+
+def make_policy(env_id=POINT, seed=0, **options):
+    envs = BatchedEnvs(env_id, {"max_episode_steps": 10})
+    torch.manual_seed(seed)
+    return MetaPolicy(envs.observation_space, envs.action_space, **{"width": 8, **options})
 
 
 def make(env_id=POINT, seed=0, model=None, **options):
     """An objective on short episodes."""
-    env_kwargs = {"max_episode_steps": 20}
-    return PolicyObjective(env_id, model, env_kwargs=env_kwargs, seed=seed, options=PolicyOptions(**SMALL | options))
+    return PolicyObjective(
+        env_id,
+        make_policy(env_id, seed) if model is None else model,
+        env_kwargs={"max_episode_steps": 10},
+        seed=seed,
+        options=PolicyOptions(**SMALL | options),
+    )
 
 
 def weights_of(objective):
@@ -48,6 +60,7 @@ def moved(objective):
     [
         ("inner_lr", 0.0),
         ("outer_lr", math.inf),
+        ("outer_lr", 3e38),
         ("inner_steps", -1),
         ("meta_batch_size", 0),
         ("trajectories_per_task", 1.5),
@@ -69,101 +82,49 @@ def test_options_are_checked(name, value):
         PolicyOptions(**{name: value})
 
 
-@pytest.mark.parametrize("network", ["mlp", "ssm"])
-@pytest.mark.parametrize("inner_steps", [0, 1, 2])
-@pytest.mark.parametrize("env_id", [TRIALS, POINT])
-def test_before_the_first_epoch_the_policies_are_those_that_acted_and_all_ratios_are_one(env_id, inner_steps, network):
-    objective = moved(make(env_id, network=network, inner_steps=inner_steps, learned_rates="step"))
-    samples, returns = objective._sample(0)
-    assert len(samples) == len(returns) == inner_steps + 1
-    initial, moves = objective._inner.weights(), []
-    for k in range(4):
-        weights = initial
-        for index, sample in enumerate(s.select(slice(k, k + 1)) for s in samples):
-            task = type(sample)(*(part[0] for part in sample))
-            parameters, _ = functional_call(objective.model, weights, (task.observations,))
-            torch.testing.assert_close(parameters, task.parameters, rtol=1e-3, atol=1e-4)
-            if index < inner_steps:
-                adapted = objective._inner.step(lambda w, t=task: objective._inner_loss(w, t), weights, index)
-                moves.append(max((adapted[name] - weights[name]).abs().max().item() for name in weights))
-                weights = adapted
-    assert max(moves, default=1.0) > 1e-3  # not in every task: some see no fall
-    # So the loss is minus the mean advantage, clipped or not.
-    expected = -(samples[-1].weights * samples[-1].advantages).sum((1, 2))
-    torch.testing.assert_close(objective._losses(samples, range(4)).detach(), expected, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("options", [{}, {"network": "ssm"}, {"surrogate": "dice"}, {"learned_rates": "tensor"}])
-def test_the_meta_gradient_is_that_of_finite_differences(options):
-    objective = moved(make(TRIALS, inner_steps=2, kl_penalty=0.5, clip_range=1e6, **options))
-    samples = [
-        type(s)(*(part.double() if part.is_floating_point() else part for part in s)) for s in objective._sample(0)[0]
-    ]
-    objective.model.double()
-    for rate in objective._inner.rates.values():
-        rate.data = rate.data.double()
-    parameters = [*objective._inner.weights().values(), *objective._inner.rates.values()]
-    generator = torch.Generator().manual_seed(2)
-    direction = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in parameters]
-
-    def loss(distance):
-        with torch.no_grad():
-            for parameter, part in zip(parameters, direction, strict=True):
-                parameter += distance * part
-        value = objective._losses(samples, range(4)).sum()
-        with torch.no_grad():
-            for parameter, part in zip(parameters, direction, strict=True):
-                parameter -= distance * part
-        return value
-
-    gradients = torch.autograd.grad(objective._losses(samples, range(4)).sum(), parameters)
-    slope = sum((g * part).sum() for g, part in zip(gradients, direction, strict=True)).item()
-    step = 1e-5
-    assert slope == pytest.approx((loss(step) - loss(-step)).item() / (2 * step), rel=1e-4)
-    assert abs(slope) > 1e-4
-
-
-def test_first_order_takes_another_gradient():
-    results = []
-    for first_order in (False, True):
-        objective = moved(make(first_order=first_order))
-        samples, _ = objective._sample(0)
-        parameters = list(objective._inner.weights().values())
-        results.append(torch.autograd.grad(objective._losses(samples, range(4)).sum(), parameters))
-    assert not all(torch.allclose(a, b, rtol=1e-2) for a, b in zip(*results, strict=True))
-
-
-def test_without_inner_steps_it_is_ppo_over_all_tasks():
-    objective = moved(make(TRIALS, inner_steps=0, num_epochs=1))
-    (sample,), _ = objective._sample(0)
-    parameters, _ = objective.model(sample.observations.flatten(0, 1))
-    log_probs = parameters.gather(-1, sample.actions.flatten(0, 1)[..., None])[..., 0]
-    expected = -(log_probs * sample.advantages.flatten(0, 1)).mean()  # all steps of all tasks alike
-    expected = torch.autograd.grad(expected, list(objective.model.parameters()))
-    found = torch.autograd.grad(objective._losses([sample], range(4)).mean(), list(objective.model.parameters()))
-    for own, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-5)
+def test_options_reach_the_losses_and_the_loops():
+    """Each of them changes what is learned."""
+    plain = {"inner_steps": 1, "num_epochs": 2, "outer_lr": 0.03}
+    changes = (
+        {},
+        {"inner_lr": 0.1},
+        {"outer_lr": 0.02},
+        {"inner_steps": 0},
+        {"inner_steps": 2},
+        {"trajectories_per_task": 2},
+        {"gamma": 0.5},
+        {"gae_lambda": 0.5},
+        {"clip_range": 0.01},
+        {"num_epochs": 3},
+        {"kl_penalty": 5.0},
+        {"surrogate": "dice"},
+        {"first_order": True},
+        {"learned_rates": "tensor"},
+        {"grad_clip_norm": 1e-8},
+    )
+    learned = []
+    for change in changes:
+        objective = make(**plain | change)
+        objective.update(0)
+        learned.append([tensor.tolist() for tensor in weights_of(objective).values()])
+    assert all(one != other for i, one in enumerate(learned) for other in learned[:i])
 
 
 def test_the_size_of_a_chunk_changes_nothing_but_rounding():
-    results = []
-    for size in (None, 1, 3):
-        objective = make(task_chunk_size=size, num_epochs=1)
-        samples, _ = objective._sample(0)
-        results.append([part.detach() for part in objective._losses(samples, range(4))])
-        objective.update(0)
-        results[-1] += list(weights_of(objective).values())
-    for other in results[1:]:
-        for own, theirs in zip(results[0], other, strict=True):
+    objectives = [make(task_chunk_size=size, num_epochs=1) for size in (None, 1, 3)]
+    first, *others = [objective.update(0)["loss"] for objective in objectives]
+    assert others == [pytest.approx(first, rel=1e-3, abs=1e-4)] * 2
+    for objective in objectives[1:]:
+        for own, theirs in zip(objectives[0].model.parameters(), objective.model.parameters(), strict=True):
             torch.testing.assert_close(own, theirs, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("learned_rates", [None, "element"])
 def test_an_update_depends_on_nothing_but_the_state_the_seed_and_its_number(learned_rates, untouched_rng):
+    straight = make(TRIALS, learned_rates=learned_rates)
     with untouched_rng():
-        straight = make(TRIALS, learned_rates=learned_rates)
-        for number in range(3):
-            last = straight.update(number)
+        for index in range(3):
+            last = straight.update(index)
     halted = make(TRIALS, learned_rates=learned_rates)
     halted.update(0)
     halted.evaluate("interpolation", (0, 1), num_tasks=3, seed=0)
@@ -177,7 +138,7 @@ def test_an_update_depends_on_nothing_but_the_state_the_seed_and_its_number(lear
     resumed.update(1)
     assert resumed.update(2) == last
     assert_equal(weights_of(straight), weights_of(resumed))
-    assert_equal(straight._inner.rates, resumed._inner.rates)
+    assert_equal(straight.state_dict()["rates"], resumed.state_dict()["rates"])
 
 
 def test_what_an_update_reports():
@@ -190,9 +151,9 @@ def test_what_an_update_reports():
 
 def test_seeds_differ_and_rates_are_learned():
     objective, other = make(learned_rates="tensor"), make(learned_rates="tensor", seed=1)
-    before = {name: rate.detach().clone() for name, rate in objective._inner.rates.items()}
+    before = objective.state_dict()["rates"]
     assert objective.update(0) != other.update(0)
-    assert any(not torch.equal(rate, before[name]) for name, rate in objective._inner.rates.items())
+    assert any(not torch.equal(rate, before[name]) for name, rate in objective.state_dict()["rates"].items())
     for others in (None, "step", "element"):
         with pytest.raises(ValueError, match=r"the learned rates must be of .* Use the same learned_rates"):
             make(learned_rates=others).load_state_dict(objective.state_dict())
@@ -226,8 +187,7 @@ def test_a_policy_that_has_diverged_still_acts():
 
 @pytest.mark.parametrize("frozen", ["log_std", "core."])
 def test_frozen_parameters_stay_as_they_are(frozen):
-    rows = TaskRows(POINT)
-    policy = MetaPolicy(rows.observation_space, rows.action_space, width=8)
+    policy = make_policy()
     for name, parameter in policy.named_parameters():
         parameter.requires_grad_(not name.startswith(frozen))
     objective = make(model=policy)
@@ -258,7 +218,7 @@ def test_adaptation_gives_a_policy_of_its_own():
     same, one = (objective.adapt({"goal_x": 0.4}, steps, seed=0) for steps in (0, 1))
     assert_equal({name: t.detach() for name, t in same.state_dict().items()}, before)
     assert_equal(weights_of(objective), before)
-    task = TaskRows(POINT).task_type(goal_x=0.4)
+    task = BatchedEnvs(POINT).task_type(goal_x=0.4)
     again = objective.adapt(task, 1, seed=0)
     assert_equal(one.state_dict(), again.state_dict())
     assert not torch.equal(one.head.bias, same.head.bias)
@@ -270,8 +230,7 @@ def test_adaptation_gives_a_policy_of_its_own():
 
 
 def test_a_policy_of_ones_own():
-    rows = TaskRows(POINT)
-    policy = MetaPolicy(rows.observation_space, rows.action_space, network="ssm", width=4)
+    policy = make_policy(network="ssm", width=4)
     objective = make(model=policy)
     assert objective.model is policy
     before = weights_of(objective)
@@ -290,35 +249,44 @@ def test_the_normalisation_is_fixed_by_the_first_update():
     assert_equal(dict(objective.model.named_buffers()), fixed)
 
 
-def test_a_share_of_the_tasks_has_their_part_of_the_gradient(monkeypatch):
-    """Two processes that add their gradients up take the step of one."""
-    whole = make(num_epochs=1)
-    samples, _ = whole._sample(0)
-    parts = []
-    for share in (range(2), range(2, 4)):
+def test_the_processes_share_the_tasks_of_an_update(monkeypatch):
+    """Together, the losses of the shares are those of one process."""
+    taken, step = [], OuterLoop.step
+
+    def spy(outer, losses_of, num_tasks):
+        taken.append(losses_of(range(num_tasks)).detach())
+        return step(outer, losses_of, num_tasks)
+
+    monkeypatch.setattr(OuterLoop, "step", spy)
+    for share in (None, range(1), range(1, 4)):
         monkeypatch.setattr(policy_objective, "own_share", lambda num, share=share: share)
-        objective = make(num_epochs=1)
-        objective._distributed, taken = True, []
-        monkeypatch.setattr(objective._outer, "step", lambda losses, num, taken=taken: taken.append(losses(range(num))))
-        with pytest.raises(TypeError):  # nothing came back as the loss
-            float(objective.update(0)["loss"])
-        parts.append(taken[0])
-    torch.testing.assert_close(torch.cat(parts), whole._losses(samples, range(4)), rtol=1e-4, atol=1e-5)
+        options = PolicyOptions(**SMALL | {"num_epochs": 1})
+        objective = PolicyObjective(
+            POINT,
+            make_policy(),
+            env_kwargs={"max_episode_steps": 10},
+            seed=0,
+            options=options,
+            distributed=share is not None,
+        )
+        objective.update(0)
+    whole, *parts = taken
+    assert [len(part) for part in parts] == [1, 3]
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-5)
 
 
 def test_a_task_whose_step_is_not_finite_does_not_count(monkeypatch):
-    objective = make(inner_steps=1)
+    objective, calls = make(inner_steps=1), []
     objective.update(0)  # sets the units
-    prepare, calls = objective._prepare, []
 
-    def poisoned(trajectories):
-        sample = prepare(trajectories)
+    def poisoned(*arguments, **options):
+        sample = make_sample(*arguments, **options)
         calls.append(None)
         if len(calls) == 1:
             sample.advantages[1] = math.nan
         return sample
 
-    monkeypatch.setattr(objective, "_prepare", poisoned)
+    monkeypatch.setattr(policy_objective, "make_sample", poisoned)
     before = weights_of(objective)
     metrics = objective.update(1)
     assert metrics["dropped_tasks"] == 1  # in each epoch
@@ -332,7 +300,7 @@ def test_an_update_that_is_interrupted_was_none(monkeypatch):
     objective, twin = make(learned_rates="tensor"), make(learned_rates="tensor")
     for each in (objective, twin):
         each.update(0)
-    step, calls = objective._outer.step, []
+    step, calls = OuterLoop.step, []
 
     def interrupted(*arguments):
         calls.append(None)
@@ -341,7 +309,7 @@ def test_an_update_that_is_interrupted_was_none(monkeypatch):
         return step(*arguments)
 
     with monkeypatch.context() as context:
-        context.setattr(objective._outer, "step", interrupted)
+        context.setattr(OuterLoop, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             objective.update(1)
     assert_equal(weights_of(objective), weights_of(twin))
@@ -357,9 +325,10 @@ def test_options_are_plain_values():
 @pytest.mark.parametrize("seed", range(3))
 def test_one_step_finds_the_goal(seed):
     options = PolicyOptions(inner_lr=0.3, outer_lr=3e-3, gamma=0.99)
-    objective = PolicyObjective(POINT, env_kwargs={}, seed=seed, options=options)
-    for number in range(30):
-        objective.update(number)
+    policy = make_policy(seed=seed, width=32)
+    objective = PolicyObjective(POINT, policy, env_kwargs={}, seed=seed, options=options)
+    for index in range(30):
+        objective.update(index)
     returns = objective.evaluate("interpolation", (0, 1, 3), num_tasks=40, seed=0)
     before, after, later = (returns[steps].mean() for steps in (0, 1, 3))
     assert before < -12.0

@@ -11,7 +11,7 @@ from ssm_metarl_gym.agents.meta_training.surrogates import (
     divergence,
     generalised_advantages,
     linear_baseline,
-    prepare,
+    make_sample,
 )
 from ssm_metarl_gym.agents.meta_training.trajectories import Trajectories
 from ssm_metarl_gym.agents.models.action_distributions import Categorical
@@ -212,7 +212,7 @@ def test_a_sample_is_in_units_of_its_scale_and_each_task_weighs_the_same():
     parameters = torch.zeros(2, 3, 10, 2)
     trajectories = Trajectories(observations, torch.zeros(2, 3, 10).long(), parameters, rewards, valid)
     one, two = (
-        prepare(trajectories, observations, torch.tensor(scale), gamma=0.9, gae_lambda=0.8) for scale in (1.0, 2.0)
+        make_sample(trajectories, observations, torch.tensor(scale), gamma=0.9, gae_lambda=0.8) for scale in (1.0, 2.0)
     )
     torch.testing.assert_close(one.advantages, 2.0 * two.advantages)
     torch.testing.assert_close(one.weights.sum((1, 2)), torch.ones(2))

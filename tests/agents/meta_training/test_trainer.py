@@ -1,6 +1,7 @@
 import copy
 import csv
 import io
+import sys
 import zipfile
 
 import gymnasium as gym
@@ -10,10 +11,11 @@ import torch
 from stable_baselines3.common.logger import configure
 from torch import nn
 
-from ssm_metarl_gym import CartPoleTask, TaskDistribution, TaskFamily, Uniform
+from ssm_metarl_gym import CartPoleTask, TaskDistribution, TaskFamily, TaskSet, Uniform
 from ssm_metarl_gym.agents import DynamicsModel, MetaTrainer
 from ssm_metarl_gym.agents.meta_training import trainer as meta_trainer
 from ssm_metarl_gym.agents.meta_training.dynamics_objective import DynamicsOptions
+from ssm_metarl_gym.experiments.logs import make_logger
 
 ENV_ID = "ssm_metarl/CartPolePolarity-v0"
 TINY = {"window": 4, "meta_batch_size": 8, "num_streams": 30, "stream_length": 16}
@@ -36,9 +38,21 @@ def learn(trainer, num_updates):
     return losses
 
 
-def evaluate(trainer, *args, **kwargs):
+def evaluate(trainer, num_steps=(0, 1), num_tasks=3, seed=0):
     """What ``trainer.evaluate`` gives, comparable."""
-    return {steps: values.tolist() for steps, values in trainer.evaluate(*args, **kwargs).items()}
+    values = trainer.evaluate("interpolation", num_steps, num_tasks=num_tasks, seed=seed)
+    return {steps: column.tolist() for steps, column in values.items()}
+
+
+def same(first, second):
+    """Whether two states of tensors and plain values are equal bit for bit."""
+    if isinstance(first, torch.Tensor):
+        return first.dtype == second.dtype and first.numpy().tobytes() == second.numpy().tobytes()
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(value, second[name]) for name, value in first.items())
+    if isinstance(first, list):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second
 
 
 @pytest.fixture(params=["dynamics", "policy"])
@@ -47,7 +61,7 @@ def make_any(request):
     sizes = {"meta_batch_size": 2, "trajectories_per_task": 2, "width": 4, "num_epochs": 1}
     arguments = {
         "dynamics": {"env_id": ENV_ID, **TINY},
-        "policy": {"env_id": "ssm_metarl/PendulumPolarity-v0", "env_kwargs": {"max_episode_steps": 5}, **sizes},
+        "policy": {"env_id": "ssm_metarl/PendulumPolarity-v0", "env_kwargs": {"max_episode_steps": 3}, **sizes},
     }[request.param]
     return lambda **changes: MetaTrainer(objective=request.param, **arguments | changes)
 
@@ -59,17 +73,18 @@ class TestLearn:
             for seed in (0, 0, 1):
                 trainer = make_any(seed=seed)
                 before = look(trainer.model)
-                runs.append((before, learn(trainer, 4), look(trainer.model), evaluate(trainer, num_tasks=5, seed=3)))
-                assert trainer.num_updates == 4
+                runs.append((before, learn(trainer, 2), look(trainer.model), evaluate(trainer, seed=3)))
+                assert trainer.num_updates == 2
         assert runs[0] == runs[1]
         assert all(one != other for one, other in zip(runs[0], runs[2], strict=True))
 
     def test_parts_are_the_whole(self, make_any, look):
         whole, parts = make_any(), make_any()
-        losses = learn(parts, 0) + learn(parts, 3) + learn(parts, 2)
-        assert losses == learn(whole, 5)
+        losses = learn(parts, 0) + learn(parts, 2) + learn(parts, 1)
+        assert losses == learn(whole, 3)
         assert look(parts.model) == look(whole.model)
 
+    @pytest.mark.slow
     def test_it_learns_to_adapt(self):
         trainer = make_trainer(make_model(width=32), num_streams=60, meta_batch_size=16, inner_lr=0.3, inner_steps=2)
         # The first update also sets the normalisation, and with it the unit of the errors.
@@ -114,6 +129,15 @@ class TestLearn:
         assert not any(parameter.requires_grad for parameter in trainer.model.core.parameters())
         assert trainer.num_updates == 1
 
+    @pytest.mark.parametrize("options", [{"outer_lr": 1e30}, {"outer_lr": 1e18}, {"inner_lr": 1e36}])
+    def test_a_run_that_diverges_ends_with_the_model_before_that_step(self, make_any, look, options):
+        trainer = make_any(**options)
+        seen = [look(trainer.model)]
+        with pytest.raises(FloatingPointError, match=r"must be finite; .* Lower inner_lr or outer_lr"):
+            trainer.learn(50, lambda *_: seen.append(look(trainer.model)))
+        assert trainer.num_updates == len(seen) - 1
+        assert look(trainer.model)[:2] == seen[-1][:2]
+
     @pytest.mark.parametrize("shown", [True, False])
     def test_the_progress_bar(self, capsys, shown):
         make_trainer().learn(2, progress_bar=shown)
@@ -125,18 +149,18 @@ class TestLearn:
 class TestEvaluate:
     def test_it_changes_nothing(self, make_any, look):
         control, trainer = make_any(), make_any()
-        for num_updates in (0, 2, 3):
+        for num_updates in (0, 1, 1):
             assert learn(trainer, num_updates) == learn(control, num_updates)
             before = look(trainer.model)
-            trainer.evaluate("train", num_tasks=3, seed=7)
+            trainer.evaluate("train", (0, 2), num_tasks=3, seed=7)
             assert look(trainer.model) == before
 
     def test_every_task_has_a_value_after_so_many_steps(self, make_any):
         trainer = make_any()
-        every = evaluate(trainer, num_tasks=4)
+        every = trainer.evaluate(num_tasks=4)
         assert list(every) == [0, 1, 3, 5, 10]
-        assert all(len(values) == 4 for values in every.values())
-        assert evaluate(trainer, num_steps=[3], num_tasks=4) == {3: pytest.approx(every[3])}
+        assert all(values.shape == (4,) for values in every.values())
+        assert evaluate(trainer, num_steps=[3], num_tasks=4) == {3: pytest.approx(every[3].tolist())}
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -175,14 +199,37 @@ class TestLog:
         assert not any(name.startswith("eval/") for name in rows[0])
 
     def test_evaluations_come_at_their_own_interval_and_change_nothing(self, make_any, tmp_path, look):
-        trainer, control = make_any(), make_any().learn(6)
-        _, rows = self.rows(trainer, tmp_path, 6, log_interval=3, eval_interval=2, num_eval_tasks=3)
-        assert [row["time/updates"] for row in rows] == ["2", "3", "4", "6"]
+        trainer, control = make_any(), make_any().learn(4)
+        _, rows = self.rows(trainer, tmp_path, 4, log_interval=3, eval_interval=2, num_eval_tasks=3)
+        assert [row["time/updates"] for row in rows] == ["2", "3", "4"]
         assert look(trainer.model) == look(control.model)
         for steps, values in trainer.evaluate(num_tasks=3).items():
             column = [row[f"eval/interpolation_after_{steps}_steps"] for row in rows]
-            assert [bool(cell) for cell in column] == [True, False, True, True]
+            assert [bool(cell) for cell in column] == [True, False, True]
             assert float(column[-1]) == pytest.approx(values.mean())
+
+    @pytest.mark.parametrize(("killed_after", "eval_interval"), [(1, None), (5, None), (2, 3)])
+    def test_that_of_a_run_that_was_killed_and_goes_on_is_that_of_an_undisturbed_one(
+        self, make_any, tmp_path, killed_after, eval_interval
+    ):
+        options = {"log_interval": 3, "eval_interval": eval_interval, "num_eval_tasks": 2}
+
+        def learn(trainer, folder, num_updates):
+            logger = make_logger(tmp_path / folder, "time/updates", trainer.num_updates)
+            trainer.set_logger(logger)
+            trainer.learn(num_updates, **options)
+            logger.close()
+            with (tmp_path / folder / "progress.csv").open() as file:
+                return [row | {"time/updates_per_second": None} for row in csv.DictReader(file)]
+
+        for folder in ("whole", "parts"):
+            (tmp_path / folder).mkdir()
+        whole = learn(make_any(), "whole", 6)
+        trainer = make_any()
+        learn(trainer, "parts", killed_after)
+        trainer.save(tmp_path / "checkpoint.pt")
+        learn(trainer, "parts", 1)  # of which the checkpoint knows nothing
+        assert learn(MetaTrainer.load(tmp_path / "checkpoint.pt"), "parts", 6 - killed_after) == whole
 
     def test_without_a_logger_nothing_is_printed(self, capsys):
         make_trainer().learn(2, log_interval=1)
@@ -210,7 +257,7 @@ class TestAdaptationConfig:
 
 
 class TestFiles:
-    @pytest.mark.parametrize("num_updates", [0, 3])
+    @pytest.mark.parametrize("num_updates", [0, 2])
     @pytest.mark.parametrize("adapts", [None, "last_layer", "all"])
     def test_a_loaded_trainer_goes_on_as_if_nothing_had_happened(
         self, look, tmp_path, untouched_rng, num_updates, adapts
@@ -225,25 +272,25 @@ class TestFiles:
         assert look(loaded.model) == look(trainer.model)
         assert (loaded.env_id, loaded.env_kwargs, loaded.seed) == (ENV_ID, {"context": "hidden"}, 5)
         assert (loaded.options, loaded.num_updates) == (trainer.options, num_updates)
-        assert evaluate(loaded, num_tasks=3) == evaluate(trainer, num_tasks=3)
-        assert learn(loaded, 3) == learn(trainer, 3)
+        assert evaluate(loaded) == evaluate(trainer)
+        assert learn(loaded, 2) == learn(trainer, 2)
         assert look(loaded.model) == look(trainer.model)
-        assert loaded.num_updates == num_updates + 3
+        assert loaded.num_updates == num_updates + 2
 
     def test_any_objective_goes_on_with_all_that_it_learned(self, make_any, look, tmp_path):
         options = {"learned_rates": "tensor", "inner_steps": 2, "outer_lr": 0.1}
-        trainer = make_any(**options).learn(2)
+        trainer = make_any(**options).learn(1)
         trainer.save(tmp_path / "trainer.pt")
         with (tmp_path / "trainer.pt").open("rb") as file:
             loaded = MetaTrainer.load(file)
         assert (loaded.objective, loaded.options) == (trainer.objective, trainer.options)
-        assert learn(loaded, 2) == learn(trainer, 2)
+        assert learn(loaded, 1) == learn(trainer, 1)
         assert look(loaded.model) == look(trainer.model)
         # The inner step sizes are no part of the model, and learned ones show in what a step does.
-        assert evaluate(loaded, num_tasks=2) == evaluate(trainer, num_tasks=2)
+        assert evaluate(loaded) == evaluate(trainer)
         control = make_any(**options)
         control.model.load_state_dict(trainer.model.state_dict())
-        assert evaluate(loaded, num_tasks=2) != evaluate(control, num_tasks=2)
+        assert evaluate(loaded) != evaluate(control)
 
     def test_numbers_of_numpy_are_saved_as_those_of_python(self, make_any, tmp_path):
         env_kwargs = {"task": {"length": np.float64(0.6), "polarity": np.int64(-1)}}
@@ -253,12 +300,30 @@ class TestFiles:
         loaded = MetaTrainer.load(tmp_path / "trainer.pt")
         assert (loaded.env_kwargs, loaded.seed, loaded.options) == (env_kwargs, 3, trainer.options)
 
-    def test_what_no_file_can_hold_is_refused_when_it_is_saved(self, make_any, tmp_path):
-        family = TaskFamily(TaskDistribution(CartPoleTask, {"length": Uniform((0.4, 0.6))}))
-        trainer = make_any(env_id=ENV_ID, env_kwargs={"family": family})
-        with pytest.raises(ValueError, match=r"env_kwargs must be what JSON can hold.* got TaskFamily"):
-            trainer.save(tmp_path / "trainer.pt")
-        assert not list(tmp_path.iterdir())
+    @pytest.mark.parametrize(
+        "env_kwargs",
+        [
+            {"family": TaskDistribution(CartPoleTask, {"length": Uniform((0.4, 0.6))})},
+            {"family": TaskFamily(TaskDistribution(CartPoleTask, {"length": Uniform((0.4, 0.6))}))},
+            {"family": TaskSet([CartPoleTask(length=0.4), CartPoleTask(length=0.6)])},
+            {"task": CartPoleTask(length=0.3, polarity=-1)},
+        ],
+        ids=str,
+    )
+    def test_tasks_and_distributions_among_the_arguments_are_saved(self, make_any, look, tmp_path, env_kwargs):
+        trainer = make_any(env_id=ENV_ID, env_kwargs={**env_kwargs, "max_episode_steps": 5}).learn(1)
+        trainer.save(tmp_path / "trainer.pt")
+        loaded = MetaTrainer.load(tmp_path / "trainer.pt")
+        assert learn(loaded, 1) == learn(trainer, 1)
+        assert look(loaded.model) == look(trainer.model)
+
+    def test_what_no_file_can_hold_is_refused_before_the_training(self, make_any):
+        with pytest.raises(ValueError, match=r"env_kwargs must hold what the file of a trainer can hold.* got <object"):
+            make_any(env_kwargs={"family": {"nested": [object()]}})
+
+    def test_a_missing_folder_is_made(self, tmp_path):
+        make_trainer(make_model()).save(tmp_path / "a" / "b" / "trainer.pt")
+        assert MetaTrainer.load(tmp_path / "a" / "b" / "trainer.pt", make_model()).num_updates == 0
 
     def test_a_default_model_that_adapts_as_a_whole_needs_no_shell(self, look, tmp_path):
         env = gym.make(ENV_ID)
@@ -278,11 +343,13 @@ class TestFiles:
             torch.save({"model": {}}, file)
         elif kind == "format":
             torch.save({"format": 999}, file)
+        elif kind == "incomplete":
+            torch.save({"format": 2, "env_id": ENV_ID}, file)
         elif kind == "tensor":
             torch.save(torch.zeros(2), file)
         return {"empty": b"", "text": b"hello"}.get(kind, file.getvalue())
 
-    @pytest.mark.parametrize("kind", ["empty", "text", "zip", "module", "dictionary", "format", "tensor"])
+    @pytest.mark.parametrize("kind", ["empty", "text", "zip", "module", "dictionary", "format", "incomplete", "tensor"])
     def test_a_foreign_file_is_refused(self, tmp_path, kind):
         path = tmp_path / "foreign.pt"
         path.write_bytes(self.foreign(kind))
@@ -297,10 +364,61 @@ class TestFiles:
 
     def test_a_truncated_file_is_refused(self, tmp_path):
         path = tmp_path / "trainer.pt"
-        make_trainer().save(path)
-        path.write_bytes(path.read_bytes()[:-100])
-        with pytest.raises(ValueError, match="must be a file written by"):
-            MetaTrainer.load(path)
+        make_trainer(make_model()).save(path)
+        whole = path.read_bytes()
+        for length in [*np.linspace(0, len(whole), 50, endpoint=False, dtype=int), len(whole) - 1]:
+            path.write_bytes(whole[:length])
+            with pytest.raises(ValueError, match=r"trainer\.pt must be a file written by MetaTrainer\.save"):
+                MetaTrainer.load(path, make_model())
+
+    @pytest.mark.parametrize("num_flips", [20, pytest.param(400, marks=pytest.mark.slow)])
+    def test_a_flipped_bit_is_found_or_is_of_no_consequence(self, make_any, tmp_path, num_flips):
+        path = tmp_path / "trainer.pt"
+        make_any().learn(1).save(path)
+        whole = path.read_bytes()
+        expected = torch.load(path, weights_only=True)
+        rng = np.random.default_rng(0)
+        # Anywhere, and in the names and sizes at the end in particular.
+        positions = np.where(rng.random(num_flips) < 0.7, rng.integers(len(whole), size=num_flips), 0)
+        positions = np.where(positions, positions, len(whole) - 1 - rng.integers(2000, size=num_flips))
+        messages = []
+        for position in positions:
+            damaged = bytearray(whole)
+            damaged[position] ^= 1 << rng.integers(8)
+            path.write_bytes(damaged)
+            try:
+                loaded = MetaTrainer.load(path)
+            except ValueError as error:
+                messages.append(str(error))
+            else:
+                loaded.save(tmp_path / "again.pt")
+                assert same(torch.load(tmp_path / "again.pt", weights_only=True), expected)
+        assert len(messages) > 0.5 * num_flips
+        assert all(str(path) in message for message in messages)
+
+    def test_no_module_is_imported_that_the_file_alone_names(self, tmp_path, monkeypatch, make_any):
+        trainer = make_any(env_id=ENV_ID, env_kwargs={"max_episode_steps": 5})
+        trainer.save(tmp_path / "trainer.pt")
+        state = torch.load(tmp_path / "trainer.pt", weights_only=True)
+        torch.save(state | {"env_id": f"module_of_the_file:{ENV_ID}"}, tmp_path / "named.pt")
+        (tmp_path / "module_of_the_file.py").write_text("")
+        monkeypatch.syspath_prepend(tmp_path)
+        for allowed_modules in ((), "not_the_module_of_the_file"):
+            with pytest.raises(ValueError, match=r"named\.pt .* give allowed_modules=\['module_of_the_file'\]"):
+                MetaTrainer.load(tmp_path / "named.pt", allowed_modules=allowed_modules)
+        assert "module_of_the_file" not in sys.modules
+        try:
+            assert MetaTrainer.load(tmp_path / "named.pt", allowed_modules=["module_of_the_file"]).num_updates == 0
+            MetaTrainer.load(tmp_path / "named.pt")  # now that the module is there, none is imported
+        finally:
+            del sys.modules["module_of_the_file"]
+
+    def test_an_id_that_is_not_registered_is_refused(self, tmp_path):
+        make_trainer().save(tmp_path / "trainer.pt")
+        state = torch.load(tmp_path / "trainer.pt", weights_only=True)
+        torch.save(state | {"env_id": "ssm_metarl/CartPoleUnknown-v0"}, tmp_path / "trainer.pt")
+        with pytest.raises(gym.error.NameNotFound):
+            MetaTrainer.load(tmp_path / "trainer.pt")
 
     def test_a_missing_file_is_missing(self, tmp_path):
         with pytest.raises(FileNotFoundError):
@@ -355,6 +473,10 @@ class TestRefuses:
         with pytest.raises(ValueError, match="must be a MetaPolicy for objective='policy'; got a DynamicsModel"):
             MetaTrainer(ENV_ID, make_model(), objective="policy")
 
+    def test_an_environment_without_hidden_tasks(self, make_any):
+        with pytest.raises(ValueError, match=r"'CartPole-v1' must be an environment with hidden tasks"):
+            make_any(env_id="CartPole-v1")
+
     def test_more_processes_than_tasks(self, make_any, monkeypatch):
         monkeypatch.setattr(meta_trainer, "world_size", lambda: 9)
         with pytest.raises(ValueError, match=r"meta_batch_size must be at least the number of processes; got \d for 9"):
@@ -377,7 +499,9 @@ def test_options_are_those_of_the_dataclass():
 class TestAdapt:
     def test_it_gives_the_policy_for_one_task(self):
         sizes = {"meta_batch_size": 2, "trajectories_per_task": 2, "width": 4}
-        trainer = MetaTrainer("ssm_metarl/PointNavigation-v0", objective="policy", **sizes).learn(1)
+        env_kwargs = {"max_episode_steps": 10}
+        trainer = MetaTrainer("ssm_metarl/PointNavigation-v0", objective="policy", env_kwargs=env_kwargs, **sizes)
+        trainer.learn(1)
         before = [parameter.clone() for parameter in trainer.model.parameters()]
         first, again, other = (trainer.adapt({"goal_x": x}, 1, seed=3) for x in (0.3, 0.3, -0.3))
         for one, same, different in zip(first.parameters(), again.parameters(), other.parameters(), strict=True):

@@ -8,6 +8,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Independent, Normal, kl_divergence
+from torch.func import functional_call
 
 from ssm_metarl_gym.agents import SSMPPO, SSMPolicy
 from ssm_metarl_gym.agents.models.action_distributions import Categorical, DiagonalGaussian
@@ -122,6 +123,21 @@ def test_a_sequence_is_step_after_step_and_only_an_ssm_remembers(network, action
     other_start = torch.cat([torch.randn(2, 1, 3), observations[:, 1:]], dim=1)
     remembers = not torch.allclose(policy(other_start)[0][:, 1:], whole[:, 1:])
     assert remembers == (network == "ssm")
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("actions", ACTIONS)
+def test_a_stepper_takes_each_step_with_each_set_of_weights(network, actions):
+    policy, observations = make(network, actions), torch.randn(4, 2, 5, 3)
+    weights = {
+        name: weight.detach() + 0.1 * torch.randn(4, *weight.shape) for name, weight in policy.named_parameters()
+    }
+    del weights["head.bias"]  # which is then the policy's own
+    stepper = policy.stepper(weights)
+    steps = torch.stack([stepper.step(observations[:, :, t]) for t in range(5)], dim=2)
+    for k in range(4):
+        own = {name: weight[k] for name, weight in weights.items()}
+        torch.testing.assert_close(steps[k], functional_call(policy, own, (observations[k],))[0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_new_policy_hardly_looks_at_the_observation():

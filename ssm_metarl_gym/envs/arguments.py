@@ -1,0 +1,163 @@
+"""What a user gives to environments, to their resets and to their steps: checked, in one form."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode
+
+from ssm_metarl_gym.checks import check_choice, is_number
+from ssm_metarl_gym.envs.rows import read_only
+from ssm_metarl_gym.tasks.distributions import TaskDistribution, TaskSet
+from ssm_metarl_gym.tasks.families import TaskFamily
+from ssm_metarl_gym.tasks.task import Task, TaskBatch
+
+__all__ = [
+    "Family",
+    "check_reset_options",
+    "check_seed",
+    "check_switch",
+    "parse_autoreset_mode",
+    "parse_numbers",
+    "parse_reset_mask",
+    "parse_state",
+    "parse_task",
+    "parse_tasks",
+    "parse_whole_numbers",
+]
+
+SomeTask = TypeVar("SomeTask", bound=Task)
+Family: TypeAlias = str | TaskFamily | TaskDistribution | TaskSet | Mapping[str, Any]
+
+
+def parse_task(task: Any, task_type: type[SomeTask]) -> SomeTask:
+    """The task that a user gave, as it is or as a dictionary of parameters."""
+    parsed = task if isinstance(task, Task) else task_type.from_dict(task)
+    if not isinstance(parsed, task_type):
+        raise ValueError(f"task must be a {task_type.__name__}; got {task!r}.")
+    return parsed
+
+
+def parse_tasks(tasks: Any, task_type: type[Task], num_rows: int) -> TaskBatch:
+    """The tasks that a user gave, one a row: as they are, as dictionaries, or as a dictionary of columns.
+
+    A single task is that of all rows.
+    """
+    if isinstance(tasks, Task):
+        tasks = TaskBatch.from_tasks([tasks])[np.zeros(num_rows, dtype=np.intp)]
+    if isinstance(tasks, TaskSet):
+        tasks = tasks.tasks
+    if isinstance(tasks, Mapping):
+        return TaskBatch(task_type, tasks, num_rows)
+    if not isinstance(tasks, Sequence) or isinstance(tasks, str | bytes) or len(tasks) != num_rows:
+        raise ValueError(f"there must be one task for each of the {num_rows} rows; got {tasks!r:.200}.")
+    if not isinstance(tasks, TaskBatch):
+        tasks = [task_type.from_dict(task) if isinstance(task, Mapping) else task for task in tasks]
+    batch = TaskBatch.from_tasks(tasks)
+    if batch.task_type is not task_type:
+        raise ValueError(f"tasks must be {task_type.__name__}s; got {batch.task_type.__name__}s.")
+    return batch
+
+
+def check_reset_options(options: Mapping[str, Any] | None, valid: tuple[str, ...]) -> Mapping[str, Any]:
+    """The options of a reset, or a ValueError that names the nearest valid key where one does not exist."""
+    for name in options or {}:
+        check_choice("an option of reset", name, valid)
+    return options or {}
+
+
+def parse_state(state: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
+    """The physical state that a user gave: ``Float64[*shape]``, finite."""
+    try:
+        parsed = np.array(state, dtype=np.float64)
+    except (TypeError, ValueError):
+        parsed = np.full(shape, np.nan)
+    if parsed.shape != shape or not np.isfinite(parsed).all():
+        rows = f" for each of the {shape[0]} rows" if len(shape) > 1 else ""
+        raise ValueError(f"the option 'state' must be {shape[-1]} finite numbers{rows}; got {state!r}.")
+    return parsed
+
+
+def check_switch(
+    switch: Mapping[str, Any] | None, task_type: type[Task], num_rows: int | None = None
+) -> dict[str, Any]:
+    """The switch that a user gave, an empty dictionary for None; with ``num_rows`` a step may be one for each row."""
+    if switch is None:
+        return {}
+    if not task_type.signs:
+        raise ValueError(f"switch must be None, as a {task_type.__name__} has no sign to flip; got {switch!r}.")
+    if isinstance(switch, Mapping) and len(switch) == 1:
+        name, value = next(iter(switch.items()))
+        if name == "probability" and is_number(value) and 0.0 <= value <= 1.0:
+            return {name: value}
+        try:
+            steps = np.asarray(value)
+        except ValueError:  # of ragged lists
+            steps = np.empty(0)
+        shapes: tuple[tuple[int, ...], ...] = ((),) if num_rows is None else ((), (num_rows,))
+        if name == "step" and steps.dtype.kind in "iu" and steps.shape in shapes and (steps >= 1).all():
+            return {name: value}
+    rows = "" if num_rows is None else f", or {num_rows} of them, one for each row"
+    raise ValueError(
+        "switch must be None, {'probability': p} with p in [0, 1] or {'step': n} with a whole number n >= 1"
+        f"{rows}; got {switch!r}."
+    )
+
+
+def parse_autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
+    """The mode that a user gave, by its name or as it is."""
+    if not isinstance(mode, AutoresetMode):
+        check_choice("autoreset_mode", mode, [valid.value for valid in AutoresetMode])
+    return AutoresetMode(mode)
+
+
+def check_seed(seed: object, mask: npt.NDArray[np.bool_] | None, num_envs: int) -> None:
+    """``seed`` must be one for all rows, and given only where all of them are reset."""
+    if not (seed is None or isinstance(seed, int | np.integer)):
+        raise ValueError(f"seed must be one int for all {num_envs} rows, or None; got {seed!r}.")
+    if seed is not None and mask is not None and not mask.all():
+        raise ValueError(f"a seed is for all rows, which share their streams; got seed={seed} with a 'reset_mask'.")
+
+
+def parse_reset_mask(mask: Any, num_envs: int, *, started: bool) -> npt.NDArray[np.bool_] | None:
+    """The rows that a user chose to reset, ``Bool[n]``, or None for all."""
+    if mask is None:
+        return None
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+        kind = mask.dtype if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise TypeError(f"the option 'reset_mask' must be a NumPy array of booleans; got {kind}.")
+    if mask.shape != (num_envs,) or not mask.any():
+        raise ValueError(
+            f"the option 'reset_mask' must have one entry for each of the {num_envs} rows, and at least one "
+            f"True; got shape {mask.shape} with {np.count_nonzero(mask)} True."
+        )
+    if not (started or mask.all()):
+        raise gym.error.ResetNeeded("the first reset must be of all rows; got a 'reset_mask' that leaves some out.")
+    return read_only(mask.copy())
+
+
+def parse_whole_numbers(actions: Any, num_envs: int) -> npt.NDArray[Any]:
+    """The discrete actions of all rows, ``Int[n]``, of any type of integers."""
+    parsed: npt.NDArray[Any] = np.asarray(actions)
+    if parsed.shape != (num_envs,) or parsed.dtype.kind not in "iu":
+        raise ValueError(
+            f"actions must be {num_envs} whole numbers, one for each row; got shape {parsed.shape} of {parsed.dtype}."
+        )
+    return parsed
+
+
+def parse_numbers(actions: Any, num_envs: int, width: int) -> npt.NDArray[Any]:
+    """The continuous actions of all rows, ``[n width]``, finite and of any type of real numbers."""
+    parsed: npt.NDArray[Any] = np.asarray(actions)
+    if parsed.shape != (num_envs, width) or parsed.dtype.kind not in "iuf":
+        raise ValueError(
+            f"actions must be numbers in an array of shape ({num_envs}, {width}); "
+            f"got shape {parsed.shape} of {parsed.dtype}."
+        )
+    finite = np.isfinite(parsed)
+    if np.count_nonzero(finite) < finite.size:
+        row = int(np.argmin(finite.all(axis=1)))
+        raise ValueError(f"an action must be finite; got {parsed[row].tolist()} in row {row}.")
+    return parsed

@@ -1,0 +1,66 @@
+"""The tasks of the families that need nothing but Gymnasium."""
+
+from dataclasses import dataclass
+
+from ssm_metarl_gym.tasks.task import Task
+
+__all__ = ["CartPoleTask", "PendulumTask", "PointNavigationTask"]
+
+
+@dataclass(frozen=True)
+class CartPoleTask(Task):
+    """The physics of one cart-pole. The defaults are those of Gymnasium's ``CartPole-v1``.
+
+    Attributes:
+        polarity: +1, or -1 where action 1 pushes to the left and action 0 to the right.
+        gravity: Gravitational acceleration, m/s^2.
+        masscart: Mass of the cart, kg.
+        masspole: Mass of the pole, kg.
+        length: *Half* the length of the pole, m (as in Gymnasium).
+        force_mag: Magnitude of the force that an action exerts on the cart, N.
+    """
+
+    signs = ("polarity",)
+    positive = ("gravity", "masscart", "masspole", "length", "force_mag")
+
+    polarity: int = 1
+    gravity: float = 9.8
+    masscart: float = 1.0
+    masspole: float = 0.1
+    length: float = 0.5
+    force_mag: float = 10.0
+
+
+@dataclass(frozen=True)
+class PendulumTask(Task):
+    """The physics of one pendulum. The defaults are those of Gymnasium's ``Pendulum-v1``, whose names these are.
+
+    Attributes:
+        polarity: +1, or -1 where the torque acts against the command.
+        g: Gravitational acceleration, m/s^2.
+        m: Mass of the pendulum, kg.
+        l: Length of the pendulum, m.
+        gain: Torque per unit of commanded torque.
+    """
+
+    signs = ("polarity",)
+    positive = ("g", "m", "l", "gain")
+
+    polarity: int = 1
+    g: float = 10.0
+    m: float = 1.0
+    l: float = 1.0  # noqa: E741 - Gymnasium's own name for it
+    gain: float = 1.0
+
+
+@dataclass(frozen=True)
+class PointNavigationTask(Task):
+    """The goal of a point in the plane, whose episodes start at the origin.
+
+    Attributes:
+        goal_x: First coordinate of the goal; the default goal is a corner of the square of the training tasks.
+        goal_y: Second coordinate of the goal.
+    """
+
+    goal_x: float = 0.5
+    goal_y: float = 0.5

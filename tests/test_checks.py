@@ -1,0 +1,81 @@
+import math
+import subprocess
+import sys
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from ssm_metarl_gym.checks import (
+    check_choice,
+    check_fields,
+    check_flat_box,
+    check_integer,
+    check_number,
+    is_number,
+)
+
+POSITIVE = ("a finite number > 0", lambda value: 0.0 < value < math.inf)
+SHARE = ("a number in [0, 1)", lambda value: 0.0 <= value < 1.0)
+
+
+@dataclass(frozen=True)
+class Settings:
+    step: float = 0.1
+    decay: float = 0.9
+    name: str = "unchecked"
+
+    def __post_init__(self):
+        check_fields(self, {"step": POSITIVE, "decay": SHARE})
+
+
+def test_the_nearest_choice_is_named():
+    check_choice("colour", "red", ["red", "green"])
+    with pytest.raises(ValueError, match=r"^colour must be one of \['red', 'green'\]; got 'gren'. Did you mean 'green"):
+        check_choice("colour", "gren", ["red", "green"])
+    with pytest.raises(ValueError, match=r"^colour must be one of \['red', 'green'\]; got 7\.$"):
+        check_choice("colour", 7, ["red", "green"])
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.0, 1.5, True, None, "1", math.nan, np.float64(2)])
+def test_a_whole_number_of_at_least_one(value):
+    for valid in (1, np.int64(7)):
+        check_integer("size", valid)
+    with pytest.raises(ValueError, match=r"^size must be an int >= 1; got "):
+        check_integer("size", value)
+
+
+def test_numbers_are_those_of_python_and_of_numpy():
+    assert all(map(is_number, (1, 0.5, math.nan, math.inf, np.float32(1), np.int8(1), Fraction(1, 2))))
+    assert not any(map(is_number, (True, np.True_, "1", None, 1j, [1], np.zeros(1))))
+
+
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, "1", None, True])
+def test_a_number_that_breaks_its_rule(value):
+    check_number("step", 0.5, POSITIVE)
+    with pytest.raises(ValueError, match=r"^step must be a finite number > 0; got "):
+        check_number("step", value, POSITIVE)
+
+
+def test_all_faults_of_a_record_are_told_at_once():
+    Settings(step=2, decay=0)
+    with pytest.raises(ValueError, match=r"^decay must be a number in \[0, 1\); got 1\.0\.$"):
+        Settings(decay=1.0)
+    faults = r"^step must be a finite number > 0; got 'big'\. decay must be a number in \[0, 1\); got -1\.$"
+    with pytest.raises(ValueError, match=faults):
+        Settings(step="big", decay=-1)
+
+
+def test_a_flat_box_is_handed_back():
+    box = spaces.Box(-1, 1, (3,))
+    assert check_flat_box("the observation space", box) is box
+    for space in (spaces.Box(-1, 1, (3, 1)), spaces.Box(-1, 1, ()), spaces.Discrete(3), spaces.Dict(a=box)):
+        with pytest.raises(ValueError, match=r"^the observation space must be a one-dimensional Box; got .*Flatten"):
+            check_flat_box("the observation space", space)
+
+
+def test_checking_takes_no_torch():
+    script = "import sys, ssm_metarl_gym.checks; assert not {'torch', 'stable_baselines3'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)  # noqa: S603
