@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["StatelessModule", "attributes_kept", "copy_module", "is_out_of_memory"]
+__all__ = ["CopiesGraphs", "StatelessModule", "attributes_kept", "copy_module", "is_out_of_memory"]
 
 # What every module has. Hooks are left alone: a handle that removes one knows the dictionary that it is in.
 _OWN_ATTRIBUTES: Final = frozenset(vars(nn.Module()))
@@ -97,7 +97,7 @@ def attributes_kept(module: nn.Module) -> Iterator[None]:
 
 def copy_module(module: nn.Module) -> nn.Module:
     """A deep copy, also of a module with attributes that have a graph behind them, which the copy does not have."""
-    with _CopiesGraphs():
+    with CopiesGraphs():
         return copy.deepcopy(module)
 
 
@@ -157,7 +157,7 @@ class _Attributes:
         return twin
 
 
-class _CopiesGraphs(TorchFunctionMode):
+class CopiesGraphs(TorchFunctionMode):
     """Lets ``copy.deepcopy`` copy tensors that have a graph, without it."""
 
     def __torch_function__(

@@ -19,6 +19,7 @@ from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig, AdapterSta
 from ssm_metarl_gym.agents.adaptation.module_state import ModuleSnapshot, ModuleState, set_evaluation, set_training
 from ssm_metarl_gym.agents.adaptation.private_draws import PrivateDraws
 from ssm_metarl_gym.agents.losses import checked_loss
+from ssm_metarl_gym.agents.stateless import CopiesGraphs, is_out_of_memory
 
 __all__ = ["Adapter"]
 
@@ -134,7 +135,7 @@ class Adapter:
                 return self._descend(loss_fn, constant(states), constant(targets), before_call)
         except BaseException as error:
             _at_all_costs(lambda: self._restore(before_call))
-            if type(error) in _TORCH_ERRORS:
+            if type(error) in _TORCH_ERRORS and not is_out_of_memory(error):
                 raise ValueError(
                     "the model must take the states, and loss_fn its predictions and the targets; got states of shape "
                     f"{tuple(states.shape)} and {states.dtype}, targets of shape {tuple(targets.shape)} and "
@@ -209,14 +210,10 @@ class Adapter:
         self._before_call = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # torch does not copy tensors that are results of a graph, such as a module may keep as an attribute.
-        for module in self.model.modules():
-            for value in (*vars(module).values(), *module._buffers.values()):
-                if isinstance(value, Tensor) and not value.is_leaf:
-                    memo.setdefault(id(value), value.detach().clone())
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
-        vars(twin).update(copy.deepcopy(vars(self), memo))
+        with CopiesGraphs():  # which a module may have kept as an attribute
+            vars(twin).update(copy.deepcopy(vars(self), memo))
         return twin
 
     def _descend(

@@ -1,14 +1,31 @@
 """The bounds of adaptation at test time, and what an adapter says that it did."""
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral
-from typing import Any
+from typing import Any, Final
 
-from ssm_metarl_gym.checks import is_number
+from ssm_metarl_gym.checks import Rule, check_fields, is_number
 
 __all__ = ["AdaptationConfig", "AdapterStats", "parse_stats"]
+
+_LARGEST: Final = sys.float_info.max  # an integer may be larger
+_RULES: Final[Mapping[str, Rule]] = {
+    "lr": ("a finite number >= 0", lambda value: 0.0 <= value <= _LARGEST),
+    "grad_clip_norm": (
+        "a number > 0 (inf for no clipping)",
+        lambda value: 0.0 < value <= _LARGEST or value == math.inf,
+    ),
+    "trust_region_eps": (
+        "a number >= 0 (0 freezes the weights, inf is no bound)",
+        lambda value: 0.0 <= value <= _LARGEST or value == math.inf,
+    ),
+    "ema_decay": ("a number in [0, 1)", lambda value: 0.0 <= value < 1.0),
+    "entropy_weight": ("a finite number", lambda value: abs(value) <= _LARGEST),
+    "max_steps_per_call": ("an int >= 1", lambda value: isinstance(value, Integral) and int(value) >= 1),
+}
 
 
 @dataclass(frozen=True)
@@ -38,27 +55,11 @@ class AdaptationConfig:
     max_steps_per_call: int
 
     def __post_init__(self) -> None:
-        rules = (
-            ("lr", "a finite number >= 0", lambda value: 0.0 <= value < math.inf),
-            ("grad_clip_norm", "a number > 0 (inf for no clipping)", lambda value: value > 0.0),
-            ("trust_region_eps", "a number >= 0 (0 freezes the weights, inf is no bound)", lambda value: value >= 0.0),
-            ("ema_decay", "a number in [0, 1)", lambda value: 0.0 <= value < 1.0),
-            ("entropy_weight", "a finite number", math.isfinite),
-            ("max_steps_per_call", "an int >= 1", lambda value: value >= 1.0),
-        )
-        values = {name: _to_float(getattr(self, name)) for name, _, _ in rules}
-        if not isinstance(self.max_steps_per_call, Integral):
-            values["max_steps_per_call"] = math.nan
-        broken = [
-            f"{name} must be {rule}; got {getattr(self, name)!r}."
-            for name, rule, holds in rules
-            if not holds(values[name])
-        ]
-        if broken:
-            raise ValueError(" ".join(broken))
+        check_fields(self, _RULES)
         # As numbers of Python: torch refuses NumPy's where it takes a flag.
-        for name, value in (values | {"max_steps_per_call": int(self.max_steps_per_call)}).items():
-            object.__setattr__(self, name, value)
+        for name in _RULES:
+            convert = int if name == "max_steps_per_call" else float
+            object.__setattr__(self, name, convert(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -107,13 +108,3 @@ def parse_stats(stored: Mapping[str, Any]) -> AdapterStats:
     ):
         raise ValueError(f"the statistics are {dict(stored)}")
     return AdapterStats(**stored)
-
-
-def _to_float(value: object) -> float:
-    """A real number as one of Python, infinite where it is too large for that; NaN for anything else."""
-    if not is_number(value):
-        return math.nan
-    try:
-        return float(value)  # type: ignore[arg-type]
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
