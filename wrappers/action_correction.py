@@ -17,6 +17,7 @@ from ssm_metarl_gym.wrappers.corrector import Corrector
 from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation
 from ssm_metarl_gym.wrappers.online_adaptation import OnlineAdaptation
 from ssm_metarl_gym.wrappers.online_rows import OnlineRows
+from ssm_metarl_gym.wrappers.surprises import Verdict
 from ssm_metarl_gym.wrappers.vector_online_adaptation import VectorOnlineAdaptation
 
 __all__ = ["ActionCorrection", "VectorActionCorrection"]
@@ -77,13 +78,38 @@ class _Correction:
         return taken, is_open
 
     def advance(
-        self, observations: Floats, taken: npt.NDArray[Any], next_observations: Floats, going: Flags, kept: Flags
+        self,
+        predict: Any,
+        observations: Floats,
+        taken: npt.NDArray[Any],
+        next_observations: Floats,
+        going: Flags,
+        kept: Flags,
+        verdict: Verdict,
     ) -> None:
-        """Learn how well both models predicted a step, and let the twin adapt to what the reference predicted."""
-        targets = self._model.targets(observations, next_observations)
-        adapted_error, reference_error = (self._predicted - targets).square().mean(-1)
+        """Learn how well both models predicted a step, and let the twin adapt to what the reference predicted.
+
+        Args:
+            predict: As for :meth:`act`, by the model that has adapted to the step by now.
+            observations: ``Float[N D]``, where the step began.
+            taken: The actions.
+            next_observations: ``Float[N D]``, where it led.
+            going: ``Bool[N]``, the rows that took a step.
+            kept: ``Bool[N]``, those of them whose trial was not restarted.
+            verdict: On the transitions.
+        """
+        kept = kept & ~verdict.outliers
+        with torch.no_grad(), np.errstate(invalid="ignore"):
+            targets = self._model.targets(observations, next_observations)
+            adapted_error, reference_error = (self._predicted - targets).square().mean(-1)
+            if verdict.changes.any():
+                # Other physics: the means begin anew, with what the model makes of it now that it has adapted.
+                self.rows.begin(verdict.changes)
+                now = (predict(observations[:, None], taken[:, None])[:, 0] - targets).square().mean(-1)
+                adapted_error = torch.where(torch.as_tensor(verdict.changes), now, adapted_error)
         self.rows.learn(adapted_error, reference_error, kept)
-        self._twin_rows.advance(self._model.encode(observations, taken), self._predicted[1], going, kept)
+        encoded = self._model.encode(observations, taken)
+        self._twin_rows.advance(encoded, self._predicted[1], going, kept, verdict.changes)
 
     def begin(self, rows: Flags) -> None:
         """Forget what these rows ``[N]`` have seen."""
@@ -191,7 +217,8 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
         observation, reward, terminated, truncated, info = self.env.step(taken[0] if is_open[0] else action)
         next_observation, going = observation[None, : self._dim], np.ones(1, dtype=np.bool_)
         kept = np.array([not info.get("restarted", False)])
-        self._correction.advance(self._observation[None], taken, next_observation, going, kept)
+        before, verdict = self._observation[None], self._online.verdict
+        self._correction.advance(self._predict, before, taken, next_observation, going, kept, verdict)
         self._observation = observation[: self._dim].copy()
         report = self._correction.report(asked, taken, is_open)
         row = {name: value[0] if value[0].ndim else value[0].item() for name, value in report.items()}
@@ -208,8 +235,7 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
     """:class:`ActionCorrection` for a vector environment, row by row equal to it around single environments.
 
     ``infos["correction"]`` holds the fields that it names as arrays of N, nan in place of None. It is always about the
-    step that was just
-    taken, also of rows whose episode ended with it.
+    step that was just taken, also of rows whose episode ended with it.
 
     Example:
         >>> trainer = MetaTrainer("ssm_metarl/CartPolePolarity-v0").learn(800)
@@ -280,7 +306,8 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
         going = ~self._ended if self._mode is AutoresetMode.NEXT_STEP else np.ones_like(self._ended)
         before, after = self._shown[:, : self._dim], np.asarray(observations)[:, : self._dim]
         taken = np.asarray(actions)
-        self._correction.advance(before, taken, after, going, going & ~restarted)
+        predict, kept = self._online.predict, going & ~restarted
+        self._correction.advance(predict, before, taken, after, going, kept, self._online.verdict)
         # Now, because rows may begin their next episode before this step has ended.
         self._report = self._correction.report(self._asked, taken, self._is_open)
         self._shown = np.array(observations, dtype=self._shown.dtype)

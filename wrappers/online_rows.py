@@ -67,14 +67,17 @@ class OnlineRows:
         self._num_steps[rows] = 0
         self.losses[rows] = np.nan
 
-    def advance(self, states: Tensor, targets: Tensor, going: Flags, kept: Flags) -> None:
+    def advance(self, states: Tensor, targets: Tensor, going: Flags, kept: Flags, changes: Flags) -> None:
         """Keep the transitions of this step, and adapt the rows whose turn it is.
+
+        Where the physics changed, the last two transitions alone are kept, and adaptation begins anew.
 
         Args:
             states: ``Float[N F]``, what the model takes.
             targets: ``Float[N D]``, what it should have predicted.
             going: ``Bool[N]``, the rows that took a step.
             kept: ``Bool[N]``, those of them whose transition counts.
+            changes: ``Bool[N]``, those of them whose physics changed.
         """
         if not self._states.shape[1]:
             self._states = states.new_zeros((*self._filled.shape, *states.shape[1:]))
@@ -86,6 +89,13 @@ class OnlineRows:
         self._filled[index, place] = True
         self._places[rows] += 1
         self._num_steps += going
+        if changes.any():
+            (changed,) = changes.nonzero()
+            self._filled[torch.as_tensor(changed)] = False
+            for back in (1, 2):
+                self._filled[changed, (self._places[changed] - back) % self._filled.shape[1]] = True
+            if self._restore != "never":
+                self._adapter.reset(torch.as_tensor(changes))
 
         due = going & (self.num_transitions() >= self._warmup) & (self._num_steps % self._every == 0)
         self.losses = np.full(len(going), np.nan)

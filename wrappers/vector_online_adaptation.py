@@ -16,6 +16,7 @@ from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.wrappers.adapted_model import check_adapted_model, check_window, parse_probes, with_predictions
 from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation
 from ssm_metarl_gym.wrappers.online_rows import OnlineRows
+from ssm_metarl_gym.wrappers.surprises import Surprises, Verdict
 
 __all__ = ["VectorOnlineAdaptation"]
 
@@ -30,8 +31,8 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
     whose trial is restarted, leaves out that transition alone. The observation is ``Float[N D + P D]`` with
     ``observe_predictions``, for P probe actions, else as it was.
 
-    ``infos["adaptation"]`` holds the fields that :class:`OnlineAdaptation` names, as arrays of N; ``loss`` is nan where
-    nothing was adapted. In the mode ``SAME_STEP``, ``infos["final_info"]`` holds those of the episodes that ended.
+    ``infos["adaptation"]`` holds the fields that :class:`OnlineAdaptation` names, as arrays of N, nan in place of None.
+    In the mode ``SAME_STEP``, ``infos["final_info"]`` holds those of the episodes that ended.
 
     Example:
         >>> envs = gym.make_vec("ssm_metarl/CartPolePolarity-v0", num_envs=64)
@@ -55,6 +56,11 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         observe_predictions: Whether the predictions join the observation.
         probe_actions: The actions to predict for.
         clip: Bound of the predictions.
+        outlier_error: The error beyond which a transition is left out.
+        change_ratio: The multiple of the running mean beyond which an error is a surprise.
+        error_start: The running mean at the start of an episode and after a change.
+        error_decay: The decay of that mean.
+        error_floor: The least value of that mean.
 
     Raises:
         ValueError: An argument is outside its range, the model is of another kind or of other spaces, or the autoreset
@@ -74,7 +80,19 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         observe_predictions: bool = False,
         probe_actions: Sequence[Any] | None = None,
         clip: float = 5.0,
+        outlier_error: float = 50.0,
+        change_ratio: float = 20.0,
+        error_start: float = 0.02,
+        error_decay: float = 0.98,
+        error_floor: float = 0.001,
     ) -> None:
+        surprises = {
+            "outlier_error": outlier_error,
+            "change_ratio": change_ratio,
+            "error_start": error_start,
+            "error_decay": error_decay,
+            "error_floor": error_floor,
+        }
         gym.utils.RecordConstructorArgs.__init__(
             self,
             adapter=adapter,
@@ -86,6 +104,11 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
             observe_predictions=observe_predictions,
             probe_actions=probe_actions,
             clip=clip,
+            outlier_error=outlier_error,
+            change_ratio=change_ratio,
+            error_start=error_start,
+            error_decay=error_decay,
+            error_floor=error_floor,
         )
         super().__init__(env)
         check_window(window, every, warmup, restore, clip)
@@ -101,6 +124,11 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
             "loss_fn": loss_fn,
         }
         self._rows = OnlineRows(self.adapter, **self.options)
+        self._surprises = Surprises(self.num_envs, **surprises)
+        self.verdict = Verdict.nothing(self.num_envs)  # on the last transitions
+        self._errors = np.full(self.num_envs, np.nan)
+        self._num_outliers = np.zeros(self.num_envs, dtype=np.int64)
+        self._num_changes = np.zeros(self.num_envs, dtype=np.int64)
         self._clip = clip
         action_shape = env.single_action_space.shape or ()
         self._probes = np.empty((0, *action_shape), dtype=env.single_action_space.dtype)
@@ -147,6 +175,10 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
     def _begin(self, rows: Flags, observations: Floats) -> None:
         self._final_report = self._report()
         self._rows.begin(rows)
+        self._surprises.forget(rows)
+        self._errors[rows] = np.nan
+        self._num_outliers[rows] = 0
+        self._num_changes[rows] = 0
         self._observations[rows] = observations[rows]
         self._show()
 
@@ -155,7 +187,13 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         targets = self.model.targets(self._observations, observations)
         # A row that only begins its episode on this step makes no transition.
         going = ~self._ended if self._mode is AutoresetMode.NEXT_STEP else np.ones_like(self._ended)
-        self._rows.advance(encoded, targets, going, going & ~restarted)
+        judged = going & ~restarted
+        errors = (self.adapter.predict(encoded[:, None])[:, 0] - targets).float().square().mean(-1).double().numpy()
+        self._errors = np.where(judged, errors, np.nan)
+        self.verdict = self._surprises.judge(errors, judged)
+        self._num_outliers += self.verdict.outliers
+        self._num_changes += self.verdict.changes
+        self._rows.advance(encoded, targets, going, judged & ~self.verdict.outliers, self.verdict.changes)
         self._observations = np.array(observations, dtype=np.float32)
         self._show()
 
@@ -172,9 +210,12 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
     def _report(self) -> dict[str, Any]:
         stats = self.adapter.stats
         return {
+            "error": self._errors.copy(),
             "loss": self._rows.losses.copy(),
             "steps": stats.steps.numpy().copy(),
             "rejected_steps": stats.rejected_steps.numpy().copy(),
             "distance": stats.distance.numpy().copy(),
             "num_transitions": self._rows.num_transitions(),
+            "num_outliers": self._num_outliers.copy(),
+            "num_changes": self._num_changes.copy(),
         }
