@@ -17,7 +17,6 @@ from ssm_metarl_gym.wrappers.corrector import Corrector
 from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation
 from ssm_metarl_gym.wrappers.online_adaptation import OnlineAdaptation
 from ssm_metarl_gym.wrappers.online_rows import OnlineRows
-from ssm_metarl_gym.wrappers.surprises import Verdict
 from ssm_metarl_gym.wrappers.vector_online_adaptation import VectorOnlineAdaptation
 
 __all__ = ["ActionCorrection", "VectorActionCorrection"]
@@ -54,6 +53,7 @@ class _Correction:
                 f"{env.model.observation_dim} and {env.model.action_space}. Make it with MetaTrainer.reference()."
             )
         self.rows = Corrector(copy.deepcopy(reference).eval(), action_space, adapter.num_rows, **options)
+        self._online = env
         self._model = env.model
         # Adapts by the same steps on the same inputs, to what the reference would have done.
         self._twin = adapter
@@ -78,36 +78,26 @@ class _Correction:
         return taken, is_open
 
     def advance(
-        self,
-        predict: Any,
-        observations: Floats,
-        taken: npt.NDArray[Any],
-        next_observations: Floats,
-        going: Flags,
-        kept: Flags,
-        verdict: Verdict,
+        self, observations: Floats, taken: npt.NDArray[Any], next_observations: Floats, going: Flags, kept: Flags
     ) -> None:
         """Learn how well both models predicted a step, and let the twin adapt to what the reference predicted.
 
         Args:
-            predict: As for :meth:`act`, by the model that has adapted to the step by now.
             observations: ``Float[N D]``, where the step began.
             taken: The actions.
             next_observations: ``Float[N D]``, where it led.
             going: ``Bool[N]``, the rows that took a step.
             kept: ``Bool[N]``, those of them whose trial was not restarted.
-            verdict: On the transitions.
         """
+        verdict = self._online.verdict
         kept = kept & ~verdict.outliers
         with torch.no_grad(), np.errstate(invalid="ignore"):
             targets = self._model.targets(observations, next_observations)
             adapted_error, reference_error = (self._predicted - targets).square().mean(-1)
-            if verdict.changes.any():
-                # Other physics: the means begin anew, with what the model makes of it now that it has adapted.
-                self.rows.begin(verdict.changes)
-                now = (predict(observations[:, None], taken[:, None])[:, 0] - targets).square().mean(-1)
-                adapted_error = torch.where(torch.as_tensor(verdict.changes), now, adapted_error)
-        self.rows.learn(adapted_error, reference_error, kept)
+        # In other physics the means begin anew, with what the model makes of it now that it has adapted.
+        self.rows.begin(verdict.changes)
+        now = np.where(verdict.changes, self._online.errors_after, adapted_error.double().numpy())
+        self.rows.learn(now, reference_error.double().numpy(), kept)
         encoded = self._model.encode(observations, taken)
         self._twin_rows.advance(encoded, self._predicted[1], going, kept, verdict.changes)
 
@@ -217,8 +207,7 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
         observation, reward, terminated, truncated, info = self.env.step(taken[0] if is_open[0] else action)
         next_observation, going = observation[None, : self._dim], np.ones(1, dtype=np.bool_)
         kept = np.array([not info.get("restarted", False)])
-        before, verdict = self._observation[None], self._online.verdict
-        self._correction.advance(self._predict, before, taken, next_observation, going, kept, verdict)
+        self._correction.advance(self._observation[None], taken, next_observation, going, kept)
         self._observation = observation[: self._dim].copy()
         report = self._correction.report(asked, taken, is_open)
         row = {name: value[0] if value[0].ndim else value[0].item() for name, value in report.items()}
@@ -306,8 +295,7 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
         going = ~self._ended if self._mode is AutoresetMode.NEXT_STEP else np.ones_like(self._ended)
         before, after = self._shown[:, : self._dim], np.asarray(observations)[:, : self._dim]
         taken = np.asarray(actions)
-        predict, kept = self._online.predict, going & ~restarted
-        self._correction.advance(predict, before, taken, after, going, kept, self._online.verdict)
+        self._correction.advance(before, taken, after, going, going & ~restarted)
         # Now, because rows may begin their next episode before this step has ended.
         self._report = self._correction.report(self._asked, taken, self._is_open)
         self._shown = np.array(observations, dtype=self._shown.dtype)

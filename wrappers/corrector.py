@@ -93,10 +93,12 @@ class Corrector:
             differs = self.reference_error > self._gate * self.adapted_error
             return differs if self._is_discrete else differs & (self.effect < self._effect_gate)
 
-    def learn(self, adapted_error: Tensor, reference_error: Tensor, rows: Flags) -> None:
-        """Move the running means of these rows ``[N]`` towards the errors ``Float[N]`` of a step, where finite."""
+    def learn(
+        self, adapted_error: npt.NDArray[np.float64], reference_error: npt.NDArray[np.float64], rows: Flags
+    ) -> None:
+        """Move the running means of these rows ``[N]`` towards the errors ``Float64[N]`` of a step, where finite."""
         for mean, error in ((self.adapted_error, adapted_error), (self.reference_error, reference_error)):
-            self._move(mean, error.double().numpy(), rows)
+            self._move(mean, error, rows)
 
     @torch.no_grad()
     def compare_effects(

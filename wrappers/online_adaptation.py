@@ -143,6 +143,7 @@ class OnlineAdaptation(
         self._transitions: deque[tuple[Tensor, Tensor]] = deque(maxlen=window)
         self._observation: npt.NDArray[np.float32] | None = None  # where the next transition starts, if that is known
         self._num_steps = 0
+        self.errors_after = np.full(1, np.nan)  # of the model once adapted to it, after the last change
         self._forget()
 
     def predict(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
@@ -189,6 +190,8 @@ class OnlineAdaptation(
         loss = None
         if len(self._transitions) >= self._warmup and self._num_steps % self._every == 0:
             loss = self._adapt()
+        if self.verdict.changes[0]:
+            self.errors_after[0] = self._measure(*self._transitions[-1])
         info = info | {"adaptation": self._report(error, loss)}
         return self._observe(observation, encoded_probes), reward, terminated, truncated, info
 
@@ -218,8 +221,7 @@ class OnlineAdaptation(
 
     def _join(self, encoded: Tensor, target: Tensor) -> float:
         """Judge a transition by the model's error, which is returned, and let it join the window."""
-        with torch.no_grad():
-            error = float((self.model(encoded) - target).float().square().mean())
+        error = self._measure(encoded, target)
         self.verdict = self._surprises.judge(np.array([error]), np.array([True]))
         outlier, change = (bool(flags[0]) for flags in self.verdict)
         if outlier:
@@ -233,6 +235,11 @@ class OnlineAdaptation(
             if self._restore != "never":
                 self.adapter.reset()
         return error
+
+    def _measure(self, encoded: Tensor, target: Tensor) -> float:
+        """The squared error of the model on a transition."""
+        with torch.no_grad():
+            return float((self.model(encoded) - target).float().square().mean())
 
     def _observe(self, observation: npt.NDArray[np.float32], encoded_probes: Tensor) -> npt.NDArray[np.float32]:
         if not len(self._probes):

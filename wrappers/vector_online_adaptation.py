@@ -126,6 +126,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         self._rows = OnlineRows(self.adapter, **self.options)
         self._surprises = Surprises(self.num_envs, **surprises)
         self.verdict = Verdict.nothing(self.num_envs)  # on the last transitions
+        self.errors_after = np.full(self.num_envs, np.nan)  # of the models once adapted to them, after the last change
         self._errors = np.full(self.num_envs, np.nan)
         self._num_outliers = np.zeros(self.num_envs, dtype=np.int64)
         self._num_changes = np.zeros(self.num_envs, dtype=np.int64)
@@ -188,14 +189,22 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         # A row that only begins its episode on this step makes no transition.
         going = ~self._ended if self._mode is AutoresetMode.NEXT_STEP else np.ones_like(self._ended)
         judged = going & ~restarted
-        errors = (self.adapter.predict(encoded[:, None])[:, 0] - targets).float().square().mean(-1).double().numpy()
+        errors = self._measure(encoded, targets)
         self._errors = np.where(judged, errors, np.nan)
         self.verdict = self._surprises.judge(errors, judged)
         self._num_outliers += self.verdict.outliers
         self._num_changes += self.verdict.changes
         self._rows.advance(encoded, targets, going, judged & ~self.verdict.outliers, self.verdict.changes)
+        if self.verdict.changes.any():
+            self.errors_after = self._measure(encoded, targets)
         self._observations = np.array(observations, dtype=np.float32)
         self._show()
+
+    def _measure(self, encoded: Tensor, targets: Tensor) -> npt.NDArray[np.float64]:
+        """The squared error of each row's model on its last transition, ``Float64[N]``."""
+        predictions: Tensor = self.adapter.predict(encoded[:, None])[:, 0]
+        errors: npt.NDArray[np.float64] = (predictions - targets).float().square().mean(-1).double().numpy()
+        return errors
 
     def _show(self) -> None:
         dim, num_probes = self._observations.shape[1], len(self._probes)

@@ -114,7 +114,7 @@ class TestGates:
         corrector = self.make()
         for adapted, reference in (([1.0, 4.0], [2.0, 8.0]), ([3.0, 2.0], [2.0, np.nan])):
             rows = np.array([True, True])
-            corrector.learn(torch.tensor(adapted), torch.tensor(reference), rows)
+            corrector.learn(np.array(adapted), np.array(reference), rows)
         assert corrector.adapted_error.tolist() == [2.0, 3.0]
         assert corrector.reference_error.tolist() == [2.0, 8.0]  # what is not finite does not count
         corrector.begin(np.array([True, False]))
@@ -127,7 +127,7 @@ class TestGates:
     def test_it_opens_where_the_physics_differ_and_actions_do_less(self, reference_error, effect, is_open):
         corrector = self.make()
         rows = np.array([True, False])
-        corrector.learn(torch.tensor([1.0, 1.0]), torch.tensor([reference_error, 9.0]), rows)
+        corrector.learn(np.array([1.0, 1.0]), np.array([reference_error, 9.0]), rows)
         now = linear_model(PLANE, (effect * np.eye(2)).tolist())
         asked = np.array([[0.3, -0.9], [0.0, 0.0]], dtype=np.float32)
         corrector.compare_effects(
