@@ -13,7 +13,7 @@ ELEMENTWISE_FUNCTIONS: Final = (F.huber_loss, F.l1_loss, F.mse_loss, F.smooth_l1
 
 
 def checked_loss(loss_fn: Any, prediction: Any, target: Tensor) -> Tensor:
-    """The loss of a prediction: a scalar tensor.
+    """The loss of a prediction: a scalar tensor of real numbers.
 
     Raises:
         ValueError: The loss is something else, or no function, or an elementwise loss is given two shapes.
@@ -32,7 +32,9 @@ def checked_loss(loss_fn: Any, prediction: Any, target: Tensor) -> Tensor:
             f"{tuple(target.shape)}. Reshape the targets."
         )
     loss = loss_fn(prediction, target)
-    if not isinstance(loss, Tensor) or loss.ndim:
-        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+    if not isinstance(loss, Tensor) or loss.ndim or loss.is_complex():
+        got = repr(loss)
+        if isinstance(loss, Tensor):
+            got = f"shape {tuple(loss.shape)}" if loss.ndim else f"complex numbers, {loss.dtype}"
         raise ValueError(f"loss_fn must return a scalar tensor; got {got}. Average over the batch.")
     return loss

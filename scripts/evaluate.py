@@ -186,8 +186,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
 
     # Let all of them act in the same tasks, which the seed draws.
-    pairs = tqdm(list(zip(agents, models, strict=True)), desc="evaluating", unit="agent")
-    rewards = [evaluate_on(splits, agent, model, options) for agent, model in pairs]
+    with tqdm(list(zip(agents, models, strict=True)), desc="evaluating", unit="agent") as pairs:
+        rewards = [evaluate_on(splits, agent, model, options) for agent, model in pairs]
 
     # Sum up each episode, and the episodes of each row of the table.
     returns = [{split: returns_of(each) for split, each in by_split.items()} for by_split in rewards]

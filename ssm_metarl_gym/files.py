@@ -194,6 +194,8 @@ def check_checksums(folder: Path) -> bool:
         text = (folder / _CHECKSUMS).read_bytes()
     except FileNotFoundError:
         return False
+    except IsADirectoryError:
+        raise ValueError(f"{folder / _CHECKSUMS} must be a file; it is a folder.") from None
     try:
         expected = json.loads(text)
     except ValueError:
