@@ -1,23 +1,49 @@
 """The arithmetic of bounded adaptation, for the weights of one model or, with leading dimensions, of many."""
 
-from typing import TypeVar
+import math
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["inner_radius", "moving_moments", "pull_back"]
+__all__ = ["TrustRegion", "moving_moments", "pull_back", "trust_region"]
 
 Number = TypeVar("Number", float, Tensor)
 
 
-def inner_radius(radius: float, source_norm: float, dtype: torch.dtype) -> float:
-    """The radius to aim at, so that rounded weights are within ``radius`` of a source of the norm ``source_norm``."""
-    rounding = torch.finfo(dtype).eps * (source_norm + radius)
-    return max(radius - rounding, 0.0)
+class TrustRegion(NamedTuple):
+    """The ball around the source that weights never leave.
+
+    Attributes:
+        source: The source, ``Float[W]``.
+        norm: Its norm.
+        radius: The radius of the ball.
+        rounding: How much farther away the rounding of weights within the ball can take them.
+    """
+
+    source: Tensor
+    norm: float
+    radius: float
+    rounding: float
+
+    def has(self, weights: Tensor) -> bool:
+        """Whether the weights ``Float[W]`` lie in the ball, up to their rounding."""
+        return float(torch.linalg.vector_norm(weights - self.source)) <= self.radius + self.rounding
 
 
-def pull_back(offset: Tensor, distance: Tensor, radius: float) -> Tensor:
-    """The offset from the source ``Float[... W]``, whose norm is ``distance`` ``Float[... 1]``, cut to ``radius``."""
+def trust_region(source: Tensor, eps: float) -> TrustRegion:
+    """The ball around ``source`` whose radius is ``eps`` times its norm."""
+    norm = float(torch.linalg.vector_norm(source))
+    radius = eps * norm if eps < math.inf else math.inf
+    return TrustRegion(source, norm, radius, torch.finfo(source.dtype).eps * (norm + radius))
+
+
+def pull_back(offset: Tensor, distance: Tensor, region: TrustRegion) -> Tensor:
+    """The offset ``Float[... W]`` from the source, of the norm ``distance`` ``Float[... 1]``, cut to the ball.
+
+    It ends inside by what rounding can add, so that the weights cannot leave the ball.
+    """
+    radius = max(region.radius - region.rounding, 0.0)
     return offset * (radius / distance.double()).to(offset.dtype)
 
 

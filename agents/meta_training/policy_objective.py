@@ -18,6 +18,7 @@ from ssm_metarl_gym.agents.meta_training.promp import ProMP
 from ssm_metarl_gym.agents.meta_training.surrogates import Sample, Surrogate, make_sample
 from ssm_metarl_gym.agents.meta_training.trajectories import BatchedEnvs, Trajectories, collect_trajectories
 from ssm_metarl_gym.agents.models.meta_policy import MetaPolicy, Network
+from ssm_metarl_gym.agents.stateless import copy_module
 from ssm_metarl_gym.checks import Rule, check_choice, check_fields, check_integer
 from ssm_metarl_gym.seeding import seed_sequence
 from ssm_metarl_gym.tasks.task import Task
@@ -177,7 +178,9 @@ class PolicyObjective:
 
         Raises:
             FloatingPointError: No task of an epoch is finite; the model is as it was before the update.
+            ValueError: Parameters of the policy were replaced or frozen since this object was made.
         """
+        self._inner.check_parameters()
         before = copy.deepcopy((self.model.state_dict(), self.state_dict()))
         try:
             return self._update(index)
@@ -254,7 +257,7 @@ class PolicyObjective:
         for index, trajectories_seed in enumerate(seed_sequence(seed, _ADAPTATION).spawn(num_steps)):
             sample = self._to_sample(self._collect(weights, tasks, trajectories_seed))
             weights = self._promp.adapt(weights, sample, index)
-        adapted = copy.deepcopy(self.model)
+        adapted = copy_module(self.model)
         adapted.load_state_dict({name: weight[0] for name, weight in weights.items()}, strict=False)
         return adapted
 

@@ -22,7 +22,8 @@ class DynamicsModel(nn.Module):
     features of an observation and an action, a linear *head* turns them into the change. ``adapts`` says what adapts
     at test time: the whole model, or the head alone, in which case the features of a transition are computed once.
     So there are two halves: :meth:`encode` computes what does not adapt, ``forward`` takes it and computes the rest.
-    A new model is in evaluation mode, and just what adapts requires a gradient, see :meth:`prepare_to_adapt`.
+    A new model is in evaluation mode, and just what adapts requires a gradient, see :meth:`prepare_to_adapt`. It
+    computes in the type of numbers of its core.
 
     Args:
         observation_space: A one-dimensional ``Box``.
@@ -58,16 +59,18 @@ class DynamicsModel(nn.Module):
         self.core.eval()
         try:
             with torch.no_grad():
-                features = self.core(torch.zeros(1, input_dim, device=device))
+                features = self.core(torch.zeros(1, input_dim, dtype=self._core_dtype(), device=device))
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"the core must take an input of shape (batch, {input_dim}): {error}") from error
         if not isinstance(features, Tensor) or features.ndim != 2:
             got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise ValueError(f"the core must give a tensor of shape (batch, features); got {got}.")
-        self.head = nn.Linear(features.shape[1], self.observation_dim)
-        self.register_buffer("input_shift", torch.zeros(input_dim))
-        self.register_buffer("input_scale", torch.ones(input_dim))
-        self.register_buffer("target_scale", torch.ones(self.observation_dim))
+        with torch.device("cpu"):  # so that a seed means the same weights everywhere
+            self.head = nn.Linear(features.shape[1], self.observation_dim)
+            self.register_buffer("input_shift", torch.zeros(input_dim))
+            self.register_buffer("input_scale", torch.ones(input_dim))
+            self.register_buffer("target_scale", torch.ones(self.observation_dim))
+        self.head.to(features.dtype)
         self.to(device)
         self.prepare_to_adapt()
 
@@ -92,12 +95,13 @@ class DynamicsModel(nn.Module):
     def inputs(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
         """The input of the core: ``Float[B D]`` and ``Int[B]`` or ``Float[B A]`` -> ``Float[B in]``, normalised."""
         joined = torch.from_numpy(self._join(observations, actions)).to(self.input_shift.device)
-        return (joined - self.input_shift) / self.input_scale
+        return ((joined - self.input_shift) / self.input_scale).to(self._core_dtype())
 
     def targets(self, observations: npt.NDArray[Any], next_observations: npt.NDArray[Any]) -> Tensor:
         """The changes that the model should predict, normalised: ``Float[B D]`` twice -> ``Float[B D]``."""
         change = np.subtract(next_observations, observations, dtype=np.float32)
-        return torch.from_numpy(change).to(self.target_scale.device) / self.target_scale
+        changes = torch.from_numpy(change).to(self.target_scale.device) / self.target_scale
+        return changes.to(self.head.weight.dtype)
 
     def encode(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
         """What ``forward`` takes: the normalised inputs, or their features where only the last layer adapts."""
@@ -109,11 +113,21 @@ class DynamicsModel(nn.Module):
         """The predicted change ``Float[B D]``, normalised, from what :meth:`encode` gave."""
         return cast("Tensor", self.head(encoded if self.adapts == "last_layer" else self.core(encoded)))
 
+    @property
+    def adapted_layer(self) -> nn.Linear | None:
+        """All that ``forward`` computes where only the last layer adapts, None elsewhere."""
+        return self.head if self.adapts == "last_layer" else None
+
     def prepare_to_adapt(self) -> None:
         """Go to evaluation mode, and let exactly those parameters require a gradient that adapt at test time."""
         self.eval()
         self.core.requires_grad_(self.adapts == "all")
         self.head.requires_grad_(True)
+
+    def _core_dtype(self) -> torch.dtype:
+        """The type of numbers that the core takes."""
+        types = (parameter.dtype for parameter in self.core.parameters() if parameter.is_floating_point())
+        return next(types, torch.get_default_dtype())
 
     def _join(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         if isinstance(self.action_space, spaces.Discrete):
