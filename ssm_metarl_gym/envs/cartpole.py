@@ -9,7 +9,8 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
-from ssm_metarl_gym.envs.arguments import Family
+from ssm_metarl_gym.checks import shown
+from ssm_metarl_gym.envs.arguments import LARGEST, Family, is_computable, parse_array
 from ssm_metarl_gym.envs.classic import ClassicHiddenTask
 from ssm_metarl_gym.envs.hidden_task import DerivedQuantity, TaskParameter, observable_space
 from ssm_metarl_gym.tasks.classic import CartPoleTask
@@ -99,7 +100,7 @@ class TaskCartPoleEnv(ClassicHiddenTask[CartPoleTask], CartPoleEnv):
     def step(self, action: Any) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Push the cart for 0.02 s."""
         if not self.action_space.contains(action):
-            raise ValueError(f"an action must be 0 or 1; got {action!r}.")
+            raise ValueError(f"an action must be 0 or 1; got {shown(action)}.")
         if self.state is None:
             raise gym.error.ResetNeeded("reset() must be called before step().")
         push = action if self.task.polarity > 0 else 1 - action
@@ -126,10 +127,11 @@ class TaskCartPoleEnv(ClassicHiddenTask[CartPoleTask], CartPoleEnv):
 
 def _parse_bound(name: str, bound: Any, rows: tuple[int, ...]) -> Floats:
     try:
-        parsed = np.broadcast_to(np.asarray(bound, dtype=np.float64), (*rows, 4))
-    except (TypeError, ValueError):
+        parsed = np.broadcast_to(parse_array(bound), (*rows, 4))
+    except ValueError:  # of another shape
         parsed = np.full(4, np.nan)
-    if not np.isfinite(parsed).all():
+    if not is_computable(parsed):
         each = f", or four for each of the {rows[0]} rows" if rows else ""
-        raise ValueError(f"the option {name!r} must be a finite number or four of them{each}; got {bound!r}.")
+        rule = f"must be a finite number or four of them{each}, of at most {LARGEST:g}"
+        raise ValueError(f"the option {name!r} {rule}; got {shown(bound)}.")
     return parsed

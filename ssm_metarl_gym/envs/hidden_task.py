@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from ssm_metarl_gym.checks import check_choice
+from ssm_metarl_gym.checks import check_choice, shown
 from ssm_metarl_gym.envs.arguments import Family, SomeTask, check_switch, parse_task
 from ssm_metarl_gym.envs.rows import read_only
 from ssm_metarl_gym.tasks.distributions import TaskDistribution
@@ -101,7 +101,7 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
             if isinstance(getattr(cls, name), TaskParameter):
                 check_choice(f"a TaskParameter of {cls.__name__}", name, cls.task_type.parameter_names())
                 if name in kwargs:
-                    raise ValueError(f"{name} is set by the task; got {name}={kwargs[name]!r}. Give task={{...}}.")
+                    raise ValueError(f"{name} is set by the task; got {name}={shown(kwargs[name])}. Give task={{...}}.")
 
     @property
     def task(self) -> SomeTask:
@@ -269,7 +269,7 @@ class DerivedQuantity:
     def __set__(self, env: HiddenTask[Any], value: float) -> None:
         # Gymnasium's constructors assign it, to what it is anyway.
         if value != self._formula(env):
-            raise ValueError(f"{self._name} follows from the task and cannot be set; got {value!r}. Set the task.")
+            raise ValueError(f"{self._name} follows from the task and cannot be set; got {shown(value)}. Set the task.")
 
 
 def shown_parameters(family: TaskFamily, context: str, switch: Mapping[str, Any] | None) -> TaskDistribution | None:

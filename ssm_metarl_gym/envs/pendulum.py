@@ -9,7 +9,8 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.envs.classic_control.pendulum import DEFAULT_X, DEFAULT_Y, PendulumEnv
 
-from ssm_metarl_gym.envs.arguments import Family
+from ssm_metarl_gym.checks import as_array, shown
+from ssm_metarl_gym.envs.arguments import LARGEST, Family, is_computable, parse_array
 from ssm_metarl_gym.envs.classic import ClassicHiddenTask
 from ssm_metarl_gym.envs.hidden_task import DerivedQuantity, TaskParameter
 from ssm_metarl_gym.tasks.classic import PendulumTask
@@ -88,19 +89,20 @@ class TaskPendulumEnv(ClassicHiddenTask[PendulumTask], PendulumEnv):
         for i, (name, default) in enumerate((("x_init", DEFAULT_X), ("y_init", DEFAULT_Y))):
             bound = options.get(name, default)
             try:
-                high[..., i] = bound
-            except (TypeError, ValueError):
+                high[..., i] = parse_array(bound)
+            except ValueError:  # of another shape
                 high[..., i] = np.nan
-            if not (np.isfinite(high[..., i]).all() and (high[..., i] >= 0.0).all()):
+            if not is_computable(high[..., i]) or (high[..., i] < 0.0).any():
                 each = f", or one for each of the {rows[0]} rows" if rows else ""
-                raise ValueError(f"the option {name!r} must be a finite number >= 0{each}; got {bound!r}.")
+                rule = f"must be a finite number >= 0{each}, of at most {LARGEST:g}"
+                raise ValueError(f"the option {name!r} {rule}; got {shown(bound)}.")
         return -high, high
 
     def step(self, action: Any) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Apply a torque for 0.05 s; an action outside [-1, 1] counts as the nearest bound, as in Gymnasium's."""
-        action = np.asarray(action)
+        action = as_array(action)
         if action.shape != (1,) or action.dtype.kind not in "iuf" or not np.isfinite(action).all():
-            raise ValueError(f"an action must be one finite number in an array of shape (1,); got {action!r}.")
+            raise ValueError(f"an action must be one finite number in an array of shape (1,); got {shown(action)}.")
         # In double precision, so that the same action has the same effect in every type of numbers.
         action = action.astype(np.float64)
         if self.state is None:

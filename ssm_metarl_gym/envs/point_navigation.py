@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from ssm_metarl_gym.checks import as_array, shown
 from ssm_metarl_gym.envs.classic import ClassicHiddenTask
 from ssm_metarl_gym.envs.hidden_task import TaskParameter
 from ssm_metarl_gym.tasks.classic import PointNavigationTask
@@ -35,7 +36,7 @@ class _Plane(gym.Env[npt.NDArray[np.float32], Any]):
 
     def __init__(self, render_mode: str | None = None) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(f"render_mode must be None, 'human' or 'rgb_array'; got {render_mode!r}.")
+            raise ValueError(f"render_mode must be None, 'human' or 'rgb_array'; got {shown(render_mode)}.")
         self.render_mode = render_mode
         self.observation_space = spaces.Box(-np.inf, np.inf, shape=(2,), dtype=np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, shape=(2,), dtype=np.float32)
@@ -139,9 +140,9 @@ class TaskPointNavigationEnv(ClassicHiddenTask[PointNavigationTask], _Plane):
 
     def step(self, action: Any) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Move the point; an action outside [-1, 1] counts as the nearest bound."""
-        action = np.asarray(action)
+        action = as_array(action)
         if action.shape != (2,) or action.dtype.kind not in "iuf" or not np.isfinite(action).all():
-            raise ValueError(f"an action must be two finite numbers in an array of shape (2,); got {action!r}.")
+            raise ValueError(f"an action must be two finite numbers in an array of shape (2,); got {shown(action)}.")
         if self.state is None:
             raise gym.error.ResetNeeded("reset() must be called before step().")
         # In double precision, so that the same action has the same effect in every type of numbers.

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
-from ssm_metarl_gym.checks import Rule, check_choice, check_fields, check_integer, check_number
+from ssm_metarl_gym.checks import Rule, as_array, check_choice, check_fields, check_integer, check_number, shown
 
 __all__ = ["Task", "TaskBatch"]
 
@@ -23,10 +23,13 @@ class Task:
     Attributes:
         signs: The names of the parameters that are +1 or -1. The first is the one that a switch flips.
         positive: The names of the parameters that must be > 0.
+        limits: The least and the greatest value of a parameter, by name, where not every finite number will do: beyond
+            them the physics could not be computed.
     """
 
     signs: ClassVar[tuple[str, ...]] = ()
     positive: ClassVar[tuple[str, ...]] = ()
+    limits: ClassVar[Mapping[str, tuple[float, float]]] = {}
 
     def __post_init__(self) -> None:
         rules = _rules(type(self))
@@ -117,7 +120,7 @@ class TaskBatch(Sequence[Task]):
         if isinstance(tasks, TaskBatch) and len(tasks):
             return tasks
         if not tasks or len({type(task) for task in tasks}) != 1 or not isinstance(tasks[0], Task):
-            raise ValueError(f"a batch needs at least one task, all of one type; got {list(tasks)!r:.200}.")
+            raise ValueError(f"a batch needs at least one task, all of one type; got {shown(list(tasks))}.")
         values = np.array([tuple(task.to_dict().values()) for task in tasks], dtype=np.float64)
         return cls.from_values(type(tasks[0]), np.ascontiguousarray(values.T))
 
@@ -185,21 +188,31 @@ _POSITIVE: Final[Rule] = ("a finite number > 0", lambda value: (value > 0) & (ab
 
 def _rules(task_type: type[Task]) -> dict[str, Rule]:
     """The rule of each parameter, by name, in the order of the fields."""
-    kinds = dict.fromkeys(task_type.positive, _POSITIVE) | dict.fromkeys(task_type.signs, _SIGN)
-    return {name: kinds.get(name, _FINITE) for name in task_type.parameter_names()}
+    rules = dict.fromkeys(task_type.parameter_names(), _FINITE)
+    rules |= dict.fromkeys(task_type.positive, _POSITIVE)
+    rules |= {name: _within(*limits, exclusive=limits[0] == 0.0) for name, limits in task_type.limits.items()}
+    return rules | dict.fromkeys(task_type.signs, _SIGN)
+
+
+@functools.cache
+def _within(low: float, high: float, *, exclusive: bool) -> Rule:
+    """The rule that a number lies in an interval, of which the lower end may be none."""
+    if exclusive:
+        return f"a number > {low:g} and <= {high:g}", lambda value: (low < value) & (value <= high)
+    return f"a number in [{low:g}, {high:g}]", lambda value: (low <= value) & (value <= high)
 
 
 def _check_names(task_type: type[Task], parameters: Any) -> None:
     if not isinstance(parameters, Mapping):
-        raise ValueError(f"a task must be a dictionary from parameter name to value; got {parameters!r}.")
+        raise ValueError(f"a task must be a dictionary from parameter name to value; got {shown(parameters)}.")
     for name in parameters:
         check_choice(f"a parameter of {task_type.__name__}", name, task_type.parameter_names())
 
 
 def _column(name: str, column: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    array = np.asarray(column)
+    array = as_array(column)
     if array.dtype.kind not in "iuf" or array.ndim > 1:
-        raise ValueError(f"{name} must be a number, or one for each task; got {column!r}.")
+        raise ValueError(f"{name} must be a number, or one for each task; got {shown(column)}.")
     return array.astype(np.float64)
 
 

@@ -91,14 +91,17 @@ def test_options_of_a_reset():
         check_reset_options({"sate": 1}, ("state",))
 
 
-@pytest.mark.parametrize("state", ["upright", None, [0.0], [[0.0, 0.0]], [0.0, math.nan], [0.0, math.inf], [0, 1, 2]])
+@pytest.mark.parametrize(
+    "state",
+    ["upright", None, [0.0, 1e7], [0, 10**400], [0.0], [[0.0, 0.0]], [0.0, math.nan], [0.0, math.inf], [0, 1, 2]],
+)
 def test_other_states_are_refused(state):
     given = np.array([0.5, 1.0])
     parsed = parse_state(given, (2,))
     assert (parsed.dtype, parsed.tolist(), parsed is given) == (np.float64, [0.5, 1.0], False)
-    with pytest.raises(ValueError, match=r"^the option 'state' must be 2 finite numbers; got "):
+    with pytest.raises(ValueError, match=r"^the option 'state' must be 2 finite numbers, of at most 1e.06; got "):
         parse_state(state, (2,))
-    with pytest.raises(ValueError, match=r"^the option 'state' must be 2 finite numbers for each of the 3 rows; got "):
+    with pytest.raises(ValueError, match=r"^the option 'state' must be 2 finite numbers for each of the 3 rows, of at"):
         parse_state(state, (3, 2))
 
 

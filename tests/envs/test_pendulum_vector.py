@@ -117,7 +117,10 @@ def test_bounds_are_those_of_single_environments(leader_and_rows, play_both):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"x_init": -0.1}, "'x_init' must be a finite number >= 0, or one for each of the 3 rows; got -0.1"),
+        (
+            {"x_init": -0.1},
+            "'x_init' must be a finite number >= 0, or one for each of the 3 rows, of at most",
+        ),
         ({"x_init": [0.1, 0.1, -0.1]}, "'x_init' must be a finite number >= 0, or one for each of the 3 rows"),
         ({"x_init": [0.1, 0.1]}, "'x_init' must be a finite number >= 0, or one for each of the 3 rows"),
         ({"y_init": math.nan}, "'y_init' must be a finite number >= 0"),

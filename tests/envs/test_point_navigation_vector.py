@@ -103,7 +103,10 @@ def test_refuses_other_actions(mode, actions, message):
     [
         ({"low": 0.1}, "an option of reset must be one of .*got 'low'"),
         ({"tasks": {"goal": 0.1}}, r"Did you mean 'goal_[xy]'\?"),
-        ({"tasks": {"goal_x": [0.1, 0.2, math.inf]}}, "task 2: goal_x must be a finite number; got inf"),
+        (
+            {"tasks": {"goal_x": [0.1, 0.2, math.inf]}},
+            r"task 2: goal_x must be a number in .*; got inf",
+        ),
         ({"state": [0.0, 0.0]}, "'state' must be 2 finite numbers for each of the 3 rows"),
     ],
 )

@@ -62,11 +62,18 @@ each_family = pytest.mark.parametrize("name", DEFAULTS)
 def test_all_environments_are_registered_with_their_defaults():
     specs = {spec.id: spec for spec in gym.registry.values() if spec.namespace == "ssm_metarl"}
     registered = {env_id: (spec.max_episode_steps, spec.kwargs) for env_id, spec in specs.items()}
+    thresholds = {env_id: spec.reward_threshold for env_id, spec in specs.items() if spec.reward_threshold is not None}
     families = {
         f"ssm_metarl/{name}-v0": (limit, {"family": name, **kwargs})
         for name, (limit, kwargs) in (DEFAULTS | MUJOCO).items()
     }
     assert registered == families | {PROBE: (None, {})}
+    assert thresholds == {
+        "ssm_metarl/CartPole-v0": gym.spec("CartPole-v1").reward_threshold,
+        "ssm_metarl/CartPolePolarity-v0": 195.0,
+        "ssm_metarl/CartPoleSwitch-v0": 195.0,
+        PROBE: 0.9,
+    }
 
 
 @each_family

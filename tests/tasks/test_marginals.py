@@ -14,8 +14,11 @@ SPLIT = Uniform((1, 5), (15, 20))
 LOG_SPLIT = LogUniform((1, 2), (4, 16))
 
 
-class AtItsEnds:
+class AtItsEnds(np.random.Generator):
     """A generator whose uniform draws are the ends of the interval: ``uniform`` may round to the upper one."""
+
+    def __init__(self):
+        super().__init__(np.random.PCG64(0))
 
     def uniform(self, low, high, size):
         return np.resize([low, high], size)

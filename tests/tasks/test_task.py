@@ -31,10 +31,13 @@ POSITIVE_PARAMETERS = [(task_type, name) for task_type in TASK_TYPES for name in
 
 
 def tasks(task_type):
-    positive = st.floats(min_value=0.0, exclude_min=True, allow_infinity=False)
-    anything = st.floats(allow_nan=False, allow_infinity=False)
-    kinds = {name: positive if name in task_type.positive else anything for name in task_type.parameter_names()}
-    return st.builds(task_type, **kinds | dict.fromkeys(task_type.signs, st.sampled_from([-1, 1])))
+    def values(name):
+        if name in task_type.signs:
+            return st.sampled_from([-1, 1])
+        low, high = task_type.limits.get(name, (0.0 if name in task_type.positive else None, None))
+        return st.floats(low, high, exclude_min=low == 0.0, allow_nan=False, allow_infinity=False)
+
+    return st.builds(task_type, **{name: values(name) for name in task_type.parameter_names()})
 
 
 any_task = st.one_of(map(tasks, TASK_TYPES))
@@ -328,12 +331,12 @@ class TestTaskBatch:
         [
             (
                 {"length": [1, 2, -3.5]},
-                r"^task 2: length must be a finite number > 0; got -3\.5\.$",
+                r"^task 2: length must be a number in \[1e-06, 1e\+06\]; got -3\.5\.$",
             ),
-            ({"length": [1, 0]}, r"^task 1: length must be a finite number > 0; got 0\.0"),
-            ({"length": [math.inf, 1]}, r"^task 0: length must be a finite number > 0; got inf"),
-            ({"length": -1}, r"^task 0: length must be a finite number > 0; got -1\.0"),
-            ({"masspole": [1, math.nan]}, r"^task 1: masspole must be a finite number > 0; got nan"),
+            ({"length": [1, 0]}, r"^task 1: length must be a number in \[1e-06, 1e\+06\]; got 0\.0"),
+            ({"length": [math.inf, 1]}, r"^task 0: length must be a number in \[1e-06, 1e\+06\]; got inf"),
+            ({"length": -1}, r"^task 0: length must be a number in \[1e-06, 1e\+06\]; got -1\.0"),
+            ({"masspole": [1, math.nan]}, r"^task 1: masspole must be a number > 0 and <= 1e\+06; got nan"),
             ({"polarity": [1, -1, 0]}, r"^task 2: polarity must be \+1 or -1; got 0\.0\.$"),
             ({"polarity": [math.nan]}, r"^task 0: polarity must be \+1 or -1; got nan\.$"),
             ({"length": "long"}, r"^length must be a number, or one for each task; got 'long'\.$"),
