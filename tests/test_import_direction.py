@@ -25,7 +25,7 @@ ALLOWED = {
     "agents.ssm": {"checks"},
     "agents.meta_learning": {"agents.losses", "checks"},
     "agents.adaptation.config": {"checks"},
-    "agents.adaptation": {"agents.adaptation.config", "agents.losses"},
+    "agents.adaptation": {"agents.adaptation.config", "agents.losses", "checks"},
     "agents.models": {"agents.ssm", "checks"},
     "agents.meta_training": {
         "agents.adaptation.config",

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ssm_metarl_gym.agents.adaptation.bounds import inner_radius, moving_moments, pull_back
+from ssm_metarl_gym.agents.adaptation.batches import parse_batch
+from ssm_metarl_gym.agents.adaptation.bounds import TrustRegion, pull_back, track_loss
 from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig, AdapterStats
 from ssm_metarl_gym.agents.adaptation.module_state import ModuleSnapshot, ModuleState
 from ssm_metarl_gym.agents.losses import checked_loss
@@ -95,7 +96,7 @@ class Adapter:
         Raises:
             ValueError: The batch lacks a key, holds something else than tensors, or has two lengths.
         """
-        states, targets = _parse_batch(batch_dict)
+        states, targets = parse_batch(batch_dict)
         before_call = self._before_call = self._snapshot()
         empty = len(states) == 0
         stats = replace(self._stats, calls=self._stats.calls + 1, empty_calls=self._stats.empty_calls + empty)
@@ -185,14 +186,11 @@ class Adapter:
         if steps:
             weights = self._state.weights()
             self._averaged = torch.lerp(weights, self._averaged, self.cfg.ema_decay)
-            offset = float(torch.linalg.vector_norm(weights - self._source.module.weights))
-            # Away from a source of zeros, any distance is infinitely many times its norm.
-            relative = offset / self._source_norm if self._source_norm else math.inf
-            stats = replace(stats, distance=relative if offset else 0.0)
+            stats = replace(stats, distance=self._ball.relative_distance(weights))
         if math.isnan(loss):
             self._stats = replace(stats, rejected_steps=stats.rejected_steps + 1)
         else:
-            self._stats = self._track(stats, first_loss)
+            self._stats = track_loss(stats, first_loss, self.cfg.ema_decay)
         return loss
 
     def _take_steps(
@@ -242,7 +240,7 @@ class Adapter:
 
     def _step(self, objective: Tensor) -> _Step | None:
         """One clipped and projected gradient step; None, and nothing changed, where it would not be finite."""
-        parameters, source = self._state.parameters, self._source.module.weights
+        parameters, source = self._state.parameters, self._ball.source
         gradients = torch.autograd.grad(objective, parameters, allow_unused=True)
         with torch.no_grad():
             pairs = zip(parameters, gradients, strict=True)
@@ -259,26 +257,16 @@ class Adapter:
             distance = torch.linalg.vector_norm(offset)
             if not math.isfinite(distance):
                 return None
-            projected = float(distance) > self._radius
+            projected = float(distance) > self._ball.radius
             if projected:
-                weights = source + pull_back(offset, distance, self._inner_radius)
+                weights = source + pull_back(offset, distance, self._ball.inner_radius)
             self._state.set_weights(weights)
         return _Step(clipped, projected)
 
-    def _track(self, stats: AdapterStats, loss: float) -> AdapterStats:
-        """The statistics with the running mean and variance moved towards a loss before adaptation."""
-        if math.isnan(stats.loss_mean):
-            return replace(stats, loss_mean=loss)
-        mean, variance = moving_moments(stats.loss_mean, stats.loss_variance, loss, self.cfg.ema_decay)
-        return replace(stats, loss_mean=mean, loss_variance=variance)
-
     def _set_source(self, source: _Snapshot) -> None:
         """Make the ball around the source, and the state that :meth:`reset` goes back to."""
-        weights = source.module.weights
         self._source = source
-        self._source_norm = float(torch.linalg.vector_norm(weights))
-        self._radius = self.cfg.trust_region_eps * self._source_norm
-        self._inner_radius = inner_radius(self._radius, self._source_norm, weights.dtype)
+        self._ball = TrustRegion(source.module.weights, self.cfg.trust_region_eps)
 
     def _snapshot(self) -> _Snapshot:
         return _Snapshot(self._state.snapshot(), self._averaged, self._stats)
@@ -297,17 +285,3 @@ def _entropy(prediction: Distribution) -> Tensor:
             f"entropy_weight must be 0 where a prediction has no entropy in closed form; got one of "
             f"{type(prediction).__name__}."
         ) from None
-
-
-def _parse_batch(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    if not isinstance(batch, Mapping) or not all(isinstance(batch.get(key), Tensor) for key in ("states", "targets")):
-        is_mapping = isinstance(batch, Mapping)
-        got = {key: type(batch[key]).__name__ for key in batch} if is_mapping else type(batch).__name__
-        raise ValueError(f"the batch must be a dictionary with the tensors 'states' and 'targets'; got {got}.")
-    states, targets = batch["states"], batch["targets"]
-    if states.ndim == 0 or targets.ndim == 0 or len(states) != len(targets):
-        raise ValueError(
-            "states and targets must have the same number of rows; got shapes "
-            f"{tuple(states.shape)} and {tuple(targets.shape)}."
-        )
-    return states, targets

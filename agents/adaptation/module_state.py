@@ -77,6 +77,11 @@ class ModuleState:
         parts = zip(self.names, self.parameters, weights.split(self._sizes), strict=True)
         return {name: part.view_as(parameter).clone() for name, parameter, part in parts}
 
+    def rows_by_name(self, rows: Tensor) -> dict[str, Tensor]:
+        """Many vectors of weights ``Float[B W]`` as copies by the names of the parameters, ``Float[B ...]`` each."""
+        parts = zip(self.names, self.parameters, rows.split(self._sizes, dim=1), strict=True)
+        return {name: part.unflatten(1, parameter.shape).to(parameter.dtype) for name, parameter, part in parts}
+
     def parse_weights(self, named: Mapping[str, Tensor]) -> Tensor:
         """The reverse of :meth:`by_name`.
 

@@ -1,0 +1,51 @@
+"""What an adapter is given: the rows of a batch, and which of them it was given before."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+__all__ = ["finite_rows", "num_shared_rows", "parse_batch", "row_bytes"]
+
+
+def parse_batch(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The states ``Float[N ...]`` and the targets ``Float[N ...]`` of a batch.
+
+    Raises:
+        ValueError: The batch lacks a key, holds something else than tensors, or has two lengths.
+    """
+    if not isinstance(batch, Mapping) or not all(isinstance(batch.get(key), Tensor) for key in ("states", "targets")):
+        is_mapping = isinstance(batch, Mapping)
+        got = {key: type(batch[key]).__name__ for key in batch} if is_mapping else type(batch).__name__
+        raise ValueError(f"the batch must be a dictionary with the tensors 'states' and 'targets'; got {got}.")
+    states, targets = batch["states"], batch["targets"]
+    if states.ndim == 0 or targets.ndim == 0 or len(states) != len(targets):
+        raise ValueError(
+            "states and targets must have the same number of rows; got shapes "
+            f"{tuple(states.shape)} and {tuple(targets.shape)}."
+        )
+    return states, targets
+
+
+def finite_rows(*columns: Tensor) -> Tensor:
+    """Which rows are finite in every column: ``Float[N ...]`` each -> ``Bool[N]``."""
+    return torch.stack([column.isfinite().reshape(len(column), -1).all(dim=1) for column in columns]).all(dim=0)
+
+
+def row_bytes(*columns: Tensor) -> Tensor:
+    """The bits of the rows, side by side: ``[N ...]`` each -> ``UInt8[N bytes]``. A NaN equals itself in them."""
+    return torch.cat([column.flatten(1).contiguous().view(torch.uint8) for column in columns], dim=1)
+
+
+def num_shared_rows(last: Tensor, rows: Tensor) -> int:
+    """How many rows at the start of ``rows`` are those that ``last`` ends with: the most there can be.
+
+    Args:
+        last: ``UInt8[M bytes]``.
+        rows: ``UInt8[N bytes]``, N >= 1.
+    """
+    if last.shape[1:] != rows.shape[1:]:
+        return 0
+    starts = (last == rows[:1]).all(dim=1).nonzero().flatten().tolist()
+    overlaps = (len(last) - start for start in starts)
+    return next((n for n in overlaps if n <= len(rows) and torch.equal(last[-n:], rows[:n])), 0)
