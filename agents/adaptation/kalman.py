@@ -70,9 +70,9 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
     Theory", chapter 8, for models that are not linear).
 
     **Surprises.** Let m be the squared innovation in units of what was to be expected, the mean over the targets. Where
-    m > ``surprise``, the transition counts for ``surprise`` / m, the weight of a hard redescender among those of Huber
-    (1981, "Robust Statistics"): once, that is an outlier. The second time in a row it is a change: the covariance is
-    that of the prior again, and the weights are free to move.
+    m > ``surprise``, the transition counts for ``surprise`` / m only, so that the further off it is, the less it moves
+    (Huber 1981, "Robust Statistics", on weights that fall with the residual): once, that is an outlier. The second time
+    in a row it is a change: the covariance is that of the prior again, and the weights are free to move.
 
     Everything else is as in :class:`Adapter`, but for :meth:`adapt`: every transition counts once.
 

@@ -76,7 +76,7 @@ class RecursiveLeastSquares(RecursiveAdapter[LeastSquaresState]):
         self,
         model: nn.Module,
         *,
-        forgetting: float = 0.98,
+        forgetting: float = 0.95,
         ridge: float = 0.1,
         trust_region_eps: float = float("inf"),
         ema_decay: float = 0.99,
