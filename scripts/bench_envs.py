@@ -17,11 +17,8 @@ from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
 if __name__ == "__main__":
     end_on_signals()
 
-import functools
-import importlib.metadata
 import itertools
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +33,7 @@ from ssm_metarl_gym.envs.making import has_batched_form
 from ssm_metarl_gym.experiments.checks import check_output_file
 from ssm_metarl_gym.experiments.command_line import option, parse_options
 from ssm_metarl_gym.experiments.measuring import Comparison, compare_in_turns, resident_memory, show_comparisons
+from ssm_metarl_gym.experiments.runs import find_versions
 from ssm_metarl_gym.files import write_json
 from ssm_metarl_gym.tasks.families import FAMILIES
 from ssm_metarl_gym.wrappers import SB3VecEnv
@@ -44,6 +42,7 @@ from ssm_metarl_gym.wrappers import SB3VecEnv
 SETTLING_STEPS = 50
 # Different actions, taken again and again.
 NUM_ACTIONS = 16
+PACKAGES = ("gymnasium", "numpy", "stable-baselines3")
 MEMORY_ROWS = 1024
 MEMORY_SHARES = (0.01, 0.5, 1.0)
 BATCHED_FAMILIES = [f"{family}-v0" for family in FAMILIES if has_batched_form(f"ssm_metarl/{family}-v0")]
@@ -154,15 +153,14 @@ def compare_with_dummy(family: str, num_rows: int, options: Options) -> Iterator
 
 def compare(family: str, num_rows: int, sides: Mapping[str, Step], actions: list[Any], pairs: int) -> list[Comparison]:
     """The first side against each of the others."""
-    # Each side takes the same actions, again and again.
-    calls = {name: functools.partial(take_next, step, itertools.cycle(actions)) for name, step in sides.items()}
+
+    def repeat(step: Step) -> Callable[[], Any]:  # the same actions for each side, again and again
+        each = itertools.cycle(actions)
+        return lambda: step(next(each))
+
+    calls = {name: repeat(step) for name, step in sides.items()}
     targets = TARGETS.get((next(iter(sides)), num_rows))
     return compare_in_turns(calls, pairs, case={"family": family, "tasks": num_rows}, targets=targets)
-
-
-def take_next(step: Step, actions: Iterator[Any]) -> None:
-    """Step with the next of the actions."""
-    step(next(actions))
 
 
 def compare_all(options: Options) -> Iterator[Comparison]:
@@ -186,20 +184,13 @@ def measure_memory(num_steps: int, seed: int) -> Iterator[dict[str, float]]:
             yield {"steps": step, "resident_mib": resident_memory()}
 
 
-def describe_machine() -> dict[str, Any]:
-    """What the ratios depend on: the versions, and how many CPUs there are."""
-    packages = ("gymnasium", "numpy", "stable-baselines3")
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    return {"versions": {"python": platform.python_version(), **versions}, "cpus": os.cpu_count()}
-
-
 @stoppable()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare, or show the memory, line by line as results come in."""
     options = parse_options(Options, arguments, description=__doc__)
     started = time.perf_counter()
     torch.set_num_threads(1)  # NumPy has no threads in what is measured here
-    machine = describe_machine()
+    machine = {"versions": find_versions(PACKAGES), "cpus": os.cpu_count()}  # what the ratios depend on
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     print(f"{versions}; {machine['cpus']} CPUs\n", flush=True)
     rows: list[dict[str, Any]] = []

@@ -2,6 +2,7 @@
 
     MetaMAML           meta_update, as users call it
     MetaMAML, written  the same without the low-rank form of plain networks: each task's weights are written out
+    learn2learn        the loop with learn2learn.algorithms.MAML
     higher             the loop with higher.innerloop_ctx
     torchopt           the loop with torchopt.MetaSGD
 
@@ -10,7 +11,7 @@ exact (second-order) gradient through 5 inner steps on each task. Before a compa
 compared in double precision. The sides run in turns, a short chunk of calls each; shown are the median over all pairs
 of chunks, and 10 and 90 % quantiles. With --memory, what MetaMAML holds instead.
 
-higher and torchopt are left out where they are not installed: python -m pip install higher torchopt
+What is not installed is left out: python -m pip install learn2learn higher torchopt
 """
 
 from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable, worker_pool
@@ -22,7 +23,7 @@ import copy
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -39,7 +40,6 @@ from ssm_metarl_gym.files import write_json
 
 INNER_STEPS, INNER_LR = 5, 0.01
 MSE = nn.MSELoss()
-PACKAGES = ("higher", "torchopt")
 # What we aim for, by network and number of tasks.
 TARGETS = {
     ("MLP", 8): {"MetaMAML": 2.0},
@@ -83,16 +83,6 @@ class Options:
             raise ValueError(f"--width must be even; got {self.width}.")
 
 
-@dataclass(frozen=True)
-class MemoryRow:
-    """What updates hold at most, in MiB beyond what the process held before."""
-
-    what: str
-    first: float
-    second: float
-    target: float | None
-
-
 class Wrapped(nn.Module):
     """A network in another module, which MetaMAML does not look into: it writes each task's weights out."""
 
@@ -112,11 +102,6 @@ def meta_maml(model: nn.Module, tasks: list[Task], outer: Outer) -> Update:
     return lambda: maml.meta_update(tasks, MSE)
 
 
-def meta_maml_written(model: nn.Module, tasks: list[Task], outer: Outer) -> Update:
-    """This package without the low-rank form."""
-    return meta_maml(Wrapped(model), tasks, outer)
-
-
 def loop(model: nn.Module, tasks: list[Task], outer: Outer) -> Update:
     """PyTorch alone."""
     parameters = dict(model.named_parameters())
@@ -132,6 +117,20 @@ def loop(model: nn.Module, tasks: list[Task], outer: Outer) -> Update:
                 for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
             }
         loss: Tensor = MSE(functional_call(model, weights, query_x), query_y)
+        return loss
+
+    return over_tasks(query_loss, model, tasks, outer)
+
+
+def learn2learn_loop(model: nn.Module, tasks: list[Task], outer: Outer) -> Update:
+    """The package ``learn2learn``."""
+    maml = importlib.import_module("learn2learn").algorithms.MAML(model, lr=INNER_LR)
+
+    def query_loss(support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor) -> Tensor:
+        learner = maml.clone()
+        for _ in range(INNER_STEPS):
+            learner.adapt(MSE(learner(support_x), support_y), allow_unused=True)  # of an SSM in single steps
+        loss: Tensor = MSE(learner(query_x), query_y)
         return loss
 
     return over_tasks(query_loss, model, tasks, outer)
@@ -189,11 +188,14 @@ def over_tasks(
     return update
 
 
+PACKAGES: dict[str, Side] = {"learn2learn": learn2learn_loop, "higher": higher_loop, "torchopt": torchopt_loop}
+
+
 def find_sides() -> dict[str, Side]:
     """All sides that can run here, the loop first."""
-    sides: dict[str, Side] = {"loop": loop, "MetaMAML": meta_maml, "MetaMAML, written": meta_maml_written}
-    packages: dict[str, Side] = {"higher": higher_loop, "torchopt": torchopt_loop}
-    return sides | {name: side for name, side in packages.items() if importlib.util.find_spec(name) is not None}
+    sides: dict[str, Side] = {"loop": loop, "MetaMAML": meta_maml}
+    sides["MetaMAML, written"] = lambda model, tasks, outer: meta_maml(Wrapped(model), tasks, outer)
+    return sides | {name: side for name, side in PACKAGES.items() if importlib.util.find_spec(name) is not None}
 
 
 def make_mlp(width: int) -> nn.Module:
@@ -266,15 +268,16 @@ def compare_times(options: Options) -> Iterator[Comparison]:
             yield from compare_in_turns(calls, options.pairs, case=case, targets=TARGETS.get((name, num_tasks)))
 
 
-def compare_memory(options: Options) -> Iterator[MemoryRow]:
-    """The rows of all networks, each number from a process of its own."""
+def compare_memory(options: Options) -> Iterator[dict[str, Any]]:
+    """What updates hold at most, in MiB beyond what a process of their own held before, in pairs of cases."""
     for name, is_written in (("MLP", False), ("MLP", True), ("SSM, steps", False), ("SSM, sequence", False)):
         few, many = MEMORY_CHUNK, 8 * MEMORY_CHUNK
         one, chunked = (measure_memory(name, is_written, num_tasks, [1], options.width)[0] for num_tasks in (few, many))
         what = f"{name}{', written' if is_written else ''}: {few} tasks, then {many} in chunks of {few}"
-        yield MemoryRow(what, one, chunked, MEMORY_TARGET)
+        yield {"what": what, "first": one, "second": chunked, "target": MEMORY_TARGET}
     early, late = measure_memory("MLP", False, MEMORY_CHUNK, [100, 2000], options.width)
-    yield MemoryRow(f"MLP: {MEMORY_CHUNK} tasks, 100 updates, then 2000", early, late, None)
+    what = f"MLP: {MEMORY_CHUNK} tasks, 100 updates, then 2000"
+    yield {"what": what, "first": early, "second": late, "target": None}
 
 
 def measure_memory(*arguments: Any) -> list[float]:
@@ -289,13 +292,8 @@ def find_peaks(name: str, is_written: bool, num_tasks: int, num_updates: Sequenc
     torch.manual_seed(0)
     network = NETWORKS[name]
     tasks, model = make_tasks(num_tasks, network.shape), network.make(width)
-    maml = MetaMAML(
-        Wrapped(model) if is_written else model,
-        INNER_LR,
-        1e-4,
-        inner_steps=INNER_STEPS,
-        task_chunk_size=MEMORY_CHUNK,
-    )
+    model = Wrapped(model) if is_written else model
+    maml = MetaMAML(model, INNER_LR, 1e-4, inner_steps=INNER_STEPS, task_chunk_size=MEMORY_CHUNK)
     maml.meta_update(tasks[:1], MSE)  # what PyTorch loads at first use is none of ours
     baseline, peaks, done = peak_memory(), [], 0
     for total in num_updates:
@@ -320,9 +318,9 @@ def show_memory(options: Options) -> list[dict[str, Any]]:
 
     def rows() -> Iterator[list[str]]:
         for row in compare_memory(options):
-            shown.append(asdict(row))
-            ratio, target = row.second / max(row.first, 1e-9), "" if row.target is None else f"<= {row.target:.2g}"
-            yield [row.what, f"{row.first:.1f}", f"{row.second:.1f}", f"{ratio:.2f}", target]
+            shown.append(row)
+            first, second, target = row["first"], row["second"], f"<= {row['target']:.2g}" if row["target"] else ""
+            yield [row["what"], f"{first:.1f}", f"{second:.1f}", f"{second / max(first, 1e-9):.2f}", target]
 
     print_markdown(["peak memory", "first, MiB", "second, MiB", "ratio", "target"], rows())
     return shown

@@ -11,6 +11,11 @@ Prints a table, and writes it with every return as results.md, results.json, ret
 folder. SB3's archives hold pickles, which run code when they are loaded: evaluate only agents that you trust.
 """
 
+from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+
+if __name__ == "__main__":
+    end_on_signals()
+
 import itertools
 import re
 from collections.abc import Sequence
@@ -19,26 +24,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from tqdm import tqdm
 
 import ssm_metarl_gym  # noqa: F401 - registers the environments
-from ssm_metarl_gym.experiments.checks import check_output_folder
-from ssm_metarl_gym.experiments.command_line import option, parse_options, refuse
+from ssm_metarl_gym.experiments.checks import check_env, check_output_folder
+from ssm_metarl_gym.experiments.command_line import option, parse_options, refusing
+from ssm_metarl_gym.experiments.comparison import Row, check_comparable, format_table, group_seeds, summarise
 from ssm_metarl_gym.experiments.evaluation import Rewards, Splits, evaluate, find_splits, mean_curve, returns_of
 from ssm_metarl_gym.experiments.pictures import draw_curves, draw_returns, film, save_film
-from ssm_metarl_gym.experiments.report import Estimate, estimate, format_markdown
-from ssm_metarl_gym.experiments.saved_agents import (
-    ALGORITHMS,
-    SavedAgent,
-    check_comparable,
-    group_seeds,
-    read_archive,
-    read_run,
-)
+from ssm_metarl_gym.experiments.saved_agents import ALGORITHMS, SavedAgent, read_archive, read_run
 from ssm_metarl_gym.files import replacing, write_json
 
 SPLITS = ("train", "interpolation", "extrapolation", "switch", "default")
@@ -52,7 +49,7 @@ class Options:
 
     agents: tuple[Path, ...] = option((), "folders of train_ppo.py, or archives of SB3", is_positional=True)
     splits: tuple[str, ...] = option((), "default: all held-out ones of the environment", choices=SPLITS)
-    num_tasks: int = option(100, "tasks of a split, one episode each", least=2)
+    num_tasks: int = option(100, "tasks of a split, one episode each", least=2, below=100_000)
     seed: int = option(0, "seeds the tasks", least=0, below=2000)
     output: Path = option(
         Path("output/evaluate"), "folder for the results", check=partial(check_output_folder, file_names=FILES)
@@ -76,36 +73,6 @@ class Options:
                     raise ValueError(f"--{name} is for archives; got it with folders of runs only. Leave it out.")
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of the table.
-
-    Attributes:
-        label: What it is called.
-        agents: The indices of its agents, which differ in the seed only.
-        splits: The mean return in each split.
-        timesteps: Steps of the training.
-        cpu_seconds: Seconds of the training, mean over seeds, None where they are not known.
-    """
-
-    label: str
-    agents: tuple[int, ...]
-    splits: dict[str, Estimate]
-    timesteps: int
-    cpu_seconds: float | None
-
-    def to_dict(self, agents: Sequence[SavedAgent]) -> dict[str, Any]:
-        """What results.json holds."""
-        return {
-            "label": self.label,
-            "agents": [str(agents[i].path) for i in self.agents],
-            "num_seeds": len(self.agents),
-            "splits": {split: cell.to_dict("mean_return") for split, cell in self.splits.items()},
-            "timesteps": self.timesteps,
-            "cpu_seconds": self.cpu_seconds,
-        }
-
-
 def read_agent(path: Path, options: Options) -> SavedAgent:
     """What is known of an agent of the command line."""
     if path.is_dir():
@@ -125,10 +92,9 @@ def read_agent(path: Path, options: Options) -> SavedAgent:
 def choose_splits(options: Options, agent: SavedAgent) -> Splits:
     """The splits to evaluate on, and the arguments of the environment in each."""
     env_id = agent.config["env"]
-    try:
-        present = find_splits(env_id, agent.config["env_kwargs"] | options.env_kwargs)
-    except (gym.error.Error, ImportError, TypeError, ValueError) as error:
-        raise ValueError(f"the environment {env_id} cannot be made: {error}") from error
+    env_kwargs = agent.config["env_kwargs"] | options.env_kwargs
+    check_env(env_id, env_kwargs)
+    present = find_splits(env_id, env_kwargs)
     if "split" in options.env_kwargs and "default" not in present:
         raise ValueError(f"--env-kwargs must leave the split to --splits; got {options.env_kwargs['split']!r} there.")
     for split in options.splits:
@@ -167,48 +133,6 @@ def env_seed(seed: int) -> int:
     return 1_000_000 * (1 + seed)
 
 
-def summarise(
-    agents: Sequence[SavedAgent],
-    timesteps: Sequence[int],
-    returns: Sequence[dict[str, list[float]]],
-    seed: int,
-) -> list[Row]:
-    """The rows of the table: one for the agents that differ in the seed only."""
-    rows = []
-    for label, members in group_seeds(agents).items():
-        seconds = [agents[i].cpu_seconds for i in members]
-        row = Row(
-            label=label,
-            agents=tuple(members),
-            splits={split: estimate([returns[i][split] for i in members], seed) for split in returns[0]},
-            timesteps=timesteps[members[0]],
-            cpu_seconds=None if None in seconds else float(np.mean(seconds)),
-        )
-        rows.append(row)
-    return rows
-
-
-def format_table(rows: Sequence[Row], num_tasks: int) -> str:
-    """The table in Markdown, and what its intervals are."""
-    largest = max(abs(cell.mean) for row in rows for cell in row.splits.values())
-    places = ".3f" if largest < 10.0 else ".1f"  # returns of so few points differ in their decimals
-    lines = []
-    for row in rows:
-        cells = [format(cell, places) for cell in row.splits.values()]
-        seconds = "?" if row.cpu_seconds is None else f"{row.cpu_seconds:.0f}"
-        lines.append([row.label, *cells, str(len(row.agents)), str(row.timesteps), seconds])
-    kinds = []
-    if any(len(row.agents) > 1 for row in rows):
-        kinds.append("over the means of the seeds (Student's t) where there are several")
-    if any(len(row.agents) == 1 for row in rows):
-        kinds.append("over tasks (bootstrap) where there is one seed, which says nothing of other seeds")
-    caption = (
-        f"Mean return over the same {num_tasks} tasks for every agent, deterministic actions, with 95 % intervals: "
-        f"{'; '.join(kinds)}. CPU seconds are those of the training, mean over seeds."
-    )
-    return f"{format_markdown(['agent', *rows[0].splits, 'seeds', 'timesteps', 'CPU seconds'], lines)}\n\n{caption}"
-
-
 def draw(rows: Sequence[Row], rewards: Sequence[dict[str, Rewards]], splits: Splits, output: Path) -> None:
     """The pictures: the mean return of each seed, and the mean reward at each step."""
     means: dict[str, dict[str, list[float]]] = {}
@@ -220,6 +144,11 @@ def draw(rows: Sequence[Row], rewards: Sequence[dict[str, Rewards]], splits: Spl
     draw_returns({row.label: row.splits for row in rows}, means, output / "returns.png")
     changes = {split: kwargs["switch"]["step"] for split, kwargs in splits.items() if split == "switch"}
     draw_curves(curves, changes, output / "curves.png")
+
+
+def film_name(label: str, split: str) -> str:
+    """The file of a film."""
+    return re.sub(r"[^\w.-]+", "-", f"{label}-{split}").strip("-") + ".gif"
 
 
 def film_rows(
@@ -234,28 +163,31 @@ def film_rows(
         agent, model = agents[row.agents[0]], models[row.agents[0]]
         for split, env_kwargs in splits.items():
             env = agent.make_env(1, **env_kwargs, render_mode="rgb_array")
-            name = re.sub(r"[^\w.-]+", "-", f"{row.label}-{split}").strip("-")
-            save_film(options.output / f"{name}.gif", film(model, env, row.label, seed=env_seed(options.seed)))
+            save_film(
+                options.output / film_name(row.label, split), film(model, env, row.label, seed=env_seed(options.seed))
+            )
             env.close()
 
 
+@stoppable()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Evaluate every agent on every split."""
     options = parse_options(Options, arguments, description=__doc__)
     torch.set_num_threads(1)
     # Read what is known of the agents, and refuse what cannot be compared before any of them acts.
-    try:
+    with refusing():
         agents = [read_agent(path, options) for path in options.agents]
         check_comparable(agents, options.env_kwargs)
         splits = choose_splits(options, agents[0])
         models = [load(agent, splits) for agent in agents]
-    except ValueError as error:
-        refuse(str(error))
+        if options.video:
+            names = [film_name(label, split) for label in group_seeds(agents) for split in splits]
+            check_output_folder(options.output, file_names=names)
     options.output.mkdir(parents=True, exist_ok=True)
 
     # Let all of them act in the same tasks, which the seed draws.
-    pairs = tqdm(list(zip(agents, models, strict=True)), desc="evaluating", unit="agent")
-    rewards = [evaluate_on(splits, agent, model, options) for agent, model in pairs]
+    with tqdm(list(zip(agents, models, strict=True)), desc="evaluating", unit="agent") as pairs:
+        rewards = [evaluate_on(splits, agent, model, options) for agent, model in pairs]
 
     # Sum up each episode, and the episodes of each row of the table.
     returns = [{split: returns_of(each) for split, each in by_split.items()} for by_split in rewards]

@@ -17,6 +17,7 @@ from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable, worker
 if __name__ == "__main__":
     end_on_signals()
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
@@ -32,8 +33,9 @@ from tqdm import tqdm
 
 from ssm_metarl_gym.envs.making import has_batched_form
 from ssm_metarl_gym.experiments.checks import check_env, check_output_folder
-from ssm_metarl_gym.experiments.command_line import option, parse_options
+from ssm_metarl_gym.experiments.command_line import option, parse_options, refusing
 from ssm_metarl_gym.experiments.report import estimate, format_markdown
+from ssm_metarl_gym.experiments.runs import lock_run
 from ssm_metarl_gym.files import replacing, write_json
 from ssm_metarl_gym.tasks.families import FAMILIES
 from ssm_metarl_gym.tasks.task import TaskBatch
@@ -300,8 +302,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
     # The training tasks are drawn from the same distribution as those of interpolation.
     jobs = [(family, split) for family in options.families for split in FAMILIES[family].splits if split != "train"]
-    with worker_pool() as pool:
-        running = []
+    with contextlib.ExitStack() as stack:
+        with refusing():
+            stack.enter_context(lock_run(options.output))
+        pool, running = stack.enter_context(worker_pool()), []
         for family, split in jobs:
             budget = BATCHED_BUDGET if has_batched_form(f"ssm_metarl/{family}-v0") else MUJOCO_BUDGET
             budget = QUICK_BUDGET if options.quick else budget

@@ -10,38 +10,34 @@ processes, which share the tasks of every update:
     torchrun --nproc-per-node 2 scripts/meta_train.py --updates 1000
 """
 
+from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+
+if __name__ == "__main__":
+    end_on_signals()
+
+import contextlib
 import datetime
 import io
 import json
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import torch
+from stable_baselines3.common.logger import Logger
 
 from ssm_metarl_gym.agents import MetaTrainer
 from ssm_metarl_gym.agents.meta_learning.distributed import rank, world_size
-from ssm_metarl_gym.experiments.checks import check_output_folder
-from ssm_metarl_gym.experiments.command_line import option, parse_options
+from ssm_metarl_gym.experiments import runs
+from ssm_metarl_gym.experiments.checks import check_device, check_env, check_output_folder, explaining
+from ssm_metarl_gym.experiments.command_line import option, parse_options, refusing
 from ssm_metarl_gym.experiments.logs import make_logger
 from ssm_metarl_gym.experiments.report import Estimate, estimate, format_markdown
-from ssm_metarl_gym.experiments.runs import (
-    Stopwatch,
-    check_output,
-    find_checkpoints,
-    find_versions,
-    read_config,
-    save_checkpoint,
-    write_config,
-)
 from ssm_metarl_gym.files import write_json
 
 OBJECTIVES = {"dynamics": "loss", "policy": "return"}  # and what is evaluated
@@ -78,10 +74,6 @@ class Options:
     device: str = option("cpu", "PyTorch's name of the device; cuda is one for each process")
 
 
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end, as torchrun does when another one has died."""
-
-
 def make_trainer(options: Options) -> MetaTrainer:
     """The untrained trainer."""
     return MetaTrainer(
@@ -94,7 +86,7 @@ def make_trainer(options: Options) -> MetaTrainer:
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def process_group(options: Options) -> Iterator[None]:
     """Join the processes that torchrun started, where it did."""
     if "WORLD_SIZE" not in os.environ:
@@ -118,54 +110,66 @@ def broadcast_from_first(value: Any) -> Any:
     return values[0]
 
 
-def open_run(options: Options) -> bytes | None:
-    """What the last checkpoint holds, nothing where there is none, None where the run is finished."""
-    present = read_config(options.output, CONFIG_KEY)
+def read_start(options: Options) -> tuple[bytes, runs.Stopwatch] | None:
+    """The last checkpoint, empty where there is none, and a watch that goes on; None where the run is finished."""
+    runs.check_output(options.output, fixed_options(options), CONFIG_KEY)
+    present = runs.read_config(options.output, CONFIG_KEY)
     if present is not None and present.get("finished"):
         return None
-    checkpoints = find_checkpoints(options.output / "checkpoints")
-    if checkpoints:
-        return (checkpoints[-1] / "trainer.pt").read_bytes()
-    options.output.mkdir(parents=True, exist_ok=True)
-    write_config(options.output, make_config(options))
-    return b""
+    checkpoint = runs.find_whole_checkpoint(options.output / "checkpoints")
+    if checkpoint is None:
+        runs.write_config(options.output, make_config(options))
+        return b"", runs.Stopwatch()
+    with explaining(f"{checkpoint} must be whole; to go on from the checkpoint before it, delete that folder"):
+        seconds = json.loads((checkpoint / "seconds.json").read_text())
+        return (checkpoint / "trainer.pt").read_bytes(), runs.Stopwatch(**seconds)
 
 
 def load_trainer(saved: bytes, options: Options) -> MetaTrainer:
-    """The trainer as a checkpoint holds it."""
-    try:
+    """The trainer as a checkpoint holds it, or an untrained one."""
+    if not saved:
+        return make_trainer(options)
+    with explaining(
+        f"the last checkpoint in {options.output / 'checkpoints'} cannot be loaded; to go on from the one before it, "
+        "delete its folder"
+    ):
         return MetaTrainer.load(io.BytesIO(saved), device=options.device)
-    except ValueError as error:
-        folder = options.output / "checkpoints"
-        raise SystemExit(
-            f"the last checkpoint in {folder} cannot be loaded: {error} If the file system damaged it, delete its "
-            "folder to go on from the checkpoint before it."
-        ) from error
 
 
 def run(options: Options) -> None:
     """Train from the beginning or from the last checkpoint; process 0 writes what comes of it."""
-    # All processes begin with the same bytes, which process 0 alone reads.
-    saved = broadcast_from_first(open_run(options) if rank() == 0 else None)
-    if saved is None:
-        if rank() == 0:
-            print(f"the run in {options.output} is finished: {options.updates} updates")
-        return
-    try:
-        trainer = load_trainer(saved, options) if saved else make_trainer(options)
-    except ValueError as error:  # what the number of processes makes impossible
-        raise SystemExit(str(error)) from error
-    if rank() > 0:
-        trainer.learn(options.updates - trainer.num_updates)
-    else:
-        stopwatch = read_stopwatch(options)
-        train_with_log(trainer, stopwatch, options)
-        write_results(trainer, stopwatch, options)
-    if world_size() > 1:
-        torch.distributed.barrier()
+    with contextlib.ExitStack() as stack:
+        # Process 0 alone holds the folder and reads it; all begin with the same bytes.
+        start = None
+        with refusing():
+            if rank() == 0:
+                options.output.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(runs.lock_run(options.output))
+                start = read_start(options)
+        saved = broadcast_from_first(start and start[0])
+        if saved is None:
+            if rank() == 0:
+                print(f"the run in {options.output} is finished: {options.updates} updates")
+            return
+        with refusing():
+            trainer = load_trainer(saved, options)
+            logger = make_log(trainer, options) if rank() == 0 else None
+        # Each process learns from its share of the tasks.
+        if start is None or logger is None:
+            trainer.learn(options.updates - trainer.num_updates)
+        else:
+            train_with_log(trainer, logger, start[1], options)
+            write_results(trainer, start[1], options)
+        if world_size() > 1:
+            torch.distributed.barrier()
 
 
-def train_with_log(trainer: MetaTrainer, stopwatch: Stopwatch, options: Options) -> None:
+def make_log(trainer: MetaTrainer, options: Options) -> Logger:
+    """The log, as it was when the trainer was saved."""
+    return make_logger(options.output, "time/updates", trainer.num_updates, stdout=not sys.stderr.isatty())
+
+
+def train_with_log(trainer: MetaTrainer, logger: Logger, stopwatch: runs.Stopwatch, options: Options) -> None:
     """Train, log and save checkpoints."""
     if trainer.num_updates:
         print(f"goes on from {trainer.num_updates} of {options.updates} updates", flush=True)
@@ -176,16 +180,14 @@ def train_with_log(trainer: MetaTrainer, stopwatch: Stopwatch, options: Options)
 
     def save_when_due(_: MetaTrainer, loss: float) -> None:
         if trainer.num_updates % options.checkpoint_interval == 0 or trainer.num_updates == options.updates:
-            save_checkpoint(options.output / "checkpoints", trainer.num_updates, write_checkpoint)
+            runs.save_checkpoint(options.output / "checkpoints", trainer.num_updates, write_checkpoint)
 
-    show_bar = sys.stderr.isatty()
-    logger = make_logger(options.output, "time/updates", trainer.num_updates, stdout=not show_bar)
     trainer.set_logger(logger)
     try:
         trainer.learn(
             options.updates - trainer.num_updates,
             save_when_due,
-            show_bar,
+            progress_bar=sys.stderr.isatty(),
             log_interval=options.log_interval,
             eval_interval=options.eval_interval or None,
             num_eval_tasks=options.num_eval_tasks,
@@ -194,23 +196,17 @@ def train_with_log(trainer: MetaTrainer, stopwatch: Stopwatch, options: Options)
         logger.close()
 
 
-def write_results(trainer: MetaTrainer, stopwatch: Stopwatch, options: Options) -> None:
+def write_results(trainer: MetaTrainer, stopwatch: runs.Stopwatch, options: Options) -> None:
     """Save the trainer, and evaluate it."""
     seconds = stopwatch.read()
     trainer.save(options.output / "model.pt")
     evaluation = evaluate(trainer, options)
     write_json(options.output / "evaluation.json", evaluation)
     # Last, because it is what says that the run is finished.
-    config = read_config(options.output, CONFIG_KEY) or make_config(options)
-    write_config(options.output, config | {"finished": True, **seconds})
+    config = runs.read_config(options.output, CONFIG_KEY) or make_config(options)
+    runs.write_config(options.output, config | {"finished": True, **seconds})
     print(format_table(evaluation))
     print("{wall_seconds:.1f} s; MetaTrainer.load reads {path}".format(path=options.output / "model.pt", **seconds))
-
-
-def read_stopwatch(options: Options) -> Stopwatch:
-    """A watch that goes on from the seconds of the last checkpoint."""
-    checkpoints = find_checkpoints(options.output / "checkpoints")
-    return Stopwatch(**json.loads((checkpoints[-1] / "seconds.json").read_text())) if checkpoints else Stopwatch()
 
 
 def evaluate(trainer: MetaTrainer, options: Options) -> dict[str, Any]:
@@ -237,7 +233,7 @@ def format_table(evaluation: dict[str, Any]) -> str:
 
 def make_config(options: Options) -> dict[str, Any]:
     """All that there is to know about a run before it begins: what config.json holds."""
-    return {**fixed_options(options), "versions": find_versions(PACKAGES)}
+    return {**fixed_options(options), "versions": runs.find_versions(PACKAGES)}
 
 
 def fixed_options(options: Options) -> dict[str, Any]:
@@ -245,60 +241,32 @@ def fixed_options(options: Options) -> dict[str, Any]:
     return {name: value for name, value in asdict(options).items() if name not in FREE_OPTIONS}
 
 
-def check_run(options: Options) -> None:
+def check_trainer(options: Options) -> None:
     """Make the trainer once, so that whatever is wrong with it is known before anything is written."""
-    if os.environ.get("RANK", "0") == "0":  # the folder is that of process 0 alone
-        check_output(options.output, fixed_options(options), CONFIG_KEY)
-    try:
-        torch.zeros(1, device=options.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device must be a device that PyTorch has; got {options.device!r} ({error}).") from error
-    try:
+    check_device(options.device)
+    check_env(options.env, options.env_kwargs)
+    with explaining(
+        f"--objective {options.objective} with --options {json.dumps(options.options)} cannot be made for --env "
+        f"{options.env} with --env-kwargs {json.dumps(options.env_kwargs)}"
+    ):
         make_trainer(options)
-    except (gym.error.Error, ImportError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"--objective {options.objective} with --options {json.dumps(options.options)} cannot be made for --env "
-            f"{options.env} with --env-kwargs {json.dumps(options.env_kwargs)}: {error}"
-        ) from error
-
-
-def terminate(*_: object) -> None:
-    """What SIGTERM does."""
-    raise Terminated
-
-
-def report_end(reason: str, options: Options) -> None:
-    """Say why the run ended, and how it goes on."""
-    text = f"\n{reason}"
-    if rank() == 0:
-        reached = [int(path.name) for path in find_checkpoints(options.output / "checkpoints")] or [0]
-        text += f"; the same command again goes on from update {reached[-1]}"
-    print(text, file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, or go on training."""
     torch.set_num_threads(1)
-    options = parse_options(Options, arguments, description=__doc__, check=check_run)
-    earlier = signal.signal(signal.SIGTERM, terminate)
-    try:
-        with process_group(options):
+    options = parse_options(Options, arguments, description=__doc__, check=check_trainer)
+    is_first = os.environ.get("RANK", "0") == "0"
+    hint = partial(runs.how_to_go_on, options.output, "update") if is_first else None
+    with stoppable(hint), process_group(options):
+        try:
             run(options)
-    except KeyboardInterrupt as interruption:
-        terminated = isinstance(interruption, Terminated)
-        report_end("terminated" if terminated else "interrupted", options)
-        raise SystemExit(128 + (signal.SIGTERM if terminated else signal.SIGINT)) from None
-    except FloatingPointError as error:
-        report_end(str(error), options)
-        raise SystemExit(1) from None
-    except RuntimeError:
-        if world_size() == 1:
-            raise
-        traceback.print_exc()
-        report_end(f"process {rank()} of {world_size()} stopped, most likely because another one died", options)
-        raise SystemExit(1) from None
-    finally:
-        signal.signal(signal.SIGTERM, earlier)
+        except RuntimeError:
+            if world_size() == 1:
+                raise
+            traceback.print_exc()
+            reason = f"process {rank()} of {world_size()} stopped, most likely because another one died"
+            raise SystemExit(f"{reason}; {hint()}" if hint else reason) from None
 
 
 if __name__ == "__main__":

@@ -12,12 +12,18 @@ time on another observation, and evaluates each on tasks that it has never met:
 Writes results.json, switch.png, comparison.gif, the model and the four policies into the output folder.
 """
 
+from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable, worker_pool
+
+if __name__ == "__main__":
+    end_on_signals()
+
+import contextlib
 import math
 import multiprocessing
 import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,10 +42,11 @@ from tqdm import tqdm
 import ssm_metarl_gym  # noqa: F401 - registers the environments
 from ssm_metarl_gym.agents import Adapter, DynamicsModel, MetaTrainer
 from ssm_metarl_gym.experiments.checks import check_output_folder
-from ssm_metarl_gym.experiments.command_line import option, parse_options
+from ssm_metarl_gym.experiments.command_line import option, parse_options, refusing
 from ssm_metarl_gym.experiments.evaluation import Rewards, evaluate, mean_curve, returns_of
 from ssm_metarl_gym.experiments.pictures import draw_curves, film, save_film
 from ssm_metarl_gym.experiments.report import Estimate, estimate, format_markdown
+from ssm_metarl_gym.experiments.runs import lock_run
 from ssm_metarl_gym.files import replacing, write_json
 from ssm_metarl_gym.wrappers import OnlineAdaptation
 
@@ -80,7 +87,7 @@ class Options:
     output: Path = option(
         Path("output/quickstart"), "folder for the results", check=partial(check_output_folder, file_names=FILES)
     )
-    num_tasks: int | None = option(None, "tasks per split (default: 100, quick: 20)", least=2)
+    num_tasks: int | None = option(None, "tasks per split (default: 100, quick: 20)", least=2, below=100_000)
     core: str = option("ssm", "core of the dynamics model, where tanh is a network of two layers", choices=CORES)
     ppo_steps: int | None = option(None, "steps of each PPO (default: 40960, quick: 24576)", least=1)
 
@@ -169,32 +176,27 @@ def evaluate_tasks(agent: str, split: str, tasks: range, options: Options) -> Re
 
 def run_jobs(options: Options, budget: Budget) -> dict[tuple[str, str], Rewards]:
     """Train and evaluate all agents on all cores: the rewards of each agent on each split, a row for each task."""
-    context = multiprocessing.get_context("spawn")
-    counter = context.Value("Q", 0)
+    counter = multiprocessing.get_context("spawn").Value("Q", 0)
     num_workers = min(len(AGENTS), os.cpu_count() or 1)
     total = len(AGENTS) * (budget.ppo_steps + len(SPLITS) * budget.num_tasks * TRIAL_LENGTH)
     chunks = [range(start, min(start + CHUNK, budget.num_tasks)) for start in range(0, budget.num_tasks, CHUNK)]
     with (
         tqdm(total=total, desc="training and evaluating", unit="step", unit_scale=True, mininterval=2.0) as bar,
-        ProcessPoolExecutor(num_workers, context, initializer=start_worker, initargs=(counter,)) as pool,
+        worker_pool(num_workers, initializer=start_worker, initargs=(counter,)) as pool,
     ):
         trainings: dict[Future[Any], str] = {pool.submit(train, agent, budget, options): agent for agent in AGENTS}
         evaluations: dict[tuple[str, str, range], Future[Rewards]] = {}
         pending: set[Future[Any]] = set(trainings)
-        try:
-            while pending:
-                done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-                bar.update(counter.value - bar.n)
-                for job in done:
-                    job.result()  # raises what the job raised
-                    if job in trainings:
-                        agent = trainings[job]
-                        keys = [(agent, split, tasks) for split in SPLITS for tasks in chunks]
-                        evaluations |= {key: pool.submit(evaluate_tasks, *key, options) for key in keys}
-                        pending |= {evaluations[key] for key in keys}
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        while pending:
+            done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+            bar.update(counter.value - bar.n)
+            for job in done:
+                job.result()  # raises what the job raised
+                if job in trainings:
+                    agent = trainings[job]
+                    keys = [(agent, split, tasks) for split in SPLITS for tasks in chunks]
+                    evaluations |= {key: pool.submit(evaluate_tasks, *key, options) for key in keys}
+                    pending |= {evaluations[key] for key in keys}
     # In the order of the tasks, whichever job ended first: one seed gives one result.
     return {
         (agent, split): [row for tasks in chunks for row in evaluations[agent, split, tasks].result()]
@@ -278,12 +280,21 @@ def choose_budget(options: Options) -> Budget:
     )
 
 
+@stoppable()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the whole comparison."""
     options = parse_options(Options, arguments, description=__doc__)
-    started = time.perf_counter()
     torch.set_num_threads(1)
     options.output.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        with refusing():
+            stack.enter_context(lock_run(options.output))
+        run(options)
+
+
+def run(options: Options) -> None:
+    """Meta-train, train and evaluate, in a folder that no other process writes to."""
+    started = time.perf_counter()
     (options.output / "results.json").unlink(missing_ok=True)  # those of an earlier run would mislead
     budget = choose_budget(options)
 

@@ -10,6 +10,12 @@ The run lies in one folder: config.json, progress.csv (and TensorBoard's files),
 and vecnormalize.pkl, which evaluate.py reads. The same command again goes on from the last checkpoint.
 """
 
+from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+
+if __name__ == "__main__":
+    end_on_signals()
+
+import contextlib
 import importlib.util
 import json
 import sys
@@ -19,29 +25,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
-from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
-from ssm_metarl_gym.agents import SSMPPO, SSMFeaturesExtractor
+from ssm_metarl_gym.agents import SSMFeaturesExtractor
 from ssm_metarl_gym.experiments import runs
-from ssm_metarl_gym.experiments.checks import check_output_folder
-from ssm_metarl_gym.experiments.command_line import option, parse_options
-from ssm_metarl_gym.experiments.logs import make_logger
-from ssm_metarl_gym.experiments.runs import (
-    Stopwatch,
-    check_output,
-    find_checkpoints,
-    find_versions,
-    read_config,
-    write_config,
+from ssm_metarl_gym.experiments.checks import check_device, check_env, check_output_folder, explaining
+from ssm_metarl_gym.experiments.command_line import option, parse_options, refusing
+from ssm_metarl_gym.experiments.logs import load_pending, make_logger
+from ssm_metarl_gym.experiments.saved_agents import find_algorithm
+from ssm_metarl_gym.experiments.sb3_training import (
+    MODEL_FILES,
+    SaveCheckpoints,
+    check_hyperparameters,
+    load_checkpoint,
+    save_agent,
+    staying_finite,
 )
-from ssm_metarl_gym.files import replacing
 from ssm_metarl_gym.wrappers import make_sb3_env
 
 # The algorithm, its policy and what the policy sees.
@@ -54,7 +57,7 @@ POLICIES = {
 }
 PACKAGES = ("ssm-metarl-gym", "gymnasium", "numpy", "sb3-contrib", "stable-baselines3", "torch")
 ROLLOUT_LENGTH = 128
-FILES = ("config.json", "progress.csv", "model.zip", "vecnormalize.pkl")
+FILES = ("config.json", "progress.csv", "checksums.json", *MODEL_FILES)
 # What another run of the same command may change: where it runs and how often it saves.
 FREE_OPTIONS = ("checkpoint_interval", "device", "output")
 # What every config.json of this script has.
@@ -77,6 +80,7 @@ RECIPES = {
     "ssm_metarl/PendulumPolarity-v0": PENDULUM,
     "ssm_metarl/PendulumSwitch-v0": PENDULUM,
     "Pendulum-v1": PENDULUM,
+    "phys2d/Pendulum-v0": PENDULUM,
     "InvertedPendulum-v4": PENDULUM,
     "InvertedPendulum-v5": PENDULUM,
     "InvertedDoublePendulum-v4": PENDULUM,
@@ -98,9 +102,9 @@ class Options:
     output: Path = option(
         Path("output/train_ppo"), "folder of the run", check=partial(check_output_folder, file_names=FILES)
     )
-    num_envs: int = option(64, "environments that are stepped side by side", least=1)
+    num_envs: int = option(64, "environments that are stepped side by side", least=1, below=100_000)
     checkpoint_interval: int = option(50_000, "timesteps between checkpoints at most", least=1)
-    window: int = option(16, "steps that window-ssm reads", least=1)
+    window: int = option(16, "steps that window-ssm reads", least=1, below=100_000)
     hyperparameters: dict[str, Any] = option({}, "arguments of the algorithm that replace those of the recipe, in JSON")
     defaults: bool = option(False, "the algorithm's own defaults instead of the recipe")
     device: str = option("cpu", "PyTorch's name of the device")
@@ -111,8 +115,7 @@ class Options:
             raise ValueError(
                 f"--env-kwargs must leave the split to be 'train'; got {split!r}. The other splits are for evaluate.py."
             )
-        if self.policy == "lstm" and importlib.util.find_spec("sb3_contrib") is None:
-            raise ValueError("--policy lstm needs sb3-contrib. Install it: python -m pip install sb3-contrib")
+        find_algorithm(POLICIES[self.policy][0])  # which may not be installed
 
 
 def algorithm_arguments(options: Options) -> dict[str, Any]:
@@ -154,15 +157,6 @@ def make_algorithm(options: Options, env: VecNormalize) -> OnPolicyAlgorithm:
     return find_algorithm(algorithm)(policy, env, seed=seed, device=options.device, **arguments)
 
 
-def find_algorithm(name: str) -> Any:
-    """The class of an algorithm; sb3-contrib is imported only where it is needed."""
-    if name == "RecurrentPPO":
-        from sb3_contrib import RecurrentPPO
-
-        return RecurrentPPO
-    return {"PPO": PPO, "SSMPPO": SSMPPO}[name]
-
-
 def make_env(options: Options) -> VecNormalize:
     """The environments to train on, with observations and rewards normalised."""
     env = make_sb3_env(
@@ -194,7 +188,7 @@ def make_config(options: Options) -> dict[str, Any]:
         "observation": observation,
         **fixed_options(options),
         "algorithm_arguments": algorithm_arguments(options),
-        "versions": find_versions(PACKAGES),
+        "versions": runs.find_versions(PACKAGES),
     }
 
 
@@ -203,133 +197,86 @@ def fixed_options(options: Options) -> dict[str, Any]:
     return {name: value for name, value in asdict(options).items() if name not in FREE_OPTIONS}
 
 
-class SaveCheckpoints(BaseCallback):
-    """Saves a checkpoint before more timesteps than the interval, or than one rollout, could be lost."""
-
-    def __init__(self, folder: Path, interval: int, stopwatch: Stopwatch, *, talkative: bool) -> None:
-        super().__init__()
-        self._folder, self._interval, self._stopwatch, self._talkative = folder, interval, stopwatch, talkative
-
-    def _on_training_start(self) -> None:
-        self._saved = self.num_timesteps
-
-    def _on_rollout_start(self) -> None:
-        # The update by a rollout ends just before the next one starts.
-        steps, rollout = self.model.num_timesteps, self.model.n_steps * self.model.n_envs
-        if steps == self._saved or steps - self._saved + rollout <= self._interval:
-            return
-        save_checkpoint(self.model, self._folder, self._stopwatch)
-        self._saved = steps
-        if self._talkative:
-            seconds, returns = self._stopwatch.read()["wall_seconds"], [info["r"] for info in self.model.ep_info_buffer]
-            mean = f"mean return {np.mean(returns):.1f}" if returns else "no episode ended yet"
-            print(f"{steps:>9} timesteps, {seconds:7.1f} s, {mean}", flush=True)
-
-    def _on_step(self) -> bool:
-        return True
+def begin_training(options: Options) -> tuple[OnPolicyAlgorithm, runs.Stopwatch]:
+    """The untrained agent, and a watch."""
+    runs.write_config(options.output, make_config(options))
+    return make_algorithm(options, make_env(options)), runs.Stopwatch()
 
 
-def save_checkpoint(model: Any, folder: Path, stopwatch: Stopwatch) -> None:
-    """Save all that is needed to go on."""
-
-    def write(checkpoint: Path) -> None:
-        model.save(checkpoint / "model.zip")
-        model.get_vec_normalize_env().save(checkpoint / "vecnormalize.pkl")
-        (checkpoint / "seconds.json").write_text(json.dumps(stopwatch.read()))
-
-    runs.save_checkpoint(folder, model.num_timesteps, write)
-
-
-def load_checkpoint(options: Options, checkpoint: Path) -> tuple[OnPolicyAlgorithm, Stopwatch]:
-    """The agent as a checkpoint holds it, with its environments, and the seconds that it took."""
-    try:
-        env = VecNormalize.load(str(checkpoint / "vecnormalize.pkl"), make_env(options).venv)
-        algorithm = find_algorithm(POLICIES[options.policy][0])
-        model = algorithm.load(checkpoint / "model.zip", env=env, device=options.device)
-        return model, Stopwatch(**json.loads((checkpoint / "seconds.json").read_text()))
-    except Exception as error:  # a damaged archive or pickle may raise anything
-        raise SystemExit(
-            f"{checkpoint} cannot be loaded: {error}. If the file system damaged it, delete that folder to go on from "
-            "the checkpoint before it."
-        ) from error
+def resume_training(options: Options, checkpoint: Path) -> tuple[OnPolicyAlgorithm, runs.Stopwatch]:
+    """The agent as a checkpoint holds it, and a watch that goes on."""
+    algorithm = find_algorithm(POLICIES[options.policy][0])
+    with explaining(f"{checkpoint} must be whole; to go on from the checkpoint before it, delete that folder"):
+        model, stopwatch = load_checkpoint(algorithm, checkpoint, make_env(options), options.device)
+    model.set_random_seed(stream_seed(options.seed, model.num_timesteps))
+    print(f"goes on from {model.num_timesteps} of {options.timesteps} timesteps", flush=True)
+    return model, stopwatch
 
 
-def train(options: Options) -> None:
-    """Train from the beginning or from the last checkpoint, and save the agent."""
-    checkpoints = find_checkpoints(options.output / "checkpoints")
-    if not checkpoints:
-        model, stopwatch = make_algorithm(options, make_env(options)), Stopwatch()
-    else:
-        model, stopwatch = load_checkpoint(options, checkpoints[-1])
-        model.set_random_seed(stream_seed(options.seed, model.num_timesteps))
-        print(f"goes on from {model.num_timesteps} of {options.timesteps} timesteps", flush=True)
-    model.set_logger(make_logger(options.output, "time/total_timesteps", model.num_timesteps))
+def train(model: OnPolicyAlgorithm, stopwatch: runs.Stopwatch, options: Options) -> None:
+    """Train to the end, with checkpoints on the way."""
     show_bar = sys.stdout.isatty() and importlib.util.find_spec("rich") is not None
+    say = partial(print, flush=True) if not show_bar else lambda _: None
+    callback = SaveCheckpoints(options.output / "checkpoints", options.checkpoint_interval, stopwatch, say)
     try:
         # SB3 counts on from the timesteps of the checkpoint, and so does the schedule of the learning rate.
-        model.learn(
-            options.timesteps - model.num_timesteps,
-            callback=SaveCheckpoints(
-                options.output / "checkpoints", options.checkpoint_interval, stopwatch, talkative=not show_bar
-            ),
-            reset_num_timesteps=not checkpoints,
-            progress_bar=show_bar,
-        )
+        with staying_finite(model):
+            model.learn(
+                options.timesteps - model.num_timesteps,
+                callback=callback,
+                reset_num_timesteps=model.num_timesteps == 0,
+                progress_bar=show_bar,
+            )
     finally:
         model.logger.close()
-    seconds = stopwatch.read()
-    with replacing(options.output / "vecnormalize.pkl") as temporary:
-        model.get_vec_normalize_env().save(temporary)
-    with replacing(options.output / "model.zip") as temporary:
-        model.save(temporary)
-    # Last, because it is what says that the run is finished. The rest is what the run began with, whatever the recipe
-    # and the versions of the session that ends it.
-    config = read_config(options.output, CONFIG_KEY) or make_config(options)
-    write_config(options.output, config | {"finished": True, **seconds})
-    print("{wall_seconds:.1f} s ({cpu_seconds:.1f} s of the processor)".format(**seconds))
 
 
-def check_run(options: Options) -> None:
+def check_agent(options: Options) -> None:
     """Make the agent once, so that whatever is wrong with it is known before anything is written."""
-    check_output(options.output, fixed_options(options), CONFIG_KEY)
-    try:
-        torch.zeros(1, device=options.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device must be a device that PyTorch has; got {options.device!r} ({error}).") from error
-    try:
+    check_device(options.device)
+    check_env(options.env, options.env_kwargs)
+    hyperparameters = dict(options.hyperparameters)
+    with explaining(
+        f"--policy {options.policy} with --hyperparameters {json.dumps(hyperparameters)} cannot be made for "
+        f"{options.env}"
+    ):
+        if isinstance(rates := hyperparameters.get("learning_rate"), list):
+            LinearSchedule(*rates, 1.0)(0.5)
+            del hyperparameters["learning_rate"]
+        check_hyperparameters(find_algorithm(POLICIES[options.policy][0]), hyperparameters)
         env = make_env(options)
-    except (gym.error.Error, ImportError, TypeError, ValueError, AssertionError) as error:
-        raise ValueError(
-            f"--env {options.env} with --env-kwargs {json.dumps(options.env_kwargs)} cannot be made: {error}"
-        ) from error
-    try:
         make_algorithm(options, env)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ValueError(
-            f"--policy {options.policy} with --hyperparameters {json.dumps(options.hyperparameters)} cannot be made "
-            f"for {options.env}: {error}"
-        ) from error
-    finally:
         env.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, or go on training."""
-    options = parse_options(Options, arguments, description=__doc__, check=check_run)
     torch.set_num_threads(1)
-    present = read_config(options.output, CONFIG_KEY)
-    if present is not None and present.get("finished"):
-        print(f"the run in {options.output} is finished: {options.timesteps} timesteps")
-        return
+    options = parse_options(Options, arguments, description=__doc__, check=check_agent)
     options.output.mkdir(parents=True, exist_ok=True)
-    if not find_checkpoints(options.output / "checkpoints"):
-        write_config(options.output, make_config(options))
-    try:
-        train(options)
-    except KeyboardInterrupt:
-        reached = [int(path.name) for path in find_checkpoints(options.output / "checkpoints")] or [0]
-        print(f"\ninterrupted; the same command again goes on from timestep {reached[-1]}", file=sys.stderr)
-        raise SystemExit(130) from None
+    with stoppable(partial(runs.how_to_go_on, options.output, "timestep")), contextlib.ExitStack() as stack:
+        with refusing():
+            # One run at a time: what the folder holds stays as it is from here on.
+            stack.enter_context(runs.lock_run(options.output))
+            runs.check_output(options.output, fixed_options(options), CONFIG_KEY)
+            present = runs.read_config(options.output, CONFIG_KEY)
+            if present is not None and present.get("finished"):
+                print(f"the run in {options.output} is finished: {options.timesteps} timesteps")
+                return
+            # Begin, or go on from the last checkpoint, with the log as it was there.
+            checkpoint = runs.find_whole_checkpoint(options.output / "checkpoints")
+            model, stopwatch = begin_training(options) if checkpoint is None else resume_training(options, checkpoint)
+            model.set_logger(make_logger(options.output, "time/total_timesteps", model.num_timesteps))
+            if checkpoint is not None:
+                load_pending(model.logger, checkpoint)
+        train(model, stopwatch, options)
+        seconds = stopwatch.read()
+        save_agent(model, options.output)
+        # Last, because it is what says that the run is finished. The rest is what the run began with, whatever the
+        # recipe and the versions of the session that ends it.
+        config = runs.read_config(options.output, CONFIG_KEY) or make_config(options)
+        runs.write_config(options.output, config | {"finished": True, **seconds})
+    print("{wall_seconds:.1f} s ({cpu_seconds:.1f} s of the processor)".format(**seconds))
     print(f"the agent is in {options.output}; evaluate it: python scripts/evaluate.py {options.output}")
 
 

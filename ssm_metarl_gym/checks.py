@@ -29,7 +29,8 @@ def check_integer(what: str, value: object, least: int = 1) -> None:
 
 def is_number(value: object) -> bool:
     """Whether ``value`` is a real number, Python's or NumPy's; a bool is none."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+    # The common case first: the test of an abstract class takes three times as long.
+    return isinstance(value, float) or (isinstance(value, Real) and not isinstance(value, bool))
 
 
 def check_number(what: str, value: object, rule: Rule) -> None:

@@ -18,9 +18,22 @@ from typing import Any, BinaryIO, Final
 
 import numpy as np
 
-__all__ = ["check_checksums", "check_zip", "flush", "replacing", "temporary_beside", "write_checksums", "write_json"]
+__all__ = [
+    "check_checksums",
+    "check_zip",
+    "flush",
+    "replacing",
+    "sweep",
+    "temporary_beside",
+    "write_checksums",
+    "write_json",
+]
 
 _CHECKSUMS: Final = "checksums.json"
+# The bit of MS-DOS in the attributes of what an archive holds.
+_IS_FOLDER: Final = 0x10
+# The machine and the process in a name that temporary_beside gives.
+_TEMPORARY: Final = re.compile(r"\..*\.([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}(\..*)?")
 
 
 @contextmanager
@@ -52,19 +65,33 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def temporary_beside(path: Path) -> Path:
     """A hidden name beside ``path`` for what will take its place, which no other call gets.
 
-    What earlier processes of this machine left under such a name, because they were killed, is deleted.
+    What killed processes of this machine left in the folder under such names is deleted.
     """
+    if path.parent.is_dir():
+        sweep(path.parent)
     # The suffix stays the last part of the name, because writers choose the format by it.
-    machine = f"{zlib.crc32(socket.gethostname().encode()):08x}"
-    pattern = re.compile(rf"\.{re.escape(path.stem)}\.{machine}-(\d+)-[0-9a-f]{{8}}{re.escape(path.suffix)}")
-    for leftover in path.parent.glob(".*") if path.parent.is_dir() else ():
-        match = pattern.fullmatch(leftover.name)
-        if match and not _is_alive(int(match[1])):
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
-    return path.with_name(f".{path.stem}.{machine}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+    return path.with_name(f".{path.stem}.{_this_machine()}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+
+
+def sweep(folder: Path, *, other_machines: bool = False) -> None:
+    """Delete what killed processes left in a folder under names that :func:`temporary_beside` gave.
+
+    Args:
+        folder: The folder.
+        other_machines: Whether to delete what is of other machines, too: nobody knows whether these processes live.
+    """
+    for leftover in folder.glob(".*"):
+        match = _TEMPORARY.fullmatch(leftover.name)
+        if match is None or not (other_machines if match[1] != _this_machine() else not _is_alive(int(match[2]))):
+            continue
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def _this_machine() -> str:
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
 
 
 def _is_alive(process: int) -> bool:
@@ -133,11 +160,17 @@ def check_zip(file: str | Path | BinaryIO, name: str | Path) -> None:
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
+            members = archive.infolist()
+            # torch takes what is marked as a folder for one, whatever it is, and reads nothing.
+            folders = (part.filename for part in members if part.external_attr & _IS_FOLDER and not part.is_dir())
+            damaged = archive.testzip() or next(folders, None)
     except OSError:
         raise
     except Exception as error:  # damaged headers trip over whatever comes first
         raise ValueError(f"{name} must be a whole archive; it is damaged, or something else ({error}).") from None
+    # Of half an archive with another archive in it, such as those of Stable-Baselines3, the inner one may be found.
+    if min((part.header_offset for part in members), default=1) > 0:
+        raise ValueError(f"{name} must be a whole archive; a part of it is missing.")
     if damaged is not None:
         raise ValueError(f"{name} must be a whole archive; {damaged!r} in it is damaged.")
 
@@ -161,6 +194,8 @@ def check_checksums(folder: Path) -> bool:
         text = (folder / _CHECKSUMS).read_bytes()
     except FileNotFoundError:
         return False
+    except IsADirectoryError:
+        raise ValueError(f"{folder / _CHECKSUMS} must be a file; it is a folder.") from None
     try:
         expected = json.loads(text)
     except ValueError:

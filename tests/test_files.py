@@ -13,6 +13,7 @@ from ssm_metarl_gym.files import (
     check_checksums,
     check_zip,
     replacing,
+    sweep,
     temporary_beside,
     write_checksums,
     write_json,
@@ -127,11 +128,16 @@ class TestTemporaryNames:
         killed = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)  # noqa: S603
         left = path.with_name(killed.stdout.strip())
         assert left.read_text() == "half"
-        others = [f".{path.stem}{path.suffix}", f".other{left.name}", f"x{left.name}"]
-        for name in others:
+        machine, process, token = left.suffixes[-2].removeprefix(".").split("-")
+        elsewhere = f".{path.stem}.{int(machine, 16) ^ 1:08x}-{process}-{token}{path.suffix}"
+        others = [f".{path.stem}{path.suffix}", f"x{left.name}", f".{path.stem}.{process}{path.suffix}"]
+        for name in [elsewhere, *others]:
             (path.parent / name).write_text("mine")
+        (path.parent / f".folder.{machine}-{process}-{token}").mkdir()
         with replacing(path) as temporary:
             temporary.write_text("new")
+        assert contents(path.parent).keys() == {path.name, own.name, elsewhere, *others}
+        sweep(path.parent, other_machines=True)
         assert contents(path.parent).keys() == {path.name, own.name, *others}
 
 
@@ -168,10 +174,25 @@ class TestCheckZip:
             with pytest.raises(ValueError, match="the model must be a whole archive; 'one' in it is damaged"):
                 check_zip(io.BytesIO(damaged), "the model")
 
+    def test_so_is_a_file_that_is_marked_as_a_folder(self, archive):
+        damaged = bytearray(archive)
+        damaged[archive.index(b"PK\x01\x02") + 38] |= 0x10
+        with pytest.raises(ValueError, match="the model must be a whole archive; 'one' in it is damaged"):
+            check_zip(io.BytesIO(damaged), "the model")
+
     @pytest.mark.parametrize("length", [0, 1, 50, 300, -1])
     def test_a_part_of_one_is_refused(self, archive, length):
         with pytest.raises(ValueError, match="the model must be a whole archive; it is damaged, or something else"):
             check_zip(io.BytesIO(archive[:length]), "the model")
+
+    def test_a_part_of_one_that_holds_another_is_refused(self, archive):
+        outer = io.BytesIO()
+        with zipfile.ZipFile(outer, "w") as file:
+            file.writestr("inner.zip", archive)
+            file.writestr("more", b"more" * 100)
+        check_zip(outer, "the model")
+        with pytest.raises(ValueError, match="the model must be a whole archive; a part of it is missing"):
+            check_zip(io.BytesIO(outer.getvalue()[:-300]), "the model")
 
     def test_a_missing_one_is_missing(self, tmp_path):
         with pytest.raises(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""What stands between an environment and an agent: history, the last transition and online adaptation."""
+"""What stands between an environment and an agent: history, the last transition, online adaptation, and SB3."""
 
 if __name__ != "ssm_metarl_gym.wrappers":
     # The folder is also importable as a top-level `wrappers`, which would make a second copy of every class.

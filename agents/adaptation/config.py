@@ -1,12 +1,31 @@
 """The bounds of adaptation at test time, and what an adapter says that it did."""
 
 import math
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from numbers import Integral
+from typing import Any, Final
 
-from ssm_metarl_gym.checks import is_number
+from ssm_metarl_gym.checks import Rule, check_fields, is_number
 
-__all__ = ["AdaptationConfig", "AdapterStats"]
+__all__ = ["AdaptationConfig", "AdapterStats", "parse_stats"]
+
+_LARGEST: Final = sys.float_info.max  # an integer may be larger
+_RULES: Final[Mapping[str, Rule]] = {
+    "lr": ("a finite number >= 0", lambda value: 0.0 <= value <= _LARGEST),
+    "grad_clip_norm": (
+        "a number > 0 (inf for no clipping)",
+        lambda value: 0.0 < value <= _LARGEST or value == math.inf,
+    ),
+    "trust_region_eps": (
+        "a number >= 0 (0 freezes the weights, inf is no bound)",
+        lambda value: 0.0 <= value <= _LARGEST or value == math.inf,
+    ),
+    "ema_decay": ("a number in [0, 1)", lambda value: 0.0 <= value < 1.0),
+    "entropy_weight": ("a finite number", lambda value: abs(value) <= _LARGEST),
+    "max_steps_per_call": ("an int >= 1", lambda value: isinstance(value, Integral) and int(value) >= 1),
+}
 
 
 @dataclass(frozen=True)
@@ -36,21 +55,11 @@ class AdaptationConfig:
     max_steps_per_call: int
 
     def __post_init__(self) -> None:
-        rules = (
-            ("lr", "a finite number >= 0", lambda value: 0.0 <= value < math.inf),
-            ("grad_clip_norm", "a number > 0 (inf for no clipping)", lambda value: value > 0.0),
-            ("trust_region_eps", "a number >= 0 (0 freezes the weights, inf is no bound)", lambda value: value >= 0.0),
-            ("ema_decay", "a number in [0, 1)", lambda value: 0.0 <= value < 1.0),
-            ("entropy_weight", "a finite number", math.isfinite),
-            ("max_steps_per_call", "an int >= 1", lambda value: isinstance(value, Integral) and int(value) >= 1),
-        )
-        broken = [
-            f"{name} must be {rule}; got {getattr(self, name)!r}."
-            for name, rule, holds in rules
-            if not is_number(getattr(self, name)) or not holds(getattr(self, name))
-        ]
-        if broken:
-            raise ValueError(" ".join(broken))
+        check_fields(self, _RULES)
+        # As numbers of Python: torch refuses NumPy's where it takes a flag.
+        for name in _RULES:
+            convert = int if name == "max_steps_per_call" else float
+            object.__setattr__(self, name, convert(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -82,3 +91,24 @@ class AdapterStats:
     loss_variance: float = 0.0
     distance: float = 0.0
     covariance_resets: int = 0
+
+
+def parse_stats(stored: Mapping[str, Any]) -> AdapterStats:
+    """Statistics as they were saved.
+
+    Raises:
+        ValueError: A field is missing, unknown, or holds what no adapter says.
+    """
+    if set(stored) != {field.name for field in fields(AdapterStats)}:
+        raise ValueError(f"the statistics are {sorted(map(str, stored))}")
+    counts = [stored[field.name] for field in fields(AdapterStats) if field.type is int]
+    numbers = [stored[field.name] for field in fields(AdapterStats) if field.type is float]
+    if (
+        not all(isinstance(count, int) and is_number(count) and count >= 0 for count in counts)
+        or not all(isinstance(number, float) for number in numbers)
+        or math.isinf(stored["loss_mean"])
+        or not 0.0 <= stored["loss_variance"] < math.inf
+        or not stored["distance"] >= 0.0
+    ):
+        raise ValueError(f"the statistics are {dict(stored)}")
+    return AdapterStats(**stored)

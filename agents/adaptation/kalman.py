@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ssm_metarl_gym.agents.adaptation.recursive import FilterState, RecursiveAdapter
-from ssm_metarl_gym.checks import Rule
+from ssm_metarl_gym.checks import Rule, check_fields
 
 __all__ = [
     "FilteredModel",
@@ -113,18 +113,20 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         self.noise_scale = noise_scale
         self.surprise = surprise
         _check_model(model)
-        super().__init__(model, _RULES, trust_region_eps=trust_region_eps, ema_decay=ema_decay)
+        check_fields(self, _RULES)
+        super().__init__(model, trust_region_eps=trust_region_eps, ema_decay=ema_decay)
         if process_noise > prior_variance:
             raise ValueError(f"process_noise must be at most prior_variance ({prior_variance}); got {process_noise}.")
 
     @property
     def variance(self) -> dict[str, Tensor]:
         """How uncertain each weight is, by the names of the parameters."""
-        return self._state.by_name(self._filter.covariance[0].diagonal())
+        rows = self._by_name(self._filter.covariance.diagonal(dim1=-2, dim2=-1))
+        return {name: row[0].clone() for name, row in rows.items()}
 
     def initial_state(self, num_rows: int = 1) -> KalmanState:
         """The prior, in each of ``num_rows`` rows."""
-        mean = self._ball.source.double().expand(num_rows, -1)
+        mean = self._region.source.double().expand(num_rows, -1)
         return KalmanState(
             counts=self._no_counts(num_rows),
             mean=mean,
@@ -146,9 +148,9 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         noise = self.noise_scale * model.residual_variance.double()  # D
         # Predict: the parameters may have moved since the last transition.
         mean, covariance = kalman_predict(
-            state.mean, state.covariance, self._ball.source.double(), self.prior_variance, self.process_noise
+            state.mean, state.covariance, self._region.source.double(), self.prior_variance, self.process_noise
         )
-        prediction, jacobian = model.linearise(states_t, mean.to(self._ball.source.dtype))
+        prediction, jacobian = model.linearise(states_t, mean.to(self._region.source.dtype))
         if targets_t.shape != prediction.shape:
             raise ValueError(
                 f"the targets must have the shape {tuple(prediction.shape)}; got {tuple(targets_t.shape)}."
@@ -169,10 +171,10 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
             noise = noise * (size / self.surprise).clamp(min=1.0)[:, None]  # B D
             whitened = whiten(covariance, innovation, jacobian, noise)
         mean, covariance = kalman_update(mean, covariance, whitened)
-        offset, beyond = self._ball.project(mean - self._ball.source)
+        offset, beyond = self._project(mean - self._region.source)
         return replace(
             state,
-            mean=self._ball.source + offset,
+            mean=self._region.source + offset,
             covariance=covariance,
             innovation=size,
             surprised=surprising & ~changed,
@@ -184,7 +186,7 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         return state.mean
 
     def _prior_covariance(self) -> Tensor:
-        source = self._ball.source
+        source = self._region.source
         variances = torch.full_like(source, self.prior_variance, dtype=torch.float64)
         return torch.diag(variances)
 

@@ -1,30 +1,21 @@
-"""What adapters in closed form share: evidence that counts once, rows that are undone alone, and statistics."""
+"""What adapters in closed form share: evidence that counts once, and rows that are undone alone."""
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ssm_metarl_gym.agents.adaptation.batches import finite_rows, num_shared_rows, parse_batch, row_bytes
-from ssm_metarl_gym.agents.adaptation.bounds import TrustRegion, track_loss
-from ssm_metarl_gym.agents.adaptation.config import AdapterStats
-from ssm_metarl_gym.agents.adaptation.module_state import ModuleSnapshot, ModuleState
-from ssm_metarl_gym.agents.losses import checked_loss
-from ssm_metarl_gym.checks import Rule, check_fields
+from ssm_metarl_gym.agents.adaptation.adapter import Adapter, _Snapshot
+from ssm_metarl_gym.agents.adaptation.batch import finite_rows, num_shared_rows, row_bytes
+from ssm_metarl_gym.agents.adaptation.bounds import pull_back
+from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig
 
 __all__ = ["FilterState", "RecursiveAdapter"]
-
-# What the options that all of them have must be.
-_RULES: Final[dict[str, Rule]] = {
-    "trust_region_eps": ("a number >= 0 (0 freezes the weights, inf is no bound)", lambda value: value >= 0.0),
-    "ema_decay": ("a number in [0, 1)", lambda value: 0.0 <= value < 1.0),
-}
-
 
 # What is counted, by its name in the statistics.
 _COUNTS: Final = ("steps", "rejected_steps", "clipped_steps", "projected_steps", "covariance_resets")
@@ -42,12 +33,12 @@ class FilterState:
 
     counts: Tensor
 
-    def where(self, rows: Tensor, other: "Self") -> "Self":
+    def where(self, rows: Tensor, other: Self) -> Self:
         """These rows where ``rows`` ``Bool[B]`` is true, those of ``other`` elsewhere."""
         pairs = {field.name: (getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
         return replace(self, **{name: torch.where(_beside(rows, one), one, two) for name, (one, two) in pairs.items()})
 
-    def counted(self, **events: Tensor) -> "Self":
+    def counted(self, **events: Tensor) -> Self:
         """The same with events counted, ``Bool[B]`` each, by their names in :class:`AdapterStats`."""
         happened = [events.get(name, torch.zeros_like(self.counts[:, 0])) for name in _COUNTS]
         return replace(self, counts=self.counts + torch.stack(happened, dim=1))
@@ -57,53 +48,43 @@ State = TypeVar("State", bound=FilterState)
 
 
 @dataclass(frozen=True)
-class _Snapshot(Generic[State]):
-    """All that ``adapt`` changes.
+class _Known(Generic[State]):
+    """What an adapter knows beside the weights.
 
     Attributes:
-        module: The weights and the buffers of the model.
-        filter: What the filter knows, one row.
+        filter: One row.
         last_rows: The bits of the rows of the last batch, ``UInt8[N bytes]``.
-        stats: The statistics.
     """
 
-    module: ModuleSnapshot
     filter: State
     last_rows: Tensor
-    stats: AdapterStats
 
 
-class RecursiveAdapter(ABC, Generic[State]):
+@dataclass(frozen=True)
+class _FilterSnapshot(_Snapshot, Generic[State]):
+    """All that ``adapt`` changes, where there is more than the prior."""
+
+    known: _Known[State]
+
+
+class RecursiveAdapter(Adapter, Generic[State]):
     """An adapter that takes in one transition after the other, each once, by a formula instead of gradient steps.
 
-    It has the surface of :class:`Adapter`. Beside it, :meth:`initial_state` and :meth:`update` are the same arithmetic
-    for many rows, each with weights of its own: they leave the model and the adapter alone.
+    :meth:`initial_state` and :meth:`update` are the same arithmetic for many rows, each with weights of its own: they
+    leave the model and the adapter alone.
 
     Args:
         model: The module to adapt, in place. Two adapters must not share it.
-        rules: What the options of the subclass must be, which are its attributes by now.
         trust_region_eps: See :class:`AdaptationConfig`.
-        ema_decay: Decay of the running loss statistics.
+        ema_decay: See :class:`AdaptationConfig`.
     """
 
-    def __init__(
-        self, model: nn.Module, rules: Mapping[str, Rule], *, trust_region_eps: float, ema_decay: float
-    ) -> None:
-        self.trust_region_eps = trust_region_eps
-        self.ema_decay = ema_decay
-        check_fields(self, {**rules, **_RULES})
-        self.model = model
-        self._state = ModuleState(model)
-        self._stats = AdapterStats()
-        self._last_rows = torch.empty(0, 0, dtype=torch.uint8, device=self._state.parameters[0].device)
-        self._before_call: _Snapshot[State] | None = None
-        self._set_source(self._state.snapshot())
-        self._filter = self.initial_state()
-
-    @property
-    def stats(self) -> AdapterStats:
-        """What was done since construction or the last :meth:`reset`."""
-        return self._stats
+    def __init__(self, model: nn.Module, *, trust_region_eps: float, ema_decay: float) -> None:
+        self._known: _Known[State] | None = None  # the prior
+        super().__init__(model, AdaptationConfig(0.0, math.inf, trust_region_eps, ema_decay, 0.0, 1))
+        for name, parameter in zip(self._weights.names, self._weights.parameters, strict=True):
+            if parameter.is_complex():
+                raise ValueError(f"the parameters must be real for {type(self).__name__}; {name} is complex.")
 
     @abstractmethod
     def initial_state(self, num_rows: int = 1) -> State:
@@ -125,11 +106,10 @@ class RecursiveAdapter(ABC, Generic[State]):
         finite = finite_rows(states_t, targets_t)
         if not finite.all():
             # What is left out is computed on zeros, which are finite, and dropped.
-            states_t, targets_t = (
-                torch.where(_beside(finite, column), column, 0.0) for column in (states_t, targets_t)
-            )
+            states_t = torch.where(_beside(finite, states_t), states_t, 0.0)
+            targets_t = torch.where(_beside(finite, targets_t), targets_t, 0.0)
         candidate = self._absorb(state, states_t, targets_t)
-        accepted = finite & finite_rows(self._flat_weights(candidate))
+        accepted = finite & self._can_be_held(self._flat_weights(candidate))
         if counted is not None:
             accepted = accepted & counted
         if accepted.all():
@@ -139,7 +119,9 @@ class RecursiveAdapter(ABC, Generic[State]):
 
     def weights(self, state: State) -> dict[str, Tensor]:
         """The weights of each row by the names of the parameters, ``{name: Float[B ...]}``."""
-        return self._state.rows_by_name(self._flat_weights(state))
+        named = self._by_name(self._flat_weights(state))
+        types = {name: own.dtype for name, own in zip(self._weights.names, self._weights.parameters, strict=True)}
+        return {name: rows.to(types[name]) for name, rows in named.items()}
 
     @abstractmethod
     def with_prior_covariance(self, state: State) -> State:
@@ -147,8 +129,9 @@ class RecursiveAdapter(ABC, Generic[State]):
 
     def reset_covariance(self) -> None:
         """Keep the weights, and be as uncertain about them as before any transition (covariance resetting)."""
-        self._filter = self.with_prior_covariance(self._filter)
-        self._stats = self._with_counts(self._stats)
+        self._state.check()
+        self._known = _Known(self.with_prior_covariance(self._filter), self._last_rows)
+        self._stats = replace(self._stats, **self._counts())
 
     def adapt(self, loss_fn: Callable[[Any, Tensor], Tensor], batch_dict: Mapping[str, Tensor]) -> float:
         """Take in the rows of a batch, oldest first.
@@ -167,72 +150,31 @@ class RecursiveAdapter(ABC, Generic[State]):
             The loss over the rows that are finite, with the weights after the call; nan where there are none.
 
         Raises:
-            ValueError: The batch lacks a key, holds something else than tensors, or has two lengths.
+            ValueError: As :meth:`Adapter.adapt`.
         """
-        states, targets = parse_batch(batch_dict)
-        before_call = self._before_call = self._snapshot()
-        empty = len(states) == 0
-        self._stats = replace(self._stats, calls=self._stats.calls + 1, empty_calls=self._stats.empty_calls + empty)
-        if empty:
-            return math.nan
-        with torch.inference_mode(False), torch.no_grad(), self._state.frozen_behaviour():
-            try:
-                return self._take_batch(loss_fn, states.detach(), targets.detach())
-            except BaseException:
-                self._restore(before_call)
-                raise
-
-    def reset(self) -> None:
-        """Go back to the source: weights, buffers, what is known and statistics are those of construction."""
-        source, last_rows = self._source, self._last_rows[:0]
-        self._restore(_Snapshot(source, self.initial_state(), last_rows, AdapterStats()))
-        self._before_call = None
-
-    def rollback(self) -> None:
-        """Undo the last call of :meth:`adapt`.
-
-        Raises:
-            RuntimeError: There is no call to undo: one call can be undone once.
-        """
-        if self._before_call is None:
-            raise RuntimeError("rollback() undoes the last call of adapt(), once; there is none to undo.")
-        self._restore(self._before_call)
-        self._before_call = None
+        return super().adapt(loss_fn, batch_dict)
 
     def state_dict(self) -> dict[str, Any]:
         """All that :meth:`load_state_dict` needs to go on as if nothing had happened: tensors and plain numbers."""
-        current, source = self._snapshot(), self._source
-        return {
-            "weights": self._state.by_name(current.module.weights),
-            "source_weights": self._state.by_name(source.weights),
-            "buffers": current.module.buffers,
-            "source_buffers": [buffer.clone() for buffer in source.buffers],
-            "filter": {name: tensor.clone() for name, tensor in vars(current.filter).items()},
-            "last_rows": current.last_rows.clone(),
-            "stats": asdict(current.stats),
-        }
+        known = {name: tensor.clone() for name, tensor in vars(self._filter).items()}
+        return super().state_dict() | {"filter": known, "last_rows": self._last_rows.clone()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over the weights, source, knowledge and statistics of another adapter of the same kind and model.
 
         Raises:
-            ValueError: The state is of another model or another kind of adapter; this adapter is as it was.
+            ValueError: The state is of another model or another kind of adapter, holds something that is not finite, or
+                weights outside the trust region. This adapter is as it was.
         """
         try:
-            weights, source = (self._state.parse_weights(state_dict[key]) for key in ("weights", "source_weights"))
-            buffers, source_buffers = (
-                self._state.parse_buffers(state_dict[key]) for key in ("buffers", "source_buffers")
-            )
-            known = self._parse_filter(state_dict["filter"])
             last_rows = state_dict["last_rows"].to(self._last_rows, copy=True)
-            stats = AdapterStats(**state_dict["stats"])
+            known = _Known(self._parse_filter(state_dict["filter"]), last_rows)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"the state must be of an adapter of the same kind and model; got one that differs: {error}."
             ) from None
-        self._set_source(ModuleSnapshot(source, source_buffers))
-        self._restore(_Snapshot(ModuleSnapshot(weights, buffers), known, last_rows, stats))
-        self._before_call = None
+        super().load_state_dict(state_dict)
+        self._known = known
 
     @abstractmethod
     def _absorb(self, state: State, states_t: Tensor, targets_t: Tensor) -> State:
@@ -242,34 +184,73 @@ class RecursiveAdapter(ABC, Generic[State]):
     def _flat_weights(self, state: State) -> Tensor:
         """The weights of each row as one vector, ``Float64[B W]``."""
 
+    @property
+    def _filter(self) -> State:
+        return self.initial_state() if self._known is None else self._known.filter
+
+    @property
+    def _last_rows(self) -> Tensor:
+        nothing = torch.empty(0, 0, dtype=torch.uint8, device=self._region.source.device)
+        return nothing if self._known is None else self._known.last_rows
+
+    def _by_name(self, rows: Tensor) -> dict[str, Tensor]:
+        """Vectors of numbers, one for each weight, by the names of the parameters: ``[B W]`` -> ``{name: [B ...]}``."""
+        names, parameters = self._weights.names, self._weights.parameters
+        parts = zip(names, parameters, rows.split([own.numel() for own in parameters], dim=1), strict=True)
+        return {name: part.unflatten(1, own.shape) for name, own, part in parts}
+
     def _no_counts(self, num_rows: int) -> Tensor:
         """The counts of new rows."""
-        return torch.zeros(num_rows, len(_COUNTS), dtype=torch.int64, device=self._ball.source.device)
+        return torch.zeros(num_rows, len(_COUNTS), dtype=torch.int64, device=self._region.source.device)
 
-    def _take_batch(self, loss_fn: Callable[[Any, Tensor], Tensor], states: Tensor, targets: Tensor) -> float:
+    def _project(self, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        """Offsets from the source ``Float[B W]`` within the trust region, and which were outside, ``Bool[B]``."""
+        distances = torch.linalg.vector_norm(offsets, dim=-1, keepdim=True)  # B 1
+        outside = distances > self._region.radius
+        return torch.where(outside, pull_back(offsets, distances, self._region), offsets), outside[:, 0]
+
+    def _can_be_held(self, weights: Tensor) -> Tensor:
+        """Whether the parameters could hold weights ``Float64[B W]`` as finite numbers, ``Bool[B]``."""
+        narrowest = min((one.dtype for one in self._weights.parameters), key=lambda dtype: torch.finfo(dtype).max)
+        return finite_rows(weights.to(narrowest))
+
+    def _descend(
+        self, loss_fn: Callable[[Any, Tensor], Tensor], states: Tensor, targets: Tensor, before_call: _Snapshot
+    ) -> float:
+        """Take in the rows that are new, and put what happened into the statistics."""
         finite = finite_rows(states, targets)
-        first_loss = self._loss(loss_fn, states[finite], targets[finite])
+        first_loss = self._measure(loss_fn, states[finite], targets[finite])
+        # Take in what was not in the last batch.
         rows = row_bytes(states, targets)
-        num_seen = num_shared_rows(self._last_rows, rows)
-        self._last_rows = rows
-        for t in range(num_seen, len(states)):
-            self._filter = self.update(self._filter, states[t : t + 1], targets[t : t + 1])
-            # At once, because a model that is not linear is linearised at its own weights.
-            self._state.set_weights(self._flat_weights(self._filter)[0])
-        stats = self._with_counts(self._stats)
-        self._stats = stats if math.isnan(first_loss) else track_loss(stats, first_loss, self.ema_decay)
-        return self._loss(loss_fn, states[finite], targets[finite])
+        known = self._filter
+        for t in range(num_shared_rows(self._last_rows, rows), len(states)):
+            known = self.update(known, states[t : t + 1], targets[t : t + 1])
+        self._known = _Known(known, rows)
+        # Round the weights once, when they are written.
+        with torch.no_grad():
+            weights = self._flat_weights(known)[0].to(self._weights.dtype)
+            held = self._held(weights)
+            self._weights.write(weights, weights if held is None else held)
+        self._averaged = torch.lerp(weights, self._averaged, self.cfg.ema_decay)
+        # Tell what happened.
+        changes: dict[str, Any] = {"calls": self._stats.calls + 1, **self._counts()}
+        distance = float(torch.linalg.vector_norm(weights - self._region.source))
+        # Away from a source of zeros, any distance is infinitely many times its norm.
+        relative = distance / self._region.norm if self._region.norm else math.inf
+        changes["distance"] = relative if distance else 0.0
+        if not math.isnan(first_loss):
+            changes["loss_mean"], changes["loss_variance"] = self._loss_moments(first_loss)
+        self._stats = replace(self._stats, **changes)
+        return self._measure(loss_fn, states[finite], targets[finite])
 
-    def _loss(self, loss_fn: Callable[[Any, Tensor], Tensor], states: Tensor, targets: Tensor) -> float:
+    def _measure(self, loss_fn: Callable[[Any, Tensor], Tensor], states: Tensor, targets: Tensor) -> float:
+        """The loss, nan where there are no rows or it is not finite."""
         if not len(states):
             return math.nan
-        loss = float(checked_loss(loss_fn, self.model(states), targets))
-        return loss if math.isfinite(loss) else math.nan
+        return self._evaluate(loss_fn, states, targets, with_gradient=False)[0]
 
-    def _with_counts(self, stats: AdapterStats) -> AdapterStats:
-        """The statistics with the counts of the filter, and the distance from the source."""
-        counts = dict(zip(_COUNTS, self._filter.counts[0].tolist(), strict=True))
-        return replace(stats, **counts, distance=self._ball.relative_distance(self._state.weights()))
+    def _counts(self) -> dict[str, int]:
+        return dict(zip(_COUNTS, self._filter.counts[0].tolist(), strict=True))
 
     def _parse_filter(self, stored: Mapping[str, Tensor]) -> State:
         own = vars(self._filter)
@@ -278,21 +259,17 @@ class RecursiveAdapter(ABC, Generic[State]):
         for name, tensor in own.items():
             if stored[name].shape != tensor.shape:
                 raise ValueError(f"{name} has the shape {tuple(stored[name].shape)} instead of {tuple(tensor.shape)}")
+            if not stored[name].isfinite().all():
+                raise ValueError(f"{name} is not finite")
         return replace(self._filter, **{name: stored[name].to(tensor, copy=True) for name, tensor in own.items()})
 
-    def _set_source(self, source: ModuleSnapshot) -> None:
-        """Make the ball around the source, and the state that :meth:`reset` goes back to."""
-        self._source = source
-        self._ball = TrustRegion(source.weights, self.trust_region_eps)
+    def _snapshot(self) -> _Snapshot:
+        plain = super()._snapshot()
+        return plain if self._known is None else _FilterSnapshot(**vars(plain), known=self._known)
 
-    def _snapshot(self) -> _Snapshot[State]:
-        return _Snapshot(self._state.snapshot(), self._filter, self._last_rows, self._stats)
-
-    def _restore(self, snapshot: _Snapshot[State]) -> None:
-        self._state.restore(snapshot.module)
-        self._filter = snapshot.filter
-        self._last_rows = snapshot.last_rows
-        self._stats = snapshot.stats
+    def _restore(self, snapshot: _Snapshot) -> None:
+        super()._restore(snapshot)
+        self._known = snapshot.known if isinstance(snapshot, _FilterSnapshot) else None
 
 
 def _beside(rows: Tensor, column: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ssm_metarl_gym.agents.adaptation.recursive import FilterState, RecursiveAdapter
-from ssm_metarl_gym.checks import Rule
+from ssm_metarl_gym.checks import Rule, check_fields
 
 __all__ = ["LeastSquaresState", "RecursiveLeastSquares", "add_evidence", "solve_ridge"]
 
@@ -84,11 +84,12 @@ class RecursiveLeastSquares(RecursiveAdapter[LeastSquaresState]):
         self.forgetting = forgetting
         self.ridge = ridge
         self._head = _find_head(model)
-        super().__init__(model, _RULES, trust_region_eps=trust_region_eps, ema_decay=ema_decay)
+        check_fields(self, _RULES)
+        super().__init__(model, trust_region_eps=trust_region_eps, ema_decay=ema_decay)
 
     def initial_state(self, num_rows: int = 1) -> LeastSquaresState:
         """What is known before any transition, in each of ``num_rows`` rows."""
-        source = self._as_matrix(self._ball.source)  # F D
+        source = self._as_matrix(self._region.source)  # F D
         num_features, num_targets = source.shape
         centre = source.expand(num_rows, -1, -1)
         return LeastSquaresState(
@@ -116,8 +117,8 @@ class RecursiveLeastSquares(RecursiveAdapter[LeastSquaresState]):
             state.information, state.moment, state.centre, x_t, targets_t.double(), self.forgetting
         )
         weights = solve_ridge(information, moment, state.centre, self.ridge)
-        source = self._as_matrix(self._ball.source)
-        offset, beyond = self._ball.project((weights - source).flatten(1))
+        source = self._as_matrix(self._region.source)
+        offset, beyond = self._project((weights - source).flatten(1))
         weights = source + offset.view_as(weights)
         return replace(state, information=information, moment=moment, weights=weights).counted(
             steps=torch.ones_like(beyond), projected_steps=beyond

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class InnerLoop:
 
     Raises:
         ValueError: ``inner_lr`` is not finite and positive, ``grad_clip_norm`` not positive, ``learned_rates`` is
-            unknown, or there is nothing to adapt.
+            unknown, there is nothing to adapt, or the model is none or changes its weights by itself.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class InnerLoop:
         num_steps: int = 1,
         grad_clip_norm: float = math.inf,
     ) -> None:
+        _check_model(model)
         if not (math.isfinite(inner_lr) and inner_lr > 0.0):
             raise ValueError(f"inner_lr must be finite and > 0; got {inner_lr!r}.")
         if not grad_clip_norm > 0.0:
@@ -77,7 +78,11 @@ class InnerLoop:
                 f"adapts must be a function from a parameter's name to whether it adapts; got {adapts!r}. Use "
                 "lambda name: name.startswith(...)."
             )
-        self.trained = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+        self._parameters = _trainable(model)
+        for name, parameter in self._parameters.items():
+            if nn.parameter.is_lazy(parameter):
+                raise ValueError(f"a parameter must have a shape; got {name}, which has none yet. Call the model once.")
+        self.trained = tuple(self._parameters)
         self.adapted = tuple(name for name in self.trained if adapts is None or adapts(name))
         if not self.adapted:
             raise ValueError(
@@ -94,6 +99,20 @@ class InnerLoop:
                     # Of a complex weight, too, the step size is a real number.
                     rate = torch.full(shape, math.log(inner_lr), dtype=weight.dtype.to_real(), device=weight.device)
                     self.rates[name] = rate.requires_grad_()
+
+    def check_parameters(self) -> None:
+        """Check that the model still has the parameters that this object was made for: no others are trained.
+
+        Raises:
+            ValueError: One of them was replaced, frozen or unfrozen, or there is another one.
+        """
+        now = _trainable(self.model)
+        changed = [name for name in {**self._parameters, **now} if now.get(name) is not self._parameters.get(name)]
+        if changed:
+            raise ValueError(
+                "the model must have the parameters that it had when its training began, frozen or not; "
+                f"since then these were replaced, added or (un)frozen: {changed}. Make a new MetaMAML, or trainer."
+            )
 
     def weights(self) -> Weights:
         """All parameters that require a gradient, as they are now."""
@@ -130,7 +149,7 @@ class InnerLoop:
             The weights after it.
 
         Raises:
-            ValueError: Step sizes are learned, and the model is no longer on their device.
+            ValueError: Step sizes are learned, and the model is no longer on their device; or a gradient is sparse.
         """
         adapted = {name: weights[name] for name in self.adapted}
         if self.first_order:
@@ -140,6 +159,9 @@ class InnerLoop:
             return loss_fn(weights | adapted)
 
         gradients = grad(loss_of)(adapted) if functional else _gradients(loss_of, adapted, not self.first_order)
+        sparse = [name for name, gradient in gradients.items() if gradient.is_sparse]
+        if sparse:
+            raise ValueError(f"gradients must be dense; got sparse ones of {sparse}. Use sparse=False.")
         if self.first_order:
             gradients = {name: gradient.detach() for name, gradient in gradients.items()}
         gradients = self._clipped(gradients)
@@ -159,6 +181,34 @@ class InnerLoop:
         # The square root of the bound has no infinite slope where the gradient is zero.
         factor = self.grad_clip_norm / square.clamp(min=self.grad_clip_norm**2).sqrt()
         return {name: factor * gradient for name, gradient in gradients.items()}
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that require a gradient."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _check_model(model: Any) -> None:
+    """A model must be a module whose weights are there, and change by steps along dense gradients alone."""
+    if isinstance(model, type):
+        raise ValueError(
+            f"the model must be a torch.nn.Module; got the class {model.__name__}. Make an instance of it."
+        )
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the model must be a torch.nn.Module; got {model!r}. Call a function in the forward of one.")
+    for name, module in model.named_modules():
+        if isinstance(module, (torch.jit.ScriptModule, nn.DataParallel)):
+            raise ValueError(
+                f"a model must be of plain modules; got {type(module).__name__} {name!r}, which takes no other weights "
+                "than its own. Use the module that it was made of."
+            )
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.weight.requires_grad:
+            for option, value in (("sparse", False), ("max_norm", None)):
+                if (found := getattr(module, option)) != value:
+                    raise ValueError(
+                        f"a trained embedding must have {option}={value}; got {found} in {type(module).__name__} "
+                        f"{name!r}. Make it without {option}, or freeze it."
+                    )
 
 
 def _gradients(loss_of: Callable[[Weights], Tensor], weights: Weights, create_graph: bool) -> Weights:

@@ -1,19 +1,19 @@
 """Model-agnostic meta-learning (MAML) for any module, and what descends from it."""
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from ssm_metarl_gym.agents.meta_learning.distributed import sum_over_processes
+from ssm_metarl_gym.agents.meta_learning.autograd_limits import differentiable
+from ssm_metarl_gym.agents.meta_learning.buffers import average_buffers
 from ssm_metarl_gym.agents.meta_learning.inner_loop import InnerLoop, LearnedRates, Weights
 from ssm_metarl_gym.agents.meta_learning.outer_loop import OuterLoop
 from ssm_metarl_gym.agents.meta_learning.task_losses import BatchedTasks, QueryLosses, ReptileLoss, TaskLoss
-from ssm_metarl_gym.agents.meta_learning.tasks import Inputs, LossFunction, MetaTask, TaskSet, as_inputs, check_set
+from ssm_metarl_gym.agents.meta_learning.tasks import Inputs, LossFunction, MetaTask, TaskSet, check_set, check_tasks
+from ssm_metarl_gym.agents.stateless import StatelessModule, attributes_kept, copy_module
 from ssm_metarl_gym.checks import check_choice, check_integer
 
 __all__ = ["LossFunction", "MetaMAML", "MetaTask"]
@@ -38,12 +38,12 @@ class MetaMAML:
     layers in sequence. Tasks may differ in their numbers of rows: they are padded, and the padding masked, where the
     loss is one of torch's elementwise ones (the rows of a batch must then not depend on each other, as they do in
     attention over rows), else those of equal shapes are computed together. Modules that vmap refuses or gets wrong
-    (``nn.LSTM``, ``nn.LayerNorm`` in second order, batch normalisation in training) have their tasks computed one after
-    the other, which is logged once. The result is the same.
+    (``nn.LSTM``, ``nn.LayerNorm`` in second order, batch normalisation in training, embeddings with padding) have their
+    tasks computed one after the other, which is logged once. The result is the same.
 
     A task whose loss or gradient is not finite is left out, logged and counted. Frozen parameters
-    (``requires_grad=False``) stay as they are. Every task begins with the model's buffers; after an outer step these
-    are the mean of what the tasks made of them.
+    (``requires_grad=False``) stay as they are. Every task begins with the model's buffers and attributes; after an
+    outer step the buffers are the mean of what the tasks made of them, and the attributes are as they were.
 
     Example:
         >>> maml = MetaMAML(nn.Linear(4, 1), inner_lr=0.01, outer_lr=0.001)
@@ -163,29 +163,35 @@ class MetaMAML:
         Args:
             support_x: ``Float[N ...]``, the inputs; a tuple of them for a model that takes several.
             support_y: ``Float[N ...]``, the targets.
-            loss_fn: Takes a prediction and a target, gives a scalar.
+            loss_fn: Takes a prediction and a target, gives a scalar. The attributes of the model are not those of the
+                copy: what a loss needs should be in the prediction.
             num_steps: Number of steps, >= 0.
 
         Raises:
-            ValueError: The support is empty, not finite or of two lengths.
+            ValueError: The support is empty, not finite, of two lengths or nothing that the model takes; or the model
+                has other parameters than at first.
         """
         check_set("support", support_x, support_y)
         check_integer("num_steps", num_steps, least=0)
-        support = TaskSet(as_inputs(support_x), support_y)
-        if not all(torch.isfinite(tensor).all() for tensor in (*support.x, support_y)):
-            raise ValueError("the support must be finite; got NaN or infinity. Drop those rows.")
-        adapted = copy.deepcopy(self.model)
-        inner = self._inner.detached()
-        weights = {name: adapted.get_parameter(name).detach() for name in inner.trained}
+        self._inner.check_parameters()
+        with differentiable(second_order=False):
+            support = TaskSet.of(support_x, support_y)
+            if not all(torch.isfinite(tensor).all() for tensor in (*support.x, support.y)):
+                raise ValueError("the support must be finite; got NaN or infinity. Drop those rows.")
+            adapted = copy_module(self.model)
+            module = StatelessModule(adapted)
+            inner = self._inner.detached()
+            weights = {name: adapted.get_parameter(name).detach() for name in inner.trained}
 
-        def loss_of(weights: Weights) -> Tensor:
-            return support.loss(loss_fn, functional_call(adapted, weights, support.x))
+            def loss_of(weights: Weights) -> Tensor:
+                return support.loss(loss_fn, module.checked(weights, support.x))
 
-        for index in range(num_steps):
-            weights = inner.step(loss_of, weights, index, functional=False)
-        with torch.no_grad():
-            for name in inner.adapted:
-                adapted.get_parameter(name).copy_(weights[name])
+            with attributes_kept(adapted):
+                for index in range(num_steps):
+                    weights = inner.step(loss_of, weights, index, functional=False)
+            with torch.no_grad():
+                for name in inner.adapted:
+                    adapted.get_parameter(name).copy_(weights[name])
         return adapted
 
     def meta_update(self, tasks: Sequence[MetaTask], loss_fn: LossFunction) -> float:
@@ -200,12 +206,14 @@ class MetaMAML:
             ``multi_step_updates``, weighted over the inner steps).
 
         Raises:
-            ValueError: A set is empty or of two lengths.
+            ValueError: A set is empty, of two lengths or nothing that the model takes; or the model has other
+                parameters than at first.
             FloatingPointError: No task has a finite loss and gradient; the model is as it was.
         """
         if tasks or not self.distributed:  # of many processes, some may have nothing to do
-            _check_tasks(tasks)
-        changed_buffers: dict[int, Weights] = {}
+            check_tasks(tasks)
+        self._inner.check_parameters()
+        changed: dict[int, Weights] = {}  # buffers
         loss_weights = self._loss_weights()
         task_loss: TaskLoss = ReptileLoss(self.inner_steps)
         if self.algorithm == "maml":
@@ -213,31 +221,32 @@ class MetaMAML:
 
         def losses_of(indices: Sequence[int]) -> Tensor:
             # For all tasks T_i: w_i' = w - inner_lr * grad loss(support of T_i; w), and its loss on the query set.
-            losses = self._tasks.losses(tasks, indices, loss_fn, self._inner, task_loss, changed_buffers)  # K S
+            losses = self._tasks.losses(tasks, indices, loss_fn, self._inner, task_loss, changed)  # K S
             # MAML++ also counts the losses on the way there.
-            shares = losses.new_tensor(list(loss_weights.values()))
-            return losses @ shares if len(loss_weights) > 1 else losses[:, 0]
+            return losses @ losses.new_tensor(list(loss_weights.values())) if len(loss_weights) > 1 else losses[:, 0]
 
-        # The outer step: w <- w - outer_lr * grad mean_i loss(query of T_i; w_i').
-        loss = self._outer.step(losses_of, len(tasks))
+        with differentiable(second_order=not self._inner.first_order):
+            # The outer step: w <- w - outer_lr * grad mean_i loss(query of T_i; w_i').
+            loss = self._outer.step(losses_of, len(tasks))
         # What no gradient trains follows the tasks that counted.
         kept = [index for index in range(len(tasks)) if index not in self._outer.last_dropped]
-        self._average_buffers([changed_buffers.get(index, {}) for index in kept])
+        average_buffers(self.model, [changed.get(index, {}) for index in kept], distributed=self.distributed)
         self.num_updates += 1
         return loss
 
-    @torch.no_grad()
     def query_losses(self, tasks: Sequence[MetaTask], loss_fn: LossFunction, num_steps: Sequence[int]) -> Tensor:
         """The loss on each query set after each of these numbers of steps on its support set: ``Float[S K]``."""
-        _check_tasks(tasks)
+        check_tasks(tasks)
         if not isinstance(num_steps, Sequence) or not num_steps:
             raise ValueError(f"num_steps must be a sequence of ints, at least one; got {num_steps!r}. Use [0, 1], say.")
         for steps in num_steps:
             check_integer("num_steps", steps, least=0)
+        self._inner.check_parameters()
         inner, task_loss = self._inner.detached(), QueryLosses(num_steps)
         size = self._outer.task_chunk_size or len(tasks)
         chunks = (range(start, min(start + size, len(tasks))) for start in range(0, len(tasks), size))
-        return torch.cat([self._tasks.losses(tasks, chunk, loss_fn, inner, task_loss) for chunk in chunks]).t()
+        with differentiable(second_order=False), torch.no_grad():
+            return torch.cat([self._tasks.losses(tasks, chunk, loss_fn, inner, task_loss) for chunk in chunks]).t()
 
     def state_dict(self) -> dict[str, Any]:
         """All that is learned and counted here: not the model, but the optimiser and the learned step sizes."""
@@ -259,37 +268,3 @@ class MetaMAML:
             return {last: 1.0}
         earlier = (1.0 - self.num_updates / self.multi_step_updates) / last
         return {**dict.fromkeys(range(1, last), earlier), last: 1.0 - (last - 1) * earlier}
-
-    @torch.no_grad()
-    def _average_buffers(self, changed: Sequence[Weights]) -> None:
-        """Move the model's buffers to the mean of what each task made of them, given those that it changed."""
-        if not (self.distributed or any(changed)):
-            return
-        own = dict(self.model.named_buffers())
-        wide = {name: buffer.to(torch.promote_types(buffer.dtype, torch.float64)) for name, buffer in own.items()}
-        changes = {name: torch.zeros_like(buffer) for name, buffer in wide.items()}
-        for task in changed:
-            for name, buffer in task.items():
-                change = buffer - wide[name]
-                changes[name] += torch.where(torch.isfinite(change), change, 0.0)
-        count = torch.tensor(float(len(changed)), dtype=torch.float64, device=self._outer.parameters[0].device)
-        if self.distributed and own:
-            sum_over_processes([*changes.values(), count])
-        for name, change in changes.items():
-            if change.any():  # the others stay bit for bit
-                moved = wide[name] + change / count
-                whole = not (own[name].is_floating_point() or own[name].is_complex())
-                own[name].copy_(moved.round() if whole else moved)
-
-
-def _check_tasks(tasks: Sequence[MetaTask]) -> None:
-    if not tasks:
-        raise ValueError("tasks must hold at least one tuple (support_x, support_y, query_x, query_y); got none.")
-    for index, task in enumerate(tasks):
-        if len(task) != 4:
-            raise ValueError(
-                f"task {index} must be a tuple (support_x, support_y, query_x, query_y); got {len(task)} parts."
-            )
-        support_x, support_y, query_x, query_y = task
-        check_set(f"support of task {index}", support_x, support_y)
-        check_set(f"query of task {index}", query_x, query_y)

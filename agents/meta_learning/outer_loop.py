@@ -77,7 +77,8 @@ class OuterLoop:
             The mean loss over the tasks that count, from before the step.
 
         Raises:
-            FloatingPointError: No task counts, or their mean gradient is not finite; the parameters are as they were.
+            FloatingPointError: No task counts, or the square of their mean gradient overflows; the parameters are as
+                they were.
         """
         # Sum losses and gradients over the tasks, chunk by chunk.
         total = _Total(self.parameters)
@@ -97,9 +98,11 @@ class OuterLoop:
                 num_kept + num_dropped,
             )
             self.num_dropped += int(num_dropped)
-        if not num_kept or not _finite(gradients):
+        if not num_kept or not _has_finite_square(gradients):
             found = (
-                "their sum over the tasks overflows" if num_kept else f"they are so in none of {num_dropped:.0f} tasks"
+                "their sum over the tasks, or its square, overflows"
+                if num_kept
+                else f"they are so in none of {num_dropped:.0f} tasks"
             )
             raise FloatingPointError(
                 f"the loss and its gradient must be finite; {found}, and the weights were left as they were. "
@@ -208,3 +211,15 @@ class _Total:
 
 def _finite(tensors: Sequence[Tensor | None]) -> bool:
     return all(tensor is None or bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+def _has_finite_square(gradients: Sequence[Tensor | None]) -> bool:
+    """Whether the gradient is finite, and small enough for the sum of its squares to be so.
+
+    Adam would remember an infinite square for ever and never move a weight again, and clipping by an infinite norm
+    gives zero: training would go on and change nothing.
+    """
+    present = [gradient for gradient in gradients if gradient is not None]
+    largest = torch.nn.utils.get_total_norm(present, math.inf)
+    largest = largest.to(torch.promote_types(largest.dtype, torch.float32))
+    return bool(torch.isfinite(largest.square() * sum(gradient.numel() for gradient in present)))

@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
+from ssm_metarl_gym.agents.meta_learning.buffers import changed_buffers, copy_buffers
 from ssm_metarl_gym.agents.meta_learning.inner_loop import InnerLoop, Weights
 from ssm_metarl_gym.agents.meta_learning.low_rank import LowRankNetwork, find_layers
-from ssm_metarl_gym.agents.meta_learning.tasks import LossFunction, MetaTask, TaskGroup, TaskSet, as_inputs, group_tasks
+from ssm_metarl_gym.agents.meta_learning.tasks import LossFunction, MetaTask, TaskGroup, TaskSet, group_tasks
 from ssm_metarl_gym.agents.meta_learning.vmap_limits import VmapLimits
+from ssm_metarl_gym.agents.stateless import StatelessModule, attributes_kept
 
 __all__ = ["BatchedTasks", "QueryLosses", "ReptileLoss", "TaskLoss"]
 
@@ -131,7 +133,9 @@ class BatchedTasks:
         def one_by_one() -> Tensor:
             losses = []
             for index in indices:
-                loss, changed = self._losses_of_one(tasks[index], loss_fn, inner, task_loss)
+                support_x, support_y, query_x, query_y = tasks[index]
+                sets = TaskSet.of(support_x, support_y), TaskSet.of(query_x, query_y)
+                loss, changed = self._losses_of_one(*sets, loss_fn, inner, task_loss)
                 losses.append(loss)
                 if buffers is not None:
                     buffers[index] = changed
@@ -147,48 +151,43 @@ class BatchedTasks:
             num_rows = support.x[0][0, ..., 0].numel() * max(task_loss.num_steps)
             if support.x[0].ndim > 2 and LowRankNetwork.pays(layers, num_rows):
                 return task_loss.low_rank(LowRankNetwork(layers, inner), loss_fn, support, query)
-        copies = _copies(self._model)
+        copies = copy_buffers(self._model)
         buffers = dict(copies)
-        set_loss = self._set_loss(loss_fn, buffers)
+        set_loss = _set_loss(StatelessModule(self._model), loss_fn, buffers)
 
         def of_one(support: TaskSet, query: TaskSet) -> Tensor:
             return task_loss(inner, set_loss, support, query, functional=True)
 
         axes = support.task_axes, query.task_axes
-        losses: Tensor = vmap(of_one, axes, randomness="different")(support, query)
-        if self._changed(copies, buffers):
+        with attributes_kept(self._model):
+            losses: Tensor = vmap(of_one, axes, randomness="different")(support, query)
+        if changed_buffers(self._model, copies, buffers):
             raise RuntimeError("it changes its buffers")
         return losses
 
     def _losses_of_one(
-        self, task: MetaTask, loss_fn: LossFunction, inner: InnerLoop, task_loss: TaskLoss
+        self, support: TaskSet, query: TaskSet, loss_fn: LossFunction, inner: InnerLoop, task_loss: TaskLoss
     ) -> tuple[Tensor, Weights]:
         """The losses of a task, ``Float[S]``, and the model's buffers that it changed."""
-        support_x, support_y, query_x, query_y = task
-        support, query = TaskSet(as_inputs(support_x), support_y), TaskSet(as_inputs(query_x), query_y)
-        copies = _copies(self._model)
+        copies = copy_buffers(self._model)
         buffers = dict(copies)
-        losses = task_loss(inner, self._set_loss(loss_fn, buffers), support, query, functional=False)
-        return losses, {name: buffer.detach() for name, buffer in self._changed(copies, buffers).items()}
+        set_loss = _set_loss(StatelessModule(self._model).checked, loss_fn, buffers)
+        with attributes_kept(self._model):
+            losses = task_loss(inner, set_loss, support, query, functional=False)
+        changed = changed_buffers(self._model, copies, buffers)
+        return losses, {name: buffer.detach() for name, buffer in changed.items()}
 
-    def _set_loss(self, loss_fn: LossFunction, buffers: Weights) -> SetLoss:
-        """The loss of weights on a set, as a function that works on these buffers and not on those of the model."""
 
-        def set_loss(weights: Weights, part: TaskSet) -> Tensor:
-            tensors = buffers | weights
-            prediction = functional_call(self._model, tensors, part.x)
-            buffers.update({name: tensors[name] for name in buffers})  # the model may have put new ones there
-            return part.loss(loss_fn, prediction)
+def _set_loss(call: Callable[[Weights, tuple[Tensor, ...]], Any], loss_fn: LossFunction, buffers: Weights) -> SetLoss:
+    """The loss of weights on a set; ``call`` calls the model with these buffers, and may replace them."""
 
-        return set_loss
+    def set_loss(weights: Weights, part: TaskSet) -> Tensor:
+        tensors = buffers | weights
+        prediction = call(tensors, part.x)
+        buffers.update({name: tensors[name] for name in buffers})
+        return part.loss(loss_fn, prediction)
 
-    def _changed(self, copies: Weights, buffers: Weights) -> Weights:
-        """The buffers that are no longer these copies of the model's, or no longer equal to them."""
-        return {
-            name: buffer
-            for name, buffer in buffers.items()
-            if buffer is not copies[name] or not torch.equal(buffer, self._model.get_buffer(name))
-        }
+    return set_loss
 
 
 def _in_order(losses: Sequence[Tensor], groups: Sequence[TaskGroup]) -> Tensor:
@@ -197,11 +196,6 @@ def _in_order(losses: Sequence[Tensor], groups: Sequence[TaskGroup]) -> Tensor:
         return losses[0]
     order = torch.tensor([index for group in groups for index in group.indices]).argsort()
     return torch.cat(list(losses))[order.to(losses[0].device)]
-
-
-def _copies(model: nn.Module) -> Weights:
-    """Copies of the model's buffers, for a task to change."""
-    return {name: buffer.clone() for name, buffer in model.named_buffers()}
 
 
 def _each_loss(loss_fn: LossFunction, predictions: Tensor, sets: TaskSet) -> Tensor:

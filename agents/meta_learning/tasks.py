@@ -9,7 +9,17 @@ from torch import Tensor, nn
 
 from ssm_metarl_gym.agents.losses import ELEMENTWISE, ELEMENTWISE_FUNCTIONS, checked_loss
 
-__all__ = ["Inputs", "LossFunction", "MetaTask", "TaskGroup", "TaskSet", "as_inputs", "check_set", "group_tasks"]
+__all__ = [
+    "Inputs",
+    "LossFunction",
+    "MetaTask",
+    "TaskGroup",
+    "TaskSet",
+    "as_inputs",
+    "check_set",
+    "check_tasks",
+    "group_tasks",
+]
 
 LossFunction: TypeAlias = Callable[[Any, Tensor], Tensor]
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...]
@@ -28,6 +38,12 @@ class TaskSet(NamedTuple):
     x: tuple[Tensor, ...]
     y: Tensor
     mask: Tensor | None = None
+
+    @classmethod
+    def of(cls, x: Inputs, y: Tensor) -> "TaskSet":
+        """The set of what a user gives, as tensors that autograd can save: it cannot save those of inference mode."""
+        *inputs, targets = (tensor.clone() if tensor.is_inference() else tensor for tensor in (*as_inputs(x), y))
+        return cls(tuple(inputs), targets)
 
     def loss(self, loss_fn: LossFunction, prediction: Any) -> Tensor:
         """The loss of a prediction for the rows that are not padding."""
@@ -74,7 +90,7 @@ def group_tasks(tasks: Sequence[MetaTask], indices: Sequence[int], loss_fn: Loss
     groups: dict[Any, list[tuple[int, TaskSet, TaskSet]]] = {}
     for index in indices:
         support_x, support_y, query_x, query_y = tasks[index]
-        support, query = TaskSet(as_inputs(support_x), support_y), TaskSet(as_inputs(query_x), query_y)
+        support, query = TaskSet.of(support_x, support_y), TaskSet.of(query_x, query_y)
         key = tuple(shape[1:] if pad else shape for shape in (*support.shapes, *query.shapes))
         groups.setdefault((key, len(support.x)), []).append((index, support, query))
     joined = []
@@ -93,6 +109,20 @@ def check_set(what: str, x: Inputs, y: Tensor) -> None:
     if y.ndim == 0 or len(y) == 0 or any(part.shape[:1] != y.shape[:1] for part in inputs):
         shapes = " and ".join(str(tuple(part.shape)) for part in (*inputs, y))
         raise ValueError(f"the {what} must have as many inputs as targets, at least one; got shapes {shapes}.")
+
+
+def check_tasks(tasks: Sequence[MetaTask]) -> None:
+    """``tasks`` must be tuples of a support and a query set, at least one."""
+    if not tasks:
+        raise ValueError("tasks must hold at least one tuple (support_x, support_y, query_x, query_y); got none.")
+    for index, task in enumerate(tasks):
+        if len(task) != 4:
+            raise ValueError(
+                f"task {index} must be a tuple (support_x, support_y, query_x, query_y); got {len(task)} parts."
+            )
+        support_x, support_y, query_x, query_y = task
+        check_set(f"support of task {index}", support_x, support_y)
+        check_set(f"query of task {index}", query_x, query_y)
 
 
 def measure_rows(loss_fn: LossFunction, prediction: Any, target: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """May the tasks of a model be computed together? What ``torch.func.vmap`` refuses or gets wrong, found and avoided."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
@@ -9,21 +9,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from ssm_metarl_gym.agents.stateless import is_out_of_memory
+
 __all__ = ["VmapLimits"]
 
 _logger = logging.getLogger(__name__)
 _Norm: Final = nn.modules.batchnorm._NormBase
-# What vmap gets wrong in second order, by the place of its scale: https://github.com/pytorch/functorch/issues/534.
-_SCALED: Final = {
-    F.layer_norm: 2, torch.layer_norm: 2, torch.native_layer_norm: 2, F.batch_norm: 3, F.instance_norm: 3
-}  # fmt: skip
+# Functions whose gradients vmap gets wrong where an argument is given, by its name and place. In any order the row of
+# an embedding's padding gets a gradient:
+_WRONG: Final = ((F.embedding, "padding_idx", 2),)
+# And in second order (of scales: https://github.com/pytorch/functorch/issues/534):
+_WRONG_TWICE: Final = (
+    (F.embedding, "scale_grad_by_freq", 5),
+    (F.layer_norm, "weight", 2),
+    (torch.layer_norm, "weight", 2),
+    (torch.native_layer_norm, "weight", 2),
+    (F.batch_norm, "weight", 3),
+    (F.instance_norm, "weight", 3),
+)
 
 
 class VmapLimits:
     """Computes the tasks of a model together as long as that gives what one after the other gives.
 
     What vmap refuses shows itself by an error. What it gets wrong is looked for: among the model's modules, and the
-    first time in second order among all functions that the model calls. Once there is a reason, it is logged, and tasks
+    first time in each order among all functions that the model calls. Once there is a reason, it is logged, and tasks
     are computed one after the other from then on.
 
     Args:
@@ -34,7 +44,7 @@ class VmapLimits:
     def __init__(self, model: nn.Module, *, second_order: bool) -> None:
         self._model = model
         self._together = True
-        self._watched = False
+        self._watched: set[bool] = set()
         unfit = (nn.RNNBase, nn.LayerNorm, _Norm) if second_order else (nn.RNNBase,)
         found = {type(module).__name__ for module in model.modules() if isinstance(module, unfit)}
         if found:
@@ -55,22 +65,22 @@ class VmapLimits:
         if not self._together:
             return one_by_one()
         try:
-            return self._watch(together) if second_order and not self._watched else together()
+            return together() if second_order in self._watched else self._watch(together, second_order)
         except RuntimeError as error:
-            reason = str(error)
-            if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in reason:
+            if is_out_of_memory(error):
                 raise  # a matter of task_chunk_size
+            reason = str(error).partition("\n")[0]
         losses = one_by_one()
         self._give_up(reason)  # only now: a fault of the tasks themselves was raised again
         return losses
 
-    def _watch(self, together: Callable[[], Tensor]) -> Tensor:
-        """What ``together`` gives, unless the model calls something that vmap gets wrong in second order."""
-        with _ScaledNorms() as norms:
+    def _watch(self, together: Callable[[], Tensor], second_order: bool) -> Tensor:
+        """What ``together`` gives, unless the model calls something that vmap gets wrong."""
+        with _WrongCalls(_WRONG + _WRONG_TWICE if second_order else _WRONG) as calls:
             losses = together()
-        self._watched = True
-        if norms.found:
-            raise RuntimeError(f"it calls {', '.join(sorted(norms.found))} with a scale")
+        self._watched.add(second_order)
+        if calls.found:
+            raise RuntimeError(f"it calls {', '.join(sorted(calls.found))}")
         return losses
 
     def _give_up(self, reason: str) -> None:
@@ -81,17 +91,20 @@ class VmapLimits:
         )
 
 
-class _ScaledNorms(TorchFunctionMode):
-    """Finds calls of functions that scale what they normalise, in whatever module they are."""
+class _WrongCalls(TorchFunctionMode):
+    """Finds calls of functions with arguments that vmap gets wrong, in whatever module they are."""
 
-    def __init__(self) -> None:
+    def __init__(self, wrong: Sequence[tuple[Any, str, int]]) -> None:
         super().__init__()
         self.found: set[str] = set()
+        self._wrong = wrong
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, place = kwargs or {}, _SCALED.get(func)
-        if place is not None and any(scale is not None for scale in (kwargs.get("weight"), *args[place : place + 1])):
-            self.found.add(func.__name__)
+        kwargs = kwargs or {}
+        for function, name, place in self._wrong:
+            values = (kwargs.get(name), *args[place : place + 1])
+            if func is function and any(value is not None and value is not False for value in values):
+                self.found.add(f"{func.__name__} with {name}")
         return func(*args, **kwargs)
 
 

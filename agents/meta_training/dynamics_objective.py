@@ -1,10 +1,11 @@
 """Meta-training of a model of the dynamics: what a task, a loss and an evaluation are."""
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,12 @@ from ssm_metarl_gym.agents.meta_learning.inner_loop import LearnedRates
 from ssm_metarl_gym.agents.meta_learning.maml import MetaMAML, MetaTask
 from ssm_metarl_gym.agents.meta_training.streams import collect_streams, make_stream_env
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
-from ssm_metarl_gym.checks import check_integer
+from ssm_metarl_gym.checks import Rule, check_integer, check_number
 from ssm_metarl_gym.seeding import seed_sequence
 
 __all__ = ["DynamicsObjective", "DynamicsOptions", "weighted_mse"]
+
+_OUTER_LR_RULE: Final[Rule] = ("> 0 and <= 1e30, so that Adam's step is finite", lambda value: 0.0 < value <= 1e30)
 
 # The first part of the key of a seed: what the random numbers are for.
 _UPDATES, _TRAINING_STREAMS, _EVALUATION_STREAMS = range(3)
@@ -66,7 +69,8 @@ class DynamicsOptions:
     task_chunk_size: int | None = None
 
     def __post_init__(self) -> None:
-        # MetaMAML checks what it is given.
+        # MetaMAML checks what else it is given.
+        check_number("outer_lr", self.outer_lr, _OUTER_LR_RULE)
         for name in ("window", "meta_batch_size", "num_streams"):
             check_integer(name, getattr(self, name))
         check_integer("stream_length (at least two windows)", self.stream_length, least=2 * self.window)
@@ -133,7 +137,22 @@ class DynamicsObjective:
             )
 
     def update(self, index: int) -> dict[str, float]:
-        """The outer step of this index: the loss, and the number of tasks that were left out."""
+        """The outer step of this index: the loss, and the number of tasks that were left out.
+
+        Raises:
+            FloatingPointError: No task is finite, or their gradient overflows; the model is as it was before.
+        """
+        if index > 0:
+            return self._update(index)
+        before = copy.deepcopy(self.model.state_dict())
+        try:
+            return self._update(index)
+        except BaseException:  # with the units, which the first update sets
+            self.model.load_state_dict(before)
+            self._streams = None
+            raise
+
+    def _update(self, index: int) -> dict[str, float]:
         if self._streams is None:
             self._streams = self._training_streams(first=index == 0)
         rng = np.random.default_rng(seed_sequence(self._seed, _UPDATES, index))
@@ -199,7 +218,7 @@ class DynamicsObjective:
     ) -> tuple[Tensor, Tensor]:
         """New streams: normalised inputs ``Float[S T in]``, and targets with a weight at the end, ``Float[S T D+1]``.
 
-        The weight is 0 for a transition to a restart, which nobody can predict, else 1.
+        The weight is 0 for a transition that nobody can predict, such as one to a restart, else 1.
         """
         env = make_stream_env(self._env_id, num_streams, split=split, **self._env_kwargs)
         try:
@@ -212,12 +231,15 @@ class DynamicsObjective:
             for array in (streams.observations, streams.actions, streams.next_observations)
         )
         counted = ~streams.restarted.reshape(-1)
+        # Where the simulation has diverged: such a task does not count, and must not spoil the units of the others.
+        counted &= np.isfinite(observations).all(-1) & np.isfinite(next_observations).all(-1)
         if set_normalisation:
             self.model.set_normalisation(observations[counted], actions[counted], next_observations[counted])
             if self._distributed:
                 copy_from_first_process(self.model.state_dict().values())
         inputs = self.model.inputs(observations, actions)
-        targets = self.model.targets(observations, next_observations)
+        with np.errstate(invalid="ignore"):  # of infinity minus infinity
+            targets = self.model.targets(observations, next_observations)
         targets = torch.cat([targets, torch.as_tensor(counted[:, None]).to(targets)], dim=1)
         return inputs.unflatten(0, streams.restarted.shape), targets.unflatten(0, streams.restarted.shape)
 

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from ssm_metarl_gym.agents.meta_learning.inner_loop import InnerLoop, Weights
 from ssm_metarl_gym.agents.meta_training.surrogates import (
@@ -16,6 +16,7 @@ from ssm_metarl_gym.agents.meta_training.surrogates import (
     divergence,
 )
 from ssm_metarl_gym.agents.models.meta_policy import MetaPolicy
+from ssm_metarl_gym.agents.stateless import StatelessModule, attributes_kept
 
 __all__ = ["ProMP"]
 
@@ -74,7 +75,7 @@ class ProMP:
         def step(weights: Weights, sample: Sample) -> Weights:
             return inner.step(partial(self._inner_loss, sample=sample), weights, index)
 
-        with torch.no_grad():
+        with torch.no_grad(), attributes_kept(self._policy):
             adapted: Weights = vmap(step)(weights, sample)
         # With weights that are not finite nobody can act. The outer loss of such a task, for which the step is computed
         # again, is not finite either: it does not count.
@@ -91,7 +92,8 @@ class ProMP:
             weights: The weights that all tasks start from, by name, as :meth:`InnerLoop.weights` gives them.
             samples: One before each inner step, which is computed again from it, and one after the last.
         """
-        return vmap(self._outer_loss, in_dims=(None, 0))(weights, list(samples))
+        with attributes_kept(self._policy):
+            return vmap(self._outer_loss, in_dims=(None, 0))(weights, list(samples))
 
     def _outer_loss(self, weights: Weights, samples: Sequence[Sample]) -> Tensor:
         """The outer loss of one task."""
@@ -114,5 +116,5 @@ class ProMP:
 
     def _parameters(self, weights: Weights, sample: Sample) -> Tensor:
         """What the policy with these weights makes of the observations of one task, ``Float[M T P]``."""
-        parameters: Tensor = functional_call(self._policy, weights, (sample.observations,))[0]
+        parameters: Tensor = StatelessModule(self._policy)(weights, (sample.observations,))[0]
         return parameters

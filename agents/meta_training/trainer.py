@@ -1,7 +1,7 @@
 """Meta-training over the tasks of an environment."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal
@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig
 from ssm_metarl_gym.agents.meta_learning.distributed import rank, world_size
-from ssm_metarl_gym.agents.meta_training.archive import read_archive, to_plain_values, write_archive
+from ssm_metarl_gym.agents.meta_training.archive import check_module, read_archive, to_plain_values, write_archive
 from ssm_metarl_gym.agents.meta_training.dynamics_objective import DynamicsOptions
 from ssm_metarl_gym.agents.meta_training.objectives import OBJECTIVES, Objective, default_model
 from ssm_metarl_gym.agents.meta_training.policy_objective import PolicyObjective
@@ -26,6 +26,8 @@ from ssm_metarl_gym.tasks.task import Task
 __all__ = ["MetaTrainer"]
 
 _EVALUATED_STEPS: Final = (0, 1, 3, 5, 10)
+# What every file of a trainer holds.
+_STORED: Final = ("env_id", "objective", "env_kwargs", "seed", "options", "num_updates", "model", "state")
 
 
 class MetaTrainer:
@@ -44,7 +46,7 @@ class MetaTrainer:
         env_id: An environment with a ``split`` argument, such as those of this package.
         model: The model to train, in place; None for the default one of the objective.
         objective: ``"dynamics"`` or ``"policy"``.
-        env_kwargs: More arguments of the environment.
+        env_kwargs: More arguments of the environment, such as a file can hold: what JSON can, tasks and distributions.
         seed: Seeds the tasks, the actions, the batches and the weights of the default model.
         device: The device of the default model; a given one stays where it is.
         **options: Fields of :class:`DynamicsOptions` or :class:`PolicyOptions`.
@@ -87,6 +89,7 @@ class MetaTrainer:
         check_integer("seed", seed, least=0)
         if "split" in (env_kwargs or {}):
             raise ValueError("env_kwargs must not hold 'split': training is on the train split. Use evaluate(split).")
+        to_plain_values(env_kwargs or {})  # so that it is known before the training what cannot be saved after it
         self.env_id = env_id
         self.env_kwargs = dict(env_kwargs or {})
         self.seed = int(seed)
@@ -109,6 +112,8 @@ class MetaTrainer:
             distributed=world_size() > 1,
         )
         self._logger = Logger(None, [])
+        # What the updates since the last row of the log gave: saved, so that a run that goes on writes the same rows.
+        self._unlogged: list[dict[str, float]] = []
 
     @property
     def model(self) -> nn.Module:
@@ -145,7 +150,8 @@ class MetaTrainer:
 
         Raises:
             ValueError: A number is negative, or zero where it must not be.
-            FloatingPointError: The loss was not finite in any task; the model is as it was before that step.
+            FloatingPointError: The loss was not finite in any task, or its gradient too large: the training diverges.
+                The model is as it was before that step.
         """
         check_integer("total_updates", total_updates, least=0)
         check_integer("log_interval", log_interval)
@@ -166,16 +172,21 @@ class MetaTrainer:
                     break
         return self
 
-    def _log(self, metrics: Mapping[str, float], speed: "_Speed", num_eval_tasks: int, log_interval: int) -> None:
-        for name, value in metrics.items():
-            self._logger.record_mean(f"train/{name}", value)
+    def _log(self, metrics: dict[str, float], speed: "_Speed", num_eval_tasks: int, log_interval: int) -> None:
+        """Log an update, and evaluate on so many tasks; a row is written at evaluations and at every interval."""
+        self._unlogged.append(metrics)
+        if not num_eval_tasks and self.num_updates % log_interval:
+            return
+        for update in self._unlogged:
+            for name, value in update.items():
+                self._logger.record_mean(f"train/{name}", value)
+        self._unlogged = []
         if num_eval_tasks:
             for steps, values in self.evaluate(num_tasks=num_eval_tasks).items():
                 self._logger.record(f"eval/interpolation_after_{steps}_steps", float(np.mean(values)))
-        if num_eval_tasks or self.num_updates % log_interval == 0:
-            self._logger.record("time/updates", self.num_updates)
-            self._logger.record("time/updates_per_second", speed.read(self.num_updates))
-            self._logger.dump(step=self.num_updates)
+        self._logger.record("time/updates", self.num_updates)
+        self._logger.record("time/updates_per_second", speed.read(self.num_updates))
+        self._logger.dump(step=self.num_updates)
 
     def evaluate(
         self,
@@ -255,11 +266,7 @@ class MetaTrainer:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write everything that :meth:`load` needs to go on exactly where this trainer is.
-
-        Raises:
-            ValueError: ``env_kwargs`` holds something that JSON cannot hold.
-        """
+        """Write everything that :meth:`load` needs to go on exactly where this trainer is; a missing folder is made."""
         state = {
             "env_id": self.env_id,
             "objective": self.objective,
@@ -269,6 +276,7 @@ class MetaTrainer:
             "num_updates": self.num_updates,
             "model": self.model.state_dict(),
             "state": self._objective.state_dict(),
+            "unlogged": list(self._unlogged),
         }
         write_archive(path, state)
 
@@ -279,21 +287,27 @@ class MetaTrainer:
         model: nn.Module | None = None,
         *,
         device: str | torch.device = "cpu",
+        allowed_modules: Collection[str] = (),
     ) -> "MetaTrainer":
-        """The trainer that was saved; no code from the file is run.
+        """The trainer that was saved; no code from the file is run, and none that it names.
 
         Args:
             path: The file, or where it is or what was read from it.
             model: A model built like the one saved, where that was not the default model; None for the default one.
             device: The device of the default model.
+            allowed_modules: Modules that may be imported where the environment is one of ``"module:id"``; those that
+                are imported already need not be named.
 
         Raises:
-            ValueError: The file is not of a trainer, or of another model.
+            ValueError: The file is damaged, not of a trainer, or of another model, or names a module that is not
+                allowed.
+            OSError: The file cannot be read.
         """
         source = path if isinstance(path, str | Path) else "what was read"
-        state = read_archive(path, source)
-        names = ("env_id", "objective", "env_kwargs", "seed")
-        env_id, objective, env_kwargs, seed = (state[name] for name in names)
+        state = read_archive(path, source, _STORED)
+        env_id, objective, env_kwargs, seed = (state[name] for name in _STORED[:4])
+        check_choice(f"the objective of {source}", objective, list(OBJECTIVES))
+        check_module(env_id, source, allowed_modules)
         if model is None:
             options = OBJECTIVES[objective].options(**state["options"])
             adapts = state["state"].get("adapts", "last_layer")
@@ -305,6 +319,7 @@ class MetaTrainer:
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"the model must be built like the one in {source}: {error}") from None
         trainer.num_updates = state["num_updates"]
+        trainer._unlogged = list(state.get("unlogged", []))  # which older files do not hold
         return trainer
 
 
@@ -312,7 +327,8 @@ class _Speed:
     """Updates per second since this object was made."""
 
     def __init__(self, num_updates: int) -> None:
-        self._num_updates, self._start = num_updates, time.perf_counter()
+        self._num_updates = num_updates
+        self._start = time.perf_counter()
 
     def read(self, num_updates: int) -> float:
         return (num_updates - self._num_updates) / (time.perf_counter() - self._start)

@@ -34,9 +34,9 @@ class DynamicsModel(nn.Module):
       first, is all that adapts: actuators that are swapped, reversed, weak or strong, for the actions of a ``Box``.
 
     So there are two halves: :meth:`encode` computes what does not adapt, ``forward`` takes it and computes the rest.
-    A new model is in evaluation mode, and just what adapts requires a gradient, see :meth:`prepare_to_adapt`.
-    :class:`MetaTrainer` trains a model of the first two kinds on the tasks of a family, :meth:`fit` one of any kind
-    in a single simulator.
+    A new model is in evaluation mode, and just what adapts requires a gradient, see :meth:`prepare_to_adapt`. It
+    computes in the type of numbers of its core. :class:`MetaTrainer` trains a model of the first two kinds on the tasks
+    of a family, :meth:`fit` one of any kind in a single simulator.
 
     Args:
         observation_space: A one-dimensional ``Box``.
@@ -84,19 +84,21 @@ class DynamicsModel(nn.Module):
         self.core.eval()
         try:
             with torch.no_grad():
-                features = self.core(torch.zeros(1, input_dim, device=device))
+                features = self.core(torch.zeros(1, input_dim, dtype=self._core_dtype(), device=device))
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"the core must take an input of shape (batch, {input_dim}): {error}") from error
         if not isinstance(features, Tensor) or features.ndim != 2:
             got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise ValueError(f"the core must give a tensor of shape (batch, features); got {got}.")
-        self.head = nn.Linear(features.shape[1], self.observation_dim)
-        self.register_buffer("input_shift", torch.zeros(input_dim))
-        self.register_buffer("input_scale", torch.ones(input_dim))
-        self.register_buffer("target_scale", torch.ones(self.observation_dim))
-        self.register_buffer("residual_variance", torch.zeros(self.observation_dim))
-        if adapts == "action_map":
-            self.action_map = nn.Parameter(torch.eye(spaces.flatdim(action_space)))
+        with torch.device("cpu"):  # so that a seed means the same weights everywhere
+            self.head = nn.Linear(features.shape[1], self.observation_dim)
+            self.register_buffer("input_shift", torch.zeros(input_dim))
+            self.register_buffer("input_scale", torch.ones(input_dim))
+            self.register_buffer("target_scale", torch.ones(self.observation_dim))
+            self.register_buffer("residual_variance", torch.zeros(self.observation_dim))
+            if adapts == "action_map":
+                self.action_map = nn.Parameter(torch.eye(spaces.flatdim(action_space), dtype=features.dtype))
+        self.head.to(features.dtype)
         self.to(device)
         self.prepare_to_adapt()
 
@@ -121,12 +123,13 @@ class DynamicsModel(nn.Module):
     def inputs(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
         """The input of the core: ``Float[B D]`` and ``Int[B]`` or ``Float[B A]`` -> ``Float[B in]``, normalised."""
         joined = torch.from_numpy(self._join(observations, actions)).to(self.input_shift.device)
-        return (joined - self.input_shift) / self.input_scale
+        return ((joined - self.input_shift) / self.input_scale).to(self._core_dtype())
 
     def targets(self, observations: npt.NDArray[Any], next_observations: npt.NDArray[Any]) -> Tensor:
         """The changes that the model should predict, normalised: ``Float[B D]`` twice -> ``Float[B D]``."""
         change = np.subtract(next_observations, observations, dtype=np.float32)
-        return torch.from_numpy(change).to(self.target_scale.device) / self.target_scale
+        changes = torch.from_numpy(change).to(self.target_scale.device) / self.target_scale
+        return changes.to(self.head.weight.dtype)
 
     def encode(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
         """What ``forward`` takes: the normalised inputs, their features where only the last layer adapts.
@@ -147,7 +150,7 @@ class DynamicsModel(nn.Module):
             return cast("Tensor", self.head(encoded))
         if self.adapts == "action_map":
             observations, actions = self._split(encoded)
-            encoded = self._normalised(observations, actions @ self.action_map.mT)
+            encoded = self._normalised(observations, actions @ self.action_map.mT.to(actions.dtype))
         return cast("Tensor", self.head(self.core(encoded)))
 
     def linearise(self, encoded: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,7 +168,7 @@ class DynamicsModel(nn.Module):
         """
         observations, actions = self._split(encoded)
         num_rows, num_actions = actions.shape
-        mapped = (weights.view(num_rows, num_actions, num_actions) @ actions[..., None]).mT  # B 1 A
+        mapped = (weights.to(actions.dtype).view(num_rows, num_actions, num_actions) @ actions[..., None]).mT  # B 1 A
         step = 0.1 * self._split(self.input_scale)[1]
         offsets = torch.cat([torch.zeros_like(step)[None], torch.diag(step), -torch.diag(step)])  # 2A+1 A
         around = mapped + offsets  # B 2A+1 A
@@ -277,7 +280,12 @@ class DynamicsModel(nn.Module):
     def _normalised(self, observations: Tensor, actions: Tensor) -> Tensor:
         """The input of the core from normalised observations and actions that are not."""
         (_, shift), (_, scale) = self._split(self.input_shift), self._split(self.input_scale)
-        return torch.cat([observations, (actions - shift) / scale], dim=-1)
+        return torch.cat([observations, ((actions - shift) / scale).to(observations.dtype)], dim=-1)
+
+    def _core_dtype(self) -> torch.dtype:
+        """The type of numbers that the core takes."""
+        types = (parameter.dtype for parameter in self.core.parameters() if parameter.is_floating_point())
+        return next(types, torch.get_default_dtype())
 
     def _join(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         if isinstance(self.action_space, spaces.Discrete):

@@ -7,13 +7,14 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.nn import functional as F
 
 from ssm_metarl_gym.agents.models.action_distributions import DiagonalGaussian, action_distribution
 from ssm_metarl_gym.agents.ssm.model import SSM
 from ssm_metarl_gym.agents.ssm.policies import SSMPolicy
-from ssm_metarl_gym.checks import check_choice, check_integer
+from ssm_metarl_gym.agents.stateless import StatelessModule, attributes_kept
+from ssm_metarl_gym.checks import check_choice, check_flat_box, check_integer
 
 __all__ = ["MetaPolicy", "Network", "PolicyStepper"]
 
@@ -67,8 +68,7 @@ class MetaPolicy(nn.Module):
         width: int = 64,
     ) -> None:
         super().__init__()
-        if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
-            raise ValueError(f"the observation space must be a one-dimensional Box; got {observation_space}.")
+        input_dim = check_flat_box("the observation space", observation_space).shape[0]
         check_choice("network", network, get_args(Network))
         check_integer("width", width)
         if network == "ssm" and width % 2:
@@ -78,7 +78,6 @@ class MetaPolicy(nn.Module):
         self.network = network
         self.width = width
         self.distribution = action_distribution(action_space)
-        input_dim = observation_space.shape[0]
         self.core: nn.Module
         if network == "ssm":
             self.core = SSM(input_dim, hidden_dim=width, output_dim=width)
@@ -205,16 +204,18 @@ class _MappedStepper:
 
     def __init__(self, policy: MetaPolicy, weights: Mapping[str, Tensor]) -> None:
         self._policy = policy
+        self._module = StatelessModule(policy)
         self._weights = dict(weights)
         self._state: Tensor | None = None
 
     def step(self, observations: Tensor) -> Tensor:
         in_dims = (0, 0, None if self._state is None else 0)
-        parameters, self._state = vmap(self._call, in_dims)(self._weights, observations[:, :, None], self._state)
+        with attributes_kept(self._policy):
+            parameters, self._state = vmap(self._call, in_dims)(self._weights, observations[:, :, None], self._state)
         return parameters[:, :, 0]
 
     def _call(self, weights: dict[str, Tensor], observations: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        called: tuple[Tensor, Tensor] = functional_call(self._policy, weights, (observations, state))
+        called: tuple[Tensor, Tensor] = self._module(weights, (observations, state))
         return called
 
 

@@ -1,4 +1,4 @@
-"""The environments of the ``ssm_metarl`` namespace, and their registration with Gymnasium."""
+"""The environments of the ``ssm_metarl`` namespace, single and batched, what they share, and their registration."""
 
 from typing import Any
 

@@ -42,9 +42,8 @@ class MujocoHiddenTask(HiddenTask[SomeTask]):
     """A hidden task in one of Gymnasium's MuJoCo environments: what the five families share.
 
     ## Action and observation space
-    Those of Gymnasium's environment, with the greatest float32 in place of infinite bounds; with ``context="visible"``
-    the parameters that vary in the family follow the observation, scaled to [-1, 1] over the training range
-    (multipliers: their logarithms).
+    Those of Gymnasium's environment; with ``context="visible"`` the parameters that vary in the family follow the
+    observation, scaled to [-1, 1] over the training range (multipliers: their logarithms).
 
     ## Episode end
     The time limit of 200 steps, as in PEARL's code; termination as in Gymnasium's environment.

@@ -43,11 +43,11 @@ class _Plane(gym.Env[npt.NDArray[np.float32], Any]):
         self.screen: Any = None
         self.clock: Any = None
 
-    def render(self) -> None:
+    def render(self) -> npt.NDArray[np.uint8] | None:
         """Draw the point (red), the goal (green) and the square of the training goals on ``screen``."""
         if self.render_mode is None:
             gym.logger.warn('render() needs a render mode. Give gym.make(..., render_mode="rgb_array").')
-            return
+            return None
         if self.state is None:
             raise gym.error.ResetNeeded("reset() must be called before render().")
         try:
@@ -69,6 +69,8 @@ class _Plane(gym.Env[npt.NDArray[np.float32], Any]):
             pygame.event.pump()
             self.clock.tick(self.metadata["render_fps"])
             pygame.display.flip()
+            return None
+        return np.transpose(np.array(pygame.surfarray.pixels3d(self.screen)), axes=(1, 0, 2))
 
     def close(self) -> None:
         """Close the window, if there is one."""
@@ -96,8 +98,8 @@ class TaskPointNavigationEnv(ClassicHiddenTask[PointNavigationTask], _Plane):
     normalised action is what SB3 and both environment checkers ask for.)
 
     ## Observation space
-    ``Box`` of the position x and y, which has no bounds but the largest float32; with ``context="visible"`` followed by
-    the parameters that vary in the family, scaled to [-1, 1] over the training range.
+    ``Box`` of the position x and y, which has no bounds; with ``context="visible"`` followed by the parameters that
+    vary in the family, scaled to [-1, 1] over the training range.
 
     ## Rewards
     ``-((x - goal_x)^2 + (y - goal_y)^2)``, with the position after the step.

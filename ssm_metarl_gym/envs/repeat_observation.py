@@ -71,7 +71,9 @@ class RepeatObservationEnv(gym.Env[npt.NDArray[np.float32], Any]):
         check_integer("num_steps", num_steps)
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be None or 'rgb_array'; got {render_mode!r}.")
-        self.delay, self.num_symbols, self.num_steps = int(delay), int(num_symbols), int(num_steps)
+        self.delay = int(delay)
+        self.num_symbols = int(num_symbols)
+        self.num_steps = int(num_steps)
         self.render_mode = render_mode
         self.observation_space = spaces.Box(0.0, 1.0, (self.num_symbols,), np.float32)
         self.action_space = spaces.Discrete(self.num_symbols)

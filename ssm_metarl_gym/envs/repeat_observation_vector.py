@@ -59,11 +59,15 @@ class RepeatObservationVectorEnv(gym.vector.VectorEnv[npt.NDArray[np.float32], n
         single = RepeatObservationEnv(
             delay=delay, num_symbols=num_symbols, num_steps=num_steps, render_mode=render_mode
         )
-        self.delay, self.num_symbols, self.num_steps = single.delay, single.num_symbols, single.num_steps
-        self.num_envs, self.render_mode = num_envs, render_mode
+        self.delay = single.delay
+        self.num_symbols = single.num_symbols
+        self.num_steps = single.num_steps
+        self.num_envs = num_envs
+        self.render_mode = render_mode
         self.autoreset_mode = parse_autoreset_mode(autoreset_mode)
         self.metadata = single.metadata | {"autoreset_mode": self.autoreset_mode}
-        self.single_observation_space, self.single_action_space = single.observation_space, single.action_space
+        self.single_observation_space = single.observation_space
+        self.single_action_space = single.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.symbols: npt.NDArray[np.int64] | None = None

@@ -1,13 +1,14 @@
 """What scripts share: whatever two of them need stands here once.
 
-    command_line    one frozen dataclass of options is one command line
-    checks          of what a script is asked for, before it begins to work
-    runs, logs      the folder of a training run: configuration, checkpoints, progress
-    evaluation      the rewards of agents in tasks that they have never met
-    statistics      how sure a mean is
-    report          means with intervals, and tables
-    pictures        returns, curves and films
-    measuring       how fast and how large something is, on a machine that is never quiet
+    command_line        one frozen dataclass of options is one command line
+    checks              of what a script is asked for, before it begins to work
+    signals             how a script ends early, with a sentence and all that it started
+    runs, logs          the folder of a training run: configuration, checkpoints, lock, progress
+    saved_agents        agents of Stable-Baselines3, read and grouped
+    evaluation          the rewards of an agent in tasks that it has never met
+    statistics, report  means with their intervals, and tables
+    pictures            returns, curves and films
+    measuring           how fast and how large something is, on a machine that is never quiet
 
 It needs the extra ``demo``.
 """

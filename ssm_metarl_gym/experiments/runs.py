@@ -19,6 +19,7 @@ from ssm_metarl_gym.files import (
     check_checksums,
     check_zip,
     flush,
+    sweep,
     temporary_beside,
     write_checksums,
     write_json,
@@ -34,6 +35,7 @@ __all__ = [
     "find_checkpoints",
     "find_versions",
     "find_whole_checkpoint",
+    "how_to_go_on",
     "lock_run",
     "read_config",
     "save_checkpoint",
@@ -148,17 +150,26 @@ def save_checkpoint(folder: Path, step: int, write: Callable[[Path], object]) ->
         shutil.rmtree(old)
 
 
+def how_to_go_on(folder: Path, unit: str) -> str:
+    """What the user of a run that was interrupted is told: from which step it will go on, in units such as updates."""
+    steps = [int(path.name) for path in find_checkpoints(folder / "checkpoints")]
+    return f"the same command again goes on from {unit} {max(steps, default=0)}"
+
+
 @contextlib.contextmanager
 def lock_run(folder: Path) -> Iterator[None]:
     """Hold the folder of a run, which must exist, so that no second run writes to it in the meantime.
 
-    The system lets go of it when this process ends, however it ends. Where the file system knows no locks, or on
-    Windows, there is none.
+    The system lets go of it when this process ends, however it ends. What killed runs left unfinished in it is deleted.
+    Where the file system knows no locks, or on Windows, nothing is held.
 
     Raises:
         ValueError: Another process holds it; the message says which.
     """
     lock = _open_lock(folder) if sys.platform != "win32" else None
+    if lock is not None:  # so that all that is unfinished is of runs that were killed, wherever they ran
+        for part in (folder, folder / "checkpoints"):
+            sweep(part, other_machines=True)
     try:
         yield
     finally:

@@ -2,8 +2,6 @@
 
 import importlib
 import json
-import zipfile
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,9 +9,13 @@ from typing import Any, Final
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from ssm_metarl_gym.checks import check_choice
+from ssm_metarl_gym.experiments.checks import explaining
+from ssm_metarl_gym.experiments.sb3_training import MODEL_FILES
+from ssm_metarl_gym.files import check_checksums, check_zip
 from ssm_metarl_gym.wrappers import make_sb3_env
 
-__all__ = ["ALGORITHMS", "SavedAgent", "check_comparable", "group_seeds", "read_archive", "read_run"]
+__all__ = ["ALGORITHMS", "SavedAgent", "find_algorithm", "read_archive", "read_run"]
 
 # The module that each algorithm is imported from.
 ALGORITHMS: Final[dict[str, str]] = {
@@ -23,9 +25,33 @@ ALGORITHMS: Final[dict[str, str]] = {
 }
 # What tells runs of one group apart, or is known only after training.
 _NOT_OF_THE_GROUP: Final = ("seed", "versions", "finished", "wall_seconds", "cpu_seconds")
-# Arguments of an environment that agents of one comparison may differ in: the split is that of the evaluation, and
-# "context" only says whether an agent is told its task.
-_NOT_OF_THE_TASKS: Final = {"split", "context"}
+# What is read of the config.json of a run, and of what kind it is.
+_CONFIG: Final[dict[str, Any]] = {
+    "policy": str,
+    "algorithm": str,
+    "env": str,
+    "env_kwargs": dict,
+    "observation": str,
+    "window": int,
+    "seed": int,
+    "cpu_seconds": (int, float),
+}
+_COPY_AGAIN: Final = "Copy the folder of the run again, or train anew."
+
+
+def find_algorithm(name: str) -> Any:
+    """The class of an algorithm; sb3-contrib is imported only where it is needed.
+
+    Raises:
+        ValueError: There is none of that name, or it is not installed.
+    """
+    check_choice("the algorithm", name, list(ALGORITHMS))
+    try:
+        return getattr(importlib.import_module(ALGORITHMS[name]), name)
+    except ImportError as error:
+        raise ValueError(
+            f"{name} needs {ALGORITHMS[name]}. Install sb3-contrib: python -m pip install sb3-contrib"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -56,20 +82,11 @@ class SavedAgent:
         Raises:
             ValueError: The archive is not one of this algorithm, or the algorithm is not installed.
         """
-        name = self.config["algorithm"]
-        try:
-            algorithm = getattr(importlib.import_module(ALGORITHMS[name]), name)
-        except ImportError as error:
-            raise ValueError(
-                f"{name} needs {ALGORITHMS[name]}. Install sb3-contrib: python -m pip install sb3-contrib"
-            ) from error
-        try:
+        algorithm = find_algorithm(self.config["algorithm"])
+        check_zip(self.archive, self.archive)  # which SB3 and torch do not
+        name = algorithm.__name__
+        with explaining(f"{self.archive} cannot be loaded as a {name} of this version, maybe another one saved it"):
             agent: BaseAlgorithm = algorithm.load(self.archive, device="cpu")
-        except Exception as error:  # a pickle of something else may raise anything
-            raise ValueError(
-                f"{self.archive} cannot be loaded as a {name} of this version, maybe because another one saved it: "
-                f"{error}"
-            ) from error
         return agent
 
     def make_env(self, num_tasks: int, **env_kwargs: Any) -> VecEnv:
@@ -83,21 +100,15 @@ class SavedAgent:
             ValueError: What VecNormalize saved cannot be loaded, or the agent sees other observations.
         """
         config = self.config
-        env = make_sb3_env(
-            config["env"],
-            num_tasks,
-            observation=config["observation"],
-            window=config["window"],
-            **{**config["env_kwargs"], **env_kwargs},
-        )
+        env_kwargs = {**config["env_kwargs"], **env_kwargs}
+        with explaining(f"{config['env']} with {json.dumps(env_kwargs)} cannot be made as {self.path} sees it"):
+            env = make_sb3_env(
+                config["env"], num_tasks, observation=config["observation"], window=config["window"], **env_kwargs
+            )
         if self.vecnormalize is None:
             return env
-        try:
+        with explaining(f"{self.vecnormalize} cannot be loaded as what VecNormalize.save wrote"):
             normalised = VecNormalize.load(str(self.vecnormalize), env)
-        except Exception as error:  # as above
-            raise ValueError(
-                f"{self.vecnormalize} cannot be loaded as what VecNormalize.save wrote: {error}"
-            ) from error
         normalised.training = normalised.norm_reward = False
         return normalised
 
@@ -106,17 +117,31 @@ def read_run(folder: Path) -> SavedAgent:
     """The agent of a run of train_ppo.py.
 
     Raises:
-        ValueError: The folder is not one of a finished run, or lacks one of its files.
+        ValueError: The folder is not one of a finished run, or a file of it is missing or damaged.
     """
+    path = folder / "config.json"
     try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
         raise ValueError(f"a folder must be one of train_ppo.py, with its config.json; got {folder}.") from error
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is damaged: it is no object in JSON. {_COPY_AGAIN}")
     if not config.get("finished"):
         raise ValueError(f"a run must be finished; {folder} is not. The same command of train_ppo.py goes on with it.")
-    for name in ("model.zip", "vecnormalize.pkl"):
+    for name, kind in _CONFIG.items():
+        if not isinstance(config.get(name), kind) or isinstance(config[name], bool):
+            raise ValueError(
+                f"{path} is damaged, or not of train_ppo.py: got {name}={config.get(name)!r}. {_COPY_AGAIN}"
+            )
+    for name in MODEL_FILES:
         if not (folder / name).is_file():
-            raise ValueError(f"a run must hold model.zip and vecnormalize.pkl; {folder} lacks {name}.")
+            raise ValueError(f"a run must hold model.zip and vecnormalize.pkl; {folder} lacks {name}. {_COPY_AGAIN}")
+    try:
+        check_checksums(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{error} {_COPY_AGAIN}") from error
     return SavedAgent(
         path=folder,
         label=config["policy"],
@@ -148,9 +173,9 @@ def read_archive(
         vecnormalize: What ``VecNormalize.save`` wrote, None where observations are not normalised.
 
     Raises:
-        ValueError: The file is not an archive, or there is none.
+        ValueError: There is no such file.
     """
-    if not zipfile.is_zipfile(path):
+    if not path.is_file():
         raise ValueError(f"an agent must be a folder of train_ppo.py or an archive of SB3; got {path}.")
     if vecnormalize is not None and not vecnormalize.is_file():
         raise ValueError(f"--vecnormalize must be a file that VecNormalize.save wrote; got {vecnormalize}.")
@@ -163,51 +188,3 @@ def read_archive(
         "window": window,
     }
     return SavedAgent(path, path.stem, config, path, vecnormalize)
-
-
-def check_comparable(agents: Sequence[SavedAgent], env_kwargs: Mapping[str, Any]) -> None:
-    """Agents must be different ones of one environment and one distribution of tasks.
-
-    Args:
-        agents: The agents.
-        env_kwargs: Arguments that replace those that each was trained with.
-
-    Raises:
-        ValueError: They are not.
-    """
-    env_ids = sorted({agent.config["env"] for agent in agents})
-    if len(env_ids) > 1:
-        raise ValueError(f"all agents must be of one environment; got {', '.join(env_ids)}. Evaluate one at a time.")
-    first, *others = ({**agent.config["env_kwargs"], **env_kwargs} for agent in agents)
-    for agent, other in zip(agents[1:], others, strict=True):
-        for name in (first.keys() | other.keys()) - _NOT_OF_THE_TASKS:
-            if first.get(name) != other.get(name):
-                raise ValueError(
-                    f"all agents must meet the same tasks; {name} is {json.dumps(first.get(name))} for "
-                    f"{agents[0].path} and {json.dumps(other.get(name))} for {agent.path}. Give one for all in "
-                    "--env-kwargs."
-                )
-    seen: dict[str, SavedAgent] = {}
-    for agent in agents:
-        twin = seen.setdefault(json.dumps([agent.config, agent.seed], sort_keys=True), agent)
-        if twin is not agent:
-            raise ValueError(f"every agent must be another one; {twin.path} and {agent.path} are the same run twice.")
-
-
-def group_seeds(agents: Sequence[SavedAgent]) -> dict[str, list[int]]:
-    """The indices of the agents that differ in the seed only, under a label that no other group has."""
-    groups: dict[str, list[int]] = {}
-    for i, agent in enumerate(agents):
-        groups.setdefault(json.dumps(agent.config, sort_keys=True), []).append(i)
-    labelled: dict[str, list[int]] = {}
-    for members in groups.values():
-        agent = agents[members[0]]
-        namesakes = [other.config for other in agents if other.label == agent.label]
-        differing = [
-            f"{name}={json.dumps(value)}"
-            for name, value in agent.config.items()
-            # What the algorithm was called with follows from the other options.
-            if name != "algorithm_arguments" and any(other.get(name) != value for other in namesakes)
-        ]
-        labelled[f"{agent.label} ({', '.join(differing)})" if differing else agent.label] = members
-    return labelled

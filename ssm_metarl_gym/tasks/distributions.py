@@ -106,13 +106,21 @@ class TaskDistribution(_Distribution):
 
     def sample_batch(self, rng: np.random.Generator, num_tasks: int) -> TaskBatch:
         """Draw tasks, with one call of ``rng`` for each parameter that varies and each task, parameter by parameter."""
-        names, defaults = self.task_type.parameter_names(), self.task_type()
-        values = np.empty((len(names), num_tasks))
-        for name, row in zip(names, values, strict=True):
-            row[:] = getattr(defaults, name)
-        for name, marginal in self._items:
-            values[names.index(name)] = marginal.sample(rng, num_tasks)
+        values = np.repeat(self._defaults, num_tasks, axis=1)
+        for index, (_, marginal) in zip(self._indices, self._items, strict=True):
+            values[index] = marginal.sample(rng, num_tasks)
         return TaskBatch.from_values(self.task_type, values)
+
+    @functools.cached_property
+    def _defaults(self) -> npt.NDArray[np.float64]:
+        """The default of each parameter: ``Float64[P 1]``."""
+        return np.array([[value] for value in self.task_type().to_dict().values()], dtype=np.float64)
+
+    @functools.cached_property
+    def _indices(self) -> list[int]:
+        """Where the parameters that vary are among all of the task."""
+        names = self.task_type.parameter_names()
+        return [names.index(name) for name, _ in self._items]
 
     def contains(self, task: Task) -> bool:
         """Whether a draw can give ``task``."""

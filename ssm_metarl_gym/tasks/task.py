@@ -29,10 +29,11 @@ class Task:
     positive: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        check_fields(self, _rules(type(self)))
-        for name in self.parameter_names():
+        rules = _rules(type(self))
+        check_fields(self, rules)
+        for name, rule in rules.items():
             number = float(getattr(self, name))
-            object.__setattr__(self, name, int(number) if name in self.signs else number)
+            object.__setattr__(self, name, int(number) if rule is _SIGN else number)
 
     @classmethod
     def parameter_names(cls) -> list[str]:
@@ -41,7 +42,10 @@ class Task:
 
     @property
     def task_id(self) -> int:
-        """A 63-bit digest of the parameters: equal tasks have equal ids, in every process."""
+        """A digest of the parameters, which any array library holds: equal tasks have equal ids, in every process.
+
+        It has 31 bits: among n different tasks, about ``n**2 / 2**32`` pairs share one.
+        """
         return int(_task_ids(type(self), np.array([[value] for value in self.to_dict().values()]))[0])
 
     def to_dict(self) -> dict[str, float]:
@@ -216,7 +220,7 @@ def _task_ids(task_type: type[Task], values: npt.NDArray[np.float64]) -> npt.NDA
     digest: npt.NDArray[np.uint64] = _weights(cast("Hashable", task_type)) @ bits
     digest ^= digest >> np.uint64(31)
     digest *= np.uint64(0x9E3779B97F4A7C15)
-    return (digest >> np.uint64(1)).view(np.int64)
+    return (digest >> np.uint64(33)).view(np.int64)  # the upper bits of the product depend on all of its factor
 
 
 @functools.cache

@@ -322,6 +322,7 @@ def test_without_mujoco_everything_else_works_and_the_error_says_how_to_install_
     subprocess.run([sys.executable, "-c", script], check=True)  # noqa: S603
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a viewer that fails leaves one behind
 def test_frames_show_the_robot(monkeypatch):
     if not os.environ.get("DISPLAY"):

@@ -5,11 +5,13 @@ import subprocess
 import sys
 import zipfile
 
+import numpy as np
 import pytest
 
 from ssm_metarl_gym import __version__
 from ssm_metarl_gym.experiments.runs import (
     Stopwatch,
+    check_checkpoint,
     check_output,
     find_checkpoints,
     find_versions,
@@ -157,6 +159,27 @@ class TestDamagedCheckpoints:
             find_whole_checkpoint(tmp_path, pytest.fail)
         assert len(find_checkpoints(tmp_path)) == 2
 
+    def test_any_flipped_bit_is_found(self, tmp_path):
+        rng = np.random.default_rng(0)
+        names = ("model.zip", "seconds.json", "vecnormalize.pkl")
+
+        def write(checkpoint):
+            for name in names:
+                (checkpoint / name).write_bytes(rng.bytes(1000))
+
+        save_checkpoint(tmp_path, 1, write)
+        (checkpoint,) = find_checkpoints(tmp_path)
+        for flip_index in range(200):
+            path = checkpoint / (*names, "checksums.json")[flip_index % 4]
+            whole = path.read_bytes()
+            damaged = bytearray(whole)
+            damaged[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match=r"(is damaged|is missing)\."):
+                check_checkpoint(checkpoint)
+            path.write_bytes(whole)
+        check_checkpoint(checkpoint)
+
     def test_one_of_an_earlier_version_is_whole_as_far_as_can_be_told(self, tmp_path):
         TestCheckpoints.save(tmp_path, 1)
         (checkpoint,) = find_checkpoints(tmp_path)
@@ -204,6 +227,13 @@ class TestLock:
         with lock_run(tmp_path):
             assert f"process {os.getpid()} on " in (tmp_path / ".lock").read_text()
         assert not (tmp_path / ".lock").exists()
+
+    def test_what_killed_runs_left_unfinished_anywhere_is_deleted(self, tmp_path):
+        (tmp_path / "checkpoints").mkdir()
+        for name in (".model.0123abcd-7-89abcdef.pt", "checkpoints/.unfinished.0123abcd-7-89abcdef", ".notes.txt"):
+            (tmp_path / name).write_text("half")
+        with lock_run(tmp_path):
+            assert {path.name for path in tmp_path.rglob("*")} == {".lock", ".notes.txt", "checkpoints"}
 
     def test_a_missing_folder_is_missing(self, tmp_path):
         with pytest.raises(FileNotFoundError), lock_run(tmp_path / "nothing"):

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import sys
 
@@ -8,13 +9,8 @@ from stable_baselines3 import A2C, DQN
 from stable_baselines3.common.vec_env import VecNormalize
 
 from ssm_metarl_gym.agents import SSMPPO
-from ssm_metarl_gym.experiments.saved_agents import (
-    SavedAgent,
-    check_comparable,
-    group_seeds,
-    read_archive,
-    read_run,
-)
+from ssm_metarl_gym.experiments.saved_agents import read_archive, read_run
+from ssm_metarl_gym.files import write_checksums
 from ssm_metarl_gym.wrappers import make_sb3_env
 
 ENV_ID = "ssm_metarl/CartPolePolarity-v0"
@@ -32,17 +28,6 @@ def archive(tmp_path_factory):
     path = tmp_path_factory.mktemp("archive") / "agent.zip"
     A2C("MlpPolicy", make_sb3_env("CartPole-v1"), seed=0, device="cpu").save(path)
     return path
-
-
-@pytest.fixture
-def make_agent(tmp_path):
-    """A function that makes an agent that nobody can load."""
-
-    def make(seed=0, name="ssm", env="CartPole-v1", env_kwargs=None, **changes):
-        config = {"policy": name, "env": env, "env_kwargs": env_kwargs or {}, "timesteps": 10, **changes}
-        return SavedAgent(tmp_path / f"{name}-{seed}", name, config, tmp_path, None, seed)
-
-    return make
 
 
 class TestRuns:
@@ -95,10 +80,46 @@ class TestRuns:
         for name in ("model.zip", "vecnormalize.pkl"):
             (tmp_path / name).write_text(text)
         agent = read_run(tmp_path)
-        with pytest.raises(ValueError, match=r"model.zip cannot be loaded as a SSMPPO"):
+        with pytest.raises(ValueError, match=r"model.zip must be a whole archive"):
             agent.load()
         with pytest.raises(ValueError, match=r"vecnormalize.pkl cannot be loaded as what VecNormalize.save wrote"):
             agent.make_env(1)
+
+    @pytest.mark.parametrize(
+        ("text", "what"),
+        [
+            ("", "it is no object in JSON"),
+            ("[]", "it is no object in JSON"),
+            ("[" * 100_000, "it is no object in JSON"),
+            ({"env": None}, "got env=None"),
+            ({"window": True}, "got window=True"),
+            ({"env_kwargs": "{}"}, "got env_kwargs='{}'"),
+        ],
+    )
+    def test_a_damaged_configuration_is_named(self, run, text, what, tmp_path):
+        shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+        if isinstance(text, dict):
+            text = json.dumps(json.loads((run / "config.json").read_text()) | text)
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"config\.json is damaged.*[:,] .*{re.escape(what)}\. Copy the folder"):
+            read_run(tmp_path)
+
+    def test_files_that_differ_from_their_checksums_are_named(self, run, tmp_path):
+        shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+        write_checksums(tmp_path, ["model.zip", "vecnormalize.pkl"])
+        read_run(tmp_path)
+        statistics = bytearray((tmp_path / "vecnormalize.pkl").read_bytes())
+        statistics[-100] ^= 1
+        (tmp_path / "vecnormalize.pkl").write_bytes(statistics)
+        with pytest.raises(ValueError, match=r"vecnormalize\.pkl is damaged\. Copy the folder of the run again"):
+            read_run(tmp_path)
+
+    def test_an_unknown_algorithm_is_named(self, run, tmp_path):
+        shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+        config = json.loads((run / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(config | {"algorithm": "PP0"}))
+        with pytest.raises(ValueError, match=r"the algorithm must be one of .*; got 'PP0'\. Did you mean 'PPO'"):
+            read_run(tmp_path).load()
 
 
 class TestArchives:
@@ -130,37 +151,27 @@ class TestArchives:
         with pytest.raises(ValueError, match=r"agent.zip cannot be loaded as a DQN of this version"):
             agent.load()
 
-    @pytest.mark.parametrize("name", ["missing.zip", "text.zip"])
-    def test_what_is_no_archive(self, name, tmp_path):
-        (tmp_path / "text.zip").write_text("no archive")
-        with pytest.raises(ValueError, match=f"must be a folder of train_ppo.py or an archive of SB3; got .*{name}"):
-            read_archive(tmp_path / name, algorithm="A2C", env_id="CartPole-v1")
+    def test_what_is_not_there(self, tmp_path):
+        with pytest.raises(ValueError, match=r"a folder of train_ppo.py or an archive of SB3; got .*agent\.zip"):
+            read_archive(tmp_path / "agent.zip", algorithm="A2C", env_id="CartPole-v1")
+
+    @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+    def test_half_copied_ones_are_named(self, archive, share, tmp_path):
+        data = archive.read_bytes()
+        (tmp_path / "agent.zip").write_bytes(data[: int(share * len(data))])
+        with pytest.raises(
+            ValueError, match=r"agent\.zip must be a whole archive; (it is damaged|a part of it is missing)"
+        ):
+            read_archive(tmp_path / "agent.zip", algorithm="A2C", env_id="CartPole-v1").load()
+
+    def test_one_flipped_bit_is_noticed(self, archive, tmp_path):
+        data = bytearray(archive.read_bytes())
+        data[len(data) // 2] ^= 1
+        (tmp_path / "agent.zip").write_bytes(data)
+        with pytest.raises(ValueError, match=r"agent\.zip must be a whole archive"):
+            read_archive(tmp_path / "agent.zip", algorithm="A2C", env_id="CartPole-v1").load()
 
     def test_without_sb3_contrib_it_says_how_to_install_it(self, archive, monkeypatch):
         monkeypatch.setitem(sys.modules, "sb3_contrib", None)
         with pytest.raises(ValueError, match=r"TRPO needs sb3_contrib. Install sb3-contrib"):
             read_archive(archive, algorithm="TRPO", env_id="CartPole-v1").load()
-
-
-class TestComparable:
-    def test_of_one_environment(self, make_agent):
-        with pytest.raises(ValueError, match=r"must be of one environment; got Acrobot-v1, CartPole-v1."):
-            check_comparable([make_agent(), make_agent(env="Acrobot-v1")], {})
-
-    def test_in_the_same_tasks(self, make_agent):
-        agents = [make_agent(0, env_kwargs={"size": 1}), make_agent(1, env_kwargs={"size": 2})]
-        with pytest.raises(ValueError, match=r"size is 1 for .*ssm-0 and 2 for .*ssm-1. Give one for all in --env-kw"):
-            check_comparable(agents, {})
-        check_comparable(agents, {"size": 3})
-        check_comparable([make_agent(0), make_agent(1, env_kwargs={"context": "visible", "split": "train"})], {})
-
-    def test_each_once(self, make_agent):
-        check_comparable([make_agent(0), make_agent(1)], {})
-        with pytest.raises(ValueError, match="are the same run twice"):
-            check_comparable([make_agent(0), make_agent(1), make_agent(0)], {})
-
-
-def test_namesakes_are_told_apart_by_what_differs(make_agent):
-    agents = [make_agent(0), make_agent(1), make_agent(0, timesteps=20), make_agent(1), make_agent(0, name="mlp")]
-    assert group_seeds(agents) == {"ssm (timesteps=10)": [0, 1, 3], "ssm (timesteps=20)": [2], "mlp": [4]}
-    assert group_seeds(agents[:2]) == {"ssm": [0, 1]}

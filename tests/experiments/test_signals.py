@@ -1,8 +1,10 @@
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 import pytest
@@ -33,23 +35,23 @@ def test_so_does_what_is_raised_in_its_place(error, status, capsys):
 
 
 @pytest.mark.parametrize(
-    ("error", "reason"),
+    ("error", "reason", "status"),
     [
-        (FloatingPointError("the loss is nan"), "the loss is nan"),
-        (MemoryError(), "there is too little memory"),
-        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
-        (RuntimeError("DefaultCPUAllocator: can't\n allocate"), "DefaultCPUAllocator: can't allocate"),
-        (BrokenProcessPool("A process in the process pool died"), "A process in the process pool died"),
+        (FloatingPointError("the loss is nan"), "the loss is nan", 2),
+        (MemoryError(), "there is too little memory", 2),
+        (RuntimeError("DefaultCPUAllocator: can't\n allocate"), "DefaultCPUAllocator: can't allocate", 2),
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device", 1),
+        (BrokenProcessPool("A process in the process pool died"), "A process in the process pool died", 1),
     ],
 )
-def test_what_is_no_fault_of_the_program_is_told_in_a_sentence(error, reason, capsys):
+def test_what_is_no_fault_of_the_program_is_told_in_a_sentence(error, reason, status, capsys):
     @stoppable()
     def work():
         raise error
 
     with pytest.raises(SystemExit) as exit_info:
         work()
-    assert exit_info.value.code == 1
+    assert exit_info.value.code == status
     assert capsys.readouterr().err == f"\nit cannot go on: {reason}\n"
 
 
@@ -81,6 +83,26 @@ def test_a_pool_ends_at_once_when_its_block_fails():
 
 
 @pytest.mark.slow
+def test_a_signal_waits_until_the_processes_are_started(monkeypatch, capsys):
+    submit, stages = ProcessPoolExecutor.submit, []
+
+    def submit_slowly(self, *args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        stages.append("interrupted")
+        job = submit(self, *args)
+        stages.append("started")
+        return job
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", submit_slowly)
+    before = multiprocessing.active_children()
+    with pytest.raises(SystemExit) as exit_info, stoppable(), worker_pool(1) as pool:
+        pool.submit(time.sleep, 600)
+    assert exit_info.value.code == 143
+    assert stages == ["interrupted", "started"]
+    assert multiprocessing.active_children() == before
+    assert capsys.readouterr().err == "\nterminated\n"
+
+
 def test_a_pool_ends_when_its_work_is_done():
     with worker_pool(2) as pool:
         jobs = [pool.submit(time.sleep, 0.1) for _ in range(3)]
@@ -138,3 +160,15 @@ def test_a_process_ends_with_all_that_it_started(number, begins_to_work, tmp_pat
     status, word = STATUS[number]
     assert process.returncode == status
     assert err == f"\n{word}{'; the same command again begins anew' * begins_to_work}\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("module", "is_told"), [("no_such_package", True), ("ssm_metarl_gym.no_such_room", False)])
+def test_a_package_that_is_missing_is_told_with_how_to_install_it(module, is_told, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"from ssm_metarl_gym.experiments import signals\nsignals.end_on_signals()\nimport {module}\n")
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)  # noqa: S603
+    assert run.returncode == 1
+    told = f'{script} needs no_such_package, which is not installed. Install it: python -m pip install -e ".[train]"\n'
+    assert (run.stderr == told) == is_told
+    assert ("Traceback" in run.stderr) != is_told

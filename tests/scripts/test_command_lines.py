@@ -150,6 +150,16 @@ LINES = {
         "--seed -1",
     ],
 }
+# What only shows itself once work has begun.
+LATE_LINES = [
+    ("compare_meta", f"--updates 1 --seeds 1 --options '{{\"num_streams\": {HUGE}}}'"),
+    ("compare_meta", """--updates 2 --seeds 1 --options '{"num_streams": 40, "outer_lr": 1e30}'"""),
+    ("sinusoid", "--updates 2 --inner-lr 1e30"),
+    ("meta_train", f"--updates 1 --options '{{\"num_streams\": {HUGE}}}'"),
+    ("meta_train", """--updates 2 --options '{"num_streams": 40, "outer_lr": 1e30}'"""),
+    ("train_ppo", """--timesteps 4096 --num-envs 4 --hyperparameters '{"n_steps": 32, "learning_rate": 1e30}'"""),
+    ("train_ppo", f"--timesteps 4096 --num-envs 4 --hyperparameters '{{\"n_steps\": {HUGE}}}'"),
+]
 CASES = [(script, line) for script, lines in LINES.items() for line in lines]
 
 
@@ -203,3 +213,14 @@ def test_a_wrong_command_line_is_refused(script_of, folder, capfd, script, line)
     assert ": error: " in err
     assert "Traceback" not in out + err
     assert [path for path in sorted(folder.rglob("*")) if "__pycache__" not in path.parts] == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "line"), LATE_LINES)
+def test_what_cannot_go_on_says_so(script_of, folder, capfd, script, line):
+    with pytest.raises(SystemExit) as exit_info:
+        script_of(script).main([*shlex.split(line), *([] if script == "sinusoid" else ["--output", "new"])])
+    assert exit_info.value.code in (1, 2)
+    out, err = capfd.readouterr()
+    assert err.strip()
+    assert "Traceback" not in out + err

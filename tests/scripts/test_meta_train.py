@@ -15,7 +15,7 @@ import torch
 from ssm_metarl_gym.agents import MetaTrainer
 from ssm_metarl_gym.agents.meta_training.dynamics_objective import DynamicsObjective
 from ssm_metarl_gym.experiments.command_line import parse_options
-from ssm_metarl_gym.experiments.runs import find_checkpoints
+from ssm_metarl_gym.experiments.runs import find_checkpoints, lock_run
 from ssm_metarl_gym.files import write_json
 
 ENV_ID = "ssm_metarl/CartPolePolarity-v0"
@@ -97,13 +97,13 @@ def test_every_option_arrives(meta_train, tmp_path, monkeypatch):
         (["--eval-interval", "-1"], "--eval-interval must be >= 0; got -1."),
         (["--objective", "value"], "--objective must be one of ['dynamics', 'policy']; got 'value'."),
         (["--env-kwargs", "{"], "--env-kwargs must be an object in JSON"),
-        (["--env", "ssm_metarl/CartPoleX-v0"], "cannot be made for --env ssm_metarl/CartPoleX-v0"),
+        (["--env", "ssm_metarl/CartPoleX-v0"], "--env ssm_metarl/CartPoleX-v0 with --env-kwargs {} cannot be made"),
         (["--env", "no_such_module:CartPole-v1"], "No module named 'no_such_module'"),
         (["--env", "CartPole-v1"], "unexpected keyword argument 'split'"),
         (["--env-kwargs", '{"split": "extrapolation"}'], "env_kwargs must not hold 'split'"),
         (["--options", '{"inner_rate": 1}'], "got 'inner_rate'. Did you mean 'inner_lr'?"),
         (["--options", '{"window": 0}'], "window must be an int >= 1; got 0"),
-        (["--device", "abacus"], "--device must be a device that PyTorch has; got 'abacus'"),
+        (["--device", "abacus"], "--device must be a device that PyTorch can compute on; got 'abacus'"),
     ],
 )
 def test_a_bad_value_is_named_and_nothing_is_written(meta_train, arguments, message, tmp_path, capsys):
@@ -203,15 +203,31 @@ class TestResume:
 
     def test_seconds_add_up(self, interrupted, run, tmp_path):
         path = tmp_path / "run" / "checkpoints" / "0000000006" / "seconds.json"
+        (path.parent / "checksums.json").unlink()
         path.write_text(json.dumps({"wall_seconds": 1000.0, "cpu_seconds": 500.0}))
         config = json.loads((run() / "config.json").read_text())
         assert 1000 < config["wall_seconds"] < 1100
         assert 500 < config["cpu_seconds"] < 600
 
-    def test_a_damaged_checkpoint_is_named(self, interrupted, run, tmp_path):
+    def test_a_damaged_checkpoint_is_left_out(self, interrupted, run, tmp_path, capsys):
         (tmp_path / "run" / "checkpoints" / "0000000006" / "trainer.pt").write_text("damaged")
-        with pytest.raises(SystemExit, match=r"last checkpoint in .* cannot be loaded: .* delete its folder"):
+        run()
+        assert "0000000006/trainer.pt is damaged. The run goes on from 0000000004" in capsys.readouterr().out
+
+    def test_a_checkpoint_of_something_else_is_named(self, interrupted, run, tmp_path, capsys):
+        checkpoint = tmp_path / "run" / "checkpoints" / "0000000006"
+        (checkpoint / "checksums.json").unlink()  # as earlier versions wrote none
+        torch.save({"format": 2}, checkpoint / "trainer.pt")
+        with pytest.raises(SystemExit) as exit_info:
             run()
+        assert exit_info.value.code == 2
+        assert "cannot be loaded; to go on from the one before it, delete its folder" in capsys.readouterr().err
+
+    def test_a_second_run_in_the_same_folder_is_refused(self, interrupted, run, tmp_path, capsys):
+        with lock_run(tmp_path / "run"), pytest.raises(SystemExit) as exit_info:
+            run()
+        assert exit_info.value.code == 2
+        assert f"run is in use by process {os.getpid()}" in capsys.readouterr().err
 
     def test_other_options_are_refused(self, interrupted, run, capsys):
         with pytest.raises(SystemExit) as exit_info:

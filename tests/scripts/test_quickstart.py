@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import subprocess
@@ -110,8 +111,9 @@ def test_the_results_of_an_earlier_run_are_removed_and_nothing_else(quickstart, 
     monkeypatch.setattr(quickstart, "MetaTrainer", Interrupted)
     for name in ("results.json", "notes.txt"):
         (tmp_path / name).write_text("old")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as exit_info:
         quickstart.main(["--output", str(tmp_path)])
+    assert exit_info.value.code == 130
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -131,14 +133,8 @@ def test_the_rows_do_not_depend_on_which_job_ends_first(quickstart, monkeypatch,
     class Pool:
         """Runs each job at once."""
 
-        def __init__(self, *args, **kwargs):
+        def __init__(self):
             self.futures = []
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *args):
-            pass
 
         def submit(self, job, *args):
             future = quickstart.Future()
@@ -158,7 +154,7 @@ def test_the_rows_do_not_depend_on_which_job_ends_first(quickstart, monkeypatch,
     def evaluate_tasks(agent, split, tasks, options):
         return [[float(task) ** 2] for task in tasks]
 
-    monkeypatch.setattr(quickstart, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(quickstart, "worker_pool", lambda *args, **kwargs: contextlib.nullcontext(Pool()))
     monkeypatch.setattr(quickstart, "train", lambda agent, budget, options: agent)
     monkeypatch.setattr(quickstart, "evaluate_tasks", evaluate_tasks)
     options = quickstart.Options(output=tmp_path)

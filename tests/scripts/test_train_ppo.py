@@ -1,6 +1,6 @@
 import csv
-import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,11 +14,12 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from ssm_metarl_gym.agents import SSMPPO, SSMFeaturesExtractor
 from ssm_metarl_gym.experiments.command_line import parse_options
-from ssm_metarl_gym.experiments.runs import find_checkpoints
+from ssm_metarl_gym.experiments.runs import find_checkpoints, lock_run
+from ssm_metarl_gym.experiments.saved_agents import find_algorithm
 from ssm_metarl_gym.wrappers import make_sb3_env
 
 ENV_ID = "ssm_metarl/CartPolePolarity-v0"
-TINY = ["--num-envs", "4", "--timesteps", "160", "--hyperparameters", '{"n_steps": 8, "n_epochs": 1}']
+TINY = ["--num-envs", "2", "--timesteps", "80", "--hyperparameters", '{"n_steps": 8, "n_epochs": 1}']
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_every_option_arrives(train_ppo, tmp_path, monkeypatch):
     [
         (["--seed", "-1"], "--seed must be >= 0 and less than 2147483648; got -1."),
         (["--timesteps", "0"], "--timesteps must be >= 1; got 0."),
-        (["--num-envs", "0"], "--num-envs must be >= 1; got 0."),
+        (["--num-envs", "0"], "--num-envs must be >= 1 and less than 100000; got 0."),
         (["--policy", "gru"], "--policy must be one of ['mlp',"),
         (["--env-kwargs", "{"], "--env-kwargs must be an object in JSON, like '{\"name\": 8}'; got '{'."),
         (["--hyperparameters", "[1]"], "--hyperparameters must be an object in JSON"),
@@ -95,7 +96,10 @@ def test_every_option_arrives(train_ppo, tmp_path, monkeypatch):
         (["--env-kwargs", '{"split": "extrapolation"}'], "must leave the split to be 'train'; got 'extrapolation'."),
         (["--hyperparameters", '{"n_step": 1}'], "unexpected keyword argument 'n_step'"),
         (["--policy", "ssm", "--hyperparameters", '{"batch_size": 5}'], "batch_size must be a multiple of n_steps"),
-        (["--device", "abacus"], "--device must be a device that PyTorch has; got 'abacus'"),
+        (["--hyperparameters", '{"gamma": "a"}'], "gamma must be of float or int; got 'a'."),
+        (["--hyperparameters", '{"learning_rate": [1e-3]}'], "cannot be made for"),
+        (["--device", "abacus"], "--device must be a device that PyTorch can compute on; got 'abacus'"),
+        (["--device", "meta"], "--device must be a device that PyTorch can compute on; got 'meta'"),
     ],
 )
 def test_a_bad_value_is_named_and_nothing_is_written(train_ppo, arguments, message, tmp_path, capsys):
@@ -122,41 +126,82 @@ def test_a_folder_of_something_else_is_left_alone(train_ppo, text, tmp_path, cap
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
-def test_a_run_that_learned_nothing_may_begin_anew_with_other_options(train_ppo, tmp_path):
-    with pytest.raises(TypeError):  # from SB3, when learning has begun
-        train_ppo.main([*TINY, "--hyperparameters", '{"n_epochs": "2"}', "--output", str(tmp_path)])
-    train_ppo.main([*TINY, "--hyperparameters", '{"n_epochs": 2}', "--output", str(tmp_path)])
-    assert json.loads((tmp_path / "config.json").read_text())["hyperparameters"] == {"n_epochs": 2}
+@pytest.fixture
+def run_until(run, monkeypatch):
+    """A function that trains until Ctrl-C comes, when the algorithm has learned from so many timesteps."""
+
+    def start(num_timesteps, algorithm, *arguments):
+        collect_rollouts = algorithm.collect_rollouts
+
+        def collect(self, *args, **kwargs):
+            if self.num_timesteps == num_timesteps:
+                raise KeyboardInterrupt
+            return collect_rollouts(self, *args, **kwargs)
+
+        with monkeypatch.context() as context:
+            context.setattr(algorithm, "collect_rollouts", collect)
+            with pytest.raises(SystemExit) as exit_info:
+                run(*arguments)
+        assert exit_info.value.code == 130
+
+    return start
+
+
+def test_a_run_that_learned_nothing_may_begin_anew_with_other_options(run, run_until):
+    run_until(0, PPO, "--policy", "mlp")
+    folder = run("--policy", "ssm")
+    assert json.loads((folder / "config.json").read_text())["policy"] == "ssm"
 
 
 def test_without_sb3_contrib_it_says_how_to_install_it(train_ppo, tmp_path, monkeypatch, capsys):
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sb3_contrib" else real(name))
+    monkeypatch.setitem(sys.modules, "sb3_contrib", None)
     with pytest.raises(SystemExit):
         train_ppo.main([*TINY, "--policy", "lstm", "--output", str(tmp_path / "run")])
     assert "python -m pip install sb3-contrib" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("learning_rate", "reason"), [("1e30", "weights are not finite"), ("1e39", "without overflow")]
+)
+def test_a_run_that_diverges_ends_with_a_sentence(run, learning_rate, reason, capsys):
+    hyperparameters = f'{{"n_steps": 8, "n_epochs": 1, "learning_rate": {learning_rate}}}'
+    with pytest.raises(SystemExit) as exit_info:
+        run("--policy", "mlp", "--hyperparameters", hyperparameters)
+    assert exit_info.value.code == 1
+    (sentence,) = capsys.readouterr().err.split("\n")[1:-1]
+    assert "it cannot go on: the training diverged" in sentence
+    assert reason in sentence
+
+
+def test_a_second_run_in_the_same_folder_is_refused(run, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    with lock_run(tmp_path / "run"), pytest.raises(SystemExit) as exit_info:
+        run("--policy", "mlp")
+    assert exit_info.value.code == 2
+    assert f"run is in use by process {os.getpid()}" in capsys.readouterr().err
+    assert not list((tmp_path / "run").iterdir())
 
 
 @pytest.mark.parametrize("policy", ["mlp", "transition", "window-ssm", "ssm", "lstm"])
 def test_every_policy_trains_and_leaves_all_that_is_needed_to_use_it(train_ppo, run, policy):
     if policy == "lstm":
         pytest.importorskip("sb3_contrib")
-    folder = run("--policy", policy, "--window", "3", "--checkpoint-interval", "64", "--seed", "5")
+    folder = run("--policy", policy, "--window", "3", "--checkpoint-interval", "32", "--seed", "5")
     config = json.loads((folder / "config.json").read_text())
     assert config["finished"]
     assert (config["policy"], config["env"], config["seed"], config["window"]) == (policy, ENV_ID, 5, 3)
     assert config["cpu_seconds"] > 0
     assert config["wall_seconds"] > 0
     assert config["versions"]["torch"] == torch.__version__
-    algorithm = train_ppo.find_algorithm(config["algorithm"])
+    algorithm = find_algorithm(config["algorithm"])
     model = algorithm.load(folder / "model.zip", device="cpu")
     env = make_sb3_env(ENV_ID, 2, observation=config["observation"], window=3)
     env = VecNormalize.load(str(folder / "vecnormalize.pkl"), env)
     action, _ = model.predict(env.reset(), deterministic=True)
     assert action.shape == (2,)
-    assert model.num_timesteps == 160
-    assert [path.name for path in find_checkpoints(folder / "checkpoints")] == ["0000000064", "0000000128"]
-    assert [float(row["time/total_timesteps"]) for row in read_log(folder)] == [32, 64, 96, 128, 160]
+    assert model.num_timesteps == 80
+    assert [path.name for path in find_checkpoints(folder / "checkpoints")] == ["0000000032", "0000000064"]
+    assert [float(row["time/total_timesteps"]) for row in read_log(folder)] == [16, 32, 48, 64, 80]
     assert isinstance(model, SSMPPO) == (policy == "ssm")
     assert isinstance(model.policy.features_extractor, SSMFeaturesExtractor) == (policy == "window-ssm")
 
@@ -196,21 +241,10 @@ def test_one_seed_gives_one_result(run):
 
 class TestResume:
     @pytest.fixture
-    def interrupted(self, train_ppo, run, monkeypatch, capsys):
-        """The folder of a run that was interrupted at step 120, after its checkpoint at 96."""
-        with monkeypatch.context() as context:
-            on_step = train_ppo.SaveCheckpoints._on_step
-
-            def interrupt(self):
-                if self.num_timesteps == 120:
-                    raise KeyboardInterrupt
-                return on_step(self)
-
-            context.setattr(train_ppo.SaveCheckpoints, "_on_step", interrupt)
-            with pytest.raises(SystemExit) as exit_info:
-                run("--policy", "ssm", "--checkpoint-interval", "48")
-        assert exit_info.value.code == 130
-        assert "the same command again goes on from timestep 96" in capsys.readouterr().err
+    def interrupted(self, run_until, capsys):
+        """The folder of a run that was interrupted at step 64, after its checkpoint at 48."""
+        run_until(64, SSMPPO, "--policy", "ssm", "--checkpoint-interval", "24")
+        assert "interrupted; the same command again goes on from timestep 48" in capsys.readouterr().err
 
     def test_the_same_command_goes_on(self, train_ppo, interrupted, run, monkeypatch, capsys):
         seeds = []
@@ -218,37 +252,54 @@ class TestResume:
         monkeypatch.setattr(
             SSMPPO, "set_random_seed", lambda self, seed: (seeds.append(seed), set_random_seed(self, seed))
         )
-        folder = run("--policy", "ssm", "--checkpoint-interval", "48")
-        assert "goes on from 96 of 160 timesteps" in capsys.readouterr().out
+        folder = run("--policy", "ssm", "--checkpoint-interval", "24")
+        assert "goes on from 48 of 80 timesteps" in capsys.readouterr().out
         # What comes after the checkpoint is drawn from other streams than what came before it.
-        assert seeds[-1] == train_ppo.stream_seed(0, 96) != train_ppo.stream_seed(0, 0)
+        assert seeds[-1] == train_ppo.stream_seed(0, 48) != train_ppo.stream_seed(0, 0)
         log, expected = read_log(folder), read_log(run("--policy", "ssm", folder="uninterrupted"))
         steps = [row["time/total_timesteps"] for row in log]
         assert steps == [row["time/total_timesteps"] for row in expected]
+        # The update before the checkpoint is in the row that follows it.
+        assert [bool(row["train/loss"]) for row in log] == [bool(row["train/loss"]) for row in expected]
+        assert log[3]["train/n_updates"] == expected[3]["train/n_updates"]
         assert log[-1]["train/learning_rate"] == expected[-1]["train/learning_rate"]
-        assert SSMPPO.load(folder / "model.zip", device="cpu").num_timesteps == 160
+        assert SSMPPO.load(folder / "model.zip", device="cpu").num_timesteps == 80
 
     def test_seconds_add_up(self, train_ppo, interrupted, run, tmp_path):
-        path = tmp_path / "run" / "checkpoints" / "0000000096" / "seconds.json"
+        path = tmp_path / "run" / "checkpoints" / "0000000048" / "seconds.json"
+        (path.parent / "checksums.json").unlink()
         path.write_text(json.dumps({"wall_seconds": 1000.0, "cpu_seconds": 500.0}))
         config = json.loads((run("--policy", "ssm") / "config.json").read_text())
         assert 1000 < config["wall_seconds"] < 1100
         assert 500 < config["cpu_seconds"] < 600
 
-    def test_an_unfinished_checkpoint_is_not_used(self, interrupted, run, tmp_path, capsys):
-        (tmp_path / "run" / "checkpoints" / "unfinished").mkdir()
-        (tmp_path / "run" / "checkpoints" / "unfinished" / "model.zip").write_text("half")
+    def test_a_damaged_checkpoint_is_left_out(self, interrupted, run, tmp_path, capsys):
+        checkpoints = tmp_path / "run" / "checkpoints"
+        (checkpoints / "0000000048" / "vecnormalize.pkl").write_text("damaged")
         run("--policy", "ssm")
-        assert "goes on from 96 of 160" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert "0000000048/vecnormalize.pkl is damaged. The run goes on from 0000000032" in out
+        assert "goes on from 32 of 80" in out
 
-    def test_a_damaged_checkpoint_is_named(self, interrupted, run, tmp_path, capsys):
-        checkpoint = tmp_path / "run" / "checkpoints" / "0000000096"
-        (checkpoint / "model.zip").write_text("damaged")
-        with pytest.raises(SystemExit, match=r"0000000096 cannot be loaded: .* delete that folder"):
+    def test_without_a_whole_checkpoint_it_is_refused(self, interrupted, run, tmp_path, capsys):
+        for path in (tmp_path / "run" / "checkpoints").rglob("model.zip"):
+            path.write_text("damaged")
+        with pytest.raises(SystemExit) as exit_info:
             run("--policy", "ssm")
+        assert exit_info.value.code == 2
+        assert "a checkpoint must be whole to go on from" in capsys.readouterr().err
+
+    def test_a_checkpoint_of_something_else_is_named(self, interrupted, run, tmp_path, capsys):
+        checkpoint = tmp_path / "run" / "checkpoints" / "0000000048"
+        (checkpoint / "checksums.json").unlink()  # as earlier versions wrote none
+        (checkpoint / "vecnormalize.pkl").write_text("damaged")
+        with pytest.raises(SystemExit) as exit_info:
+            run("--policy", "ssm")
+        assert exit_info.value.code == 2
+        assert "0000000048 must be whole; to go on from the checkpoint before it, delete" in capsys.readouterr().err
         shutil.rmtree(checkpoint)
         run("--policy", "ssm")
-        assert "goes on from 64 of 160" in capsys.readouterr().out
+        assert "goes on from 32 of 80" in capsys.readouterr().out
 
     def test_the_configuration_is_still_that_of_the_beginning(self, interrupted, run, tmp_path):
         path = tmp_path / "run" / "config.json"
@@ -268,16 +319,8 @@ class TestResume:
         folder = run("--policy", "mlp")
         before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
         run("--policy", "mlp")
-        assert f"the run in {folder} is finished: 160 timesteps" in capsys.readouterr().out
+        assert f"the run in {folder} is finished: 80 timesteps" in capsys.readouterr().out
         assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-
-
-@pytest.mark.parametrize(("interval", "gaps"), [(1, {32}), (63, {32}), (64, {64}), (100, {96}), (10**6, set())])
-def test_no_more_than_an_interval_lies_between_checkpoints(train_ppo, run, monkeypatch, interval, gaps):
-    saved = [0]
-    monkeypatch.setattr(train_ppo, "save_checkpoint", lambda model, *_: saved.append(model.num_timesteps))
-    run("--policy", "mlp", "--checkpoint-interval", str(interval))
-    assert set(np.diff(saved)) == gaps
 
 
 @pytest.mark.slow

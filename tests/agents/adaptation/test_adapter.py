@@ -560,7 +560,7 @@ class TestStateDict:
         for part in ("weights", "averaged_weights", "source_weights"):
             for tensor in state[part].values():
                 tensor.add_(1.0)
-        for buffer in state["buffers"] + state["source_buffers"]:
+        for buffer in (*state["buffers"].values(), *state["source_buffers"].values()):
             buffer.add_(1)
         assert equal(adapter.state_dict(), expected)
         adapter.reset()
@@ -576,8 +576,8 @@ class TestStateDict:
             lambda state: {**state, "weights": {**state["weights"], "more": torch.zeros(1)}},
             lambda state: {**state, "source_weights": dict(list(state["weights"].items())[1:])},
             lambda state: {**state, "averaged_weights": {name: w[None] for name, w in state["weights"].items()}},
-            lambda state: {**state, "buffers": state["buffers"][1:]},
-            lambda state: {**state, "source_buffers": [b[None] for b in state["buffers"]]},
+            lambda state: {**state, "buffers": dict(list(state["buffers"].items())[1:])},
+            lambda state: {**state, "source_buffers": {name: b[None] for name, b in state["buffers"].items()}},
             lambda state: {**state, "stats": {"calls": 1, "invented": 2}},
             lambda state: {**state, "stats": None},
         ],

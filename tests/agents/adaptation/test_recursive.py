@@ -5,11 +5,14 @@ import io
 import math
 import pickle
 
+import gymnasium as gym
 import pytest
 import torch
 from torch import nn
 
-from ssm_metarl_gym.agents import AdapterStats, KalmanAdapter, RecursiveLeastSquares
+import ssm_metarl_gym  # noqa: F401 - registers the environments
+from ssm_metarl_gym.agents import AdapterStats, DynamicsModel, KalmanAdapter, RecursiveLeastSquares
+from ssm_metarl_gym.wrappers import OnlineAdaptation
 
 MSE = nn.MSELoss()
 
@@ -29,7 +32,7 @@ class Affine(nn.Module):
         return self.linearise(self.dropout(states), self.w.expand(len(states), -1))[0]
 
     def linearise(self, encoded, weights):
-        jacobian = encoded.unflatten(1, (2, 3)).mT
+        jacobian, weights = encoded.unflatten(1, (2, 3)).mT, weights.to(encoded.dtype)
         return (jacobian @ weights[..., None])[..., 0] + 1.0, jacobian
 
 
@@ -211,7 +214,7 @@ class TestCalls:
             assert adapter.stats.distance <= eps * (1.0 + 1e-6)
         assert adapter.stats.projected_steps == 15
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
     def test_the_type_stays(self, make, dtype):
         adapter = make()
         model = adapter.model.to(dtype)
@@ -219,6 +222,8 @@ class TestCalls:
         states, targets = stream(5, dtype=dtype)
         adapter.adapt(MSE, batch(states, targets))
         assert {p.dtype for p in model.parameters()} == {dtype}
+        assert adapter.stats.steps == 5
+        assert 0.0 < adapter.stats.distance < math.inf
         rows = adapter.weights(adapter.initial_state(4))
         assert {name: (w.dtype, w.shape) for name, w in rows.items()} == {
             name: (dtype, (4, *p.shape)) for name, p in model.named_parameters() if p.requires_grad
@@ -315,7 +320,7 @@ class TestGoingBack:
         adapter = make()
         adapter.adapt(MSE, batch(*stream(5)))
         state = adapter.state_dict()
-        with pytest.raises(ValueError, match="the state must be of an adapter of the same kind and model"):
+        with pytest.raises(ValueError, match="the state must be of an adapter of the same"):
             adapter.load_state_dict(damage(make().state_dict()))
         assert equal(adapter.state_dict(), state)
         adapter.rollback()
@@ -375,6 +380,37 @@ def make_again(adapter):
 def test_shared_options_outside_their_range(make, options, message):
     with pytest.raises(ValueError, match=message):
         make(**options)
+
+
+def test_weights_that_half_precision_cannot_hold_are_undone(look):
+    model = nn.Linear(1, 1, bias=False).half()
+    adapter, before = RecursiveLeastSquares(model, ridge=1e-9), look(model)
+    # The weight would be 6e4 / .5.
+    adapter.adapt(MSE, batch(torch.full((2, 1), 0.5).half(), torch.full((2, 1), 6e4).half()))
+    assert look(model) == before
+    assert (adapter.stats.steps, adapter.stats.rejected_steps) == (0, 2)
+
+
+def test_complex_parameters_are_refused():
+    with pytest.raises(ValueError, match="the parameters must be real for RecursiveLeastSquares; weight is complex"):
+        RecursiveLeastSquares(nn.Linear(2, 1, dtype=torch.complex64))
+
+
+def test_they_adapt_during_an_episode():
+    make_env = lambda sign: gym.make("ssm_metarl/PendulumPolarity-v0", task={"polarity": sign})  # noqa: E731
+    env = make_env(1)
+    core = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh())
+    model = DynamicsModel(env.observation_space, env.action_space, core, adapts="action_map")
+    model.fit(env, num_transitions=1000, num_updates=500, learning_rate=5e-3)
+    env = OnlineAdaptation(make_env(-1), KalmanAdapter(model), window=8)
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    for _ in range(30):
+        *_, info = env.step(env.action_space.sample())
+    assert info["adaptation"]["num_changes"] == 0
+    assert info["adaptation"]["steps"] == 30 - info["adaptation"]["num_outliers"]
+    assert env.model.action_map.item() == pytest.approx(-1.0, abs=0.1)
+    assert model.action_map.item() == 1.0
 
 
 def test_the_statistics_begin_at_nothing():

@@ -83,6 +83,17 @@ class TestStep:
         assert torch.equal(after["0.weight"], weights["0.weight"])
         assert not torch.equal(after["2.bias"], weights["2.bias"])
 
+    def test_a_sparse_gradient(self):
+        model = nn.Module()
+        model.table = nn.Parameter(torch.ones(3, 2))
+        inner, rows = InnerLoop(model, 0.1), torch.tensor([0, 1])
+        with pytest.raises(ValueError, match=r"must be dense; got sparse ones of \['table'\]\. Use sparse=False"):
+            inner.step(
+                lambda w: nn.functional.embedding(rows, w["table"], sparse=True).sum(),
+                inner.weights(),
+                functional=False,
+            )
+
 
 class TestRates:
     @pytest.mark.parametrize(
@@ -216,3 +227,98 @@ def test_a_filter_that_is_no_function_or_accepts_nothing():
         InnerLoop(model, 0.1, adapts="weight")
     with pytest.raises(ValueError, match=r"of \['weight', 'bias'\] it has none"):
         InnerLoop(model, 0.1, adapts=lambda name: name.startswith("head."))
+
+
+class TestModels:
+    @pytest.mark.parametrize(
+        ("model", "message"),
+        [
+            (nn.Linear, r"must be a torch.nn.Module; got the class Linear\. Make an instance of it"),
+            (torch.tanh, r"must be a torch.nn.Module; got <.*tanh.*>\. Call a function in the forward of one"),
+            (None, r"must be a torch.nn.Module; got None"),
+            (nn.LazyLinear(3), r"must have a shape; got weight, which has none yet\. Call the model once"),
+            (nn.Sequential(nn.DataParallel(nn.Linear(1, 1))), r"of plain modules; got DataParallel '0'"),
+        ],
+        ids=str,
+    )
+    @pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
+    def test_what_is_no_model(self, model, message):
+        with pytest.raises(ValueError, match=message):
+            InnerLoop(model, 0.1)
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated:DeprecationWarning")
+    def test_a_part_that_is_no_python(self):
+        model = nn.Sequential(nn.Linear(1, 1), torch.jit.trace(nn.Linear(1, 1), torch.zeros(1)))
+        message = r"of plain modules; got TopLevelTracedModule '1', which takes no other weights than its own\. Use the"
+        with pytest.raises(ValueError, match=message):
+            InnerLoop(model, 0.1)
+
+    @pytest.mark.parametrize(("option", "value"), [("sparse", True), ("max_norm", 1.0)])
+    @pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+    def test_embeddings_that_are_changed_by_other_things_than_dense_gradients(self, kind, option, value):
+        model = nn.Sequential(kind(5, 3, **{option: value}), nn.Linear(3, 1))
+        message = rf"must have {option}=(False|None); got {value} in {kind.__name__} '0'\. Make it without {option}"
+        with pytest.raises(ValueError, match=message):
+            InnerLoop(model, 0.1)
+        model[0].requires_grad_(False)
+        InnerLoop(model, 0.1)
+
+
+def replaced(model):
+    model.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()}, assign=True)
+
+
+def new_head(model):
+    model[2] = nn.Linear(3, 2).double()
+
+
+def parametrised(model):
+    nn.utils.parametrizations.weight_norm(model[2])
+
+
+def added(model):
+    model.append(nn.Linear(1, 1))
+
+
+def frozen(model):
+    model[2].bias.requires_grad_(False)
+
+
+def removed(model):
+    del model[2]
+
+
+class TestCheckParameters:
+    @pytest.mark.parametrize(
+        ("change", "names"),
+        [
+            (replaced, ["0.weight", "0.bias", "2.weight", "2.bias"]),
+            (new_head, ["2.weight", "2.bias"]),
+            (removed, ["2.weight", "2.bias"]),
+            (
+                parametrised,
+                ["2.weight", "2.parametrizations.weight.original0", "2.parametrizations.weight.original1"],
+            ),
+            (added, ["3.weight", "3.bias"]),
+            (frozen, ["2.bias"]),
+        ],
+    )
+    def test_what_changed_is_named(self, change, names):
+        inner = make_inner()
+        inner.check_parameters()
+        change(inner.model)
+        with pytest.raises(ValueError, match=r"the parameters that it had.*Make a new MetaMAML, or trainer") as error:
+            inner.check_parameters()
+        assert str(names) in str(error.value)
+
+    def test_unfrozen_later(self):
+        model = nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 1).requires_grad_(False))
+        inner = InnerLoop(model, 0.1)
+        model.requires_grad_(True)
+        with pytest.raises(ValueError, match=r"frozen: \['1.weight', '1.bias'\]"):
+            inner.check_parameters()
+
+    def test_other_values_are_no_other_parameters(self):
+        inner = make_inner()
+        inner.model.load_state_dict({name: tensor + 1.0 for name, tensor in inner.model.state_dict().items()})
+        inner.check_parameters()

@@ -3,6 +3,7 @@ import gc
 import io
 import math
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -166,6 +167,15 @@ class TestAdapt:
         assert MSE(adapted(x), y) < loss
         assert look(model) == before
 
+    def test_threads_may_adapt_at_the_same_time(self, look):
+        model, tasks = Attention(fused=False).eval(), make_tasks(8)
+        maml, before = MetaMAML(model, 0.1, 1.0), look(model)
+        expected = [look(maml.adapt(*task[:2], MSE, 5)) for task in tasks]
+        with ThreadPoolExecutor(4) as pool:
+            actual = list(pool.map(lambda task: look(maml.adapt(*task[:2], MSE, 5)), tasks))
+        assert actual == expected
+        assert look(model) == before
+
     def test_no_steps_make_a_copy(self, look):
         model = tanh_mlp()
         x, y, *_ = make_tasks(1)[0]
@@ -194,22 +204,21 @@ MODELS = {
 }
 
 
+def some(*names):
+    """All models, but those of other names are slow."""
+    return [pytest.param(name, marks=[] if name in names else pytest.mark.slow) for name in MODELS]
+
+
 class TestMetaGradient:
     @pytest.mark.parametrize("first_order", [False, True])
-    @pytest.mark.parametrize("name", MODELS)
+    @pytest.mark.parametrize("name", some("MLP", "tied MLP", "SSM from a state", "LSTM"))
     def test_it_is_that_of_a_plain_loop(self, name, first_order):
         make_model, make = MODELS[name]
         model, tasks = make_model().double(), make(3, dtype=torch.float64)
         actual = meta_gradient(model, tasks, first_order=first_order)
         torch.testing.assert_close(actual, plain_gradient(model, tasks, first_order=first_order))
 
-    @pytest.mark.parametrize(
-        "name",
-        [
-            pytest.param(name, marks=[] if name in ("MLP", "SSM on sequences", "LSTM") else pytest.mark.slow)
-            for name in MODELS
-        ],
-    )
+    @pytest.mark.parametrize("name", some("MLP", "SSM on sequences", "LSTM"))
     def test_second_order_is_exact(self, name):
         make_model, make = MODELS[name]
         model, tasks = make_model().double(), make(2, dtype=torch.float64)
@@ -225,9 +234,11 @@ class TestMetaGradient:
         assert exact @ direction == pytest.approx(slope, rel=1e-6, abs=1e-8)
         assert (exact - first_order).norm() > 0.05 * exact.norm()
 
-    @pytest.mark.parametrize("adapts", [None, lambda name: "bias" in name, lambda name: name.startswith("2.")])
+    @pytest.mark.parametrize(
+        ("inner_steps", "adapts"),
+        [(0, None), (3, None), (3, lambda name: "bias" in name), (3, lambda name: name.startswith("2."))],
+    )
     @pytest.mark.parametrize("first_order", [False, True])
-    @pytest.mark.parametrize("inner_steps", [0, 3])
     def test_both_ways_for_plain_networks(self, way, inner_steps, first_order, adapts):
         model, tasks = tanh_mlp().double(), make_ragged_tasks()
         options = {"inner_steps": inner_steps, "first_order": first_order, "adapts": adapts}
@@ -247,8 +258,16 @@ class TestMetaGradient:
         next(model.parameters()).requires_grad_(False)
         torch.testing.assert_close(meta_gradient(model, tasks), plain_gradient(model, tasks))
 
-    @pytest.mark.parametrize("make_model", [tanh_mlp, tiny_ssm, LSTM, batch_normalised_mlp])
-    @pytest.mark.parametrize("algorithm", ["maml", "reptile"])
+    @pytest.mark.parametrize(
+        ("make_model", "algorithm"),
+        [
+            (tanh_mlp, "maml"),
+            (tanh_mlp, "reptile"),
+            (tiny_ssm, "maml"),
+            (LSTM, "reptile"),
+            (batch_normalised_mlp, "maml"),
+        ],
+    )
     def test_chunks_make_no_difference(self, make_model, algorithm):
         time = (4,) if make_model is LSTM else ()
         model, tasks = make_model().double(), make_tasks(5, time=time, dtype=torch.float64)
@@ -258,16 +277,6 @@ class TestMetaGradient:
     def test_single_precision(self, way):
         model, tasks = tanh_mlp(), make_tasks(8)
         assert (meta_gradient(model, tasks) - plain_gradient(model, tasks)).abs().max() < 1e-5
-
-
-def unknown_loss(prediction, target):
-    return (prediction - target).square().mean()
-
-
-@pytest.mark.parametrize("loss_fn", [MSE, nn.SmoothL1Loss(), nn.MSELoss(reduction="sum"), unknown_loss])
-def test_losses_on_tasks_of_different_lengths(way, loss_fn):
-    model, tasks = tanh_mlp().double(), make_ragged_tasks()
-    torch.testing.assert_close(meta_gradient(model, tasks, loss_fn), plain_gradient(model, tasks, loss_fn))
 
 
 class TestLearnedRates:
@@ -435,8 +444,10 @@ class TestMetaUpdate:
     def test_a_fault_of_the_tasks_changes_nothing(self, look):
         model = tanh_mlp()
         maml, before = MetaMAML(model, 0.1, 0.1), look(model)
-        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        with pytest.raises(ValueError, match=r"must take the inputs.*got \(2, 3\).*shapes cannot be multiplied"):
             maml.meta_update([*make_tasks(2), (torch.zeros(2, 3), torch.zeros(2, 1)) * 2], MSE)
+        with pytest.raises(ValueError, match=r"must take the inputs.*got \(2, 3\)"):
+            maml.adapt(torch.zeros(2, 3), torch.zeros(2, 1), MSE, 1)
         assert look(model) == before
 
     def test_tasks_may_be_lists_and_tuples(self, way):
@@ -558,6 +569,79 @@ FAULTS = {
 }
 
 
+class Attention(nn.Module):
+    """Attention over the two numbers of a row, as a module or as a function."""
+
+    def __init__(self, fused):
+        super().__init__()
+        self.first, self.last = nn.Linear(1, 4), nn.Linear(8, 1)
+        self.attention = None if fused else nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        y = self.first(x[..., None])  # N 2 4
+        if self.attention is None:
+            y = nn.functional.scaled_dot_product_attention(y, y, y)
+        else:
+            y, self.map = self.attention(y, y, y)
+        return self.last(y.flatten(1))
+
+
+class TestModes:
+    @pytest.mark.parametrize(("fused", "training"), [(False, False), (False, True), (True, False)])
+    @pytest.mark.parametrize("first_order", [False, True])
+    def test_attention(self, caplog, assert_same_gradient, fused, first_order, training):
+        model = Attention(fused).double().train(training)
+        maml = assert_same_gradient(model, make_tasks(dtype=torch.float64), MSE, first_order)
+        tasks = make_tasks(dtype=torch.float64)
+        torch.testing.assert_close(
+            maml.query_losses(tasks, MSE, [1]), adapted_losses(maml, tasks, [1]), check_dtype=False
+        )
+        assert not caplog.records
+
+    @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+    @pytest.mark.parametrize("make_model", [tanh_mlp, LSTM])
+    def test_without_gradients_around_it_all_goes_on(self, mode, make_model):
+        model, plain = make_model(), make_model()
+        plain.load_state_dict(model.state_dict())
+        with mode():
+            tasks = make_tasks(time=(3,))
+        copies = [tuple(part.clone() for part in task) for task in tasks]
+        results = []
+        for one, batch, context in ((model, tasks, mode), (plain, copies, torch.enable_grad)):
+            maml = MetaMAML(one, 0.1, 0.1)
+            with context():
+                adapted = maml.adapt(*batch[0][:2], MSE, 2)
+                losses = maml.query_losses(batch, MSE, [0, 2])
+                loss = maml.meta_update(batch, MSE)
+            assert not losses.requires_grad
+            assert all(weight.requires_grad and not weight.is_inference() for weight in adapted.parameters())
+            MSE(adapted(copies[0][0]), copies[0][1]).backward()
+            results.append(
+                [*losses.flatten().tolist(), loss, *flat([*adapted.parameters(), *one.parameters()]).tolist()]
+            )
+        assert results[0] == results[1]
+
+
+class TestParametersThatAreNotThoseOfConstruction:
+    @pytest.mark.parametrize("frozen", [False, True])
+    def test_they_are_noticed_before_anything_is_done(self, look, frozen):
+        model, tasks = tanh_mlp(), make_tasks()
+        maml = MetaMAML(model, 0.1, 0.1)
+        if frozen:
+            model[2].requires_grad_(False)
+        else:
+            model[2] = nn.Linear(3, 1)
+        before = look(model)
+        for call in (
+            lambda: maml.meta_update(tasks, MSE),
+            lambda: maml.query_losses(tasks, MSE, [1]),
+            lambda: maml.adapt(*tasks[0][:2], MSE, 1),
+        ):
+            with pytest.raises(ValueError, match=r"\['2.weight', '2.bias'\]\. Make a new MetaMAML, or trainer"):
+                call()
+        assert look(model) == before
+
+
 class TestTasksThatAreNotFinite:
     @pytest.mark.parametrize("fault", FAULTS)
     @pytest.mark.parametrize(("make_model", "task_chunk_size"), [(tanh_mlp, None), (batch_normalised_mlp, 2)])
@@ -577,8 +661,9 @@ class TestTasksThatAreNotFinite:
         assert [maml.num_dropped for maml in mamls] == [1, 0]
         assert "1 of 4 tasks were left out" in caplog.text
 
-    @pytest.mark.parametrize("fault", FAULTS)
-    @pytest.mark.parametrize("make_model", [tanh_mlp, batch_normalised_mlp])
+    @pytest.mark.parametrize(
+        ("make_model", "fault"), [(tanh_mlp, fault) for fault in FAULTS] + [(batch_normalised_mlp, "query target")]
+    )
     def test_where_none_is_left_nothing_changes(self, look, make_model, fault):
         loss_fn, part, value = FAULTS[fault]
         model, tasks = make_model(), make_tasks(2)
@@ -661,7 +746,7 @@ def adapted_losses(maml, tasks, num_steps):
 
 
 class TestQueryLosses:
-    @pytest.mark.parametrize("name", MODELS)
+    @pytest.mark.parametrize("name", some("MLP", "batch normalisation", "SSM step", "LSTM"))
     def test_they_are_those_of_adapted_copies(self, look, untouched_rng, name):
         make_model, make = MODELS[name]
         model, tasks = make_model(), make(2)
@@ -784,6 +869,23 @@ class TestErrors:
         ):
             with pytest.raises(ValueError, match=r"loss_fn must return a scalar tensor; got shape \(5, 1\)"):
                 call(nn.MSELoss(reduction="none"))
+
+    @pytest.mark.parametrize(
+        ("loss_fn", "message"),
+        [
+            (nn.MSELoss, r"got the class MSELoss\. Use e\.g\. MSELoss\(\)"),
+            ("mse", r"got 'mse'\. Use e\.g\. nn\.MSELoss\(\)"),
+        ],
+    )
+    def test_a_loss_that_is_no_function(self, way, loss_fn, message):
+        maml, tasks = MetaMAML(tanh_mlp(), 0.1, 0.1), make_tasks()
+        for call in (
+            lambda: maml.adapt(*tasks[0][:2], loss_fn, 1),
+            lambda: maml.meta_update(tasks, loss_fn),
+            lambda: maml.query_losses(tasks, loss_fn, [1]),
+        ):
+            with pytest.raises(ValueError, match=f"must be a function of a prediction and a target; {message}"):
+                call()
 
     @pytest.mark.parametrize(
         ("name", "value"),

@@ -146,9 +146,25 @@ class TestDropping:
 
     def test_a_sum_that_overflows(self):
         w = torch.tensor(1.0, requires_grad=True)
-        with pytest.raises(FloatingPointError, match="their sum over the tasks overflows"):
+        with pytest.raises(FloatingPointError, match="their sum over the tasks, or its square, overflows"):
             make_outer([w], task_chunk_size=1).step(lambda indices: (3e38 * w).repeat(len(indices)), 2)
         assert w.item() == 1.0
+
+    @pytest.mark.parametrize("slope", [2e19, -2e19, 3e37])
+    @pytest.mark.parametrize("optimizer_class", [torch.optim.Adam, torch.optim.SGD])
+    @pytest.mark.parametrize("grad_clip_norm", [1.0, math.inf])
+    def test_a_square_that_overflows(self, slope, optimizer_class, grad_clip_norm):
+        """Adam would never take a step again, and a gradient of infinite norm would be clipped to zero."""
+        w = torch.tensor([1.0, 1.0], requires_grad=True)
+        outer = make_outer([w], 0.1, optimizer_class, grad_clip_norm=grad_clip_norm)
+        outer.step(lambda indices: w.sum().repeat(len(indices)), 2)
+        before, state = w.tolist(), str(outer.optimizer.state_dict())
+        with pytest.raises(FloatingPointError, match="overflows, and the weights were left as they were"):
+            outer.step(lambda indices: (slope * w[0]).repeat(len(indices)), 2)
+        assert w.tolist() == before
+        assert str(outer.optimizer.state_dict()) == state
+        outer.step(lambda indices: w.sum().repeat(len(indices)), 2)
+        assert w.tolist() != before
 
 
 class TestState:

@@ -75,6 +75,20 @@ class TestGroupTasks:
 
 
 class TestTaskSet:
+    def test_tensors_of_inference_mode_become_ordinary_ones(self):
+        with torch.inference_mode():
+            x, y = torch.randn(3, 2), torch.randn(3, 1)
+        one = TaskSet.of((x, x), y)
+        assert not any(tensor.is_inference() for tensor in (*one.x, one.y))
+        assert torch.equal(one.x[1], x)
+        assert torch.equal(one.y, y)
+
+    def test_other_tensors_are_not_copied(self):
+        x, y = torch.randn(3, 2), torch.randn(3, 1)
+        one = TaskSet.of(x, y)
+        assert one.x[0] is x
+        assert one.y is y
+
     @pytest.mark.parametrize("rest", [(), (3,)])
     @pytest.mark.parametrize("loss_fn", ROW_WISE)
     def test_padding_does_not_count(self, loss_fn, rest):

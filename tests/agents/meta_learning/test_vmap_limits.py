@@ -71,7 +71,19 @@ class TestFunctions:
         for _ in range(2):
             assert ask(limits, calls=lambda: NORMALISATIONS[name](x, scale)) != scaled
         assert len(caplog.records) == scaled
-        assert ("_norm with a scale" in caplog.text) == scaled
+        assert ("_norm with weight" in caplog.text) == scaled
+
+    @pytest.mark.parametrize("second_order", [False, True])
+    @pytest.mark.parametrize(
+        ("options", "orders"),
+        [({}, [False, True]), ({"padding_idx": 0}, []), ({"scale_grad_by_freq": True}, [False])],
+        ids=str,
+    )
+    def test_embeddings(self, caplog, options, orders, second_order):
+        model, suits = nn.Embedding(3, 2, **options), second_order in orders
+        limits = VmapLimits(model, second_order=second_order)
+        assert ask(limits, second_order=second_order, calls=lambda: model(torch.zeros(1, dtype=torch.int64))) == suits
+        assert suits or f"it calls embedding with {next(iter(options))}" in caplog.text
 
 
 def fail(error):
@@ -88,7 +100,9 @@ class TestErrors:
         limits, tries = VmapLimits(nn.Module(), second_order=False), []
         with caplog.at_level(logging.WARNING):
             for _ in range(3):
-                assert not ask(limits, calls=lambda: tries.append(fail(RuntimeError("vmap: no"))()))
+                assert not ask(
+                    limits, calls=lambda: tries.append(fail(RuntimeError("vmap: no\nand many lines more"))())
+                )
         assert len(caplog.records) == 1
         assert "one after the other" in caplog.text
         assert caplog.text.strip().endswith("vmap: no")

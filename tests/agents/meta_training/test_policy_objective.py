@@ -60,6 +60,7 @@ def moved(objective):
     [
         ("inner_lr", 0.0),
         ("outer_lr", math.inf),
+        ("outer_lr", 3e38),
         ("inner_steps", -1),
         ("meta_batch_size", 0),
         ("trajectories_per_task", 1.5),
@@ -194,6 +195,21 @@ def test_frozen_parameters_stay_as_they_are(frozen):
     objective.update(0)
     same = [name for name, parameter in policy.named_parameters() if torch.equal(parameter, before[name])]
     assert same == [name for name, _ in policy.named_parameters() if name.startswith(frozen)]
+
+
+def test_parameters_replaced_after_construction_are_noticed():
+    objective = make()
+    objective.model.head = torch.nn.Linear(8, 2)
+    with pytest.raises(ValueError, match=r"\['head.weight', 'head.bias'\]\. Make a new MetaMAML, or trainer"):
+        objective.update(0)
+
+
+def test_a_policy_with_an_attribute_that_has_a_graph_can_be_adapted():
+    objective = make()
+    objective.model.seen = objective.model(torch.zeros(1, 1, 2))[0]
+    adapted = objective.adapt({"goal_x": 0.4}, 1, seed=0)
+    assert torch.equal(adapted.seen, objective.model.seen)
+    assert not adapted.seen.requires_grad
 
 
 def test_evaluation_is_on_the_same_tasks_after_any_number_of_steps():

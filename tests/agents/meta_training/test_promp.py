@@ -177,3 +177,35 @@ def test_a_task_whose_step_is_not_finite_keeps_its_weights_and_has_no_finite_los
     for k in (0, 2, 3):
         assert any(not torch.equal(after[name][k], weight[k]) for name, weight in before.items())
     assert torch.isfinite(setting.losses(samples)).tolist() == [True, False, True, True]
+
+
+class Remarkable(torch.nn.Module):
+    """A core that is called twice, and keeps what it computed."""
+
+    features = None
+
+    def __init__(self, core):
+        super().__init__()
+        self.core, self.again = core, core[2]
+
+    def forward(self, inputs):
+        self.features = self.again(self.core(inputs)).tanh()
+        return self.features
+
+
+def make_core(policy):
+    width = policy.width
+    layers = torch.nn.Linear(policy.observation_space.shape[0], width), torch.nn.Tanh(), torch.nn.Linear(width, width)
+    return torch.nn.Sequential(*layers)
+
+
+def test_a_policy_with_shared_parts_and_attributes_is_left_as_it_was(look):
+    setting = Setting(network="ssm")  # whose policies act by the same calls
+    setting.policy.core = Remarkable(make_core(setting.policy))
+    setting.make()
+    before = look(setting.policy)
+    samples = setting.play()
+    torch.autograd.grad(setting.losses(samples).sum(), setting.parameters)
+    assert look(setting.policy) == before
+    assert setting.policy.core.features is None
+    assert setting.policy.core.again is setting.policy.core.core[2]

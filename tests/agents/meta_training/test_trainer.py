@@ -1,6 +1,7 @@
 import copy
 import csv
 import io
+import sys
 import zipfile
 
 import gymnasium as gym
@@ -10,10 +11,11 @@ import torch
 from stable_baselines3.common.logger import configure
 from torch import nn
 
-from ssm_metarl_gym import CartPoleTask, TaskDistribution, TaskFamily, Uniform
+from ssm_metarl_gym import CartPoleTask, TaskDistribution, TaskFamily, TaskSet, Uniform
 from ssm_metarl_gym.agents import DynamicsModel, MetaTrainer
 from ssm_metarl_gym.agents.meta_training import trainer as meta_trainer
 from ssm_metarl_gym.agents.meta_training.dynamics_objective import DynamicsOptions
+from ssm_metarl_gym.experiments.logs import make_logger
 
 ENV_ID = "ssm_metarl/CartPolePolarity-v0"
 TINY = {"window": 4, "meta_batch_size": 8, "num_streams": 30, "stream_length": 16}
@@ -40,6 +42,17 @@ def evaluate(trainer, num_steps=(0, 1), num_tasks=3, seed=0):
     """What ``trainer.evaluate`` gives, comparable."""
     values = trainer.evaluate("interpolation", num_steps, num_tasks=num_tasks, seed=seed)
     return {steps: column.tolist() for steps, column in values.items()}
+
+
+def same(first, second):
+    """Whether two states of tensors and plain values are equal bit for bit."""
+    if isinstance(first, torch.Tensor):
+        return first.dtype == second.dtype and first.numpy().tobytes() == second.numpy().tobytes()
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(value, second[name]) for name, value in first.items())
+    if isinstance(first, list):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second
 
 
 @pytest.fixture(params=["dynamics", "policy"])
@@ -117,6 +130,15 @@ class TestLearn:
         assert not any(parameter.requires_grad for parameter in trainer.model.core.parameters())
         assert trainer.num_updates == 1
 
+    @pytest.mark.parametrize("options", [{"outer_lr": 1e30}, {"outer_lr": 1e18}])
+    def test_a_run_that_diverges_ends_with_the_model_before_that_step(self, make_any, look, options):
+        trainer = make_any(**options)
+        seen = [look(trainer.model)]
+        with pytest.raises(FloatingPointError, match=r"must be finite; .* Lower inner_lr or outer_lr"):
+            trainer.learn(50, lambda *_: seen.append(look(trainer.model)))
+        assert trainer.num_updates == len(seen) - 1
+        assert look(trainer.model)[:2] == seen[-1][:2]
+
     @pytest.mark.parametrize("shown", [True, False])
     def test_the_progress_bar(self, capsys, shown):
         make_trainer().learn(2, progress_bar=shown)
@@ -131,7 +153,7 @@ class TestEvaluate:
         for num_updates in (0, 1, 1):
             assert learn(trainer, num_updates) == learn(control, num_updates)
             before = look(trainer.model)
-            trainer.evaluate("train", (0, 2), num_tasks=3, seed=7)
+            trainer.evaluate("train", (0, 1), num_tasks=3, seed=7)
             assert look(trainer.model) == before
 
     def test_every_task_has_a_value_after_so_many_steps(self, make_any):
@@ -186,6 +208,29 @@ class TestLog:
             column = [row[f"eval/interpolation_after_{steps}_steps"] for row in rows]
             assert [bool(cell) for cell in column] == [True, False, True]
             assert float(column[-1]) == pytest.approx(values.mean())
+
+    @pytest.mark.parametrize(("killed_after", "eval_interval"), [(4, None), (2, 3)])
+    def test_that_of_a_run_that_was_killed_and_goes_on_is_that_of_an_undisturbed_one(
+        self, make_any, tmp_path, killed_after, eval_interval
+    ):
+        options = {"log_interval": 3, "eval_interval": eval_interval, "num_eval_tasks": 2}
+
+        def learn(trainer, folder, num_updates):
+            logger = make_logger(tmp_path / folder, "time/updates", trainer.num_updates)
+            trainer.set_logger(logger)
+            trainer.learn(num_updates, **options)
+            logger.close()
+            with (tmp_path / folder / "progress.csv").open() as file:
+                return [row | {"time/updates_per_second": None} for row in csv.DictReader(file)]
+
+        for folder in ("whole", "parts"):
+            (tmp_path / folder).mkdir()
+        whole = learn(make_any(), "whole", 6)
+        trainer = make_any()
+        learn(trainer, "parts", killed_after)
+        trainer.save(tmp_path / "checkpoint.pt")
+        learn(trainer, "parts", 1)  # of which the checkpoint knows nothing
+        assert learn(MetaTrainer.load(tmp_path / "checkpoint.pt"), "parts", 6 - killed_after) == whole
 
     def test_without_a_logger_nothing_is_printed(self, capsys):
         make_trainer().learn(2, log_interval=1)
@@ -256,12 +301,30 @@ class TestFiles:
         loaded = MetaTrainer.load(tmp_path / "trainer.pt")
         assert (loaded.env_kwargs, loaded.seed, loaded.options) == (env_kwargs, 3, trainer.options)
 
-    def test_what_no_file_can_hold_is_refused_when_it_is_saved(self, make_any, tmp_path):
-        family = TaskFamily(TaskDistribution(CartPoleTask, {"length": Uniform((0.4, 0.6))}))
-        trainer = make_any(env_id=ENV_ID, env_kwargs={"family": family})
-        with pytest.raises(ValueError, match=r"env_kwargs must be what JSON can hold.* got TaskFamily"):
-            trainer.save(tmp_path / "trainer.pt")
-        assert not list(tmp_path.iterdir())
+    @pytest.mark.parametrize(
+        "env_kwargs",
+        [
+            {"family": TaskDistribution(CartPoleTask, {"length": Uniform((0.4, 0.6))})},
+            {"family": TaskFamily(TaskDistribution(CartPoleTask, {"length": Uniform((0.4, 0.6))}))},
+            {"family": TaskSet([CartPoleTask(length=0.4), CartPoleTask(length=0.6)])},
+            {"task": CartPoleTask(length=0.3, polarity=-1)},
+        ],
+        ids=str,
+    )
+    def test_tasks_and_distributions_among_the_arguments_are_saved(self, make_any, look, tmp_path, env_kwargs):
+        trainer = make_any(env_id=ENV_ID, env_kwargs={**env_kwargs, "max_episode_steps": 5}).learn(1)
+        trainer.save(tmp_path / "trainer.pt")
+        loaded = MetaTrainer.load(tmp_path / "trainer.pt")
+        assert learn(loaded, 1) == learn(trainer, 1)
+        assert look(loaded.model) == look(trainer.model)
+
+    def test_what_no_file_can_hold_is_refused_before_the_training(self, make_any):
+        with pytest.raises(ValueError, match=r"env_kwargs must hold what the file of a trainer can hold.* got <object"):
+            make_any(env_kwargs={"family": {"nested": [object()]}})
+
+    def test_a_missing_folder_is_made(self, tmp_path):
+        make_trainer(make_model()).save(tmp_path / "a" / "b" / "trainer.pt")
+        assert MetaTrainer.load(tmp_path / "a" / "b" / "trainer.pt", make_model()).num_updates == 0
 
     def test_a_default_model_that_adapts_as_a_whole_needs_no_shell(self, look, tmp_path):
         env = gym.make(ENV_ID)
@@ -281,11 +344,13 @@ class TestFiles:
             torch.save({"model": {}}, file)
         elif kind == "format":
             torch.save({"format": 999}, file)
+        elif kind == "incomplete":
+            torch.save({"format": 2, "env_id": ENV_ID}, file)
         elif kind == "tensor":
             torch.save(torch.zeros(2), file)
         return {"empty": b"", "text": b"hello"}.get(kind, file.getvalue())
 
-    @pytest.mark.parametrize("kind", ["empty", "text", "zip", "module", "dictionary", "format", "tensor"])
+    @pytest.mark.parametrize("kind", ["empty", "text", "zip", "module", "dictionary", "format", "incomplete", "tensor"])
     def test_a_foreign_file_is_refused(self, tmp_path, kind):
         path = tmp_path / "foreign.pt"
         path.write_bytes(self.foreign(kind))
@@ -300,10 +365,61 @@ class TestFiles:
 
     def test_a_truncated_file_is_refused(self, tmp_path):
         path = tmp_path / "trainer.pt"
-        make_trainer().save(path)
-        path.write_bytes(path.read_bytes()[:-100])
-        with pytest.raises(ValueError, match="must be a file written by"):
-            MetaTrainer.load(path)
+        make_trainer(make_model()).save(path)
+        whole = path.read_bytes()
+        for length in [*np.linspace(0, len(whole), 50, endpoint=False, dtype=int), len(whole) - 1]:
+            path.write_bytes(whole[:length])
+            with pytest.raises(ValueError, match=r"trainer\.pt must be a file written by MetaTrainer\.save"):
+                MetaTrainer.load(path, make_model())
+
+    @pytest.mark.parametrize("num_flips", [20, pytest.param(400, marks=pytest.mark.slow)])
+    def test_a_flipped_bit_is_found_or_is_of_no_consequence(self, make_any, tmp_path, num_flips):
+        path = tmp_path / "trainer.pt"
+        make_any().learn(1).save(path)
+        whole = path.read_bytes()
+        expected = torch.load(path, weights_only=True)
+        rng = np.random.default_rng(0)
+        # Anywhere, and in the names and sizes at the end in particular.
+        positions = np.where(rng.random(num_flips) < 0.7, rng.integers(len(whole), size=num_flips), 0)
+        positions = np.where(positions, positions, len(whole) - 1 - rng.integers(2000, size=num_flips))
+        messages = []
+        for position in positions:
+            damaged = bytearray(whole)
+            damaged[position] ^= 1 << rng.integers(8)
+            path.write_bytes(damaged)
+            try:
+                loaded = MetaTrainer.load(path)
+            except ValueError as error:
+                messages.append(str(error))
+            else:
+                loaded.save(tmp_path / "again.pt")
+                assert same(torch.load(tmp_path / "again.pt", weights_only=True), expected)
+        assert len(messages) > 0.5 * num_flips
+        assert all(str(path) in message for message in messages)
+
+    def test_no_module_is_imported_that_the_file_alone_names(self, tmp_path, monkeypatch, make_any):
+        trainer = make_any(env_id=ENV_ID, env_kwargs={"max_episode_steps": 5})
+        trainer.save(tmp_path / "trainer.pt")
+        state = torch.load(tmp_path / "trainer.pt", weights_only=True)
+        torch.save(state | {"env_id": f"module_of_the_file:{ENV_ID}"}, tmp_path / "named.pt")
+        (tmp_path / "module_of_the_file.py").write_text("")
+        monkeypatch.syspath_prepend(tmp_path)
+        for allowed_modules in ((), "not_the_module_of_the_file"):
+            with pytest.raises(ValueError, match=r"named\.pt .* give allowed_modules=\['module_of_the_file'\]"):
+                MetaTrainer.load(tmp_path / "named.pt", allowed_modules=allowed_modules)
+        assert "module_of_the_file" not in sys.modules
+        try:
+            assert MetaTrainer.load(tmp_path / "named.pt", allowed_modules=["module_of_the_file"]).num_updates == 0
+            MetaTrainer.load(tmp_path / "named.pt")  # now that the module is there, none is imported
+        finally:
+            del sys.modules["module_of_the_file"]
+
+    def test_an_id_that_is_not_registered_is_refused(self, tmp_path):
+        make_trainer().save(tmp_path / "trainer.pt")
+        state = torch.load(tmp_path / "trainer.pt", weights_only=True)
+        torch.save(state | {"env_id": "ssm_metarl/CartPoleUnknown-v0"}, tmp_path / "trainer.pt")
+        with pytest.raises(gym.error.NameNotFound):
+            MetaTrainer.load(tmp_path / "trainer.pt")
 
     def test_a_missing_file_is_missing(self, tmp_path):
         with pytest.raises(FileNotFoundError):

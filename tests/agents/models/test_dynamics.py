@@ -197,6 +197,15 @@ class TestActionMap:
                 (slope,) = torch.autograd.grad(prediction[0, component], model.action_map, retain_graph=True)
                 torch.testing.assert_close(jacobians[row, component].view(2, 2), slope, atol=2e-3, rtol=2e-2)
 
+    def test_it_computes_in_the_type_of_its_core(self):
+        core = nn.Sequential(nn.Linear(5, 8), nn.Tanh()).to(torch.bfloat16)
+        model = DynamicsModel(OBSERVATIONS, ACTIONS["box"], core, adapts="action_map")
+        encoded = model.encode(*transitions(ACTIONS["box"])[:2])
+        assert {encoded.dtype, model(encoded).dtype, model.action_map.dtype} == {torch.bfloat16}
+        predictions, slopes = model.linearise(encoded, torch.eye(2).repeat(6, 1, 1))
+        assert predictions.dtype == torch.bfloat16
+        assert slopes.isfinite().all()
+
     @pytest.mark.parametrize("actions", [ACTIONS["discrete"], ACTIONS["shifted"]], ids=str)
     def test_discrete_actions_have_no_map(self, actions):
         with pytest.raises(ValueError, match=r"a map on the actions needs an action space that is a Box; got Discrete"):

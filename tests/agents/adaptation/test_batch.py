@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssm_metarl_gym.agents.adaptation.batches import finite_rows, num_shared_rows, row_bytes
+from ssm_metarl_gym.agents.adaptation.batch import finite_rows, num_shared_rows, row_bytes
 
 
 def rows(values):

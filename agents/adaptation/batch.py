@@ -1,18 +1,29 @@
-"""What an adapter is given: the rows of a batch, and which of them it was given before."""
+"""What an adapter is given, which of it is new, and what a loss of it may come to."""
 
 from collections.abc import Mapping
+from typing import Final
 
 import torch
 from torch import Tensor
 
-__all__ = ["finite_rows", "num_shared_rows", "parse_batch", "row_bytes"]
+__all__ = [
+    "LinAlgError",
+    "constant",
+    "finite_rows",
+    "is_of_numbers",
+    "num_shared_rows",
+    "parse_batch",
+    "row_bytes",
+]
+
+LinAlgError: Final = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 
 
 def parse_batch(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The states ``Float[N ...]`` and the targets ``Float[N ...]`` of a batch.
+    """The states and the targets of a batch.
 
     Raises:
-        ValueError: The batch lacks a key, holds something else than tensors, or has two lengths.
+        ValueError: One of them is missing or no tensor, or they have two lengths.
     """
     if not isinstance(batch, Mapping) or not all(isinstance(batch.get(key), Tensor) for key in ("states", "targets")):
         is_mapping = isinstance(batch, Mapping)
@@ -27,6 +38,21 @@ def parse_batch(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     return states, targets
 
 
+def constant(tensor: Tensor) -> Tensor:
+    """The tensor without its graph, and where it was made in inference mode, a copy that autograd can save."""
+    return tensor.clone() if tensor.is_inference() else tensor.detach()
+
+
+def is_of_numbers(error: Exception, targets: Tensor) -> bool:
+    """Whether an error says that numbers are not finite or not valid, rather than that the caller made a mistake."""
+    if isinstance(error, LinAlgError):
+        return True
+    # Distributions check their parameters, which the model computed, and the values whose probability is asked for.
+    if "to be within the support" in str(error):
+        return not bool(targets.isfinite().all())
+    return "to satisfy the constraint" in str(error)
+
+
 def finite_rows(*columns: Tensor) -> Tensor:
     """Which rows are finite in every column: ``Float[N ...]`` each -> ``Bool[N]``."""
     return torch.stack([column.isfinite().reshape(len(column), -1).all(dim=1) for column in columns]).all(dim=0)
@@ -34,7 +60,7 @@ def finite_rows(*columns: Tensor) -> Tensor:
 
 def row_bytes(*columns: Tensor) -> Tensor:
     """The bits of the rows, side by side: ``[N ...]`` each -> ``UInt8[N bytes]``. A NaN equals itself in them."""
-    return torch.cat([column.flatten(1).contiguous().view(torch.uint8) for column in columns], dim=1)
+    return torch.cat([column.reshape(len(column), -1).contiguous().view(torch.uint8) for column in columns], dim=1)
 
 
 def num_shared_rows(last: Tensor, rows: Tensor) -> int:
