@@ -178,6 +178,11 @@ class DynamicsModel(nn.Module):
         slopes = (above - below) / (2.0 * step[:, None])  # B A D
         return centre[:, 0], (slopes.mT[..., None] * actions[:, None, None]).flatten(2)
 
+    @property
+    def adapted_layer(self) -> nn.Linear | None:
+        """All that ``forward`` computes where only the last layer adapts, None elsewhere."""
+        return self.head if self.adapts == "last_layer" else None
+
     def prepare_to_adapt(self) -> None:
         """Go to evaluation mode, and let exactly those parameters require a gradient that adapt at test time."""
         self.eval()

@@ -73,24 +73,24 @@ def test_hand_computed():
 
 class TestForgetting:
     def test_after_a_change_the_old_is_forgotten(self):
-        states, _ = stream(400, num_targets=1)
+        states, _ = stream(120, num_targets=1)
         errors = {}
         for forgetting in (0.9, 1.0):
             model = nn.Linear(4, 1).double()
             adapter = RecursiveLeastSquares(model, forgetting=forgetting)
-            for sign, part in ((1.0, slice(0, 200)), (-1.0, slice(200, 400))):
+            for sign, part in ((1.0, slice(0, 60)), (-1.0, slice(60, 120))):
                 adapter.adapt(MSE, {"states": states[part], "targets": sign * states[part].sum(1, keepdim=True)})
             errors[forgetting] = MSE(model(states), -states.sum(1, keepdim=True)).item()
-        assert errors[0.9] < 1e-2 < 1.0 < errors[1.0]
+        assert errors[0.9] < 0.05 < 1.0 < errors[1.0]
 
     def test_where_features_stay_the_same_for_long_nothing_winds_up(self):
-        """The covariance of the textbook's recursion would be .9 ** -1000 by then, 6e45."""
+        """The covariance of the textbook's recursion would be .9 ** -400 by then, 2e18."""
         model = nn.Linear(4, 1).double()
         source = solution(model)
         adapter = RecursiveLeastSquares(model, forgetting=0.9)
         state = adapter.initial_state()
         x, y = torch.tensor([[1.0, 0.0, 0.0, 0.0]]).double(), torch.tensor([[3.0]]).double()
-        for _ in range(1000):
+        for _ in range(400):
             state = adapter.update(state, x, y)
         # Along x, with the bias: the fixed point of the sums, 1 / (1 - .9) rows.
         expected = ridge_regression(source, x.expand(500, -1), y.expand(500, -1), forgetting=0.9, ridge=0.1)
