@@ -182,7 +182,8 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
             steps=torch.ones_like(beyond), clipped_steps=clipped, projected_steps=beyond, covariance_resets=changed
         )
 
-    def _flat_weights(self, state: KalmanState) -> Tensor:
+    def flat_weights(self, state: KalmanState) -> Tensor:
+        """The weights of each row as one vector, ``Float64[B W]``."""
         return state.mean
 
     def _prior_covariance(self) -> Tensor:

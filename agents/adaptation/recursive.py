@@ -15,10 +15,10 @@ from ssm_metarl_gym.agents.adaptation.batch import finite_rows, num_shared_rows,
 from ssm_metarl_gym.agents.adaptation.bounds import pull_back
 from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig
 
-__all__ = ["FilterState", "RecursiveAdapter"]
+__all__ = ["COUNTS", "FilterState", "RecursiveAdapter"]
 
 # What is counted, by its name in the statistics.
-_COUNTS: Final = ("steps", "rejected_steps", "clipped_steps", "projected_steps", "covariance_resets")
+COUNTS: Final = ("steps", "rejected_steps", "clipped_steps", "projected_steps", "covariance_resets")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class FilterState:
 
     def counted(self, **events: Tensor) -> Self:
         """The same with events counted, ``Bool[B]`` each, by their names in :class:`AdapterStats`."""
-        happened = [events.get(name, torch.zeros_like(self.counts[:, 0])) for name in _COUNTS]
+        happened = [events.get(name, torch.zeros_like(self.counts[:, 0])) for name in COUNTS]
         return replace(self, counts=self.counts + torch.stack(happened, dim=1))
 
 
@@ -109,7 +109,7 @@ class RecursiveAdapter(Adapter, Generic[State]):
             states_t = torch.where(_beside(finite, states_t), states_t, 0.0)
             targets_t = torch.where(_beside(finite, targets_t), targets_t, 0.0)
         candidate = self._absorb(state, states_t, targets_t)
-        accepted = finite & self._can_be_held(self._flat_weights(candidate))
+        accepted = finite & self._can_be_held(self.flat_weights(candidate))
         if counted is not None:
             accepted = accepted & counted
         if accepted.all():
@@ -119,7 +119,7 @@ class RecursiveAdapter(Adapter, Generic[State]):
 
     def weights(self, state: State) -> dict[str, Tensor]:
         """The weights of each row by the names of the parameters, ``{name: Float[B ...]}``."""
-        named = self._by_name(self._flat_weights(state))
+        named = self._by_name(self.flat_weights(state))
         types = {name: own.dtype for name, own in zip(self._weights.names, self._weights.parameters, strict=True)}
         return {name: rows.to(types[name]) for name, rows in named.items()}
 
@@ -181,7 +181,7 @@ class RecursiveAdapter(Adapter, Generic[State]):
         """What is known after one more transition of each row, which is finite, and counted as a step."""
 
     @abstractmethod
-    def _flat_weights(self, state: State) -> Tensor:
+    def flat_weights(self, state: State) -> Tensor:
         """The weights of each row as one vector, ``Float64[B W]``."""
 
     @property
@@ -201,7 +201,7 @@ class RecursiveAdapter(Adapter, Generic[State]):
 
     def _no_counts(self, num_rows: int) -> Tensor:
         """The counts of new rows."""
-        return torch.zeros(num_rows, len(_COUNTS), dtype=torch.int64, device=self._region.source.device)
+        return torch.zeros(num_rows, len(COUNTS), dtype=torch.int64, device=self._region.source.device)
 
     def _project(self, offsets: Tensor) -> tuple[Tensor, Tensor]:
         """Offsets from the source ``Float[B W]`` within the trust region, and which were outside, ``Bool[B]``."""
@@ -228,7 +228,7 @@ class RecursiveAdapter(Adapter, Generic[State]):
         self._known = _Known(known, rows)
         # Round the weights once, when they are written.
         with torch.no_grad():
-            weights = self._flat_weights(known)[0].to(self._weights.dtype)
+            weights = self.flat_weights(known)[0].to(self._weights.dtype)
             held = self._held(weights)
             self._weights.write(weights, weights if held is None else held)
         self._averaged = torch.lerp(weights, self._averaged, self.cfg.ema_decay)
@@ -250,7 +250,7 @@ class RecursiveAdapter(Adapter, Generic[State]):
         return self._evaluate(loss_fn, states, targets, with_gradient=False)[0]
 
     def _counts(self) -> dict[str, int]:
-        return dict(zip(_COUNTS, self._filter.counts[0].tolist(), strict=True))
+        return dict(zip(COUNTS, self._filter.counts[0].tolist(), strict=True))
 
     def _parse_filter(self, stored: Mapping[str, Tensor]) -> State:
         own = vars(self._filter)

@@ -124,7 +124,8 @@ class RecursiveLeastSquares(RecursiveAdapter[LeastSquaresState]):
             steps=torch.ones_like(beyond), projected_steps=beyond
         )
 
-    def _flat_weights(self, state: LeastSquaresState) -> Tensor:
+    def flat_weights(self, state: LeastSquaresState) -> Tensor:
+        """The weights of each row as one vector, ``Float64[B W]``."""
         kernel, bias = state.weights.split(self._num_inputs(), dim=1)
         return torch.cat([kernel.mT.flatten(1), bias.flatten(1)], dim=1)
 
