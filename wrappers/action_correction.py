@@ -11,6 +11,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
+from ssm_metarl_gym.agents.adaptation.recursive_rows import make_adapter_rows
 from ssm_metarl_gym.agents.adaptation.rows import AdapterRows
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.wrappers.corrector import Corrector
@@ -191,7 +192,9 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
             raise ValueError(f"ActionCorrection must be right around OnlineAdaptation; got {env}. Wrap it so.")
         self._online = env
         self._dim = env.model.observation_dim
-        self._correction = _Correction(self, env, reference, env.action_space, AdapterRows(env.adapter, 1), **options)
+        self._correction = _Correction(
+            self, env, reference, env.action_space, make_adapter_rows(env.adapter, 1), **options
+        )
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
         """Start an episode with both gates closed."""

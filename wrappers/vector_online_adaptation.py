@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter
-from ssm_metarl_gym.agents.adaptation.rows import AdapterRows
+from ssm_metarl_gym.agents.adaptation.recursive_rows import make_adapter_rows
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.wrappers.adapted_model import check_adapted_model, check_window, parse_probes, with_predictions
 from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation
@@ -114,7 +114,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         check_window(window, every, warmup, restore, clip)
         name = type(self).__name__
         check_adapted_model(name, adapter, env.single_observation_space, env.single_action_space)
-        self.adapter = AdapterRows(adapter, self.num_envs)
+        self.adapter = make_adapter_rows(adapter, self.num_envs)
         self.model = cast("DynamicsModel", self.adapter.model)
         self.options: dict[str, Any] = {
             "window": window,

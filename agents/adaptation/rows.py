@@ -32,6 +32,7 @@ class RowStats:
         loss_mean: ``Float64[N]``, running mean of the losses *before* adaptation.
         loss_variance: ``Float64[N]``, running variance of the same.
         distance: ``Float64[N]``, of the weights from the source, relative to the norm of the source.
+        covariance_resets: ``Int[N]``, how often the covariance of an adapter in closed form was put back to its prior.
     """
 
     calls: Tensor
@@ -43,6 +44,7 @@ class RowStats:
     loss_mean: Tensor
     loss_variance: Tensor
     distance: Tensor
+    covariance_resets: Tensor
 
     @classmethod
     def zeros(cls, num_rows: int) -> "RowStats":
@@ -81,7 +83,7 @@ class AdapterRows:
 
     @torch.inference_mode(False)
     def __init__(self, adapter: Adapter, num_rows: int) -> None:
-        source = copy.deepcopy(adapter)
+        source = self._adapter = copy.deepcopy(adapter)
         source.reset()
         self.model: nn.Module = source.model
         self.model.eval()
@@ -146,7 +148,15 @@ class AdapterRows:
         self.stats.calls += rows
         self.stats.empty_calls += empty
         losses = torch.full((self.num_rows,), math.nan, dtype=torch.float64)
-        for index, x, y, m in _groups(states, targets, mask, rows & ~empty, is_mean_over_elements(loss_fn)):
+        for index, losses_of in self._losses(loss_fn, states, targets, mask, rows & ~empty):
+            losses[index] = self._descend(losses_of, index)
+        return losses
+
+    def _losses(
+        self, loss_fn: Callable[[Any, Tensor], Tensor], states: Tensor, targets: Tensor, mask: Tensor, rows: Tensor
+    ) -> Iterator[tuple[Tensor, Callable[[Tensor], Tensor]]]:
+        """The rows that can be computed together, and their losses as a function of their weights ``Float[R W]``."""
+        for index, x, y, m in _groups(states, targets, mask, rows, is_mean_over_elements(loss_fn)):
 
             def losses_of(weights: Tensor, x: Tensor = x, y: Tensor = y, m: Tensor | None = m) -> Tensor:
                 predictions = self._forward(weights, x)
@@ -155,8 +165,7 @@ class AdapterRows:
                 result: Tensor = vmap(lambda prediction, y: checked_loss(loss_fn, prediction, y))(predictions, y)
                 return result
 
-            losses[index] = self._descend(losses_of, index)
-        return losses
+            yield index, losses_of
 
     def _forward(self, weights: Tensor, states: Tensor) -> Any:
         """``Float[N W]`` and ``Float[N P ...]`` -> the predictions of each row."""
@@ -195,10 +204,13 @@ class AdapterRows:
         stats.rejected_steps[index] += undone
         self._track(index, first, ~undone)
         self._weights[index] = weights
-        offset = torch.linalg.vector_norm((weights - self._source).double(), dim=1)
-        relative = offset / self._source_norm if self._source_norm else torch.where(offset > 0.0, math.inf, 0.0)
-        stats.distance[index] = relative
+        stats.distance[index] = self._distances(weights)
         return losses
+
+    def _distances(self, weights: Tensor) -> Tensor:
+        """The distances of ``Float[R W]`` from the source, relative to its norm: ``Float64[R]``."""
+        offset = torch.linalg.vector_norm((weights - self._source).double(), dim=1)
+        return offset / self._source_norm if self._source_norm else torch.where(offset > 0.0, math.inf, 0.0)
 
     def _evaluate(
         self, losses_of: Callable[[Tensor], Tensor], weights: Tensor, *, with_gradient: bool
