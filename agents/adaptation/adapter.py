@@ -2,9 +2,7 @@
 
 import copy
 import math
-import threading
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
@@ -16,8 +14,8 @@ from typing_extensions import Self
 from ssm_metarl_gym.agents.adaptation.batch import LinAlgError, constant, is_of_numbers, parse_batch
 from ssm_metarl_gym.agents.adaptation.bounds import moving_moments, pull_back, trust_region
 from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig, AdapterStats, parse_stats
+from ssm_metarl_gym.agents.adaptation.draws import DrawsApart
 from ssm_metarl_gym.agents.adaptation.module_state import ModuleSnapshot, ModuleState, set_evaluation, set_training
-from ssm_metarl_gym.agents.adaptation.private_draws import PrivateDraws
 from ssm_metarl_gym.agents.losses import checked_loss
 from ssm_metarl_gym.agents.stateless import CopiesGraphs, is_out_of_memory
 
@@ -94,10 +92,10 @@ class Adapter:
         self.cfg = cfg
         self._state = ModuleState(model)
         self._weights = self._state.weights
+        self._draws = DrawsApart(one.device for one in self._weights.parameters if one.is_cuda)
         self._averaged = self._weights.read()
         self._stats = AdapterStats()
         self._before_call: _Snapshot | None = None
-        self._draws: bool | None = None  # whether the model or a loss draws: known after the first call
         self._set_source(self._snapshot())
 
     @property
@@ -127,10 +125,8 @@ class Adapter:
             self._stats = replace(self._stats, calls=self._stats.calls + 1, empty_calls=self._stats.empty_calls + 1)
             return math.nan
         training = self._state.training_modules()
-        stream = torch.get_rng_state()
-        draws = nullcontext() if self._draws is False else PrivateDraws(self._weights.accelerators)
         try:
-            with torch.inference_mode(False), torch.enable_grad(), draws:
+            with torch.inference_mode(False), torch.enable_grad(), self._draws:
                 set_evaluation(training)
                 return self._descend(loss_fn, constant(states), constant(targets), before_call)
         except BaseException as error:
@@ -144,7 +140,6 @@ class Adapter:
             raise
         finally:
             _at_all_costs(lambda: set_training(training))
-            self._settle_draws(draws, stream)
 
     def reset(self) -> None:
         """Go back to the source: weights, buffers, averaged weights and statistics are those of construction."""
@@ -351,14 +346,6 @@ class Adapter:
         self._state.restore(snapshot.module)
         self._averaged = snapshot.averaged
         self._stats = snapshot.stats
-
-    def _settle_draws(self, draws: Any, stream: Tensor) -> None:
-        """Learn whether something drew from a random stream; put back the global one where it did unexpectedly."""
-        if isinstance(draws, PrivateDraws):
-            self._draws = bool(self._draws) or draws.drew
-        elif threading.active_count() == 1 and not torch.equal(torch.get_rng_state(), stream):
-            torch.set_rng_state(stream)
-            self._draws = True
 
 
 def _entropy(prediction: Distribution) -> Tensor:

@@ -1,7 +1,6 @@
 """The bounds of adaptation at test time, and what an adapter says that it did."""
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral
@@ -11,19 +10,26 @@ from ssm_metarl_gym.checks import Rule, check_fields, is_number
 
 __all__ = ["AdaptationConfig", "AdapterStats", "parse_stats"]
 
-_LARGEST: Final = sys.float_info.max  # an integer may be larger
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float is equal to
+        return False
+
+
 _RULES: Final[Mapping[str, Rule]] = {
-    "lr": ("a finite number >= 0", lambda value: 0.0 <= value <= _LARGEST),
+    "lr": ("a finite number >= 0", lambda value: value >= 0.0 and _is_finite(value)),
     "grad_clip_norm": (
         "a number > 0 (inf for no clipping)",
-        lambda value: 0.0 < value <= _LARGEST or value == math.inf,
+        lambda value: value > 0.0 and (value == math.inf or _is_finite(value)),
     ),
     "trust_region_eps": (
         "a number >= 0 (0 freezes the weights, inf is no bound)",
-        lambda value: 0.0 <= value <= _LARGEST or value == math.inf,
+        lambda value: value >= 0.0 and (value == math.inf or _is_finite(value)),
     ),
     "ema_decay": ("a number in [0, 1)", lambda value: 0.0 <= value < 1.0),
-    "entropy_weight": ("a finite number", lambda value: abs(value) <= _LARGEST),
+    "entropy_weight": ("a finite number", _is_finite),
     "max_steps_per_call": ("an int >= 1", lambda value: isinstance(value, Integral) and int(value) >= 1),
 }
 

@@ -25,12 +25,12 @@ class FlatWeights:
         names: The names of the parameters.
         parameters: The parameters.
         dtype: The type of the vector.
-        accelerators: The devices besides the processor that the parameters lie on.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        self.parameters = [model.get_parameter(name) for name in self.names]
+        named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.names = list(named)
+        self.parameters = list(named.values())
         if not self.parameters:
             raise ValueError(
                 "the model must have a parameter that requires a gradient; it has none. "
@@ -39,7 +39,6 @@ class FlatWeights:
         parts = [_as_real(parameter.detach()) for parameter in self.parameters]
         self.dtype: torch.dtype = functools.reduce(torch.promote_types, (part.dtype for part in parts), torch.float32)
         self._sizes = [part.numel() for part in parts]
-        self.accelerators = sorted({str(part.device) for part in parts if part.is_cuda})
         self._is_plain = all(parameter.dtype == self.dtype for parameter in self.parameters)
         # The last vector that was written, and what the parameters hold of it: None where they hold all of it.
         self._exact: Tensor | None = None

@@ -113,7 +113,7 @@ class ModuleState:
             self.weights.write(snapshot.weights, snapshot.held)
             for index, module in enumerate(self._modules):
                 stored = snapshot.buffers.get(index, Buffers({}, frozenset()))
-                for name in set(module._buffers) - set(stored.tensors):
+                for name in set(module._buffers.keys()) - stored.tensors.keys():
                     delattr(module, name)
                 for name, tensor in stored.tensors.items():
                     restored = _written(self._buffers[index].get(name), tensor)
