@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter
-from ssm_metarl_gym.agents.adaptation.bounds import moving_moments
 from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig
+from ssm_metarl_gym.agents.adaptation.trust_region import moving_moments
 from ssm_metarl_gym.agents.losses import checked_loss, is_mean_over_elements, masked_loss
 
 __all__ = ["AdapterRows", "RowStats"]

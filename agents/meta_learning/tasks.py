@@ -12,6 +12,7 @@ __all__ = [
     "Inputs",
     "LossFunction",
     "MetaTask",
+    "SetLoss",
     "TaskGroup",
     "TaskSet",
     "as_inputs",
@@ -59,6 +60,10 @@ class TaskSet(NamedTuple):
     def shapes(self) -> tuple[torch.Size, ...]:
         """The shapes of inputs and targets."""
         return tuple(tensor.shape for tensor in (*self.x, self.y))
+
+
+# The loss of weights, by their names, on a support or query set.
+SetLoss: TypeAlias = Callable[[dict[str, Tensor], TaskSet], Tensor]
 
 
 class TaskGroup(NamedTuple):
