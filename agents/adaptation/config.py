@@ -11,25 +11,12 @@ from ssm_metarl_gym.checks import Rule, check_fields, is_number
 __all__ = ["AdaptationConfig", "AdapterStats", "parse_stats"]
 
 
-def _is_finite(value: Any) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer that no float is equal to
-        return False
-
-
 _RULES: Final[Mapping[str, Rule]] = {
-    "lr": ("a finite number >= 0", lambda value: value >= 0.0 and _is_finite(value)),
-    "grad_clip_norm": (
-        "a number > 0 (inf for no clipping)",
-        lambda value: value > 0.0 and (value == math.inf or _is_finite(value)),
-    ),
-    "trust_region_eps": (
-        "a number >= 0 (0 freezes the weights, inf is no bound)",
-        lambda value: value >= 0.0 and (value == math.inf or _is_finite(value)),
-    ),
+    "lr": ("a finite number >= 0", lambda value: 0.0 <= value < math.inf),
+    "grad_clip_norm": ("a number > 0 (inf for no clipping)", lambda value: value > 0.0),
+    "trust_region_eps": ("a number >= 0 (0 freezes the weights, inf is no bound)", lambda value: value >= 0.0),
     "ema_decay": ("a number in [0, 1)", lambda value: 0.0 <= value < 1.0),
-    "entropy_weight": ("a finite number", _is_finite),
+    "entropy_weight": ("a finite number", math.isfinite),
     "max_steps_per_call": ("an int >= 1", lambda value: isinstance(value, Integral) and int(value) >= 1),
 }
 
