@@ -1,5 +1,7 @@
 """What an adapter is given, which of it is new, and what a loss of it may come to."""
 
+import functools
+import operator
 from collections.abc import Mapping
 from typing import Final
 
@@ -55,7 +57,7 @@ def is_of_numbers(error: Exception, targets: Tensor) -> bool:
 
 def finite_rows(*columns: Tensor) -> Tensor:
     """Which rows are finite in every column: ``Float[N ...]`` each -> ``Bool[N]``."""
-    return torch.stack([column.isfinite().reshape(len(column), -1).all(dim=1) for column in columns]).all(dim=0)
+    return functools.reduce(operator.and_, (column.isfinite().reshape(len(column), -1).all(1) for column in columns))
 
 
 def row_bytes(*columns: Tensor) -> Tensor:
