@@ -318,7 +318,7 @@ class TestTaskSet:
         ("tasks", "message"),
         [
             ([], r"at least one task, all of one type; got \[\]"),
-            (TaskBatch(PendulumTask, {}, 0), r"at least one task, all of one type; got \[\]"),
+            (TaskBatch(PendulumTask, {}, 0), r"at least one task, all of one type; got TaskBatch\(.*num_tasks=0\)"),
             ([PendulumTask(), CartPoleTask()], r"at least one task, all of one type; got \[PendulumTask\("),
             ([{"m": 1.0}], r"at least one task, all of one type; got \[\{'m': 1\.0\}\]"),
             (
