@@ -85,8 +85,10 @@ class Surprises:
         kept = rows & ~outliers
         surprises = kept & (errors > self.change_ratio * self._means)
         changes = surprises & self._suspected
-        # The mean is that of unsurprising errors, and starts anew with other physics.
+        # The mean is that of unsurprising errors, and starts anew with other physics, where what led to the verdict is
+        # no surprise again: in physics that the model cannot learn, there would be no end of changes.
         means = np.maximum(self.error_floor, self.error_decay * self._means + (1.0 - self.error_decay) * errors)
-        self._means = np.where(kept & ~surprises, means, np.where(changes, self.error_start, self._means))
+        anew = np.maximum(self.error_start, errors / self.change_ratio)
+        self._means = np.where(kept & ~surprises, means, np.where(changes, anew, self._means))
         self._suspected = np.where(kept, surprises & ~changes, self._suspected)
         return Verdict(outliers, changes)
