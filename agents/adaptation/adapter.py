@@ -125,12 +125,17 @@ class Adapter:
             self._stats = replace(self._stats, calls=self._stats.calls + 1, empty_calls=self._stats.empty_calls + 1)
             return math.nan
         training = self._state.training_modules()
+        apart = self._draws.begin()
         try:
-            with torch.inference_mode(False), torch.enable_grad(), self._draws:
-                set_evaluation(training)
-                return self._descend(loss_fn, constant(states), constant(targets), before_call)
+            try:
+                with torch.inference_mode(False), torch.enable_grad(), apart:
+                    set_evaluation(training)
+                    return self._descend(loss_fn, constant(states), constant(targets), before_call)
+            finally:
+                self._leave(training)
         except BaseException as error:
-            _at_all_costs(lambda: self._restore(before_call))
+            self._leave(training)  # again, as Ctrl-C may have come in between
+            self._restore(before_call)
             if type(error) in _TORCH_ERRORS and not is_out_of_memory(error):
                 raise ValueError(
                     "the model must take the states, and loss_fn its predictions and the targets; got states of shape "
@@ -138,8 +143,6 @@ class Adapter:
                     f"{targets.dtype}, for which torch says: {error}"
                 ) from error
             raise
-        finally:
-            _at_all_costs(lambda: set_training(training))
 
     def reset(self) -> None:
         """Go back to the source: weights, buffers, averaged weights and statistics are those of construction."""
@@ -334,6 +337,11 @@ class Adapter:
             return loss, self._stats.loss_variance
         return moving_moments(self._stats.loss_mean, self._stats.loss_variance, loss, self.cfg.ema_decay)
 
+    def _leave(self, training: list[nn.Module]) -> None:
+        """Put back modes and random streams."""
+        set_training(training)
+        self._draws.end()
+
     def _set_source(self, source: _Snapshot) -> None:
         """Make the ball around the source, and the state that :meth:`reset` goes back to."""
         self._source = source
@@ -360,12 +368,3 @@ def _entropy(prediction: Distribution) -> Tensor:
 
 def _dense(gradient: Tensor) -> Tensor:
     return gradient if gradient.layout == torch.strided else gradient.to_dense()
-
-
-def _at_all_costs(put_back: Callable[[], None]) -> None:
-    """Put back, and begin anew where Ctrl-C comes in between."""
-    try:
-        put_back()
-    except KeyboardInterrupt:
-        put_back()
-        raise

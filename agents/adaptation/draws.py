@@ -3,6 +3,7 @@
 import functools
 import threading
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 import torch
@@ -17,7 +18,7 @@ _ONE_AT_A_TIME: Final = threading.RLock()
 
 
 class DrawsApart:
-    """Within it, a model may draw, and torch's global streams are as before at the end. It may be entered again.
+    """Lets a model draw while torch's global streams stay, or come back, as they were.
 
     Where this is the only thread, the streams are put back. Beside others, who may draw meanwhile, the model draws from
     streams of its own; that takes time, so it is done no more for a model that drew nothing the first time.
@@ -32,20 +33,20 @@ class DrawsApart:
         self._private: PrivateDraws | None = None
         self._streams: dict[torch.device, Tensor] = {}
 
-    def __enter__(self) -> None:
+    def begin(self) -> AbstractContextManager[object]:
+        """What the model is to be called in. It must be followed by :meth:`end`."""
         self._private = None
         self._streams = {}
         if threading.active_count() == 1:
             self._streams = {device: _read(device) for device in self._devices}
         elif self._drew is not False:
             self._private = PrivateDraws()
-            self._private.__enter__()
+        return nullcontext() if self._private is None else self._private
 
-    def __exit__(self, *error: object) -> None:
+    def end(self) -> None:
+        """Put back what was disturbed. It may be called again."""
         if self._private is not None:
-            self._private.__exit__(*error)
             self._drew = self._drew or self._private.drew
-            self._private = None
         for device, stream in self._streams.items():
             if not torch.equal(_read(device), stream):
                 _write(device, stream)

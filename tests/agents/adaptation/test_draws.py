@@ -75,9 +75,11 @@ def test_alone_the_streams_are_put_back(untouched_rng):
     expected = torch.rand(3), torch.rand(3)
     for _ in range(2):
         torch.manual_seed(0)
-        with untouched_rng(), apart:
-            assert torch.equal(torch.rand(3), expected[0])
-            assert torch.equal(torch.rand(3), expected[1])
+        with untouched_rng():
+            with apart.begin():
+                assert torch.equal(torch.rand(3), expected[0])
+                assert torch.equal(torch.rand(3), expected[1])
+            apart.end()
 
 
 @pytest.mark.usefixtures("company")
@@ -86,9 +88,11 @@ def test_in_company_the_draws_are_the_same(untouched_rng):
     expected = torch.rand(3), torch.rand(3)
     torch.manual_seed(0)
     for _ in range(2):
-        with untouched_rng(), apart:
-            assert torch.equal(torch.rand(3), expected[0])
-            assert torch.equal(torch.rand(3), expected[1])
+        with untouched_rng():
+            with apart.begin():
+                assert torch.equal(torch.rand(3), expected[0])
+                assert torch.equal(torch.rand(3), expected[1])
+            apart.end()
 
 
 @pytest.mark.parametrize("draw", [lambda: torch.randn(10), lambda: torch.ones(10).sum()], ids=["drawing", "not"])
@@ -99,8 +103,9 @@ def test_another_thread_draws_on_undisturbed(draw):
 
     def draw_apart():
         while not stop.is_set():
-            with apart:
+            with apart.begin():
                 draw()
+            apart.end()
 
     thread = threading.Thread(target=draw_apart)
     torch.manual_seed(1)
