@@ -68,11 +68,16 @@ def parse_tasks(tasks: Any, task_type: type[Task], num_rows: int) -> TaskBatch:
     return batch
 
 
-def check_reset_options(options: Mapping[str, Any] | None, valid: tuple[str, ...]) -> Mapping[str, Any]:
-    """The options of a reset, or a ValueError that names the nearest valid key where one does not exist."""
-    for name in options or {}:
-        check_choice("an option of reset", name, valid)
-    return options or {}
+def check_reset_options(options: Any, valid: tuple[str, ...] | None = None) -> Mapping[str, Any]:
+    """The options of a reset, or a ValueError that names the nearest of the valid keys where one does not exist."""
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping):
+        raise ValueError(f"the options of a reset must be a dictionary or None; got {shown(options)}.")
+    if valid is not None:
+        for name in options:
+            check_choice("an option of reset", name, valid)
+    return options
 
 
 def parse_state(state: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:

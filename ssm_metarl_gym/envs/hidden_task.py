@@ -11,7 +11,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from ssm_metarl_gym.checks import check_choice, shown
-from ssm_metarl_gym.envs.arguments import Family, SomeTask, check_switch, parse_task
+from ssm_metarl_gym.envs.arguments import Family, SomeTask, check_reset_options, check_switch, parse_task
 from ssm_metarl_gym.envs.rows import read_only
 from ssm_metarl_gym.tasks.distributions import TaskDistribution
 from ssm_metarl_gym.tasks.families import TaskFamily, parse_family
@@ -124,7 +124,7 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[npt.NDArray[Any], dict[str, Any]]:
         """Start an episode with a new task: a drawn one, or that of the option ``task``."""
-        others = dict(options or {})
+        others = dict(check_reset_options(options))
         given = others.pop("task", None)
         task = None if given is None else self._parse_task(given)
         start = self._parse_start(others)

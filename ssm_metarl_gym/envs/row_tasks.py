@@ -86,8 +86,8 @@ class RowTasks:
         self._task_type = family.task_type
         self._derive = derive
         self._dtype = dtype
-        self.shown_parameters = shown_parameters(family, context, switch)
         self._switch = check_switch(switch, self._task_type, num_rows)
+        self.shown_parameters = shown_parameters(family, context, switch)
         if "step" in self._switch:
             # One for each row, in an array that the caller does not share.
             self._switch["step"] = np.full(num_rows, self._switch["step"])

@@ -87,7 +87,9 @@ class TaskDistribution(_Distribution):
     _items: tuple[tuple[str, Marginal], ...]
 
     def __init__(self, task_type: type[Task], parameters: Mapping[str, Marginal]) -> None:
-        for name in (*task_type.signs, *task_type.positive, *parameters):
+        if not isinstance(parameters, Mapping):
+            raise ValueError(f"parameters must be a dictionary from name to distribution; got {shown(parameters)}.")
+        for name in (*task_type.signs, *task_type.positive, *task_type.limits, *parameters):
             check_choice(f"a parameter of {task_type.__name__}", name, task_type.parameter_names())
         for name, marginal in parameters.items():
             if type(marginal) not in (Uniform, LogUniform, Choice):
@@ -157,6 +159,7 @@ class TaskDistribution(_Distribution):
             raise ValueError("split needs the size of at least one set; got none.")
         for size in sizes:
             check_integer("the size of a set", size)
+        check_integer("seed", seed, least=0)
         choices = [marginal for _, marginal in self._items if isinstance(marginal, Choice)]
         points = [marginal for _, marginal in self._items if marginal.bounds[0] == marginal.bounds[1]]
         if all(marginal in choices or marginal in points for _, marginal in self._items):

@@ -193,5 +193,5 @@ def _is_interval(interval: Any) -> bool:
         isinstance(interval, tuple | list)
         and len(interval) == 2
         and all(is_number(bound) and math.isfinite(bound) for bound in interval)
-        and interval[0] <= interval[1]
+        and float(interval[0]) <= float(interval[1])
     )

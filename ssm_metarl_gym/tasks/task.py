@@ -119,8 +119,9 @@ class TaskBatch(Sequence[Task]):
         """A batch of the given tasks, at least one and all of one type."""
         if isinstance(tasks, TaskBatch) and len(tasks):
             return tasks
-        if not tasks or len({type(task) for task in tasks}) != 1 or not isinstance(tasks[0], Task):
-            raise ValueError(f"a batch needs at least one task, all of one type; got {shown(list(tasks))}.")
+        is_list = isinstance(tasks, Sequence) and not isinstance(tasks, str | bytes)
+        if not is_list or len({type(task) for task in tasks}) != 1 or not isinstance(tasks[0], Task):
+            raise ValueError(f"a batch needs at least one task, all of one type; got {shown(tasks)}.")
         values = np.array([tuple(task.to_dict().values()) for task in tasks], dtype=np.float64)
         return cls.from_values(type(tasks[0]), np.ascontiguousarray(values.T))
 

@@ -86,7 +86,10 @@ def test_other_tasks_of_rows_are_refused(tasks, message):
 
 def test_options_of_a_reset():
     assert check_reset_options(None, ("state",)) == {}
-    assert check_reset_options({"state": 1}, ("state",)) == {"state": 1}
+    assert check_reset_options({"state": 1}, ("state",)) == check_reset_options({"state": 1}) == {"state": 1}
+    for options in (0, [], "state", [("state", 1)], np.zeros(2)):
+        with pytest.raises(ValueError, match=r"^the options of a reset must be a dictionary or None; got "):
+            check_reset_options(options, ("state",))
     with pytest.raises(ValueError, match=r"^an option of reset must be one of \['state'\]; got 'sate'. Did you mean"):
         check_reset_options({"sate": 1}, ("state",))
 
