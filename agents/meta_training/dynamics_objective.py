@@ -108,6 +108,11 @@ class DynamicsObjective:
         options: DynamicsOptions,
         distributed: bool = False,
     ) -> None:
+        if model.adapts == "action_map":
+            raise ValueError(
+                "MetaTrainer trains what adapts by gradient steps, adapts='last_layer' or 'all'; got a model with "
+                "adapts='action_map'. Fit it to one simulator: model.fit(env)."
+            )
         self.model = model
         self._env_id = env_id
         self._env_kwargs = dict(env_kwargs)
