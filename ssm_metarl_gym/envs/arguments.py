@@ -20,7 +20,6 @@ __all__ = [
     "check_reset_options",
     "check_seed",
     "check_switch",
-    "is_computable",
     "parse_array",
     "parse_autoreset_mode",
     "parse_numbers",
@@ -80,13 +79,21 @@ def check_reset_options(options: Any, valid: tuple[str, ...] | None = None) -> M
     return options
 
 
-def parse_state(state: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
-    """The physical state that a user gave: ``Float64[*shape]``."""
+def parse_state(state: Any, limits: tuple[float, ...], num_rows: int | None = None) -> npt.NDArray[np.float64]:
+    """The physical state that a user gave: ``Float64[S]``, or one for each of n rows: ``Float64[n S]``.
+
+    Args:
+        state: What the user gave.
+        limits: The greatest size of each of the S numbers.
+        num_rows: Number of rows n, or None for one state alone.
+    """
     parsed = parse_array(state)
-    if parsed.shape != shape or not is_computable(parsed):
-        rows = f" for each of the {shape[0]} rows" if len(shape) > 1 else ""
+    shape = (len(limits),) if num_rows is None else (num_rows, len(limits))
+    if parsed.shape != shape or not (np.abs(parsed) <= limits).all():
+        rows = "" if num_rows is None else f" for each of the {num_rows} rows"
+        most = " and ".join(f"{limit:g}" for limit in dict.fromkeys(limits))
         raise ValueError(
-            f"the option 'state' must be {shape[-1]} finite numbers{rows}, of at most {LARGEST:g}; got {shown(state)}."
+            f"the option 'state' must be {len(limits)} finite numbers{rows}, of at most {most}; got {shown(state)}."
         )
     return parsed
 
@@ -97,11 +104,6 @@ def parse_array(numbers: Any) -> npt.NDArray[np.float64]:
         return np.array(numbers, dtype=np.float64)
     except (TypeError, ValueError, OverflowError, RecursionError):
         return np.array(np.nan)
-
-
-def is_computable(numbers: npt.NDArray[np.float64]) -> bool:
-    """Whether all numbers are of a size with which the physics can be computed."""
-    return bool((np.abs(numbers) <= LARGEST).all())
 
 
 def check_switch(

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
 from ssm_metarl_gym.checks import shown
-from ssm_metarl_gym.envs.arguments import LARGEST, Family, is_computable, parse_array
+from ssm_metarl_gym.envs.arguments import LARGEST, Family, parse_array
 from ssm_metarl_gym.envs.classic import ClassicHiddenTask
 from ssm_metarl_gym.envs.hidden_task import DerivedQuantity, TaskParameter, observable_space
 from ssm_metarl_gym.tasks.classic import CartPoleTask
@@ -74,7 +74,7 @@ class TaskCartPoleEnv(ClassicHiddenTask[CartPoleTask], CartPoleEnv):
 
     task_type = CartPoleTask
     plain_family = "CartPole"
-    state_size = 4
+    state_limits = (LARGEST, LARGEST, LARGEST, LARGEST)
     bound_options = ("low", "high")
     polarity = TaskParameter()
     gravity = TaskParameter()
@@ -130,7 +130,7 @@ def _parse_bound(name: str, bound: Any, rows: tuple[int, ...]) -> Floats:
         parsed = np.broadcast_to(parse_array(bound), (*rows, 4))
     except ValueError:  # of another shape
         parsed = np.full(4, np.nan)
-    if not is_computable(parsed):
+    if not (np.abs(parsed) <= LARGEST).all():
         each = f", or four for each of the {rows[0]} rows" if rows else ""
         rule = f"must be a finite number or four of them{each}, of at most {LARGEST:g}"
         raise ValueError(f"the option {name!r} {rule}; got {shown(bound)}.")

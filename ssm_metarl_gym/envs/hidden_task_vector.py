@@ -108,7 +108,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         self._is_trial = on_failure == "restart" and self.failure_penalty is not None
         self._dtype = np.dtype(dtype)
         single_env_type = self.single_env_type
-        self._state_size = single_env_type.state_size
+        self._state_size = len(single_env_type.state_limits)
         self._row_tasks = RowTasks(
             num_envs,
             parse_family(single_env_type.plain_family if family is None else family, single_env_type.task_type),
@@ -163,7 +163,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
 
     @state.setter
     def state(self, state: Any) -> None:
-        self._state[:] = parse_state(state, (self.num_envs, self._state_size)).T
+        self._state[:] = parse_state(state, self.single_env_type.state_limits, self.num_envs).T
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -188,8 +188,8 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         mask = parse_reset_mask(options.pop("reset_mask", None), self.num_envs, started=self._started)
         given = options.pop("tasks", None)
         tasks = None if given is None else self._row_tasks.parse(given)
-        shape = (self.num_envs, self._state_size)
-        states = parse_state(options.pop("state"), shape) if "state" in options else None
+        limits = self.single_env_type.state_limits
+        states = parse_state(options.pop("state"), limits, self.num_envs) if "state" in options else None
         bounds = _low_and_spread(self.single_env_type.parse_bounds(options, (self.num_envs,))) if options else None
         check_seed(seed, mask, self.num_envs)
         # Nothing may change before every option is known to be valid.

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from ssm_metarl_gym.checks import as_array, shown
+from ssm_metarl_gym.envs.arguments import LARGEST
 from ssm_metarl_gym.envs.classic import ClassicHiddenTask
 from ssm_metarl_gym.envs.hidden_task import TaskParameter
 from ssm_metarl_gym.tasks.classic import PointNavigationTask
@@ -129,7 +130,7 @@ class TaskPointNavigationEnv(ClassicHiddenTask[PointNavigationTask], _Plane):
 
     task_type = PointNavigationTask
     plain_family = "PointNavigation"
-    state_size = 2
+    state_limits = (LARGEST, LARGEST)
     goal_x = TaskParameter()
     goal_y = TaskParameter()
 

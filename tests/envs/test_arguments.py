@@ -100,12 +100,12 @@ def test_options_of_a_reset():
 )
 def test_other_states_are_refused(state):
     given = np.array([0.5, 1.0])
-    parsed = parse_state(given, (2,))
+    parsed = parse_state(given, (1e6, 8.0))
     assert (parsed.dtype, parsed.tolist(), parsed is given) == (np.float64, [0.5, 1.0], False)
-    with pytest.raises(ValueError, match=r"^the option 'state' must be 2 finite numbers, of at most 1e.06; got "):
-        parse_state(state, (2,))
+    with pytest.raises(ValueError, match=r"^the option 'state' must be 2 finite numbers, of at most 1e.06 and 8; got "):
+        parse_state(state, (1e6, 8.0))
     with pytest.raises(ValueError, match=r"^the option 'state' must be 2 finite numbers for each of the 3 rows, of at"):
-        parse_state(state, (3, 2))
+        parse_state(state, (1e6, 8.0), 3)
 
 
 def test_switches_are_taken_for_one_environment_and_for_rows():

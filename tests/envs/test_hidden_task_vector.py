@@ -697,11 +697,11 @@ class TestOwnership:
         env = make(family)
         env.reset(seed=0)
         before, mine = own(env), env.unwrapped.state
-        mine[:] = 9.0
+        mine[:] = 5.0
         assert own(env) == before
         env.unwrapped.state = mine
         mine[:] = 7.0
-        assert env.unwrapped.state.tolist() == np.full_like(mine, 9.0).tolist()
+        assert env.unwrapped.state.tolist() == np.full_like(mine, 5.0).tolist()
         given = np.full_like(mine, 0.1)
         env.reset(options={"state": given})
         given[:] = 7.0

@@ -196,6 +196,21 @@ def test_other_marginals_are_refused_and_so_are_names_that_no_parameter_has():
         TaskDistribution(MisspeltTask, {})
 
 
+@pytest.mark.parametrize(
+    "distribution",
+    [TaskDistribution(PendulumTask, {}), TaskDistribution(PendulumTask, {"m": SPLIT}), TaskSet([WindTask()])],
+)
+def test_draws_need_a_generator_and_a_number_of_tasks(distribution):
+    for draw in (lambda: distribution.sample(0), lambda: distribution.sample_batch(0, 3)):
+        with pytest.raises(
+            ValueError, match=r"^rng must be a numpy.random.Generator; got 0. Use numpy.random.default_"
+        ):
+            draw()
+    for size in (-1, 1.5, None, "3"):
+        with pytest.raises(ValueError, match=r"^num_tasks must be an int >= 0; got "):
+            distribution.sample_batch(np.random.default_rng(0), size)
+
+
 class TestSplit:
     distribution = TaskDistribution(CartPoleTask, {"length": LogUniform((0.25, 0.75)), "polarity": Choice(-1, 1)})
     two_levels = TaskDistribution(
@@ -427,7 +442,9 @@ class TestJSON:
         with pytest.raises(ValueError, match=r"got 'CartPolTask'\. Did you mean 'CartPoleTask'\?"):
             distribution_from_dict({"task_type": "CartPolTask", "parameters": {}})
 
-    @pytest.mark.parametrize("text", ["", "{", "CartPole", "{'task_type': 'CartPoleTask'}"])
+    @pytest.mark.parametrize(
+        "text", ["", "{", "CartPole", "{'task_type': 'CartPoleTask'}", "[" * 100_000, "1" * 5000, 5, None]
+    )
     def test_refuses_what_is_no_json(self, text):
         with pytest.raises(ValueError, match=r"^a distribution must be JSON; got "):
             TaskDistribution.from_json(text)

@@ -123,6 +123,17 @@ class TestMarginals:
         with pytest.raises(ValueError, match=r"^LogUniform needs .*0 < low <= high; got "):
             LogUniform((1, 2), interval)
 
+    @pytest.mark.parametrize("make", [Uniform, LogUniform, lambda *pairs: Choice(*pairs[0])])
+    def test_numbers_that_no_float_can_hold_are_refused(self, make):
+        with pytest.raises(ValueError, match=r"needs at least one (interval|value)"):
+            make((1, 10**400))
+
+    @pytest.mark.parametrize("marginal", [SPLIT, LOG_SPLIT, Choice(1, 2)])
+    @pytest.mark.parametrize("rng", [0, None, np.random, np.random.PCG64(0)])
+    def test_draws_need_a_generator(self, marginal, rng):
+        with pytest.raises(ValueError, match=r"^rng must be a numpy.random.Generator; got .* Use numpy.random.def"):
+            marginal.sample(rng, 3)
+
     @pytest.mark.parametrize("values", [(), ("left",), (1, None), (True,), ((1, 2),)])
     def test_refuse_what_is_no_choice(self, values):
         with pytest.raises(ValueError, match=r"^Choice needs at least one value, and numbers only; got \("):

@@ -96,6 +96,29 @@ class TestTask:
         with pytest.raises(ValueError, match=rf"^{name} must be .*got "):
             task_type(**{name: value})
 
+    @pytest.mark.parametrize(
+        ("task_type", "name", "value", "rule"),
+        [
+            (PendulumTask, "l", 1e-200, r"in \[1e-06, 1e\+06\]"),  # whose square is zero, by which the physics divide
+            (PendulumTask, "m", 2e6, r"in \[1e-06, 1e\+06\]"),
+            (PendulumTask, "g", 1e300, r"> 0 and <= 1e\+06"),
+            (CartPoleTask, "length", 9e-7, r"in \[1e-06, 1e\+06\]"),
+            (CartPoleTask, "masspole", 10**400, r"> 0 and <= 1e\+06"),
+            (PointNavigationTask, "goal_x", -1e200, r"in \[-1e\+06, 1e\+06\]"),
+        ],
+    )
+    def test_refuses_what_the_physics_cannot_compute(self, task_type, name, value, rule):
+        with pytest.raises(ValueError, match=rf"^{name} must be a number {rule}; got .{{1,201}}$"):
+            task_type(**{name: value})
+        with pytest.raises(ValueError, match=rf"{name} must be a number.*; got .{{1,201}}$"):
+            TaskBatch(task_type, {name: [value]})
+
+    def test_limits_are_valid_themselves(self):
+        for task_type in TASK_TYPES:
+            for name, (low, high) in task_type.limits.items():
+                for value in (max(low, 1e-300), high):
+                    assert getattr(task_type(**{name: value}), name) == value
+
     @pytest.mark.parametrize("value", [0, 2, -0.5, math.nan, "left", None])
     def test_refuses_other_signs(self, value):
         with pytest.raises(ValueError, match=r"^polarity must be .*got "):
