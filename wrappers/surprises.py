@@ -88,6 +88,7 @@ class Surprises:
         """
         outliers = rows & ~(np.isfinite(errors) & (errors <= self.outlier_error))
         kept = rows & ~outliers
+        errors = np.where(kept, errors, 0.0)
         surprises = kept & (errors > self.change_ratio * self._means)
         changes = surprises & self._suspected
         # The mean is that of unsurprising errors, and starts anew with other physics, where what led to the verdict is

@@ -42,7 +42,7 @@ class FlatWeights:
         self._is_plain = all(parameter.dtype == self.dtype for parameter in self.parameters)
         # The last vector that was written, and what the parameters hold of it: None where they hold all of it.
         self._exact: Tensor | None = None
-        self._held = torch.empty(0)
+        self._held = torch.empty(0, device="cpu")
         for name, part in zip(self.names, parts, strict=True):
             if not part.isfinite().all():
                 raise ValueError(f"the parameters that adapt must be finite; got NaN or infinity in {name}.")

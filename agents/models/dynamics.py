@@ -116,9 +116,10 @@ class DynamicsModel(nn.Module):
     ) -> None:
         """Normalise inputs and targets by the statistics of a data set of transitions, one a row."""
         inputs = self._join(observations, actions)
-        self.input_shift.copy_(torch.as_tensor(inputs.mean(axis=0)))
-        self.input_scale.copy_(torch.as_tensor(_scale(inputs)))
-        self.target_scale.copy_(torch.as_tensor(_scale(next_observations - observations)))
+        changes = np.asarray(next_observations - observations)
+        self.input_shift.copy_(torch.from_numpy(inputs.mean(axis=0)))
+        self.input_scale.copy_(torch.from_numpy(_scale(inputs)))
+        self.target_scale.copy_(torch.from_numpy(_scale(changes)))
 
     def inputs(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
         """The input of the core: ``Float[B D]`` and ``Int[B]`` or ``Float[B A]`` -> ``Float[B in]``, normalised."""

@@ -14,6 +14,7 @@ class ScriptedEnv(gym.Env):
         dim = len(episodes[0][0])
         self.observation_space = observation_space or spaces.Box(-np.inf, np.inf, (dim,))
         self._episodes = np.array(episodes, dtype=self.observation_space.dtype)  # E T+1 D
+        self.num_steps = self._episodes.shape[1] - 1
         self._restarts = restarts
         self.action_space = action_space or spaces.Discrete(2)
         self._episode = -1

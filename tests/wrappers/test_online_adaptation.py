@@ -265,6 +265,185 @@ def test_what_is_not_finite_is_left_out_and_counted(scripted, missing):
     assert [bool(np.isfinite(observation).all()) for observation, *_ in steps] == [True, True, False] + 4 * [True]
 
 
+def changing(values):
+    """A script of one dimension whose changes are these."""
+    return np.cumsum([0.0, *values])[:, None]
+
+
+class TestSurprises:
+    """With a model that predicts no change at all, the error of a transition is the square of its change."""
+
+    @staticmethod
+    def play(script, **kwargs):
+        env, calls = wrap_script(script, **{"outlier_error": 50.0, "change_ratio": 20.0} | kwargs)
+        nn.init.zeros_(env.model.head.weight)
+        nn.init.zeros_(env.model.head.bias)
+        env.adapter = Adapter(env.model, replace(BOUNDS, lr=0.0))
+        env.reset()
+        return [env.step(0)[-1]["adaptation"] for _ in range(script.num_steps)], env, calls
+
+    def test_the_error_is_of_the_model_before_it_adapts(self, scripted):
+        reports, *_ = self.play(scripted([changing([0.1, -0.2, 0.3])]))
+        assert [report["error"] for report in reports] == pytest.approx([0.01, 0.04, 0.09], rel=1e-4)
+
+    def test_an_outlier_is_left_out(self, scripted):
+        reports, *_ = self.play(scripted([changing([0.1, 8.0, 0.1, 0.1])]))
+        assert [report["num_outliers"] for report in reports] == [0, 1, 1, 1]
+        assert [report["num_transitions"] for report in reports] == [1, 1, 2, 3]
+        assert reports[1]["error"] == pytest.approx(64.0, rel=1e-4)
+
+    def test_one_surprise_is_kept_and_two_are_a_change_that_leaves_these_two(self, scripted):
+        reports, *_ = self.play(scripted([changing([0.1, 0.1, 2.0, 0.1, 0.1, 2.0, 2.0, 0.1])]))
+        assert [report["num_transitions"] for report in reports] == [1, 2, 3, 4, 5, 6, 2, 3]
+        assert [report["num_changes"] for report in reports] == [0, 0, 0, 0, 0, 0, 1, 1]
+        assert all(report["num_outliers"] == 0 for report in reports)
+
+    def test_a_restart_is_not_judged(self, scripted):
+        reports, *_ = self.play(scripted([changing([0.1, 2.0, 0.1, 2.0])], restarts=[2]))
+        assert [report["error"] is None for report in reports] == [False, True, False, False]
+        assert reports[-1]["num_changes"] == 0
+
+    def test_an_episode_begins_without_suspicion(self, scripted):
+        _, env, _ = self.play(scripted([changing([0.1, 2.0])]))
+        env.reset()
+        report = env.step(0)[-1]["adaptation"]
+        assert report["num_changes"] == report["num_outliers"] == 0
+        assert report["num_transitions"] == 1
+
+    @pytest.mark.parametrize(("restore", "goes_back"), [("episode", True), ("call", True), ("never", False)])
+    def test_at_a_change_the_weights_go_back_to_the_source(self, scripted, restore, goes_back):
+        episode = changing([0.1, 0.2, 3.0, -3.0, 3.0])
+        env, _ = wrap_script(scripted([episode]), restore=restore, every=4, outlier_error=50.0, change_ratio=20.0)
+        env.reset()
+        source = env.model.head.weight.clone()
+        with torch.no_grad():
+            env.model.head.weight.add_(0.1)
+        reports = []
+        for _ in range(3):
+            reports.append(env.step(0)[-1]["adaptation"])
+            assert not torch.equal(env.model.head.weight, source)
+        env.adapter.adapt = lambda *_: 0.0
+        reports.append(env.step(0)[-1]["adaptation"])
+        assert reports[-1]["num_changes"] == 1
+        assert torch.equal(env.model.head.weight, source) == goes_back
+
+
+def test_after_an_error_no_false_transition_is_joined(scripted):
+    class Failing(gym.Wrapper):
+        """Steps, and then fails; the reward of a script is the number of the step."""
+
+        failures = ()
+
+        def step(self, action):
+            step = super().step(action)
+            if step[1] in self.failures:
+                raise ConnectionError("lost")
+            return step
+
+    script = Failing(scripted([[[0], [1], [3], [6], [10], [15], [21]]]))
+    script.failures = (2, 3)
+    env, calls = wrap_script(script, observe_predictions=True)
+    env.reset()
+    assert env.step(0)[-1]["adaptation"]["num_transitions"] == 1
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            env.step(0)
+    observation, *_, info = env.step(0)  # from somewhere unknown to 10
+    assert info["adaptation"]["error"] is None
+    assert info["adaptation"]["num_transitions"] == 1
+    np.testing.assert_allclose(observation[1:], predict(env.model, observation[:1], [0, 1]), rtol=1e-4, atol=1e-6)
+    env.step(1)
+    assert calls[-1][1:] == ([[0, 1, 0], [10, 0, 1]], [[1], [5]])
+
+
+def test_after_an_error_of_the_loss_the_next_transition_is_a_true_one(scripted):
+    failures = [True, False, False]
+
+    def loss_fn(*args):
+        if failures.pop(0):
+            raise ZeroDivisionError
+        return F.mse_loss(*args)
+
+    env, calls = wrap_script(scripted([[[0], [1], [3]]]), loss_fn=loss_fn)
+    env.adapter.cfg = replace(BOUNDS, lr=0.0)
+    env.reset()
+    with pytest.raises(ZeroDivisionError):
+        env.step(0)
+    env.step(1)
+    assert calls[-1][1:] == ([[0, 1, 0], [1, 0, 1]], [[1], [2]])
+
+
+def test_after_an_error_of_reset_nothing_is_joined(scripted):
+    env, calls = wrap_script(scripted([[[0], [1], [3]], [[7], [9], [10]]]))
+    env.reset()
+    env.step(0)
+    calls.clear()
+    plain_reset, env.env.reset = env.env.reset, lambda **_: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        env.reset()
+    env.env.reset = plain_reset
+    assert env.step(0)[-1]["adaptation"]["error"] is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_model_of_another_type_of_numbers_shows_observations_of_the_space(dtype):
+    env = gym.make(CARTPOLE)
+    model = make_model(env).to(dtype)
+    env = OnlineAdaptation(env, Adapter(model, BOUNDS), observe_predictions=True, clip=1e-3)
+    observation, _ = env.reset(seed=0)
+    for _ in range(3):
+        assert observation.dtype == env.observation_space.dtype == np.float32
+        assert env.observation_space.contains(observation)
+        observation, *_, info = env.step(0)
+        assert math.isfinite(info["adaptation"]["loss"])
+    assert info["adaptation"]["steps"] > 0
+
+
+class Glitches(gym.ObservationWrapper):
+    """Shows now and then a hundred times what there is, and keeps that as ``clean``."""
+
+    def __init__(self, env, share):
+        super().__init__(env)
+        self.share, self.rng = share, np.random.default_rng(0)
+
+    def observation(self, observation):
+        self.clean = observation.copy()
+        return observation * np.float32(100.0 if self.rng.random() < self.share else 1.0)
+
+
+def prediction_errors(trainer, seed, share, num_steps=100):
+    """The mean errors on true transitions of an adapted model, which sees the glitches, and of a frozen one."""
+    split = "interpolation" if seed % 2 else "extrapolation"
+    glitches = Glitches(gym.make(trainer.env_id, split=split), share)
+    adapter = Adapter(copy.deepcopy(trainer.model), trainer.adaptation_config())
+    env, models, errors = OnlineAdaptation(glitches, adapter), [], []
+    models = [env.model, trainer.model]
+    env.reset(seed=seed)
+    env.action_space.seed(seed)
+    for _ in range(num_steps):
+        before, action = glitches.clean, env.action_space.sample()
+        predicted = [torch.from_numpy(predict(model, before, [action])) for model in models]
+        *_, info = env.step(action)
+        if not info.get("restarted"):
+            target = trainer.model.targets(before[None], glitches.clean[None])[0]
+            errors.append([float((prediction - target).square().mean()) for prediction in predicted])
+    return np.mean(errors, axis=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", [CARTPOLE, "ssm_metarl/PendulumPolarity-v0"])
+def test_glitches_make_the_adapted_model_worse_than_the_frozen_one_in_no_task(env_id):
+    env = gym.make(env_id)
+    torch.manual_seed(0)
+    core = nn.Sequential(nn.Linear(DynamicsModel.input_dim(env.observation_space, env.action_space), 64), nn.Tanh())
+    model = DynamicsModel(env.observation_space, env.action_space, core.extend([nn.Linear(64, 32), nn.Tanh()]))
+    trainer = MetaTrainer(env_id, model, num_streams=300).learn(200)
+    adapted, frozen = np.transpose([prediction_errors(trainer, 1000 + task, 0.1) for task in range(40)])
+    assert np.sum(adapted > 1.02 * frozen) == 0
+    clean, _ = np.transpose([prediction_errors(trainer, 1000 + task, 0.0) for task in range(40)])
+    assert np.median(adapted) < 1.5 * np.median(clean)
+
+
 @pytest.fixture(scope="module")
 def trained():
     """A model that was meta-trained for a second or two."""

@@ -524,6 +524,17 @@ class TestSurroundings:
         assert equal(without_stats(adapter), without_stats(plain))
         classify(model(batch["states"]), batch["targets"]).backward()
 
+    def test_the_default_device_makes_no_difference(self):
+        model, batch = Everything().body, make_batch() | {"targets": torch.ones(8, 5)}
+        adapters = [Adapter(copy.deepcopy(model), config(max_steps_per_call=2, trust_region_eps=1e-3))]
+        with torch.device("meta"):
+            adapters.append(Adapter(model, adapters[0].cfg))
+            losses = [adapter.adapt(MSE, batch) for adapter in adapters]
+            state = copy.deepcopy(adapters[1]).state_dict()
+            adapters[1].load_state_dict(state)
+        assert losses[0] == losses[1]
+        assert equal(adapters[0].state_dict(), adapters[1].state_dict())
+
     def test_a_recurrent_network_adapts_in_training_mode(self):
         class Recurrent(nn.Module):
             def __init__(self):

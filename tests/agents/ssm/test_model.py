@@ -7,7 +7,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradgradcheck
-from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.func import functional_call, grad, jacfwd, jacrev, jvp, stack_module_state, vmap
 
 from ssm_metarl_gym.agents import SSM
 
@@ -242,6 +242,36 @@ class TestFunctionalTransforms:
         gradients = [torch.autograd.grad(value, weights.values()) for value in (together, loop)]
         torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
 
+    # PyTorch's own forward derivatives are partly scripts.
+    @pytest.mark.filterwarnings("ignore:.torch.jit.script")
+    @pytest.mark.parametrize("num_steps", [1, 3])
+    def test_forward_derivatives_are_those_of_finite_differences(self, num_steps):
+        model = SSM(2, 4, 1).double()
+        start = torch.tensor([[True, False, False], [False, False, True]])[:, -num_steps:]
+        x = torch.randn(2, num_steps, 2, dtype=torch.float64)
+        state = torch.randn(2, 2, 2, 2, dtype=torch.float64)
+        weights = {name: weight.detach() for name, weight in model.named_parameters()}
+        tangents = {name: torch.randn_like(weight) for name, weight in weights.items()}, torch.randn_like(x)
+
+        def along(size, only_state=False):
+            """The scan at a point on a line, the state alone or all its arguments changed."""
+            step = 0.0 if only_state else size
+            moved = {name: weight + step * tangents[0][name] for name, weight in weights.items()}
+            return self.scan_of(model, x + step * tangents[1], (1.0 + size) * state, start)(moved)
+
+        for only_state in (False, True):
+            _, derivatives = jvp(lambda size: along(size, only_state), (torch.zeros(()),), (torch.ones(()),))  # noqa: B023
+            high, low = along(1e-6, only_state), along(-1e-6, only_state)
+            for derivative, above, below in zip(derivatives, high, low, strict=True):
+                torch.testing.assert_close(derivative, (above - below) / 2e-6, rtol=1e-6, atol=1e-8)
+
+    @pytest.mark.filterwarnings("ignore:.torch.jit.script", "ignore:There is a performance drop")
+    def test_forward_over_backward_is_backward_over_backward(self):
+        model = SSM(2, 4, 1).double()
+        x, start = torch.randn(1, 3, 2, dtype=torch.float64), torch.tensor([[False, False, True]])
+        slope = grad(lambda x: model.scan(x, start=start)[0].square().sum())
+        torch.testing.assert_close(jacfwd(slope)(x), jacrev(slope)(x))
+
     def test_second_derivatives_are_those_of_finite_differences(self):
         model = SSM(2, 4, 1, num_layers=1).double()
         names, weights = zip(*model.named_parameters(), strict=True)
@@ -250,7 +280,65 @@ class TestFunctionalTransforms:
         assert gradgradcheck(lambda *weights: scan(dict(zip(names, weights, strict=True))), weights, fast_mode=True)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.03), (torch.float16, 0.004)])
+class TestHalfPrecision:
+    def test_sequences_and_steps_are_those_of_single_precision(self, dtype, tolerance, start):
+        model = SSM(D, H, OUT, num_layers=LAYERS).to(dtype)
+        single = SSM(D, H, OUT, num_layers=LAYERS)
+        single.load_state_dict(model.state_dict())
+        x, state = (tensor.to(dtype) for tensor in sequence())
+        for call in (
+            lambda model, kind: model.scan(x.to(kind), state.to(kind), start),
+            lambda model, kind: model.step(x[:, 0].to(kind), state.to(kind), start[:, 0]),
+            lambda model, kind: model.stepper().step(x[:, 0].to(kind), state.to(kind), start[:, 0]),
+            lambda model, kind: (model(x.to(kind)), model(x[:, 0].to(kind))),
+        ):
+            for half, expected in zip(call(model, dtype), call(single, torch.float32), strict=True):
+                assert half.dtype == dtype
+                torch.testing.assert_close(half.float(), expected.detach(), rtol=tolerance, atol=tolerance)
+
+    def test_it_learns(self, dtype, tolerance):
+        model = SSM(D, H, OUT).to(dtype)
+        model(sequence()[0].to(dtype)).float().square().mean().backward()
+        assert all(weight.grad.dtype == dtype and weight.grad.isfinite().all() for weight in model.parameters())
+
+    def test_under_autocast_too(self, dtype, tolerance, model, start):
+        x, state = sequence()
+        expected = model.scan(x, state, start), model.step(x[:, 0], state)
+        with torch.autocast("cpu", dtype):
+            cast = model.scan(x, state, start), model.step(x[:, 0], state)
+        for one, other in zip(cast, expected, strict=True):
+            torch.testing.assert_close([part.float() for part in one], list(other), rtol=tolerance, atol=tolerance)
+
+
 class TestConstruction:
+    @pytest.mark.parametrize("device", ["cpu", "meta"])
+    def test_the_default_device_makes_no_difference(self, device, look):
+        torch.manual_seed(0)
+        expected = SSM(D, H, OUT, device=device)
+        torch.manual_seed(0)
+        with torch.device("meta"):
+            model = SSM(D, H, OUT, device=device)
+        assert {weight.device.type for weight in model.parameters()} == {device}
+        if device == "cpu":
+            assert look(model) == look(expected)
+
+    def test_nothing_is_made_on_the_default_device(self, model, start):
+        x, state = sequence()
+        calls = [
+            lambda: (model(x), model(x[:, 0])),
+            lambda: model.scan(x, state, start),
+            lambda: model.scan(x),
+            lambda: model.step(x[:, 0], state, start[:, 0]),
+            lambda: model.stepper().step(x[:, 0], state, start[:, 0]),
+            lambda: (model.initial_state(2),),
+        ]
+        for call in calls:
+            expected = call()
+            with torch.device("meta"):
+                elsewhere = call()
+            torch.testing.assert_close(elsewhere, expected, rtol=0, atol=0)
+
     def test_a_saved_model_comes_back(self, model, look):
         file = io.BytesIO()
         torch.save(model.state_dict(), file)
