@@ -30,12 +30,11 @@ import torch
 from ssm_metarl_gym.agents import MetaTrainer
 from ssm_metarl_gym.experiments.checks import check_env, check_output_folder, explaining
 from ssm_metarl_gym.experiments.command_line import option, parse_options
-from ssm_metarl_gym.experiments.evaluation import find_splits
+from ssm_metarl_gym.experiments.evaluation import held_out_splits
 from ssm_metarl_gym.experiments.report import estimate, format_markdown
 from ssm_metarl_gym.files import write_json
 
 METHODS = ("multi-task", "meta-learned")
-SPLITS = ("interpolation", "extrapolation")
 # Step sizes for fine-tuning, as multiples of the meta-learner's.
 FACTORS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 NUM_STEPS = {"dynamics": (0, 1, 3, 5, 10), "policy": (0, 1, 2, 3)}
@@ -134,19 +133,13 @@ def best_factors(trainer: MetaTrainer, num_tasks: int) -> dict[int, float]:
     return {steps: max(FACTORS, key=lambda factor: usable[factor][steps]) for steps in NUM_STEPS[trainer.objective]}
 
 
-def held_out_splits(env_id: str) -> list[str]:
-    """Those of the splits that an environment has."""
-    present = find_splits(env_id, {})
-    return [split for split in SPLITS if split in present]
-
-
 def compare(options: Options, seed: int) -> dict[str, Any]:
     """All values of one seed."""
     meta_learned, seconds = trained(options, "meta-learned", seed)
     multi_task, multi_task_seconds = trained(options, "multi-task", seed)
     factors = best_factors(multi_task, options.num_tasks)
     values: dict[str, dict[str, Values]] = {method: {} for method in METHODS}
-    for split in held_out_splits(options.env):
+    for split in held_out_splits(options.env, {}):
         values["meta-learned"][split] = measure(meta_learned, split, options.num_tasks, EVALUATION_SEED)
         by_factor = {
             factor: fine_tuned(multi_task, factor, split, options.num_tasks, EVALUATION_SEED)
@@ -188,8 +181,10 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def check_trainers(options: Options) -> None:
     """Make or read all trainers, so that whatever is wrong with one is known before hours of training."""
     check_env(options.env, {})
-    if not held_out_splits(options.env):
-        raise ValueError(f"--env must have a split of new tasks, one of {', '.join(SPLITS)}; {options.env} has none.")
+    if not held_out_splits(options.env, {}):
+        raise ValueError(
+            f"--env must have a split of new tasks, interpolation or extrapolation; {options.env} has none."
+        )
     for method in METHODS:
         with explaining(f"--options {json.dumps(options.options)} are not valid for {method}"):
             make_trainer(options, method, options.first_seed)

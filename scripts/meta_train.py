@@ -36,6 +36,7 @@ from ssm_metarl_gym.agents.meta_learning.distributed import rank, world_size
 from ssm_metarl_gym.experiments import runs
 from ssm_metarl_gym.experiments.checks import check_device, check_env, check_output_folder, explaining
 from ssm_metarl_gym.experiments.command_line import option, parse_options, refusing
+from ssm_metarl_gym.experiments.evaluation import held_out_splits
 from ssm_metarl_gym.experiments.logs import make_logger
 from ssm_metarl_gym.experiments.report import Estimate, estimate, format_markdown
 from ssm_metarl_gym.files import write_json
@@ -46,7 +47,6 @@ PACKAGES = ("ssm-metarl-gym", "gymnasium", "numpy", "stable-baselines3", "torch"
 FREE_OPTIONS = ("checkpoint_interval", "device", "eval_interval", "log_interval", "output")
 # What every config.json of this script has.
 CONFIG_KEY = "objective"
-SPLITS = ("interpolation", "extrapolation")
 FILES = ("config.json", "evaluation.json", "model.pt", "progress.csv")
 # The same for all runs, so that these meet the same tasks.
 EVALUATION_SEED = 0
@@ -216,7 +216,7 @@ def write_results(trainer: MetaTrainer, stopwatch: runs.Stopwatch, options: Opti
 def evaluate(trainer: MetaTrainer, options: Options) -> dict[str, Any]:
     """The loss or the return in held-out tasks before and after so many inner steps: what evaluation.json holds."""
     rows = []
-    for split in SPLITS:
+    for split in held_out_splits(options.env, options.env_kwargs):
         results = trainer.evaluate(split, num_tasks=options.num_eval_tasks, seed=EVALUATION_SEED)
         for num_steps, values in results.items():
             mean = estimate([values], seed=EVALUATION_SEED)

@@ -11,7 +11,17 @@ from stable_baselines3.common.vec_env import VecEnv
 from ssm_metarl_gym.envs import HiddenTask
 from ssm_metarl_gym.envs.making import has_batched_form, make_rows
 
-__all__ = ["Policy", "Rewards", "Splits", "draw_tasks", "evaluate", "find_splits", "mean_curve", "returns_of"]
+__all__ = [
+    "Policy",
+    "Rewards",
+    "Splits",
+    "draw_tasks",
+    "evaluate",
+    "find_splits",
+    "held_out_splits",
+    "mean_curve",
+    "returns_of",
+]
 
 Rewards: TypeAlias = list[list[float]]  # the reward at each step, a row for each task
 Splits: TypeAlias = dict[str, dict[str, Any]]  # by name, the arguments of the environment that choose a split
@@ -126,9 +136,20 @@ def find_splits(env_id: str, env_kwargs: Mapping[str, Any]) -> Splits:
     return {split: chosen for split, chosen in splits.items() if _takes(env_id, {**env_kwargs, **chosen})}
 
 
+def held_out_splits(env_id: str, env_kwargs: Mapping[str, Any]) -> list[str]:
+    """Those of interpolation and extrapolation that an environment has.
+
+    Args:
+        env_id: The id of a registered environment that takes a split.
+        env_kwargs: Its other arguments.
+    """
+    splits = ("interpolation", "extrapolation")
+    return [split for split in splits if _takes(env_id, {**env_kwargs, "split": split})]
+
+
 def _takes(env_id: str, env_kwargs: Mapping[str, Any]) -> bool:
     try:
         gym.make(env_id, **env_kwargs).close()
-    except ValueError:
+    except (TypeError, ValueError):
         return False
     return True

@@ -5,7 +5,14 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from ssm_metarl_gym.agents import AdaptationConfig, Adapter, DynamicsModel
-from ssm_metarl_gym.experiments.evaluation import draw_tasks, evaluate, find_splits, mean_curve, returns_of
+from ssm_metarl_gym.experiments.evaluation import (
+    draw_tasks,
+    evaluate,
+    find_splits,
+    held_out_splits,
+    mean_curve,
+    returns_of,
+)
 from ssm_metarl_gym.wrappers import OnlineAdaptation, make_sb3_env
 
 ENV_ID = "ssm_metarl/CartPolePolarity-v0"
@@ -138,7 +145,13 @@ def test_splits_are_those_that_the_environment_has():
     assert find_splits("ssm_metarl/CartPole-v0", {})["switch"] == {"split": "interpolation", "switch": {"step": 250}}
 
 
+def test_held_out_splits_of_any_environment_with_a_split():
+    assert held_out_splits("ssm_metarl/CartPole-v0", {"max_episode_steps": 5}) == ["interpolation", "extrapolation"]
+    assert held_out_splits("CartPole-v1", {}) == []
+
+
 def test_splits_of_mujoco():
     pytest.importorskip("mujoco", reason="the MuJoCo families need the extra mujoco")
     assert list(find_splits("ssm_metarl/HalfCheetahDir-v0", {})) == ["train", "interpolation", "switch"]
+    assert held_out_splits("ssm_metarl/HalfCheetahDir-v0", {}) == ["interpolation"]
     assert list(find_splits("ssm_metarl/HopperParams-v0", {})) == ["train", "interpolation", "extrapolation"]
