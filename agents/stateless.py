@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["StatelessModule", "attributes_kept", "copy_module", "is_out_of_memory"]
+__all__ = ["CopiesGraphs", "StatelessModule", "attributes_kept", "copy_module", "is_out_of_memory"]
 
 # What every module has. Hooks are left alone: a handle that removes one knows the dictionary that it is in.
 _OWN_ATTRIBUTES: Final = frozenset(vars(nn.Module()))
@@ -99,7 +99,7 @@ def attributes_kept(module: nn.Module) -> Iterator[None]:
 
 def copy_module(module: _Module) -> _Module:
     """A deep copy of a module, or of what holds one, also where attributes have a graph: the copy's have none."""
-    with _CopiesGraphs():
+    with CopiesGraphs():
         return copy.deepcopy(module)
 
 
@@ -159,7 +159,7 @@ class _Attributes:
         return twin
 
 
-class _CopiesGraphs(TorchFunctionMode):
+class CopiesGraphs(TorchFunctionMode):
     """Lets ``copy.deepcopy`` copy tensors that have a graph, without it."""
 
     def __torch_function__(

@@ -26,7 +26,7 @@ ALLOWED = {
     "agents.ssm": {"checks"},
     "agents.meta_learning": {"agents.losses", "agents.stateless", "checks"},
     "agents.adaptation.config": {"checks"},
-    "agents.adaptation": {"agents.adaptation.config", "agents.losses"},
+    "agents.adaptation": {"agents.adaptation.config", "agents.losses", "agents.stateless", "checks"},
     "agents.models": {"agents.ssm", "agents.stateless", "checks"},
     "agents.meta_training": {
         "agents.adaptation.config",

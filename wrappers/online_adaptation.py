@@ -2,24 +2,21 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal, SupportsFloat
+from typing import Any, Literal, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
-from gymnasium import spaces
 from torch import Tensor
 from torch.nn import functional as F
 
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter
-from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.stateless import copy_module
-from ssm_metarl_gym.checks import check_integer
+from ssm_metarl_gym.wrappers.adapted_model import check_adapted_model, check_window, parse_probes, with_predictions
+from ssm_metarl_gym.wrappers.surprises import Surprises, Verdict
 
 __all__ = ["OnlineAdaptation"]
-
-_RESTORE: Final = ("episode", "call", "never")
 
 
 class OnlineAdaptation(
@@ -31,13 +28,20 @@ class OnlineAdaptation(
     reward is used. Transitions onto the restart of a trial (``info["restarted"]``) are left out. Rewards, flags and the
     wrapped observation stay as they are.
 
+    Each transition is judged by the *error* of the adapted model on it, before it adapts to it: the mean squared error
+    of the change of the observation, in variances. An *outlier*, whose error is beyond that of any physics or not
+    finite, is left out. A *surprise* is an error many times the running mean of unsurprising ones. One alone stays in
+    the window; two in a row are a *change* of the physics: the window keeps these two only, and the weights go back to
+    the source, unless ``restore="never"``.
+
     With ``observe_predictions`` the observation is ``Float[D + K D]``: the wrapped one, and behind it what the adapted
     model predicts for each of K probe actions, in their order: the normalised change of the observation, clipped. So an
     ordinary, memoryless policy sees what each action would do *now*; train it with the wrapper in place.
 
-    ``info["adaptation"]`` holds, at every step, ``loss`` (after adapting; None where nothing was adapted), ``steps``
-    and ``rejected_steps`` (since the source was last restored), ``distance`` (of the weights from the source, relative)
-    and ``num_transitions`` (in the window).
+    ``info["adaptation"]`` holds, at every step, ``error`` (of the adapted model before it adapts to the transition;
+    None where none was judged), ``loss`` (after adapting; None where nothing was adapted), ``steps`` and
+    ``rejected_steps`` (since the source was last restored), ``distance`` (of the weights from the source, relative),
+    ``num_transitions`` (in the window), ``num_outliers`` and ``num_changes`` (in this episode).
 
     Example:
         >>> trainer = MetaTrainer("ssm_metarl/CartPolePolarity-v0").learn(800)
@@ -57,6 +61,12 @@ class OnlineAdaptation(
         probe_actions: The actions to predict for; None for every action of a ``Discrete`` space and for the lowest, the
             zero and the highest action of a ``Box``.
         clip: Bound of the predictions, in standard deviations of the change.
+        outlier_error: The error, in variances, beyond which a transition is left out as an outlier; inf for none but
+            those whose error is not finite.
+        change_ratio: The multiple of the running mean beyond which an error is a surprise; inf for no surprises.
+        error_start: The running mean of the errors at the start of an episode and after a change.
+        error_decay: The decay of that mean, in [0, 1).
+        error_floor: The least value of that mean.
 
     Raises:
         ValueError: An argument is outside its range, or the model is of another kind or of other spaces.
@@ -75,6 +85,11 @@ class OnlineAdaptation(
         observe_predictions: bool = False,
         probe_actions: Sequence[Any] | None = None,
         clip: float = 5.0,
+        outlier_error: float = 50.0,
+        change_ratio: float = 20.0,
+        error_start: float = 0.02,
+        error_decay: float = 0.98,
+        error_floor: float = 0.001,
     ) -> None:
         # One of its own: environments that shared one would adapt to each other's tasks, and the model of a trainer
         # would no longer be the one that was trained.
@@ -90,73 +105,149 @@ class OnlineAdaptation(
             observe_predictions=observe_predictions,
             probe_actions=probe_actions,
             clip=clip,
+            outlier_error=outlier_error,
+            change_ratio=change_ratio,
+            error_start=error_start,
+            error_decay=error_decay,
+            error_floor=error_floor,
         )
         super().__init__(env)
-        for name, value in (("window", window), ("every", every), ("warmup", warmup)):
-            check_integer(name, value)
-        if warmup > window:
-            raise ValueError(f"warmup must be at most window ({window}); got {warmup}.")
-        if restore not in _RESTORE:
-            raise ValueError(f"restore must be one of {list(_RESTORE)}; got {restore!r}.")
-        if not clip > 0.0:
-            raise ValueError(f"clip must be > 0; got {clip!r}.")
+        check_window(window, every, warmup, restore, clip)
         self.adapter = adapter
-        self.model = _check_model(self.adapter, env)
+        name = type(self).__name__
+        self.model = check_adapted_model(name, adapter, env.observation_space, env.action_space)
+        self.options: dict[str, Any] = {
+            "window": window,
+            "every": every,
+            "warmup": warmup,
+            "restore": restore,
+            "loss_fn": loss_fn,
+        }
         self._every = every
         self._warmup = warmup
         self._restore = restore
         self._loss_fn = loss_fn
         self._clip = clip
-        probes = _probe_actions(env.action_space, probe_actions) if observe_predictions else []
-        self._probes = np.asarray(probes, dtype=env.action_space.dtype).reshape(-1, *(env.action_space.shape or ()))
+        self._probes = np.empty((0, *(env.action_space.shape or ())), dtype=env.action_space.dtype)
         if observe_predictions:
-            self.observation_space = self._with_predictions(env.observation_space)
+            self._probes = parse_probes(env.action_space, probe_actions)
+            self.observation_space = with_predictions(env.observation_space, len(self._probes), clip)
+        self._surprises = Surprises(
+            1,
+            outlier_error=outlier_error,
+            change_ratio=change_ratio,
+            error_start=error_start,
+            error_decay=error_decay,
+            error_floor=error_floor,
+        )
         self._transitions: deque[tuple[Tensor, Tensor]] = deque(maxlen=window)
+        self._observation: npt.NDArray[np.float32] | None = None  # where the next transition starts, if that is known
         self._num_steps = 0
+        self.errors_after = np.full(1, np.nan)  # of the model once adapted to it, after the last change
+        self._forget()
+
+    def predict(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
+        """The change of the observation that the adapted model predicts, normalised.
+
+        Args:
+            observations: ``Float[B D]``.
+            actions: ``Int[B]`` or ``Float[B A]``.
+
+        Returns:
+            ``Float[B D]``.
+        """
+        with torch.no_grad():
+            predictions: Tensor = self.model(self.model.encode(observations, actions))
+        return predictions
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
         """Start an episode with an empty window and, unless ``restore="never"``, the source weights."""
+        self._observation = None
         observation, info = self.env.reset(seed=seed, options=options)
         if self._restore != "never":
             self.adapter.reset()
-        self._transitions.clear()
-        self._num_steps = 0
+        self._forget()
         self._observation = observation.copy()  # the caller may change its own
-        return self._observe(observation, self._encode_probes(observation)), info | {"adaptation": self._report(None)}
+        _, encoded_probes = self._encode(None, None, observation)
+        return self._observe(observation, encoded_probes), info | {"adaptation": self._report(None, None)}
 
     def step(self, action: Any) -> tuple[npt.NDArray[np.float32], SupportsFloat, bool, bool, dict[str, Any]]:
         """Step, adapt to the transition, and predict from where it led."""
+        # Unknown until the step has succeeded: after one that failed half-way, no false transition is joined.
+        before, self._observation = self._observation, None
         observation, reward, terminated, truncated, info = self.env.step(action)
-        encoded = self._encode(observation, action)
-        if not info.get("restarted", False):
-            self._transitions.append((encoded[:1], self.model.targets(self._observation[None], observation[None])))
+        self._observation = observation.copy()
         self._num_steps += 1
+        if info.get("restarted", False):
+            before = None
+        encoded, encoded_probes = self._encode(before, action, observation)
+        error = None
+        self.verdict = Verdict.nothing(1)
+        if encoded is not None and before is not None:
+            error = self._join(encoded, self.model.targets(before[None], observation[None]))
         loss = None
         if len(self._transitions) >= self._warmup and self._num_steps % self._every == 0:
             loss = self._adapt()
-        self._observation = observation.copy()
-        info = info | {"adaptation": self._report(loss)}
-        return self._observe(observation, encoded[1:]), reward, terminated, truncated, info
+        if self.verdict.changes[0]:
+            self.errors_after[0] = self._measure(*self._transitions[-1])
+        info = info | {"adaptation": self._report(error, loss)}
+        return self._observe(observation, encoded_probes), reward, terminated, truncated, info
 
-    def _encode(self, observation: npt.NDArray[np.float32], action: Any) -> Tensor:
-        """The model's encoding ``Float[1+K F]`` of the last transition and, below it, of each probe, in one pass."""
-        actions = np.concatenate([np.asarray(action, dtype=self._probes.dtype)[None], self._probes])
-        observations = np.concatenate([self._observation[None], np.tile(observation, (len(self._probes), 1))])
-        return self.model.encode(observations, actions)
+    def _forget(self) -> None:
+        """Begin an episode."""
+        self._transitions.clear()
+        self._surprises.forget(np.array([True]))
+        self.verdict = Verdict.nothing(1)  # on the last transition
+        self._num_steps = 0
+        self._num_outliers = 0
+        self._num_changes = 0
 
-    def _encode_probes(self, observation: npt.NDArray[np.float32]) -> Tensor | None:
+    def _encode(
+        self, before: npt.NDArray[np.float32] | None, action: Any, observation: npt.NDArray[np.float32]
+    ) -> tuple[Tensor | None, Tensor]:
+        """What the model encodes, in one pass: the last transition, ``Float[1 F]``, if there is one, and the probes.
+
+        These are the probe actions in ``observation``, ``Float[K F]``.
+        """
+        actions = self._probes
+        observations = np.tile(observation, (len(self._probes), 1))
+        if before is not None:
+            actions = np.concatenate([np.asarray(action, dtype=actions.dtype)[None], actions])
+            observations = np.concatenate([before[None], observations])
+        encoded = self.model.encode(observations, actions) if len(actions) else torch.empty(0)
+        return (None, encoded) if before is None else (encoded[:1], encoded[1:])
+
+    def _join(self, encoded: Tensor, target: Tensor) -> float:
+        """Judge a transition by the model's error, which is returned, and let it join the window."""
+        error = self._measure(encoded, target)
+        self.verdict = self._surprises.judge(np.array([error]), np.array([True]))
+        outlier, change = (bool(flags[0]) for flags in self.verdict)
+        if outlier:
+            self._num_outliers += 1
+            return error
+        self._transitions.append((encoded, target))
+        if change:
+            self._num_changes += 1
+            while len(self._transitions) > 2:
+                self._transitions.popleft()
+            if self._restore != "never":
+                self.adapter.reset()
+        return error
+
+    def _measure(self, encoded: Tensor, target: Tensor) -> float:
+        """The squared error of the model on a transition."""
+        with torch.no_grad():
+            return float((self.model(encoded) - target).float().square().mean())
+
+    def _observe(self, observation: npt.NDArray[np.float32], encoded_probes: Tensor) -> npt.NDArray[np.float32]:
         if not len(self._probes):
-            return None
-        return self.model.encode(np.tile(observation, (len(self._probes), 1)), self._probes)
-
-    def _observe(self, observation: npt.NDArray[np.float32], encoded_probes: Tensor | None) -> npt.NDArray[np.float32]:
-        if encoded_probes is None or not len(self._probes):
             return observation
         with torch.no_grad():
-            predictions = self.model(encoded_probes).clamp(-self._clip, self._clip)
-        return np.concatenate([observation, predictions.flatten().cpu().numpy()])
+            predictions = self.model(encoded_probes).float().clamp(-self._clip, self._clip)
+        shown = np.concatenate([observation, predictions.flatten().cpu().numpy()])
+        return shown.astype(self.observation_space.dtype, copy=False)
 
     def _adapt(self) -> float:
         if self._restore == "call":
@@ -164,52 +255,15 @@ class OnlineAdaptation(
         inputs, targets = (torch.cat(column) for column in zip(*self._transitions, strict=True))
         return self.adapter.adapt(self._loss_fn, {"states": inputs, "targets": targets})
 
-    def _report(self, loss: float | None) -> dict[str, Any]:
+    def _report(self, error: float | None, loss: float | None) -> dict[str, Any]:
         stats = self.adapter.stats
         return {
+            "error": error,
             "loss": loss,
             "steps": stats.steps,
             "rejected_steps": stats.rejected_steps,
             "distance": stats.distance,
             "num_transitions": len(self._transitions),
+            "num_outliers": self._num_outliers,
+            "num_changes": self._num_changes,
         }
-
-    def _with_predictions(self, space: spaces.Space[Any]) -> Any:
-        if not isinstance(space, spaces.Box):
-            raise ValueError(f"the observation space must be a Box; got {space}.")
-        bound = np.full(len(self._probes) * space.shape[0], self._clip, dtype=np.float32)
-        low, high = np.append(space.low, -bound), np.append(space.high, bound)
-        return spaces.Box(low, high, dtype=low.dtype.type)
-
-
-def _check_model(adapter: Adapter, env: gym.Env[Any, Any]) -> DynamicsModel:
-    if not isinstance(adapter, Adapter):
-        raise ValueError(f"OnlineAdaptation needs an adapter of a DynamicsModel; got {type(adapter).__name__}.")
-    model = adapter.model
-    if not isinstance(model, DynamicsModel):
-        raise ValueError(f"OnlineAdaptation needs an adapter of a DynamicsModel; got one of {type(model).__name__}.")
-    if env.action_space != model.action_space or env.observation_space.shape != (model.observation_dim,):
-        raise ValueError(
-            f"the model must be made for the spaces of the environment, {env.observation_space} and "
-            f"{env.action_space}; it is for {model.observation_dim} observations and {model.action_space}."
-        )
-    return model
-
-
-def _probe_actions(space: spaces.Space[Any], given: Sequence[Any] | None) -> Sequence[Any]:
-    """The actions to predict for, each of which must be in the space."""
-    if given is None:
-        if isinstance(space, spaces.Discrete):
-            given = list(range(int(space.start), int(space.start + space.n)))
-        elif isinstance(space, spaces.Box) and space.is_bounded():
-            given = [space.low, np.clip(np.zeros_like(space.low), space.low, space.high), space.high]
-        else:
-            raise ValueError(f"probe_actions must be given for the action space {space}.")
-    try:
-        # Numbers may lose precision but not their fractions: 0.5 is no action of a Discrete space.
-        probes = [np.asarray(action).astype(space.dtype, casting="same_kind") for action in given]
-    except (TypeError, ValueError):
-        probes = []
-    if not probes or not all(space.contains(action) for action in probes):
-        raise ValueError(f"probe_actions must be one or more actions of {space}; got {given!r}.")
-    return probes

@@ -1,20 +1,29 @@
 """Bounded adaptation of a module at test time."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from typing_extensions import Self
 
-from ssm_metarl_gym.agents.adaptation.bounds import inner_radius, moving_moments, pull_back
-from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig, AdapterStats
-from ssm_metarl_gym.agents.adaptation.module_state import ModuleSnapshot, ModuleState
+from ssm_metarl_gym.agents.adaptation.batch import LinAlgError, constant, is_of_numbers, parse_batch
+from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig, AdapterStats, parse_stats
+from ssm_metarl_gym.agents.adaptation.draws import DrawsApart
+from ssm_metarl_gym.agents.adaptation.module_state import ModuleSnapshot, ModuleState, set_evaluation, set_training
+from ssm_metarl_gym.agents.adaptation.trust_region import moving_moments, pull_back, trust_region
 from ssm_metarl_gym.agents.losses import checked_loss
+from ssm_metarl_gym.agents.stateless import CopiesGraphs, is_out_of_memory
 
 __all__ = ["Adapter"]
+
+_LARGEST_TRACKED: Final = 1e150  # of the losses: their squares are still numbers
+# What torch raises, by exactly these types, where shapes, types or indices do not go together.
+_TORCH_ERRORS: Final = (RuntimeError, IndexError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -34,8 +43,17 @@ class _Snapshot:
 
 @dataclass(frozen=True)
 class _Step:
-    """An accepted gradient step: was its gradient clipped, did it end on the border of the trust region?"""
+    """An accepted gradient step.
 
+    Attributes:
+        weights: Where it led, ``Float[W]``.
+        held: What the parameters hold of that.
+        clipped: Whether its gradient was clipped.
+        projected: Whether it ended on the border of the trust region.
+    """
+
+    weights: Tensor
+    held: Tensor
     clipped: bool
     projected: bool
 
@@ -45,9 +63,10 @@ class Adapter:
 
     Only parameters that require a gradient adapt. Each step is clipped and then projected onto a ball around the
     *source*, the weights at construction. A step that leads to anything that is not finite is undone bit for bit.
+    Steps are computed in single precision at least, and rounded to the type of each parameter when they are written.
     Whatever is not a weight comes back as it was: training modes, ``requires_grad``, ``.grad`` and the global random
     streams; dropout is off and running statistics of normalisation layers stand still. It works under ``no_grad``
-    and ``inference_mode`` alike.
+    and ``inference_mode`` alike, and beside other threads.
 
     Example:
         >>> config = AdaptationConfig(
@@ -58,11 +77,12 @@ class Adapter:
         >>> loss = adapter.adapt(nn.MSELoss(), {"states": torch.randn(16, 4), "targets": torch.randn(16, 1)})
 
     Args:
-        model: The module to adapt, in place. Two adapters must not share it.
+        model: The module to adapt, in place. Two adapters must not share it, and its modules and parameters must stay
+            what they are: for a model that was changed make a new adapter.
         cfg: The bounds.
 
     Raises:
-        ValueError: No parameter of the model requires a gradient.
+        ValueError: No parameter of the model requires a gradient, or one of those is not finite.
     """
 
     def __init__(self, model: nn.Module, cfg: AdaptationConfig) -> None:
@@ -71,7 +91,9 @@ class Adapter:
         self.model = model
         self.cfg = cfg
         self._state = ModuleState(model)
-        self._averaged = self._state.weights()
+        self._weights = self._state.weights
+        self._draws = DrawsApart(one.device for one in self._weights.parameters if one.is_cuda)
+        self._averaged = self._weights.read()
         self._stats = AdapterStats()
         self._before_call: _Snapshot | None = None
         self._set_source(self._snapshot())
@@ -93,53 +115,67 @@ class Adapter:
             The loss after the last accepted step; nan where a step was undone, or where the batch was empty.
 
         Raises:
-            ValueError: The batch lacks a key, holds something else than tensors, or has two lengths.
+            ValueError: The batch lacks a key, holds something else than tensors, has two lengths, or does not fit the
+                model or the loss. Or the model is no longer made of the parameters that it had at construction.
         """
-        states, targets = _parse_batch(batch_dict)
+        self._state.check()
         before_call = self._before_call = self._snapshot()
-        empty = len(states) == 0
-        stats = replace(self._stats, calls=self._stats.calls + 1, empty_calls=self._stats.empty_calls + empty)
-        if empty:
-            self._stats = stats
+        states, targets = parse_batch(batch_dict)
+        if len(states) == 0:
+            self._stats = replace(self._stats, calls=self._stats.calls + 1, empty_calls=self._stats.empty_calls + 1)
             return math.nan
-        with torch.inference_mode(False), torch.enable_grad(), self._state.frozen_behaviour():
-            if states.is_inference() or targets.is_inference():
-                states, targets = states.clone(), targets.clone()  # autograd cannot save tensors of inference mode
+        training = self._state.training_modules()
+        apart = self._draws.begin()
+        try:
             try:
-                return self._descend(loss_fn, states, targets, before_call, stats)
-            except BaseException:
-                self._restore(before_call)
-                raise
+                with torch.inference_mode(False), torch.enable_grad(), apart:
+                    set_evaluation(training)
+                    return self._descend(loss_fn, constant(states), constant(targets), before_call)
+            finally:
+                self._leave(training)
+        except BaseException as error:
+            self._leave(training)  # again, as Ctrl-C may have come in between
+            self._restore(before_call)
+            if type(error) in _TORCH_ERRORS and not is_out_of_memory(error):
+                raise ValueError(
+                    "the model must take the states, and loss_fn its predictions and the targets; got states of shape "
+                    f"{tuple(states.shape)} and {states.dtype}, targets of shape {tuple(targets.shape)} and "
+                    f"{targets.dtype}, for which torch says: {error}"
+                ) from error
+            raise
 
     def reset(self) -> None:
         """Go back to the source: weights, buffers, averaged weights and statistics are those of construction."""
+        self._state.check()
         self._restore(self._source)
         self._before_call = None
 
     def rollback(self) -> None:
-        """Undo the last call of :meth:`adapt`.
+        """Undo the last call of :meth:`adapt`; of one that raised an error there is nothing to undo.
 
         Raises:
             RuntimeError: There is no call to undo: one call can be undone once.
         """
         if self._before_call is None:
             raise RuntimeError("rollback() undoes the last call of adapt(), once; there is none to undo.")
+        self._state.check()
         self._restore(self._before_call)
         self._before_call = None
 
     def averaged_weights(self) -> dict[str, Tensor]:
-        """The exponential moving average of the weights over the calls, by name of the parameter."""
-        return self._state.by_name(self._averaged)
+        """The exponential moving average of the weights over the calls, by name of the parameter and of its type."""
+        return self._weights.by_name(self._averaged)
 
     def state_dict(self) -> dict[str, Any]:
         """All that :meth:`load_state_dict` needs to go on as if nothing had happened: tensors and plain numbers."""
+        self._state.check()
         current, source = self._snapshot(), self._source.module
         return {
-            "weights": self._state.by_name(current.module.weights),
-            "averaged_weights": self._state.by_name(current.averaged),
-            "source_weights": self._state.by_name(source.weights),
-            "buffers": current.module.buffers,
-            "source_buffers": [buffer.clone() for buffer in source.buffers],
+            "weights": self._weights.by_name(current.module.weights, exact=True),
+            "averaged_weights": self._weights.by_name(current.averaged, exact=True),
+            "source_weights": self._weights.by_name(source.weights, exact=True),
+            "buffers": self._state.buffers_by_name(current.module),
+            "source_buffers": self._state.buffers_by_name(source),
             "stats": asdict(current.stats),
         }
 
@@ -147,52 +183,60 @@ class Adapter:
         """Take over the weights, source and statistics of another adapter of the same model.
 
         Raises:
-            ValueError: The state is of another model; this adapter is as it was.
+            ValueError: The state is of another model, holds something that is not finite, or weights outside the trust
+                region. This adapter is as it was.
         """
+        self._state.check()
         try:
             weights, averaged, source = (
-                self._state.parse_weights(state_dict[key]) for key in ("weights", "averaged_weights", "source_weights")
+                self._weights.parse(state_dict[key]) for key in ("weights", "averaged_weights", "source_weights")
             )
             buffers, source_buffers = (
                 self._state.parse_buffers(state_dict[key]) for key in ("buffers", "source_buffers")
             )
-            stats = AdapterStats(**state_dict["stats"])
+            stats = parse_stats(state_dict["stats"])
+            region = trust_region(source, self.cfg.trust_region_eps)
+            if not region.has(weights) or not region.has(averaged):
+                raise ValueError("its weights are outside the trust region")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"the state must be of an adapter of the same model; got one that differs: {error}."
             ) from None
-        self._set_source(_Snapshot(ModuleSnapshot(source, source_buffers), source.clone(), AdapterStats()))
-        self._restore(_Snapshot(ModuleSnapshot(weights, buffers), averaged, stats))
+        self._set_source(_Snapshot(ModuleSnapshot(source, source, source_buffers), source.clone(), AdapterStats()))
+        held = self._held(weights)
+        self._restore(_Snapshot(ModuleSnapshot(weights, weights if held is None else held, buffers), averaged, stats))
         self._before_call = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        with CopiesGraphs():  # which a module may have kept as an attribute
+            vars(twin).update(copy.deepcopy(vars(self), memo))
+        return twin
+
     def _descend(
-        self,
-        loss_fn: Callable[[Any, Tensor], Tensor],
-        states: Tensor,
-        targets: Tensor,
-        before_call: _Snapshot,
-        stats: AdapterStats,
+        self, loss_fn: Callable[[Any, Tensor], Tensor], states: Tensor, targets: Tensor, before_call: _Snapshot
     ) -> float:
         """Take the steps, and put what happened into the statistics."""
         steps: list[_Step] = []
         first_loss, loss = self._take_steps(loss_fn, states, targets, before_call, steps)
-        stats = replace(
-            stats,
-            steps=stats.steps + len(steps),
-            clipped_steps=stats.clipped_steps + sum(step.clipped for step in steps),
-            projected_steps=stats.projected_steps + sum(step.projected for step in steps),
-        )
+        stats = self._stats
+        changes: dict[str, Any] = {"calls": stats.calls + 1}
         if steps:
-            weights = self._state.weights()
+            weights = steps[-1].weights
             self._averaged = torch.lerp(weights, self._averaged, self.cfg.ema_decay)
-            offset = float(torch.linalg.vector_norm(weights - self._source.module.weights))
+            changes["steps"] = stats.steps + len(steps)
+            changes["clipped_steps"] = stats.clipped_steps + sum(step.clipped for step in steps)
+            changes["projected_steps"] = stats.projected_steps + sum(step.projected for step in steps)
+            offset = float(torch.linalg.vector_norm(weights - self._region.source))
             # Away from a source of zeros, any distance is infinitely many times its norm.
-            relative = offset / self._source_norm if self._source_norm else math.inf
-            stats = replace(stats, distance=relative if offset else 0.0)
+            relative = offset / self._region.norm if self._region.norm else math.inf
+            changes["distance"] = relative if offset else 0.0
         if math.isnan(loss):
-            self._stats = replace(stats, rejected_steps=stats.rejected_steps + 1)
+            changes["rejected_steps"] = stats.rejected_steps + 1
         else:
-            self._stats = self._track(stats, first_loss)
+            changes["loss_mean"], changes["loss_variance"] = self._loss_moments(first_loss)
+        self._stats = replace(stats, **changes)
         return loss
 
     def _take_steps(
@@ -210,13 +254,13 @@ class Adapter:
         # With nowhere to go, evaluating is all there is to do.
         frozen = self.cfg.lr == 0.0 or self.cfg.trust_region_eps == 0.0
         num_steps = 0 if frozen else self.cfg.max_steps_per_call
-        last_good = before_call
+        last_good = before_call.module
         first_loss, objective = self._evaluate(loss_fn, states, targets, with_gradient=num_steps > 0)
         loss = first_loss
         while len(steps) < num_steps and not math.isnan(loss):
             if steps:
-                last_good = self._snapshot()
-            step = self._step(objective)
+                last_good = ModuleSnapshot(steps[-1].weights, steps[-1].held, self._state.buffers())
+            step = self._step(objective, last_good.weights)
             if step is None:
                 loss = math.nan
                 break
@@ -224,61 +268,84 @@ class Adapter:
             if not math.isnan(loss):
                 steps.append(step)
         if math.isnan(loss):
-            self._restore(last_good)
+            self._state.restore(last_good)
         return first_loss, loss
 
     def _evaluate(
         self, loss_fn: Callable[[Any, Tensor], Tensor], states: Tensor, targets: Tensor, *, with_gradient: bool
     ) -> tuple[float, Tensor]:
         """The loss, nan where it or the objective is not finite, and the objective to descend."""
-        with torch.set_grad_enabled(with_gradient):
-            prediction = self.model(states)
-            loss = objective = checked_loss(loss_fn, prediction, targets)
-            if self.cfg.entropy_weight and isinstance(prediction, Distribution):
-                objective = loss + self.cfg.entropy_weight * _entropy(prediction)
+        try:
+            with torch.set_grad_enabled(with_gradient):
+                prediction = self.model(states)
+                loss = objective = checked_loss(loss_fn, prediction, targets)
+                if self.cfg.entropy_weight and isinstance(prediction, Distribution):
+                    objective = loss + self.cfg.entropy_weight * _entropy(prediction)
+        except (ValueError, LinAlgError) as error:
+            if not is_of_numbers(error, targets):
+                raise
+            return math.nan, targets
         if with_gradient and not objective.requires_grad:
             raise ValueError("the loss must depend on what the model predicts; got one without a gradient.")
-        return (loss.item() if math.isfinite(objective.item()) else math.nan), objective
+        return (float(loss.item()) if math.isfinite(objective.item()) else math.nan), objective
 
-    def _step(self, objective: Tensor) -> _Step | None:
-        """One clipped and projected gradient step; None, and nothing changed, where it would not be finite."""
-        parameters, source = self._state.parameters, self._source.module.weights
+    def _step(self, objective: Tensor, weights: Tensor) -> _Step | None:
+        """One clipped and projected step from the present weights; None, and nothing changed, where not finite."""
+        parameters, region = self._weights.parameters, self._region
         gradients = torch.autograd.grad(objective, parameters, allow_unused=True)
         with torch.no_grad():
             pairs = zip(parameters, gradients, strict=True)
-            gradient = torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in pairs])  # W
-            norm = float(torch.linalg.vector_norm(gradient))
-            if not math.isfinite(norm):
+            gradient = self._weights.flatten([torch.zeros_like(p) if g is None else _dense(g) for p, g in pairs])
+            slope = float(torch.linalg.vector_norm(gradient))
+            if not math.isfinite(slope):
                 return None
             # Clip the gradient to its largest norm, and descend.
-            clipped = norm > self.cfg.grad_clip_norm
-            lr = self.cfg.lr * (self.cfg.grad_clip_norm / norm if clipped else 1.0)
-            weights = torch.sub(self._state.weights(), gradient, alpha=lr)
+            clipped = slope > self.cfg.grad_clip_norm
+            lr = self.cfg.lr * (self.cfg.grad_clip_norm / slope if clipped else 1.0)
+            weights = torch.sub(weights, gradient, alpha=min(lr, torch.finfo(gradient.dtype).max))
             # Project onto the ball around the source.
-            offset = weights - source
-            distance = torch.linalg.vector_norm(offset)
+            offset = weights - region.source
+            norm = torch.linalg.vector_norm(offset)
+            distance = float(norm)
             if not math.isfinite(distance):
                 return None
-            projected = float(distance) > self._radius
+            projected = distance > region.radius
             if projected:
-                weights = source + pull_back(offset, distance, self._inner_radius)
-            self._state.set_weights(weights)
-        return _Step(clipped, projected)
+                weights = region.source + pull_back(offset, norm, region)
+            # Round to the types of the parameters.
+            held = self._held(weights)
+            if held is None:
+                return None
+            self._weights.write(weights, held)
+        return _Step(weights, held, clipped, projected)
 
-    def _track(self, stats: AdapterStats, loss: float) -> AdapterStats:
-        """The statistics with the running mean and variance moved towards a loss before adaptation."""
-        if math.isnan(stats.loss_mean):
-            return replace(stats, loss_mean=loss)
-        mean, variance = moving_moments(stats.loss_mean, stats.loss_variance, loss, self.cfg.ema_decay)
-        return replace(stats, loss_mean=mean, loss_variance=variance)
+    def _held(self, weights: Tensor) -> Tensor | None:
+        """What the parameters are to hold of weights in the ball: no less in it; None where they overflow."""
+        held = self._weights.rounded(weights)
+        if held is not weights:
+            distance = float(torch.linalg.vector_norm(held - self._region.source))
+            if not math.isfinite(distance):
+                return None
+            if distance > self._region.radius:
+                return self._weights.rounded_towards(self._region.source, weights)
+        return held
+
+    def _loss_moments(self, loss: float) -> tuple[float, float]:
+        """The running mean and variance, moved towards a loss before adaptation."""
+        loss = max(-_LARGEST_TRACKED, min(loss, _LARGEST_TRACKED))
+        if math.isnan(self._stats.loss_mean):
+            return loss, self._stats.loss_variance
+        return moving_moments(self._stats.loss_mean, self._stats.loss_variance, loss, self.cfg.ema_decay)
+
+    def _leave(self, training: list[nn.Module]) -> None:
+        """Put back modes and random streams."""
+        set_training(training)
+        self._draws.end()
 
     def _set_source(self, source: _Snapshot) -> None:
         """Make the ball around the source, and the state that :meth:`reset` goes back to."""
-        weights = source.module.weights
         self._source = source
-        self._source_norm = float(torch.linalg.vector_norm(weights))
-        self._radius = self.cfg.trust_region_eps * self._source_norm
-        self._inner_radius = inner_radius(self._radius, self._source_norm, weights.dtype)
+        self._region = trust_region(source.module.weights, self.cfg.trust_region_eps)
 
     def _snapshot(self) -> _Snapshot:
         return _Snapshot(self._state.snapshot(), self._averaged, self._stats)
@@ -299,15 +366,5 @@ def _entropy(prediction: Distribution) -> Tensor:
         ) from None
 
 
-def _parse_batch(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    if not isinstance(batch, Mapping) or not all(isinstance(batch.get(key), Tensor) for key in ("states", "targets")):
-        is_mapping = isinstance(batch, Mapping)
-        got = {key: type(batch[key]).__name__ for key in batch} if is_mapping else type(batch).__name__
-        raise ValueError(f"the batch must be a dictionary with the tensors 'states' and 'targets'; got {got}.")
-    states, targets = batch["states"], batch["targets"]
-    if states.ndim == 0 or targets.ndim == 0 or len(states) != len(targets):
-        raise ValueError(
-            "states and targets must have the same number of rows; got shapes "
-            f"{tuple(states.shape)} and {tuple(targets.shape)}."
-        )
-    return states, targets
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()

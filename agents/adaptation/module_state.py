@@ -1,128 +1,199 @@
 """The state of a module, put back bit for bit: weights and buffers when asked, modes after each use."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
-__all__ = ["ModuleSnapshot", "ModuleState"]
+from ssm_metarl_gym.agents.adaptation.flat_weights import FlatWeights
+
+__all__ = ["ModuleSnapshot", "ModuleState", "set_evaluation", "set_training"]
+
+
+class Buffers(NamedTuple):
+    """The buffers of one module, without those of modules in it.
+
+    Attributes:
+        tensors: By name; None for a buffer that holds nothing.
+        transient: The names of those that are no part of the module's ``state_dict``.
+    """
+
+    tensors: dict[str, Tensor | None]
+    transient: frozenset[str]
 
 
 @dataclass(frozen=True)
 class ModuleSnapshot:
-    """The weights of a module as one vector, and its buffers.
+    """The weights and the buffers of a model.
 
     Attributes:
-        weights: ``Float[W]``.
-        buffers: In the order of the modules.
+        weights: ``Float[W]``, see :class:`FlatWeights`.
+        held: What the parameters hold of ``weights``.
+        buffers: Of the modules that have any, by their index.
     """
 
     weights: Tensor
-    buffers: list[Tensor]
+    held: Tensor
+    buffers: dict[int, Buffers]
 
 
 class ModuleState:
-    """Reads and writes the weights that adapt, as one vector ``Float[W]``, and the buffers of a module.
+    """Reads, writes and puts back the weights, the buffers and the modes of a model.
 
     Args:
-        model: The module. The parameters that require a gradient now are the weights.
+        model: The model. Its parameters that require a gradient now are the weights.
 
     Raises:
-        ValueError: No parameter of the model requires a gradient.
+        ValueError: No parameter of the model requires a gradient, or one of them is not finite.
+
+    Attributes:
+        weights: The weights as a vector.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        self.parameters = [model.get_parameter(name) for name in self.names]
-        if not self.parameters:
+        self.weights = FlatWeights(model)
+        # Walking the tree of modules takes longer than a step of a small model, so it is done once.
+        modules = dict(model.named_modules())
+        self._prefixes = [f"{path}." if path else "" for path in modules]
+        self._modules = list(modules.values())
+        # The dictionaries in which modules keep what they are made of.
+        self._places = [place for module in self._modules for place in (module._modules, module._parameters)]
+        self._parts = self._present_parts()
+        self._parameters = dict(model.named_parameters())
+        self._kinds = self._present_kinds()
+        # A module may put new tensors in the place of these. What is put back is written into these where it fits.
+        self._buffers = [dict(module._buffers.items()) for module in self._modules]
+
+    def check(self) -> None:
+        """The model must be made of the modules and parameters that it had when this object was made.
+
+        Raises:
+            ValueError: One was added, removed or replaced, or a parameter is of another kind by now.
+        """
+        parts = self._present_parts()
+        if len(parts) != len(self._parts) or not all(map(operator.is_, parts, self._parts)):
             raise ValueError(
-                "the model must have a parameter that requires a gradient; it has none. "
-                "Unfreeze one with requires_grad_(True)."
+                "the model must have the modules and parameters that it had when the adapter was made; one was added, "
+                "removed or replaced since. Make a new adapter."
             )
-        self._sizes = [parameter.numel() for parameter in self.parameters]
-        # Walking the module tree takes longer than a step of a small model, so it is done once.
-        self._modules = list(model.modules())
-        self._buffers = [
-            (module, name, buffer) for module in self._modules for name, buffer in module.named_buffers(recurse=False)
-        ]
-
-    def weights(self) -> Tensor:
-        """A copy of the present weights."""
-        return torch.cat([parameter.detach().flatten() for parameter in self.parameters])
-
-    def set_weights(self, weights: Tensor) -> None:
-        """Write into the parameters. It must be called without gradients."""
-        for parameter, part in zip(self.parameters, weights.split(self._sizes), strict=True):
-            parameter.detach().copy_(part.view_as(parameter))
+        kinds = self._present_kinds()
+        if kinds != self._kinds:
+            change = next(
+                f"{name} was {then} and is {now}"
+                for name, then, now in zip(self._parameters, self._kinds, kinds, strict=True)
+                if then != now
+            )
+            raise ValueError(
+                "the parameters must have the requires_grad, type, device and shape that they had when the adapter was "
+                f"made; {change}. Make a new adapter."
+            )
 
     def snapshot(self) -> ModuleSnapshot:
         """A copy of the weights and the buffers."""
-        # By name, because a module may assign a new tensor instead of writing into its own.
-        buffers = [getattr(module, name).detach().clone() for module, name, _ in self._buffers]
-        return ModuleSnapshot(self.weights(), buffers)
+        held = self.weights.held()
+        return ModuleSnapshot(self.weights.exact(held), held, self.buffers())
+
+    def buffers(self) -> dict[int, Buffers]:
+        """A copy of the buffers."""
+        return {
+            index: Buffers(
+                {name: _copy(tensor) for name, tensor in module._buffers.items()},
+                frozenset(module._non_persistent_buffers_set),
+            )
+            for index, module in enumerate(self._modules)
+            if module._buffers
+        }
 
     def restore(self, snapshot: ModuleSnapshot) -> None:
-        """Put back weights and buffers, into the tensors that the module had when this object was made."""
+        """Put back weights and buffers, and take away the buffers that were registered since."""
         with torch.inference_mode(False), torch.no_grad():
-            self.set_weights(snapshot.weights)
-            for (module, name, own), stored in zip(self._buffers, snapshot.buffers, strict=True):
-                own.copy_(stored)
-                setattr(module, name, own)
+            self.weights.write(snapshot.weights, snapshot.held)
+            for index, module in enumerate(self._modules):
+                stored = snapshot.buffers.get(index, Buffers({}, frozenset()))
+                for name in set(module._buffers.keys()) - stored.tensors.keys():
+                    delattr(module, name)
+                for name, tensor in stored.tensors.items():
+                    restored = _written(self._buffers[index].get(name), tensor)
+                    if name in module._buffers:
+                        setattr(module, name, restored)
+                    else:
+                        module.register_buffer(name, restored, persistent=name not in stored.transient)
 
-    def by_name(self, weights: Tensor) -> dict[str, Tensor]:
-        """A vector of weights as copies by the names of the parameters."""
-        parts = zip(self.names, self.parameters, weights.split(self._sizes), strict=True)
-        return {name: part.view_as(parameter).clone() for name, parameter, part in parts}
+    def training_modules(self) -> list[nn.Module]:
+        """The modules that are in training mode."""
+        return [module for module in self._modules if module.training]
 
-    def parse_weights(self, named: Mapping[str, Tensor]) -> Tensor:
-        """The reverse of :meth:`by_name`.
+    def buffers_by_name(self, snapshot: ModuleSnapshot) -> dict[str, Tensor | None]:
+        """Copies of the buffers in a snapshot, by their names in the model."""
+        return {
+            self._prefixes[index] + name: _copy(tensor)
+            for index, buffers in snapshot.buffers.items()
+            for name, tensor in buffers.tensors.items()
+        }
+
+    def parse_buffers(self, named: Mapping[str, Any]) -> dict[int, Buffers]:
+        """The reverse of :meth:`buffers_by_name`.
 
         Raises:
-            ValueError: There are other names or shapes.
+            ValueError: Those are of another model: one is missing, in no module, no tensor, or of another shape. Only
+                the length may differ, because there are buffers that grow.
         """
-        if set(named) != set(self.names):
-            raise ValueError(f"the parameters are {sorted(named)} instead of {sorted(self.names)}")
-        parts = [_like(own, named[name]) for name, own in zip(self.names, self.parameters, strict=True)]
-        return torch.cat([part.flatten() for part in parts])
+        own = {prefix + name for prefix, buffers in zip(self._prefixes, self._buffers, strict=True) for name in buffers}
+        if not own <= set(named):
+            raise ValueError(f"the buffers {sorted(own - set(named))} are missing")
+        parsed: dict[int, Buffers] = {}
+        for full_name, tensor in named.items():
+            path, _, name = full_name.rpartition(".")
+            index = self._prefixes.index(f"{path}." if path else "")
+            buffers = parsed.setdefault(index, Buffers({}, frozenset(self._modules[index]._non_persistent_buffers_set)))
+            buffers.tensors[name] = _like(self._buffers[index].get(name), tensor, full_name)
+        return parsed
 
-    def parse_buffers(self, stored: Sequence[Tensor]) -> list[Tensor]:
-        """Copies of the buffers of a snapshot of another module of the same kind.
+    def _present_parts(self) -> list[nn.Module | nn.Parameter | None]:
+        return [part for place in self._places for part in place.values()]
 
-        Raises:
-            ValueError: There are more or fewer, or others.
-        """
-        return [
-            _like(getattr(module, name), other) for (module, name, _), other in zip(self._buffers, stored, strict=True)
-        ]
-
-    @contextmanager
-    def frozen_behaviour(self) -> Iterator[None]:
-        """Evaluation mode, distributions that do not refuse NaN, and the random streams of the model's devices.
-
-        All are put back at the end.
-        """
-        training = [module for module in self._modules if module.training]
-        devices = {parameter.get_device() for parameter in self.parameters if parameter.is_cuda}
-        validates = Distribution._validate_args
-        with torch.random.fork_rng(devices=devices):
-            # A distribution would raise where a NaN should lead to a loss of NaN, which is undone.
-            Distribution.set_default_validate_args(False)
-            for module in training:
-                # cuDNN's recurrent layers have no gradient in evaluation mode, and no randomness without dropout.
-                module.training = isinstance(module, nn.RNNBase) and module.dropout == 0.0
-            try:
-                yield
-            finally:
-                Distribution.set_default_validate_args(validates)
-                for module in training:
-                    module.training = True
+    def _present_kinds(self) -> list[tuple[bool, torch.dtype, torch.device, torch.Size]]:
+        return [(one.requires_grad, one.dtype, one.device, one.shape) for one in self._parameters.values()]
 
 
-def _like(own: Tensor, stored: Tensor) -> Tensor:
-    """A copy of ``stored`` with the type and the device of ``own``, whose shape it must have."""
-    if stored.shape != own.shape:
-        raise ValueError(f"a tensor has the shape {tuple(stored.shape)} instead of {tuple(own.shape)}")
-    return stored.to(own, copy=True)
+def set_evaluation(modules: list[nn.Module]) -> None:
+    """Let modules that are in training mode behave as in evaluation mode."""
+    for module in modules:
+        # cuDNN's recurrent layers have no gradient in evaluation mode, and no randomness without dropout.
+        module.training = isinstance(module, nn.RNNBase) and module.dropout == 0.0
+
+
+def set_training(modules: list[nn.Module]) -> None:
+    """Put these modules, and none within them, into training mode."""
+    for module in modules:
+        module.training = True
+
+
+def _copy(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().clone()
+
+
+def _written(own: Tensor | None, stored: Tensor | None) -> Tensor | None:
+    """``stored``, in the memory of ``own`` where it fits."""
+    if stored is None or own is None or own.is_inference():
+        return _copy(stored)
+    if (own.shape, own.dtype, own.device) != (stored.shape, stored.dtype, stored.device):
+        return _copy(stored)
+    own.copy_(stored)
+    return own
+
+
+def _like(own: Tensor | None, stored: object, name: str) -> Tensor | None:
+    """A copy of ``stored`` on the device of ``own``, whose shape it must have but for its length."""
+    if stored is None:
+        return None
+    if not isinstance(stored, Tensor):
+        raise ValueError(f"{name} is {stored!r} instead of a tensor")
+    if own is None:
+        return _copy(stored)
+    if stored.ndim != own.ndim or stored.shape[1:] != own.shape[1:]:
+        raise ValueError(f"{name} has the shape {tuple(stored.shape)} instead of {tuple(own.shape)}")
+    return stored.detach().to(own.device, copy=True)

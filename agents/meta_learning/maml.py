@@ -11,7 +11,8 @@ from ssm_metarl_gym.agents.meta_learning.autograd_limits import differentiable
 from ssm_metarl_gym.agents.meta_learning.buffers import average_buffers
 from ssm_metarl_gym.agents.meta_learning.inner_loop import InnerLoop, LearnedRates, Weights
 from ssm_metarl_gym.agents.meta_learning.outer_loop import OuterLoop
-from ssm_metarl_gym.agents.meta_learning.task_losses import BatchedTasks, QueryLosses, ReptileLoss, TaskLoss
+from ssm_metarl_gym.agents.meta_learning.reptile import ReptileLoss
+from ssm_metarl_gym.agents.meta_learning.task_losses import BatchedTasks, QueryLosses, TaskLoss
 from ssm_metarl_gym.agents.meta_learning.tasks import Inputs, LossFunction, MetaTask, TaskSet, check_set, check_tasks
 from ssm_metarl_gym.agents.stateless import StatelessModule, attributes_kept, copy_module
 from ssm_metarl_gym.checks import check_choice, check_integer

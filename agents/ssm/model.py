@@ -24,7 +24,8 @@ class SSM(nn.Module):
     stable whatever the parameters, followed by ``x_t + GLU(W gelu(C [Re h_t, Im h_t] + D LN(x_t)))``.
 
     ``forward`` keeps nothing between calls: whoever needs memory across calls carries the state, see :meth:`scan` and
-    :meth:`step`. Every operation is safe under ``torch.func`` (vmap, grad and their compositions).
+    :meth:`step`. Every operation is safe under ``torch.func`` (vmap, grad, jvp and their compositions). A model of half
+    precision computes its recurrence in single precision.
 
     Example:
         >>> SSM(state_dim=10, hidden_dim=128, output_dim=32)(torch.randn(32, 10)).shape
@@ -78,9 +79,10 @@ class SSM(nn.Module):
         self.hidden_dim = int(hidden_dim)
         self.output_dim = int(output_dim)
         self.num_layers = int(num_layers)
-        self.encoder = nn.Linear(state_dim, hidden_dim)
-        self.layers = nn.ModuleList(SSMLayer(hidden_dim, radius, max_angle) for _ in range(num_layers))
-        self.decoder = nn.Linear(hidden_dim, output_dim)
+        with torch.device("cpu"):  # so that a seed means the same weights everywhere
+            self.encoder = nn.Linear(state_dim, hidden_dim)
+            self.layers = nn.ModuleList(SSMLayer(hidden_dim, radius, max_angle) for _ in range(num_layers))
+            self.decoder = nn.Linear(hidden_dim, output_dim)
         self.to(device)
 
     def forward(self, x: Tensor, hidden_state: Tensor | None = None) -> Tensor:
@@ -144,11 +146,13 @@ class SSM(nn.Module):
                 )
             start = start.bool()
         features, states = self.encoder(x), []
-        for layer, layer_state in zip(self.layers, torch.complex(*state.unbind(2)).unbind(1), strict=True):
+        # There are no complex numbers of half precision: the recurrence itself is computed in single precision then.
+        pairs = state.to(_at_least_single(self.decoder.weight.dtype))
+        for layer, layer_state in zip(self.layers, torch.complex(*pairs.unbind(2)).unbind(1), strict=True):
             features, layer_state = layer(features, layer_state, start, only_last and layer is self.layers[-1])
             states.append(layer_state)
         after = torch.stack(states, dim=1)  # B L P
-        return self.decoder(features), torch.stack([after.real, after.imag], dim=2)
+        return self.decoder(features), torch.stack([after.real, after.imag], dim=2).to(self.decoder.weight.dtype)
 
     def stepper(self) -> SSMStepper:
         """A snapshot of the present weights that takes the steps of a rollout fast and without gradients.
@@ -196,24 +200,28 @@ class SSMLayer(nn.Module):
         # Scaled by a second operation, because vmap gets second derivatives of an affine layer_norm wrong
         # (https://github.com/pytorch/functorch/issues/534).
         normed = torch.addcmul(self.norm_bias, F.layer_norm(x, self.norm_weight.shape), self.norm_weight)
-        pairs = F.linear(normed, self.scale()[:, None] * self.b)  # B (T) 2P
+        pairs = F.linear(normed, self.scaled_b())  # B (T) 2P
         if state is not None:
+            pairs = pairs.to(_at_least_single(pairs.dtype))
             inputs = torch.view_as_complex(pairs.unflatten(-1, (-1, 2)))  # B T P
             states = linear_recurrence(self.decay(), inputs, state, start)  # B T P
             state = states[:, -1]
             if only_last:
                 x, normed, states = x[:, -1:], normed[:, -1:], states[:, -1:]
-            pairs = torch.view_as_real(states).flatten(-2)
+            pairs = torch.view_as_real(states).flatten(-2).to(self.c.dtype)
         mixed = F.gelu(torch.addcmul(F.linear(pairs, self.c), self.d, normed))  # B (T) H
         return x + F.glu(F.linear(mixed, self.gate_weight, self.gate_bias), dim=-1), state
 
     def decay(self) -> Tensor:
         """lambda, ``Complex[P]``."""
-        return torch.polar(torch.exp(-torch.exp(self.nu)), torch.exp(self.theta))
+        nu, theta = (parameter.to(_at_least_single(parameter.dtype)) for parameter in (self.nu, self.theta))
+        return torch.polar(torch.exp(-torch.exp(nu)), torch.exp(theta))
 
-    def scale(self) -> Tensor:
-        """sqrt(1 - |lambda|^2) for the real and the imaginary part of each state, ``Float[2P]``."""
-        return torch.sqrt(-torch.expm1(-2.0 * torch.exp(self.nu))).repeat_interleave(2)
+    def scaled_b(self) -> Tensor:
+        """sqrt(1 - |lambda|^2) B, ``Float[2P H]``: the scale of a state for its real and its imaginary part."""
+        nu = self.nu.to(_at_least_single(self.nu.dtype))
+        scale = torch.sqrt(-torch.expm1(-2.0 * torch.exp(nu))).repeat_interleave(2)  # 2P
+        return (scale[:, None] * self.b).to(self.b.dtype)
 
     @torch.no_grad()
     def folded(self) -> StepperLayer:
@@ -221,18 +229,23 @@ class SSMLayer(nn.Module):
         decay = self.decay()
         real, imaginary = decay.real.diag(), decay.imag.diag()  # P P
         # A stepper has all real parts before all imaginary ones, as the state has.
-        halves = torch.arange(2 * len(decay)).view(-1, 2).t().flatten()
+        halves = torch.arange(2 * len(decay), device=decay.device).view(-1, 2).t().flatten()
+        rotation = torch.cat([torch.cat([real, imaginary], dim=1), torch.cat([-imaginary, real], dim=1)])
         half = math.sqrt(0.5)
         return StepperLayer(
-            rotation=torch.cat([torch.cat([real, imaginary], dim=1), torch.cat([-imaginary, real], dim=1)]),
+            rotation=rotation.to(self.b.dtype),
             norm_weight=self.norm_weight.clone(),
             norm_bias=self.norm_bias.clone(),
-            b=(self.scale()[:, None] * self.b)[halves].t().contiguous(),
+            b=self.scaled_b()[halves].t().contiguous(),
             c=half * self.c.t()[halves],
             d=half * self.d,
             gate_weight=half * self.gate_weight.t().contiguous(),
             gate_bias=self.gate_bias.clone(),
         )
+
+
+def _at_least_single(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _linear_weight(num_outputs: int, num_inputs: int) -> nn.Parameter:

@@ -27,7 +27,7 @@ def linear_recurrence(decay: Tensor, inputs: Tensor, state: Tensor, start: Tenso
     cleared by selection, never by multiplication, so that not even a NaN crosses the start of an episode.
 
     The gradient is the same recurrence run backwards in time, so that no graph of T steps is built. It may be
-    differentiated any number of times, and mapped with ``torch.vmap`` over any of the arguments.
+    differentiated any number of times, forwards too, and mapped with ``torch.vmap`` over any of the arguments.
 
     Args:
         decay: ``[P]``, real or complex, of the type of the others.
@@ -65,6 +65,7 @@ class _Recurrence(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         decay, _, state, start = inputs
         ctx.save_for_backward(decay, state, start, output)
+        ctx.save_for_forward(decay, state, start, output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
@@ -73,9 +74,22 @@ class _Recurrence(torch.autograd.Function):
         # g_t = grad_t + conj(decay) * g_tp1, unless an episode starts at t + 1.
         stop = torch.cat([torch.zeros_like(start[:1]), start[1:].flip(0)])
         g = _Recurrence.apply(conjugate, grad.flip(0), torch.zeros_like(state), stop).flip(0)  # T B P
-        before = torch.where(start[..., None], 0.0, torch.cat([state[None], states[:-1]]))  # T B P
+        before = _states_before(state, start, states)
         grad_decay = (before.conj() * g).sum(0 if decay.ndim == 2 else (0, 1))
         return grad_decay, g, torch.where(start[0, :, None], 0.0, conjugate * g[0]), None
+
+    @staticmethod
+    def jvp(
+        ctx: Any, decay_tangent: Tensor | None, inputs_tangent: Tensor | None, state_tangent: Tensor | None, _: None
+    ) -> Tensor:
+        """The same recurrence, driven by the tangents: ``dh_t = decay dh_tm1 + ddecay h_tm1 + dinputs_t``."""
+        decay, state, start, states = ctx.saved_tensors
+        driven = torch.zeros_like(states) if inputs_tangent is None else inputs_tangent
+        if decay_tangent is not None:
+            driven = driven + decay_tangent * _states_before(state, start, states)
+        first = torch.zeros_like(state) if state_tangent is None else state_tangent
+        tangent: Tensor = _Recurrence.apply(decay, driven, first, start)
+        return tangent
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int]:
@@ -99,6 +113,11 @@ class _Recurrence(torch.autograd.Function):
             decay = merge(decay, dim, 0)
         states = _Recurrence.apply(decay, merge(inputs, in_dims[1], 1), state, merge(start, in_dims[3], 1))
         return states.unflatten(1, (size, -1)), 1
+
+
+def _states_before(state: Tensor, start: Tensor, states: Tensor) -> Tensor:
+    """The state before each step, ``[T B P]``: zero where an episode starts."""
+    return torch.where(start[..., None], 0.0, torch.cat([state[None], states[:-1]]))
 
 
 def step_by_step(decay: Tensor, inputs: Tensor, state: Tensor, start: Tensor) -> Tensor:

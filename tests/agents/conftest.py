@@ -22,7 +22,9 @@ def look():
     """A function that gives all that an untouched module must keep, comparable bit for bit."""
 
     def bits(tensor):
-        return None if tensor is None else (tensor.dtype, tensor.shape, tensor.detach().numpy().tobytes())
+        if tensor is None:
+            return None
+        return tensor.dtype, tensor.shape, tensor.detach().flatten().view(torch.uint8).numpy().tobytes()
 
     def look(module):
         parameters = {

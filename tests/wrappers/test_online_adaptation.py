@@ -21,7 +21,9 @@ CARTPOLE_SPACE = gym.make(CARTPOLE).observation_space
 BOUNDS = AdaptationConfig(
     lr=0.1, grad_clip_norm=1.0, trust_region_eps=0.5, ema_decay=0.9, entropy_weight=0.0, max_steps_per_call=2
 )
-REPORT = {"loss", "steps", "rejected_steps", "distance", "num_transitions"}
+REPORT = {"error", "loss", "steps", "rejected_steps", "distance", "num_transitions", "num_outliers", "num_changes"}
+# A model with random weights is surprised by everything.
+NEVER_SURPRISED = {"outlier_error": math.inf, "change_ratio": math.inf}
 
 both_envs = pytest.mark.parametrize("env_id", [CARTPOLE, PENDULUM])
 both_ways = pytest.mark.parametrize("adapts", ["last_layer", "all"])
@@ -58,7 +60,7 @@ def wrap_script(env, **kwargs):
     """Here the inputs of the model are the plain observation and the one-hot action, and the targets plain changes."""
     model = make_model(env, adapts="all")
     model.target_scale.fill_(1.0)
-    wrapped = OnlineAdaptation(env, SpyAdapter(model), **kwargs)
+    wrapped = OnlineAdaptation(env, SpyAdapter(model), **NEVER_SURPRISED | kwargs)
     return wrapped, wrapped.adapter.calls
 
 
@@ -88,7 +90,7 @@ def test_rewards_flags_and_the_wrapped_observation_stay_as_they_are(env_id, obse
 )
 def test_it_does_what_one_would_do_by_hand(env_id, adapts, restore, schedule, num_steps):
     """By hand, everything is computed anew from the raw transitions of the episode."""
-    env = wrap(env_id, adapts, restore=restore, observe_predictions=True, clip=0.7, **schedule)
+    env = wrap(env_id, adapts, restore=restore, observe_predictions=True, clip=0.7, **schedule, **NEVER_SURPRISED)
     window, every, warmup = ({"window": 16, "every": 1, "warmup": 1} | schedule).values()
     plain, adapter = gym.make(env_id), Adapter(copy.deepcopy(env.model), BOUNDS)
     probes = [0, 1] if env_id == CARTPOLE else [[-1.0], [0.0], [1.0]]
@@ -107,7 +109,10 @@ def test_it_does_what_one_would_do_by_hand(env_id, adapts, restore, schedule, nu
             after, *_, plain_info = plain.step(action)
             if not plain_info.get("restarted"):
                 transitions.append((before, action, after))
-            loss = None
+            error = loss = None
+            if not plain_info.get("restarted"):
+                target = adapter.model.targets(before[None], after[None]).numpy()
+                error = np.square(predict(adapter.model, before, [action]) - target).mean()
             if len(transitions) >= warmup and (step + 1) % every == 0:
                 if restore == "call":
                     adapter.reset()
@@ -116,11 +121,14 @@ def test_it_does_what_one_would_do_by_hand(env_id, adapts, restore, schedule, nu
                 targets = adapter.model.targets(observations, next_observations)
                 loss = adapter.adapt(F.mse_loss, {"states": encoded, "targets": targets})
             assert info["adaptation"] == {
+                "error": error if error is None else pytest.approx(error, rel=1e-3),
                 "loss": loss if loss is None else pytest.approx(loss, rel=1e-3),
                 "steps": adapter.stats.steps,
                 "rejected_steps": 0,
                 "distance": pytest.approx(adapter.stats.distance, rel=1e-3),
                 "num_transitions": min(len(transitions), window),
+                "num_outliers": 0,
+                "num_changes": 0,
             }
             before = after
 
@@ -240,17 +248,20 @@ def test_all_layers_with_a_frozen_core_adapt_like_the_last_layer(env_id, rollout
         np.testing.assert_allclose(observation, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("missing", [np.nan, np.inf])
-def test_observations_that_are_not_finite_are_counted_and_forgotten(scripted, missing):
+@pytest.mark.parametrize("missing", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_left_out_and_counted(scripted, missing):
     episode = [[0.1], [0.2], [0.3], [missing], [0.4], [0.5], [0.6], [0.7]]
-    env, _ = wrap_script(scripted([episode]), window=2, observe_predictions=True)
+    env, calls = wrap_script(scripted([episode]), window=3, observe_predictions=True)
     env.reset()
     steps = [env.step(0) for _ in range(7)]
     reports = [info["adaptation"] for *_, info in steps]
-    # The missing value is in the third and the fourth transition, which leave the window after the fifth step.
-    assert [math.isnan(report["loss"]) for report in reports] == [False, False, True, True, True, False, False]
-    assert [report["rejected_steps"] for report in reports] == [0, 0, 1, 2, 3, 3, 3]
-    assert [report["steps"] for report in reports] == [2, 4, 4, 4, 4, 6, 8]
+    # The missing value is in the third and the fourth transition.
+    assert [report["num_outliers"] for report in reports] == [0, 0, 1, 2, 2, 2, 2]
+    assert [report["num_transitions"] for report in reports] == [1, 2, 2, 2, 3, 3, 3]
+    assert [bool(np.isfinite(report["error"])) for report in reports] == [True, True, False, False, True, True, True]
+    assert all(math.isfinite(report["loss"]) and report["rejected_steps"] == 0 for report in reports)
+    assert len(calls) == 7
+    assert all(np.isfinite(states).all() and np.isfinite(targets).all() for _, states, targets in calls)
     assert [bool(np.isfinite(observation).all()) for observation, *_ in steps] == [True, True, False] + 4 * [True]
 
 

@@ -1,15 +1,22 @@
+import contextlib
 import copy
 import io
 import math
 import pickle
+import sys
+import threading
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.distributions import Categorical
+from torch.distributions import Categorical, MultivariateNormal, Normal
+from torch.nn import functional as F
 
+from ssm_metarl_gym import agents
 from ssm_metarl_gym.agents import SSM, AdaptationConfig, Adapter, AdapterStats
 
 MSE = nn.MSELoss()
@@ -81,6 +88,15 @@ CASES = pytest.mark.parametrize(
     [(Everything, MSE), (lambda: Everything(CategoricalHead()), classify)],
     ids=["tensor", "distribution"],
 )
+
+
+class Cast(nn.Sequential):
+    """Layers of different types of numbers."""
+
+    def forward(self, x):
+        for layer in self:
+            x = layer(x.to(layer.weight.dtype))
+        return x.float()
 
 
 def equal(one, other):
@@ -178,18 +194,30 @@ class TestSteps:
 class TestTrustRegion:
     @settings(deadline=None, max_examples=60)
     @given(
+        types=st.sampled_from(
+            [
+                (torch.float32, torch.float32),
+                (torch.float64, torch.float64),
+                (torch.bfloat16, torch.bfloat16),
+                (torch.float16, torch.float16),
+                (torch.float32, torch.bfloat16),
+                (torch.float16, torch.float64),
+            ]
+        ),
         eps=st.floats(1e-9, 10.0),
         lr=st.floats(1e-3, 1e3),
         width=st.integers(1, 5),
-        scale=st.sampled_from([1e-3, 1.0, 1e3]),
+        scale=st.sampled_from([1e-2, 1.0, 1e3]),
         seed=st.integers(0, 2**31),
     )
-    def test_the_weights_never_leave_the_ball(self, eps, lr, width, scale, seed):
+    def test_the_weights_never_leave_the_ball(self, types, eps, lr, width, scale, seed):
         torch.manual_seed(seed)
-        model = nn.Linear(width, 1)
+        model = Cast(nn.Linear(width, 3), nn.Linear(3, 1))
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(scale)
+        for part, dtype in zip(model, types, strict=True):
+            part.to(dtype)
         source = flat(model).double()
         adapter = Adapter(model, config(lr=lr, grad_clip_norm=10.0, trust_region_eps=eps, max_steps_per_call=2))
         for _ in range(3):
@@ -197,7 +225,10 @@ class TestTrustRegion:
             adapter.adapt(MSE, batch)
             distance = (flat(model).double() - source).norm().item()
             assert distance <= (1.0 + 1e-6) * eps * source.norm().item()
-            assert adapter.stats.distance == pytest.approx(distance / source.norm().item(), rel=1e-3, abs=1e-7)
+            # That of the exact weights, which those of half precision are the nearest to.
+            rounding = (1.0 + eps) * max(1e-7, *(torch.finfo(dtype).eps for dtype in types))
+            assert adapter.stats.distance == pytest.approx(distance / source.norm().item(), rel=1e-3, abs=rounding)
+            assert all(part.weight.dtype == dtype for part, dtype in zip(model, types, strict=True))
 
     def test_the_projection_is_onto_the_border(self):
         model, batch = nn.Linear(4, 1), make_batch()
@@ -224,6 +255,76 @@ class TestTrustRegion:
         assert math.isfinite(adapter.adapt(MSE, SCALAR_BATCH))
         assert adapter.model.weight.item() == pytest.approx(0.3 if moves else 0.0)
         assert adapter.stats.distance == (math.inf if moves else 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+class TestHalfPrecision:
+    @staticmethod
+    def falling(prediction, _):
+        """A slope of 1, whatever the weights."""
+        return prediction.mean()
+
+    @staticmethod
+    def adapter(dtype, weight=2.0, **changes):
+        batch = dict.fromkeys(("states", "targets"), torch.ones(1, 1, dtype=dtype))
+        return Adapter(scalar_model(weight).to(dtype), config(**{"lr": 1e-4} | changes)), batch
+
+    def test_steps_too_small_for_the_type_add_up(self, dtype):
+        adapter, batch = self.adapter(dtype, max_steps_per_call=3, ema_decay=0.0)
+        for call in range(1, 41):
+            adapter.adapt(self.falling, batch)
+            exact = 2.0 - 3e-4 * call
+            assert adapter.model.weight.item() == torch.tensor(exact, dtype=dtype).item()
+            assert adapter.stats.distance == pytest.approx(1.5e-4 * call, rel=1e-3)
+            average = adapter.averaged_weights()["weight"]
+            assert average.dtype == dtype
+            assert average.item() == adapter.model.weight.item()
+        assert adapter.model.weight.item() < 2.0
+        assert adapter.stats.steps == 120
+
+    def test_the_average_does_not_stall(self, dtype):
+        adapter, batch = self.adapter(dtype, ema_decay=0.99)
+        averages, weight = [2.0], 2.0
+        for _ in range(300):
+            adapter.adapt(self.falling, batch)
+            weight -= 1e-4
+            averages.append(0.99 * averages[-1] + 0.01 * weight)
+        assert adapter.averaged_weights()["weight"].item() == torch.tensor(averages[-1], dtype=dtype).item() < 2.0
+
+    def test_it_learns_within_a_small_ball(self, dtype):
+        model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1)).to(dtype)
+        batch = {key: tensor.to(dtype) for key, tensor in make_batch(64).items()}
+        source, before = flat(model).double(), MSE(model(batch["states"]), batch["targets"]).item()
+        adapter = Adapter(model, config(trust_region_eps=0.05, max_steps_per_call=20))
+        assert adapter.adapt(MSE, batch) < before
+        assert (flat(model).double() - source).norm() <= 0.05 * source.norm()
+        assert (flat(model) != source).float().mean() > 0.3
+        assert adapter.stats.projected_steps > 0
+
+    def test_back_and_forth(self, dtype, look):
+        adapter, batch = self.adapter(dtype)
+        before, fresh = look(adapter.model), adapter.state_dict()
+        for _ in range(7):
+            adapter.adapt(self.falling, batch)
+        state = adapter.state_dict()
+        adapter.adapt(self.falling, batch)
+        adapter.rollback()
+        assert equal(adapter.state_dict(), state)
+        other, _ = self.adapter(dtype)
+        other.load_state_dict(state)
+        for _ in range(30):
+            assert other.adapt(self.falling, batch) == adapter.adapt(self.falling, batch)
+        assert equal(other.state_dict(), adapter.state_dict())
+        adapter.reset()
+        assert look(adapter.model) == before
+        assert equal(adapter.state_dict(), fresh)
+
+    def test_weights_beyond_the_type_are_undone(self, dtype, look):
+        adapter, batch = self.adapter(dtype, -3e4, lr=1e39)
+        before = look(adapter.model)
+        assert math.isnan(adapter.adapt(self.falling, batch))
+        assert look(adapter.model) == before
+        assert adapter.stats.rejected_steps == 1
 
 
 class TestRejection:
@@ -458,13 +559,92 @@ class TestSurroundings:
         assert equal(adapter.state_dict(), state)
         assert torch.is_grad_enabled()
 
-    def test_distributions_refuse_nan_again_afterwards(self):
-        adapter = Adapter(Everything(CategoricalHead()), config())
-        adapter.adapt(classify, make_batch())
+    def test_distributions_refuse_nan_within_and_afterwards(self):
+        adapter, refused = Adapter(Everything(CategoricalHead()), config()), []
+
+        def watching(*args):
+            with pytest.raises(ValueError, match="logits"):
+                Categorical(logits=torch.tensor([math.nan, 0.0]))
+            refused.append(True)
+            return classify(*args)
+
+        adapter.adapt(watching, make_batch())
         with pytest.raises(ZeroDivisionError):
             adapter.adapt(lambda *_: 1 / 0, make_batch())
+        assert refused
         with pytest.raises(ValueError, match="logits"):
             Categorical(logits=torch.tensor([math.nan, 0.0]))
+
+    @pytest.mark.parametrize("draws", [True, False])
+    def test_other_threads_draw_undisturbed_and_their_distributions_refuse_nan(self, draws):
+        torch.manual_seed(1)
+        expected = torch.cat([torch.rand(1) for _ in range(1000)])
+        models = [Everything(CategoricalHead()) if draws else nn.Linear(4, 1) for _ in range(2)]
+        adapters = [Adapter(model, config()) for model in models]
+        stop, batch = threading.Event(), make_batch()
+
+        def adapt(adapter):
+            while not stop.is_set():
+                assert math.isfinite(adapter.adapt(classify if draws else MSE, batch))
+
+        threads = [threading.Thread(target=adapt, args=(adapter,)) for adapter in adapters]
+        torch.manual_seed(1)
+        for thread in threads:
+            thread.start()
+        try:
+            drawn = []
+            for _ in range(1000):
+                drawn.append(torch.rand(1))
+                with pytest.raises(ValueError, match="logits"):
+                    Categorical(logits=torch.tensor([math.nan, 0.0]))
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        assert torch.equal(torch.cat(drawn), expected)
+        assert all(adapter.stats.calls > 1 for adapter in adapters)
+        with pytest.raises(ValueError, match="logits"):
+            Categorical(logits=torch.tensor([math.nan, 0.0]))
+
+    @pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 29])
+    def test_ctrl_c_at_any_line_leaves_all_as_before_or_as_after(self, look, untouched_rng, every):
+        """Python raises KeyboardInterrupt between two lines: here at each line of the room, one after the other."""
+        room, batch = Path(agents.adaptation.__file__).parent, make_batch()
+        source = Everything().train()
+        reached, line = True, 0
+        while reached:
+            line += every
+            reached = False
+            adapter = Adapter(copy.deepcopy(source), config(max_steps_per_call=2))
+            adapter.adapt(MSE, batch)
+            before = look(adapter.model), adapter.state_dict()
+            twin = copy.deepcopy(adapter)
+            twin.adapt(MSE, batch)
+            after = look(twin.model), twin.state_dict()
+            lines_left = line
+
+            def interrupt(frame, event, _):
+                nonlocal lines_left, reached
+                if Path(frame.f_code.co_filename).parent != room:
+                    return None
+                lines_left -= event == "line"
+                if not lines_left and event == "line":
+                    reached = True
+                    raise KeyboardInterrupt
+                return interrupt
+
+            with untouched_rng(), contextlib.suppress(KeyboardInterrupt):
+                tracer = sys.gettrace()
+                sys.settrace(interrupt)
+                try:
+                    adapter.adapt(MSE, batch)
+                finally:
+                    sys.settrace(tracer)
+            assert torch.is_grad_enabled()
+            state = look(adapter.model)
+            assert state in (before[0], after[0])
+            assert equal(adapter.state_dict(), (before if state == before[0] else after)[1])
+        assert line > 100
 
 
 class TestGoingBack:
@@ -560,7 +740,7 @@ class TestStateDict:
         for part in ("weights", "averaged_weights", "source_weights"):
             for tensor in state[part].values():
                 tensor.add_(1.0)
-        for buffer in state["buffers"] + state["source_buffers"]:
+        for buffer in (*state["buffers"].values(), *state["source_buffers"].values()):
             buffer.add_(1)
         assert equal(adapter.state_dict(), expected)
         adapter.reset()
@@ -576,14 +756,24 @@ class TestStateDict:
             lambda state: {**state, "weights": {**state["weights"], "more": torch.zeros(1)}},
             lambda state: {**state, "source_weights": dict(list(state["weights"].items())[1:])},
             lambda state: {**state, "averaged_weights": {name: w[None] for name, w in state["weights"].items()}},
-            lambda state: {**state, "buffers": state["buffers"][1:]},
-            lambda state: {**state, "source_buffers": [b[None] for b in state["buffers"]]},
+            lambda state: {**state, "buffers": dict(list(state["buffers"].items())[1:])},
+            lambda state: {**state, "source_buffers": {name: b[None] for name, b in state["buffers"].items()}},
             lambda state: {**state, "stats": {"calls": 1, "invented": 2}},
             lambda state: {**state, "stats": None},
+            lambda state: {**state, "stats": {**state["stats"], "calls": "many"}},
+            lambda state: {**state, "weights": "many"},
+            lambda state: {**state, "buffers": "many"},
+            lambda state: {**state, "buffers": dict.fromkeys(state["buffers"], "many")},
+            lambda state: {**state, "weights": {name: w * math.nan for name, w in state["weights"].items()}},
+            lambda state: {**state, "source_weights": {name: w / 0.0 for name, w in state["weights"].items()}},
+            lambda state: {**state, "weights": {name: w + 1.0 for name, w in state["weights"].items()}},
+            lambda state: {**state, "averaged_weights": {name: w + 1.0 for name, w in state["weights"].items()}},
+            lambda state: {**state, "weights": {name: w.long() for name, w in state["weights"].items()}},
+            lambda state: "many",
         ],
     )
     def test_a_state_of_another_model_is_refused_and_changes_nothing(self, look, damage):
-        adapter = Adapter(Everything(), config())
+        adapter = Adapter(Everything(), config(trust_region_eps=0.1))
         adapter.adapt(MSE, make_batch())
         before, state = look(adapter.model), adapter.state_dict()
         other = Adapter(Everything(), config()).state_dict()
@@ -594,7 +784,261 @@ class TestStateDict:
         adapter.rollback()
 
 
+class TestAttributes:
+    """What a module keeps beside parameters and buffers."""
+
+    class Attentive(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 1)
+            self.register_buffer("seen", torch.zeros(1))
+
+        def forward(self, x):
+            output = self.linear(x)
+            self.map = output
+            self.seen = output.mean()[None]
+            return output
+
+    @pytest.mark.parametrize("adapts", [False, True])
+    def test_an_adapter_whose_model_keeps_a_graph_can_be_copied(self, adapts):
+        model, batch = self.Attentive(), make_batch()
+        adapter = Adapter(model, config())
+        model(batch["states"])
+        if adapts:
+            adapter.adapt(MSE, batch)
+            model(batch["states"])
+        assert model.map.grad_fn is not None
+        twin = copy.deepcopy(adapter)
+        assert torch.equal(twin.model.map, model.map)
+        assert twin.model.map.grad_fn is None
+        assert twin.adapt(MSE, batch) == adapter.adapt(MSE, batch)
+        assert equal(twin.state_dict(), adapter.state_dict())
+
+    def test_a_copy_is_of_the_same_kind(self):
+        class Own(Adapter):
+            more = None
+
+        adapter = Own(scalar_model(), config())
+        adapter.more = [1]
+        twin = copy.deepcopy({"a": adapter, "again": adapter})
+        assert twin["a"] is twin["again"]
+        assert type(twin["a"]) is Own
+        assert twin["a"].more == [1]
+        assert twin["a"].more is not adapter.more
+
+
+class TestMidEpisode:
+    """Nothing that can come up in an episode raises an error, and what does is the caller's mistake and says so."""
+
+    def test_a_config_of_numpy_s_numbers(self):
+        numbers = {name: np.float32(value) for name, value in UNBOUNDED.items() if name != "max_steps_per_call"}
+        adapter = Adapter(scalar_model(), AdaptationConfig(**numbers, max_steps_per_call=np.int64(3)))
+        assert type(adapter.adapt(MSE, SCALAR_BATCH)) is float
+        assert adapter.stats.steps == 3
+
+    @pytest.mark.parametrize("key", ["states", "targets"])
+    def test_a_batch_with_a_graph(self, key):
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+        twin, batch = copy.deepcopy(model), make_batch()
+        batch[key] = model[0](batch["states"]) if key == "states" else model(batch["states"]) + 1.0
+        adapter = Adapter(model, config(max_steps_per_call=3))
+        plain = Adapter(twin, config(max_steps_per_call=3))
+        assert adapter.adapt(MSE, batch) == plain.adapt(MSE, {**batch, key: batch[key].detach()})
+        assert adapter.stats.steps == 3
+
+    @pytest.mark.parametrize("size", [1e154, 1e200, -1e300])
+    def test_a_huge_loss(self, size):
+        adapter = Adapter(scalar_model().double(), config(lr=0.0))
+        for factor in (0.0, 1.0, -1.0):
+            batch = {
+                "states": torch.ones(1, 1).double(),
+                "targets": torch.full((1, 1), factor * size, dtype=torch.float64),
+            }
+            assert adapter.adapt(lambda _, targets: targets.mean(), batch) == factor * size
+        assert math.isfinite(adapter.stats.loss_mean)
+        assert math.isfinite(adapter.stats.loss_variance)
+        adapter.load_state_dict(adapter.state_dict())
+
+    @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.bfloat16, torch.float64])
+    def test_a_loss_of_any_type_is_returned_as_a_float(self, dtype):
+        loss = Adapter(scalar_model(), config(lr=0.0)).adapt(lambda *_: torch.ones((), dtype=dtype), SCALAR_BATCH)
+        assert (type(loss), loss) == (float, 1.0)
+
+    @pytest.mark.parametrize("lr", [1e39, 1e300])
+    def test_a_step_too_large_for_the_type(self, look, lr):
+        model = scalar_model()
+        before, adapter = look(model), Adapter(model, config(lr=lr))
+        assert math.isnan(adapter.adapt(MSE, SCALAR_BATCH))
+        assert look(model) == before
+
+    def test_sparse_gradients(self):
+        class Words(nn.Module):
+            def __init__(self, sparse):
+                super().__init__()
+                self.table = nn.Embedding(5, 1, sparse=sparse)
+
+            def forward(self, words):
+                return self.table(words)
+
+        batch = {"states": torch.tensor([1, 3, 3]), "targets": torch.ones(3, 1)}
+        sparse, dense = Words(True), Words(False)
+        dense.load_state_dict(sparse.state_dict())
+        losses = [Adapter(model, config(max_steps_per_call=2)).adapt(MSE, batch) for model in (sparse, dense)]
+        assert losses[0] == losses[1]
+        assert torch.equal(flat(sparse), flat(dense))
+
+    @pytest.mark.parametrize(
+        "predict",
+        [
+            lambda x: Normal(x, x.detach() - 1e9),
+            lambda x: Normal(x * math.nan, 1.0),
+            lambda x: Categorical(logits=torch.cat([x, x * math.inf], dim=1)),
+            lambda x: MultivariateNormal(x, x.detach()[:, :, None] * math.nan),
+            lambda x: Normal(torch.linalg.solve(torch.zeros(1, 1), x.T).T, 1.0),
+        ],
+    )
+    def test_a_prediction_of_numbers_that_are_not_valid(self, look, predict):
+        model = nn.Linear(4, 1)
+        model.register_forward_hook(lambda *args: predict(args[-1]))
+        before, adapter = look(model), Adapter(model, config())
+        loss = adapter.adapt(lambda prediction, targets: -prediction.log_prob(targets).mean(), make_batch())
+        assert math.isnan(loss)
+        assert look(model) == before
+        assert adapter.stats.rejected_steps == 1
+
+    def test_targets_that_no_distribution_supports(self):
+        model = nn.Sequential(nn.Linear(4, 5), CategoricalHead())
+        adapter, batch = Adapter(model, config()), make_batch()
+
+        def loss_fn(distribution, targets):
+            return -distribution.log_prob(targets[:, 0]).mean()
+
+        assert math.isnan(adapter.adapt(loss_fn, {**batch, "targets": batch["targets"] * math.nan}))
+        with pytest.raises(ValueError, match="to be within the support"):
+            adapter.adapt(loss_fn, {**batch, "targets": torch.full((8, 1), 7.0)})
+
+    @pytest.mark.parametrize(
+        ("states", "targets", "loss_fn"),
+        [
+            (torch.zeros(8, 3), torch.zeros(8, 1), MSE),
+            (torch.zeros(8, 4, dtype=torch.float64), torch.zeros(8, 1), MSE),
+            (torch.zeros(8, 4, dtype=torch.long), torch.zeros(8, 1), MSE),
+            (torch.zeros(8, 4), torch.zeros(8, 2), lambda x, y: (x - y[:, :1].expand(8, 3).reshape(3, 8)).mean()),
+            (torch.zeros(8, 4), torch.full((8,), 5), lambda x, y: F.cross_entropy(x.expand(8, 3), y)),
+            (torch.zeros(8, 4), torch.zeros(8, 1, dtype=torch.complex64), MSE),
+        ],
+    )
+    def test_a_batch_that_does_not_fit_is_a_value_error_that_says_so(self, look, states, targets, loss_fn):
+        model = Everything()
+        adapter = Adapter(model, config())
+        adapter.adapt(MSE, make_batch())
+        before, state = look(model), adapter.state_dict()
+        shapes = rf"states of shape \({states.shape[0]}, .* and {states.dtype}, targets of shape .* and {targets.dtype}"
+        with pytest.raises(ValueError, match=f"the model must take the states.*{shapes}"):
+            adapter.adapt(loss_fn, {"states": states, "targets": targets})
+        assert look(model) == before
+        assert equal(adapter.state_dict(), state)
+
+    def test_too_little_memory_is_no_mistake_of_the_caller(self):
+        def greedy(prediction, _):
+            return prediction.mean() + torch.empty(2**60, dtype=torch.uint8).sum()
+
+        with pytest.raises(RuntimeError, match="memory"):
+            Adapter(scalar_model(), config()).adapt(greedy, SCALAR_BATCH)
+
+    @pytest.mark.parametrize("batch", [{}, {"states": torch.zeros(2, 9), "targets": torch.zeros(2, 1)}])
+    def test_of_a_call_that_was_refused_there_is_nothing_to_undo(self, batch):
+        adapter = Adapter(nn.Linear(4, 1), config())
+        adapter.adapt(MSE, make_batch())
+        state = adapter.state_dict()
+        with pytest.raises(ValueError, match="must"):
+            adapter.adapt(MSE, batch)
+        adapter.rollback()
+        assert equal(adapter.state_dict(), state)
+        with pytest.raises(RuntimeError, match="none to undo"):
+            adapter.rollback()
+
+    @pytest.mark.slow
+    def test_twenty_thousand_random_batches_and_models(self, look):
+        """Each call gives a float or a ValueError, and one that is not accepted changes nothing."""
+        rng, types = np.random.default_rng(0), [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+        numbers = [0.0, 1.0, -1.0, 1e-30, 1e30, -1e38, 1e200, math.inf, -math.inf, math.nan]
+        odd_losses = [lambda x, y: y.mean(), lambda x, y: 1.0, lambda x, y: y]
+        losses = [MSE, F.l1_loss, F.huber_loss, nn.CrossEntropyLoss(), lambda x, y: (x - y).pow(4).mean().sqrt()]
+        classifying = [classify, lambda x, y: -x.log_prob(y[:, 0]).mean(), lambda x, y: x.logits.square().mean()]
+        counts = {"accepted": 0, "rejected": 0, "refused": 0}
+
+        def pick(options):
+            return options[rng.integers(len(options))]
+
+        def tensor(width, num_rows):
+            values = torch.from_numpy(rng.normal(size=(num_rows, width)) * 10.0 ** rng.integers(-3, 4))
+            if rng.random() < 0.2:
+                values[rng.random(values.shape) < 0.2] = pick(numbers)
+            kind = pick([model_type] * 8 + types + [torch.int64, torch.bool, torch.complex64])
+            return values.to(kind)
+
+        for _ in range(200):
+            model_type = pick(types)
+            predicts_classes = rng.random() < 0.3
+            model = Everything(CategoricalHead() if predicts_classes else None).to(model_type)
+            changes = {"lr": pick([0.0, 1e-3, 0.1, 10.0, 1e30, 1e300]), "max_steps_per_call": int(rng.integers(1, 4))}
+            changes |= {
+                "grad_clip_norm": pick([1e-3, 1.0, math.inf]),
+                "trust_region_eps": pick([0.0, 1e-3, 1.0, math.inf]),
+            }
+            adapter = Adapter(model, config(**changes, entropy_weight=pick([0.0, 0.1])))
+            for _ in range(100):
+                num_rows = int(pick([0, 1, 2, 5, 8]))
+                batch = {
+                    "states": tensor(pick([4] * 9 + [3]), num_rows),
+                    "targets": tensor(pick([1] * 5 + [2]), num_rows if rng.random() < 0.95 else 3),
+                }
+                before, stats = look(model), adapter.stats
+                try:
+                    loss_fn = pick((classifying if predicts_classes else losses) * 3 + odd_losses)
+                    loss = adapter.adapt(loss_fn, batch)
+                except ValueError:
+                    counts["refused"] += 1
+                    assert look(model) == before
+                    assert equal(vars(adapter.stats), vars(stats))
+                    continue
+                assert type(loss) is float
+                counts["rejected" if math.isnan(loss) else "accepted"] += 1
+                if adapter.stats.steps == stats.steps and math.isnan(loss):
+                    assert look(model) == before
+                assert all(parameter.isfinite().all() for parameter in model.parameters())
+        assert min(counts.values()) > 1000, counts
+
+
 class TestErrors:
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda model: model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True),
+            lambda model: setattr(model, "head", nn.Linear(5, 1)),
+            lambda model: model.head.requires_grad_(False),
+        ],
+    )
+    def test_a_model_that_is_another_one_by_now_is_noticed_whatever_is_asked_for(self, look, change):
+        model = Everything()
+        adapter = Adapter(model, config())
+        adapter.adapt(MSE, make_batch())
+        state = adapter.state_dict()
+        change(model)
+        before = look(model)
+        for call in (
+            lambda: adapter.adapt(MSE, make_batch()),
+            adapter.reset,
+            adapter.rollback,
+            adapter.state_dict,
+            lambda: adapter.load_state_dict(state),
+        ):
+            with pytest.raises(ValueError, match=r"when the adapter was made.*Make a new adapter\.$"):
+                call()
+        assert look(model) == before
+        assert Adapter(model, config()).adapt(MSE, make_batch()) > 0.0
+
     def test_a_model_must_have_something_to_train(self):
         for model in (nn.Linear(2, 1).requires_grad_(False), nn.Tanh()):
             with pytest.raises(ValueError, match=r"must have a parameter that requires a gradient.*requires_grad_"):
@@ -631,6 +1075,7 @@ class TestErrors:
         ("loss_fn", "message"),
         [
             (lambda prediction, target: 1.0, "loss_fn must return a scalar tensor; got 1.0"),
+            (lambda prediction, target: prediction.mean() * 1j, "loss_fn must return a scalar tensor; got complex"),
             (lambda prediction, target: target.sum(), "the loss must depend on what the model predicts"),
         ],
     )

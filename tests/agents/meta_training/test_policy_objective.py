@@ -20,7 +20,7 @@ SMALL = {"meta_batch_size": 4, "trajectories_per_task": 3, "num_epochs": 2, "inn
 
 
 def make_policy(env_id=POINT, seed=0, **options):
-    envs = BatchedEnvs(env_id, {"max_episode_steps": 10})
+    envs = BatchedEnvs(env_id, {"max_episode_steps": 6})
     torch.manual_seed(seed)
     return MetaPolicy(envs.observation_space, envs.action_space, **{"width": 8, **options})
 
@@ -30,7 +30,7 @@ def make(env_id=POINT, seed=0, model=None, **options):
     return PolicyObjective(
         env_id,
         make_policy(env_id, seed) if model is None else model,
-        env_kwargs={"max_episode_steps": 10},
+        env_kwargs={"max_episode_steps": 6},
         seed=seed,
         options=PolicyOptions(**SMALL | options),
     )
@@ -279,7 +279,7 @@ def test_the_processes_share_the_tasks_of_an_update(monkeypatch):
         objective = PolicyObjective(
             POINT,
             make_policy(),
-            env_kwargs={"max_episode_steps": 10},
+            env_kwargs={"max_episode_steps": 6},
             seed=0,
             options=options,
             distributed=share is not None,

@@ -1,0 +1,99 @@
+"""Outliers and changes of the physics, told apart by how much they surprise a model."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ssm_metarl_gym.checks import Rule, check_fields
+
+__all__ = ["Surprises", "Verdict"]
+
+Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+
+_POSITIVE: Rule = ("a number > 0 (inf for never)", lambda value: value > 0.0)
+
+
+class Verdict(NamedTuple):
+    """What the last transitions of n rows are.
+
+    Attributes:
+        outliers: ``Bool[n]``, whether to leave a row's transition out.
+        changes: ``Bool[n]``, whether the physics of a row have changed since the transition before its last one.
+    """
+
+    outliers: Flags
+    changes: Flags
+
+    @classmethod
+    def nothing(cls, num_rows: int) -> "Verdict":
+        """That of rows without a transition."""
+        return cls(np.zeros(num_rows, dtype=np.bool_), np.zeros(num_rows, dtype=np.bool_))
+
+
+class Surprises:
+    """Judges each row's transitions by the errors of a model that did not yet adapt to them.
+
+    An error beyond ``outlier_error`` is that of no physics: an outlier. One that is ``change_ratio`` times the running
+    mean of unsurprising errors is a surprise: alone a suspicion, of which the verdict says nothing, and a change where
+    the next error is one as well. After a change the mean starts anew.
+
+    Args:
+        num_rows: The number of rows, n.
+        outlier_error: In variances of what is predicted; a number that is not finite is beyond it in any case.
+        change_ratio: How many times the mean an unsurprising error may be.
+        error_start: The mean before the first error.
+        error_decay: The decay of the mean, in [0, 1).
+        error_floor: The least mean.
+
+    Raises:
+        ValueError: A number is outside its range.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        *,
+        outlier_error: float = 50.0,
+        change_ratio: float = 20.0,
+        error_start: float = 0.02,
+        error_decay: float = 0.98,
+        error_floor: float = 0.001,
+    ) -> None:
+        self.outlier_error = outlier_error
+        self.change_ratio = change_ratio
+        self.error_start = error_start
+        self.error_decay = error_decay
+        self.error_floor = error_floor
+        size: Rule = ("a finite number > 0", lambda value: 0.0 < value < math.inf)
+        decay: Rule = ("a number in [0, 1)", lambda value: 0.0 <= value < 1.0)
+        rules = {"outlier_error": _POSITIVE, "change_ratio": _POSITIVE, "error_start": size, "error_decay": decay}
+        check_fields(self, rules | {"error_floor": size})
+        self._means = np.full(num_rows, float(error_start))
+        self._suspected = np.zeros(num_rows, dtype=np.bool_)
+
+    def forget(self, rows: Flags) -> None:
+        """Judge these rows as if nothing had happened in them: an episode begins."""
+        self._means[rows] = self.error_start
+        self._suspected[rows] = False
+
+    def judge(self, errors: Floats, rows: Flags) -> Verdict:
+        """The verdict on the transitions of the given rows.
+
+        Args:
+            errors: ``Float[n]``, squared errors of the model before it adapts to the transitions.
+            rows: ``Bool[n]``, which rows have a transition; of the others the verdict says nothing.
+        """
+        outliers = rows & ~(np.isfinite(errors) & (errors <= self.outlier_error))
+        kept = rows & ~outliers
+        surprises = kept & (errors > self.change_ratio * self._means)
+        changes = surprises & self._suspected
+        # The mean is that of unsurprising errors, and starts anew with other physics, where what led to the verdict is
+        # no surprise again: in physics that the model cannot learn, there would be no end of changes.
+        means = np.maximum(self.error_floor, self.error_decay * self._means + (1.0 - self.error_decay) * errors)
+        anew = np.maximum(self.error_start, errors / self.change_ratio)
+        self._means = np.where(kept & ~surprises, means, np.where(changes, anew, self._means))
+        self._suspected = np.where(kept, surprises & ~changes, self._suspected)
+        return Verdict(outliers, changes)
