@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter
 from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig
 from ssm_metarl_gym.agents.adaptation.trust_region import moving_moments
 from ssm_metarl_gym.agents.losses import checked_loss, is_mean_over_elements, masked_loss
+from ssm_metarl_gym.agents.stateless import StatelessModule, attributes_kept
 
 __all__ = ["AdapterRows", "RowStats"]
 
@@ -87,6 +88,7 @@ class AdapterRows:
         source.reset()
         self.model: nn.Module = source.model
         self.model.eval()
+        self._module = StatelessModule(self.model)
         self.cfg: AdaptationConfig = source.cfg
         self.num_rows = num_rows
         parameters = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
@@ -176,7 +178,8 @@ class AdapterRows:
         if self._is_linear:
             weight, bias = named.values()
             return torch.baddbmm(bias[:, None], states, weight.transpose(1, 2))
-        return vmap(lambda named, x: functional_call(self.model, named, (x,)))(named, states)
+        with attributes_kept(self.model):
+            return vmap(lambda named, x: self._module(named, (x,)))(named, states)
 
     def _descend(self, losses_of: Callable[[Tensor], Tensor], index: Tensor) -> Tensor:
         """Take the steps of these rows, and put what happened into their statistics: ``Float64[R]``."""

@@ -1,6 +1,5 @@
 """A model of the physics that a policy knows: a copy of a meta-trained one, fitted to a single task."""
 
-import copy
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -9,6 +8,7 @@ import torch
 
 from ssm_metarl_gym.agents.meta_training.streams import collect_streams, make_stream_env
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
+from ssm_metarl_gym.agents.stateless import copy_module
 from ssm_metarl_gym.seeding import seed_sequence
 
 __all__ = ["fit_reference"]
@@ -43,7 +43,7 @@ def fit_reference(
     observations, actions, next_observations = (
         array[counted] for array in (streams.observations, streams.actions, streams.next_observations)
     )
-    reference = copy.deepcopy(model)
+    reference = copy_module(model)
     inputs = reference.inputs(observations, actions)
     targets = reference.targets(observations, next_observations)
 

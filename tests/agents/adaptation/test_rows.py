@@ -68,6 +68,35 @@ def test_every_row_does_what_an_adapter_does(kind, loss_fn, changes):
         assert_rows_are_those_of(rows, singles, batch["states"])
 
 
+class Remarkable(nn.Module):
+    """Has a layer that it calls twice, and keeps what it computed."""
+
+    seen = None
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+        self.again = self.layer
+
+    def forward(self, x):
+        self.seen = self.again(self.layer(x).tanh())
+        return self.head(self.seen)
+
+
+def test_shared_parts_and_attributes_are_left_as_they_were():
+    adapter = Adapter(Remarkable(), BOUNDS)
+    rows, singles = AdapterRows(adapter, N), [copy.deepcopy(adapter) for _ in range(N)]
+    for _ in range(2):
+        batch, mask = make_batch()
+        rows.adapt(nn.MSELoss(), batch, mask=mask)
+        for i, single in enumerate(singles):
+            single.adapt(nn.MSELoss(), {name: part[i][mask[i]] for name, part in batch.items()})
+        assert_rows_are_those_of(rows, singles, batch["states"])
+    assert rows.model.seen is None
+    assert rows.model.again is rows.model.layer
+    assert isinstance(rows.model.layer.weight, nn.Parameter)
+
+
 def test_rows_that_do_not_adapt_stay_as_they_are():
     rows = AdapterRows(Adapter(make_model("linear"), BOUNDS), N)
     batch, _ = make_batch(masked=False)
