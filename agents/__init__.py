@@ -10,6 +10,8 @@ if __name__ != "ssm_metarl_gym.agents":
 
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter
 from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig, AdapterStats
+from ssm_metarl_gym.agents.adaptation.kalman import KalmanAdapter
+from ssm_metarl_gym.agents.adaptation.rls import RecursiveLeastSquares
 from ssm_metarl_gym.agents.meta_learning.maml import MetaMAML
 from ssm_metarl_gym.agents.meta_training.trainer import MetaTrainer
 from ssm_metarl_gym.agents.models.action_distributions import Categorical, DiagonalGaussian
@@ -28,10 +30,12 @@ __all__ = [
     "AdapterStats",
     "CnnSSMPolicy",
     "DynamicsModel",
+    "KalmanAdapter",
     "MetaMAML",
     "MetaPolicy",
     "MetaTrainer",
     "MultiInputSSMPolicy",
+    "RecursiveLeastSquares",
     "SSMFeaturesExtractor",
     "SSMPolicy",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ __all__ = ["CopiesGraphs", "StatelessModule", "attributes_kept", "copy_module", 
 # What every module has. Hooks are left alone: a handle that removes one knows the dictionary that it is in.
 _OWN_ATTRIBUTES: Final = frozenset(vars(nn.Module()))
 _REGISTERED: Final = ("_parameters", "_buffers", "_modules")
+
+_Module = TypeVar("_Module")
 
 
 class StatelessModule:
@@ -95,8 +97,8 @@ def attributes_kept(module: nn.Module) -> Iterator[None]:
         attributes.put_back()
 
 
-def copy_module(module: nn.Module) -> nn.Module:
-    """A deep copy, also of a module with attributes that have a graph behind them, which the copy does not have."""
+def copy_module(module: _Module) -> _Module:
+    """A deep copy of a module, or of what holds one, also where attributes have a graph: the copy's have none."""
     with CopiesGraphs():
         return copy.deepcopy(module)
 

@@ -33,14 +33,22 @@ import ssm_metarl_gym  # noqa: F401 - registers the environments
 from ssm_metarl_gym.experiments.checks import check_env, check_output_folder
 from ssm_metarl_gym.experiments.command_line import option, parse_options, refusing
 from ssm_metarl_gym.experiments.comparison import Row, check_comparable, format_table, group_seeds, summarise
-from ssm_metarl_gym.experiments.evaluation import Rewards, Splits, evaluate, find_splits, mean_curve, returns_of
+from ssm_metarl_gym.experiments.evaluation import (
+    Rewards,
+    Splits,
+    draw_tasks,
+    evaluate,
+    find_splits,
+    mean_curve,
+    returns_of,
+)
 from ssm_metarl_gym.experiments.pictures import draw_curves, draw_returns, film, save_film
 from ssm_metarl_gym.experiments.saved_agents import ALGORITHMS, SavedAgent, read_archive, read_run
 from ssm_metarl_gym.files import replacing, write_json
 
 SPLITS = ("train", "interpolation", "extrapolation", "switch", "default")
 FILES = ("results.md", "results.json", "returns.png", "curves.png")
-ONLY_FOR_ARCHIVES = ("algorithm", "env", "observation", "window", "vecnormalize")
+ONLY_FOR_ARCHIVES = ("algorithm", "env", "observation", "window", "vecnormalize", "wrapper")
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,7 @@ class Options:
     )
     window: int | None = option(None, "for archives: length of the window (default: 16)", least=1)
     vecnormalize: Path | None = option(None, "for archives: what VecNormalize.save wrote")
+    wrapper: str | None = option(None, "for archives: module:function that wraps an environment as in training")
 
     def __post_init__(self) -> None:
         if not self.agents:
@@ -86,6 +95,7 @@ def read_agent(path: Path, options: Options) -> SavedAgent:
         observation=options.observation or "plain",
         window=options.window or 16,
         vecnormalize=options.vecnormalize,
+        wrapper=options.wrapper,
     )
 
 
@@ -120,10 +130,12 @@ def load(agent: SavedAgent, splits: Splits) -> BaseAlgorithm:
 
 def evaluate_on(splits: Splits, agent: SavedAgent, model: BaseAlgorithm, options: Options) -> dict[str, Rewards]:
     """The rewards of an agent in the tasks of each split."""
-    rewards = {}
+    rewards, seed = {}, env_seed(options.seed)
     for split, env_kwargs in splits.items():
-        env = agent.make_env(options.num_tasks, **env_kwargs)
-        rewards[split] = evaluate(model, env, seed=env_seed(options.seed))
+        env, tasks = agent.make_env(options.num_tasks, **env_kwargs), None
+        if agent.is_stepped_row_by_row and split != "default":
+            tasks = draw_tasks(agent.config["env"], options.num_tasks, seed, **agent.config["env_kwargs"] | env_kwargs)
+        rewards[split] = evaluate(model, env, seed=seed, tasks=tasks)
         env.close()
     return rewards
 
@@ -186,8 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
 
     # Let all of them act in the same tasks, which the seed draws.
-    pairs = tqdm(list(zip(agents, models, strict=True)), desc="evaluating", unit="agent")
-    rewards = [evaluate_on(splits, agent, model, options) for agent, model in pairs]
+    with tqdm(list(zip(agents, models, strict=True)), desc="evaluating", unit="agent") as pairs:
+        rewards = [evaluate_on(splits, agent, model, options) for agent, model in pairs]
 
     # Sum up each episode, and the episodes of each row of the table.
     returns = [{split: returns_of(each) for split, each in by_split.items()} for by_split in rewards]

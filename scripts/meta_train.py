@@ -52,6 +52,12 @@ FILES = ("config.json", "evaluation.json", "model.pt", "progress.csv")
 EVALUATION_SEED = 0
 
 
+def check_first_output(folder: Path, flag: str) -> None:
+    """Process 0 can write into its folder; that of the others may be on another machine."""
+    if os.environ.get("RANK", "0") == "0":
+        check_output_folder(folder, flag, FILES)
+
+
 @dataclass(frozen=True)
 class Options:
     """The command line."""
@@ -64,9 +70,7 @@ class Options:
     updates: int = option(1000, "updates of the initial weights", least=1)
     seed: int = option(0, "seeds everything: one seed gives one result", least=0, below=2**31)
     options: dict[str, Any] = option({}, "fields of DynamicsOptions or PolicyOptions, in JSON")
-    output: Path = option(
-        Path("output/meta_train"), "folder of the run", check=partial(check_output_folder, file_names=FILES)
-    )
+    output: Path = option(Path("output/meta_train"), "folder of the run", check=check_first_output)
     checkpoint_interval: int = option(100, "updates between checkpoints", least=1)
     log_interval: int = option(10, "updates of which a row of the log is the mean", least=1)
     eval_interval: int = option(0, "updates between evaluations for the log; 0 for none", least=0)

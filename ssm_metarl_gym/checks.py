@@ -5,38 +5,74 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from gymnasium import spaces
 
-__all__ = ["Rule", "check_choice", "check_fields", "check_flat_box", "check_integer", "check_number", "is_number"]
+__all__ = [
+    "Rule",
+    "as_array",
+    "check_choice",
+    "check_fields",
+    "check_flat_box",
+    "check_generator",
+    "check_integer",
+    "check_number",
+    "is_number",
+    "shown",
+]
 
 # What a number must be, in words that follow "must be", and as a function that says whether it is.
 Rule: TypeAlias = tuple[str, Callable[[Any], bool]]
 
 
+def shown(value: object, width: int = 200) -> str:
+    """A value as a message shows it: its ``repr``, cut to a width, or its type where it is too deep or too long."""
+    try:
+        text = repr(value)
+    except Exception:  # of whatever a user gave: too many brackets in each other, an integer of too many digits
+        return f"a value of type {type(value).__name__} that is too deep or too long to be shown"
+    return text if len(text) <= width else f"{text[: width - 3]}..."
+
+
 def check_choice(what: str, value: object, valid: Sequence[str]) -> None:
     """``value`` must be one of the valid names; the message lists them, and the nearest one."""
-    if value not in valid:
-        nearest = difflib.get_close_matches(str(value), valid, n=1, cutoff=0.4)
+    if not isinstance(value, str) or value not in valid:
+        nearest = difflib.get_close_matches(shown(value)[:100].strip("'"), valid, n=1, cutoff=0.4)
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"{what} must be one of {list(valid)}; got {value!r}.{hint}")
+        raise ValueError(f"{what} must be one of {list(valid)}; got {shown(value)}.{hint}")
 
 
 def check_integer(what: str, value: object, least: int = 1) -> None:
     """``value`` must be a whole number, Python's or NumPy's, of at least ``least``."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{what} must be an int >= {least}; got {value!r}.")
+        raise ValueError(f"{what} must be an int >= {least}; got {shown(value)}.")
+
+
+def check_generator(rng: object) -> None:
+    """``rng`` must be one of NumPy's generators."""
+    if not isinstance(rng, np.random.Generator):
+        raise ValueError(f"rng must be a numpy.random.Generator; got {shown(rng)}. Use numpy.random.default_rng(seed).")
 
 
 def is_number(value: object) -> bool:
-    """Whether ``value`` is a real number, Python's or NumPy's; a bool is none."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+    """Whether ``value`` is a real number, Python's or NumPy's, that a float can hold; a bool is none."""
+    if isinstance(value, float):  # the common case: the test of an abstract class takes three times as long
+        return True
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True
 
 
 def check_number(what: str, value: object, rule: Rule) -> None:
     """``value`` must be a real number that keeps the rule."""
     words, holds = rule
     if not is_number(value) or not holds(value):
-        raise ValueError(f"{what} must be {words}; got {value!r}.")
+        raise ValueError(f"{what} must be {words}; got {shown(value)}.")
 
 
 def check_fields(record: object, rules: Mapping[str, Rule]) -> None:
@@ -49,6 +85,14 @@ def check_fields(record: object, rules: Mapping[str, Rule]) -> None:
             faults.append(str(error))
     if faults:
         raise ValueError(" ".join(faults))
+
+
+def as_array(value: Any) -> npt.NDArray[Any]:
+    """``numpy.asarray``; of what no array can hold, one of type object and of no shape, which no rule lets through."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return np.array(None, dtype=object)
 
 
 def check_flat_box(what: str, space: spaces.Space[Any]) -> spaces.Box:

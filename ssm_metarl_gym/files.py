@@ -30,6 +30,8 @@ __all__ = [
 ]
 
 _CHECKSUMS: Final = "checksums.json"
+# The bit of MS-DOS in the attributes of what an archive holds.
+_IS_FOLDER: Final = 0x10
 # The machine and the process in a name that temporary_beside gives.
 _TEMPORARY: Final = re.compile(r"\..*\.([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}(\..*)?")
 
@@ -158,14 +160,16 @@ def check_zip(file: str | Path | BinaryIO, name: str | Path) -> None:
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
-            starts = [member.header_offset for member in archive.infolist()]
+            members = archive.infolist()
+            # torch takes what is marked as a folder for one, whatever it is, and reads nothing.
+            folders = (part.filename for part in members if part.external_attr & _IS_FOLDER and not part.is_dir())
+            damaged = archive.testzip() or next(folders, None)
     except OSError:
         raise
     except Exception as error:  # damaged headers trip over whatever comes first
         raise ValueError(f"{name} must be a whole archive; it is damaged, or something else ({error}).") from None
     # Of half an archive with another archive in it, such as those of Stable-Baselines3, the inner one may be found.
-    if min(starts, default=1) > 0:
+    if min((part.header_offset for part in members), default=1) > 0:
         raise ValueError(f"{name} must be a whole archive; a part of it is missing.")
     if damaged is not None:
         raise ValueError(f"{name} must be a whole archive; {damaged!r} in it is damaged.")
@@ -190,6 +194,8 @@ def check_checksums(folder: Path) -> bool:
         text = (folder / _CHECKSUMS).read_bytes()
     except FileNotFoundError:
         return False
+    except IsADirectoryError:
+        raise ValueError(f"{folder / _CHECKSUMS} must be a file; it is a folder.") from None
     try:
         expected = json.loads(text)
     except ValueError:

@@ -9,12 +9,15 @@ import pytest
 from gymnasium import spaces
 
 from ssm_metarl_gym.checks import (
+    as_array,
     check_choice,
     check_fields,
     check_flat_box,
+    check_generator,
     check_integer,
     check_number,
     is_number,
+    shown,
 )
 
 POSITIVE = ("a finite number > 0", lambda value: 0.0 < value < math.inf)
@@ -50,6 +53,47 @@ def test_a_whole_number_of_at_least_one(value):
 def test_numbers_are_those_of_python_and_of_numpy():
     assert all(map(is_number, (1, 0.5, math.nan, math.inf, np.float32(1), np.int8(1), Fraction(1, 2))))
     assert not any(map(is_number, (True, np.True_, "1", None, 1j, [1], np.zeros(1))))
+    assert is_number(10**308)
+    assert not any(map(is_number, (10**309, -(10**400), Fraction(10**400))))  # no float can hold them
+
+
+def deep(depth=100_000):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_a_message_shows_what_can_be_shown_and_no_more():
+    assert shown([1, "a"]) == "[1, 'a']"
+    assert shown("x" * 1000) == "'" + "x" * 196 + "..."
+    assert shown(deep()) == "a value of type list that is too deep or too long to be shown"
+    assert shown(10**5000) == "a value of type int that is too deep or too long to be shown"
+    for value in (deep(), 10**5000, "x" * 100_000):
+        with pytest.raises(ValueError, match=r"^colour must be one of \['red'\]; got .{1,201}$"):
+            check_choice("colour", value, ["red"])
+        with pytest.raises(ValueError, match=r"^step must be a finite number > 0; got .{1,201}$"):
+            check_number("step", value, POSITIVE)
+
+
+def test_only_a_text_is_a_choice():
+    for value in (np.array(["red"]), np.array("red"), ["red"], b"red"):
+        with pytest.raises(ValueError, match=r"^colour must be one of"):
+            check_choice("colour", value, ["red"])
+    check_choice("colour", np.str_("red"), ["red"])
+
+
+def test_a_generator_is_named_where_another_thing_is_given():
+    check_generator(np.random.default_rng(0))
+    for rng in (0, None, np.random, np.random.RandomState(0)):
+        with pytest.raises(ValueError, match=r"^rng must be a numpy.random.Generator; got .* Use numpy.random.default"):
+            check_generator(rng)
+
+
+def test_what_no_array_can_hold_becomes_one_that_nobody_takes():
+    assert as_array([1, 2]).tolist() == [1, 2]
+    for value in ([1, [2]], deep()):
+        assert (as_array(value).dtype, as_array(value).shape) == (object, ())
 
 
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, "1", None, True])

@@ -174,6 +174,12 @@ class TestCheckZip:
             with pytest.raises(ValueError, match="the model must be a whole archive; 'one' in it is damaged"):
                 check_zip(io.BytesIO(damaged), "the model")
 
+    def test_so_is_a_file_that_is_marked_as_a_folder(self, archive):
+        damaged = bytearray(archive)
+        damaged[archive.index(b"PK\x01\x02") + 38] |= 0x10
+        with pytest.raises(ValueError, match="the model must be a whole archive; 'one' in it is damaged"):
+            check_zip(io.BytesIO(damaged), "the model")
+
     @pytest.mark.parametrize("length", [0, 1, 50, 300, -1])
     def test_a_part_of_one_is_refused(self, archive, length):
         with pytest.raises(ValueError, match="the model must be a whole archive; it is damaged, or something else"):

@@ -26,7 +26,7 @@ ALLOWED = {
     "agents.ssm": {"checks"},
     "agents.meta_learning": {"agents.losses", "agents.stateless", "checks"},
     "agents.adaptation.config": {"checks"},
-    "agents.adaptation": {"agents.adaptation.config", "agents.losses", "agents.stateless"},
+    "agents.adaptation": {"agents.adaptation.config", "agents.losses", "agents.stateless", "checks"},
     "agents.models": {"agents.ssm", "agents.stateless", "checks"},
     "agents.meta_training": {
         "agents.adaptation.config",
@@ -47,7 +47,7 @@ ALLOWED = {
         "agents.models",
         "agents.ssm",
     },
-    "wrappers": {"agents.adaptation", "agents.models", "checks", "envs", "envs.making"},
+    "wrappers": {"agents.adaptation", "agents.models", "agents.stateless", "checks", "envs", "envs.making"},
     "experiments": {"_version", "checks", "envs", "envs.making", "files", "wrappers"},
 }
 # What is not of agents or wrappers must not pull in torch: the environments are usable without it.

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
+from ssm_metarl_gym.checks import shown
 from ssm_metarl_gym.envs.rows import copies_of_rows
 
 __all__ = ["VectorEpisodeObservation"]
@@ -38,8 +39,8 @@ class VectorEpisodeObservation(gym.vector.VectorWrapper):
         mode = env.metadata.get("autoreset_mode")
         if not isinstance(mode, AutoresetMode):
             raise ValueError(
-                f"{type(self).__name__} needs metadata['autoreset_mode'] to be an AutoresetMode; got {mode!r}. Set it "
-                "to the one of gymnasium.vector.AutoresetMode that the environment follows."
+                f"{type(self).__name__} needs metadata['autoreset_mode'] to be an AutoresetMode; got {shown(mode)}. "
+                "Set it to the one of gymnasium.vector.AutoresetMode that the environment follows."
             )
         self._mode = mode
         self._ended = np.zeros(self.num_envs, dtype=np.bool_)

@@ -83,8 +83,8 @@ def _entries(column: Any, rows: npt.NDArray[np.intp] | slice, num_rows: int) -> 
     """The entries of a column in the given rows."""
     if isinstance(column, dict):
         return split_infos(column, rows, num_rows)
-    # A list may hold entries of different kinds; a single value is that of every row.
-    array = np.asarray(column, dtype=object if isinstance(column, list) else None)
+    # A list may hold entries of any kind, also sequences of one length; a single value is that of every row.
+    array = np.fromiter(column, dtype=object, count=len(column)) if isinstance(column, list) else np.asarray(column)
     if array.ndim == 0:
         return [deepcopy(column) for _ in range(num_rows)]
     taken = array[rows]

@@ -1,26 +1,22 @@
 """Adapting a model of the dynamics during an episode, and showing an agent what it predicts."""
 
-import copy
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal, SupportsFloat
+from typing import Any, Literal, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
-from gymnasium import spaces
 from torch import Tensor
 from torch.nn import functional as F
 
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter
-from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
-from ssm_metarl_gym.checks import check_integer
-from ssm_metarl_gym.wrappers.surprises import Surprises
+from ssm_metarl_gym.agents.stateless import copy_module
+from ssm_metarl_gym.wrappers.adapted_model import check_adapted_model, check_window, parse_probes, with_predictions
+from ssm_metarl_gym.wrappers.surprises import Surprises, Verdict
 
 __all__ = ["OnlineAdaptation"]
-
-_RESTORE: Final = ("episode", "call", "never")
 
 
 class OnlineAdaptation(
@@ -68,7 +64,7 @@ class OnlineAdaptation(
         outlier_error: The error, in variances, beyond which a transition is left out as an outlier; inf for none but
             those whose error is not finite.
         change_ratio: The multiple of the running mean beyond which an error is a surprise; inf for no surprises.
-        error_start: The running mean of the errors at the start of an episode and after a change.
+        error_start: The running mean of the errors at the start of an episode, and after a change at least.
         error_decay: The decay of that mean, in [0, 1).
         error_floor: The least value of that mean.
 
@@ -95,6 +91,9 @@ class OnlineAdaptation(
         error_decay: float = 0.98,
         error_floor: float = 0.001,
     ) -> None:
+        # One of its own: environments that shared one would adapt to each other's tasks, and the model of a trainer
+        # would no longer be the one that was trained.
+        adapter = copy_module(adapter)
         gym.utils.RecordConstructorArgs.__init__(
             self,
             adapter=adapter,
@@ -113,27 +112,26 @@ class OnlineAdaptation(
             error_floor=error_floor,
         )
         super().__init__(env)
-        for name, value in (("window", window), ("every", every), ("warmup", warmup)):
-            check_integer(name, value)
-        if warmup > window:
-            raise ValueError(f"warmup must be at most window ({window}); got {warmup}.")
-        if restore not in _RESTORE:
-            raise ValueError(f"restore must be one of {list(_RESTORE)}; got {restore!r}.")
-        if not clip > 0.0:
-            raise ValueError(f"clip must be > 0; got {clip!r}.")
-        # Of its own: environments that shared one would adapt to each other's tasks, and the model of a trainer would
-        # no longer be the one that was trained.
-        self.adapter = copy.deepcopy(adapter)
-        self.model = _check_model(self.adapter, env)
+        check_window(window, every, warmup, restore, clip)
+        self.adapter = adapter
+        name = type(self).__name__
+        self.model = check_adapted_model(name, adapter, env.observation_space, env.action_space)
+        self.options: dict[str, Any] = {
+            "window": window,
+            "every": every,
+            "warmup": warmup,
+            "restore": restore,
+            "loss_fn": loss_fn,
+        }
         self._every = every
         self._warmup = warmup
         self._restore = restore
         self._loss_fn = loss_fn
         self._clip = clip
-        probes = _probe_actions(env.action_space, probe_actions) if observe_predictions else []
-        self._probes = np.asarray(probes, dtype=env.action_space.dtype).reshape(-1, *(env.action_space.shape or ()))
+        self._probes = np.empty((0, *(env.action_space.shape or ())), dtype=env.action_space.dtype)
         if observe_predictions:
-            self.observation_space = self._with_predictions(env.observation_space)
+            self._probes = parse_probes(env.action_space, probe_actions)
+            self.observation_space = with_predictions(env.observation_space, len(self._probes), clip)
         self._surprises = Surprises(
             1,
             outlier_error=outlier_error,
@@ -144,7 +142,23 @@ class OnlineAdaptation(
         )
         self._transitions: deque[tuple[Tensor, Tensor]] = deque(maxlen=window)
         self._observation: npt.NDArray[np.float32] | None = None  # where the next transition starts, if that is known
+        self._num_steps = 0
+        self.errors_after = np.full(1, np.nan)  # of the model once adapted to it, after the last change
         self._forget()
+
+    def predict(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
+        """The change of the observation that the adapted model predicts, normalised.
+
+        Args:
+            observations: ``Float[B D]``.
+            actions: ``Int[B]`` or ``Float[B A]``.
+
+        Returns:
+            ``Float[B D]``.
+        """
+        with torch.no_grad():
+            predictions: Tensor = self.model(self.model.encode(observations, actions))
+        return predictions
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -170,11 +184,14 @@ class OnlineAdaptation(
             before = None
         encoded, encoded_probes = self._encode(before, action, observation)
         error = None
+        self.verdict = Verdict.nothing(1)
         if encoded is not None and before is not None:
             error = self._join(encoded, self.model.targets(before[None], observation[None]))
         loss = None
         if len(self._transitions) >= self._warmup and self._num_steps % self._every == 0:
             loss = self._adapt()
+        if self.verdict.changes[0]:
+            self.errors_after[0] = self._measure(*self._transitions[-1])
         info = info | {"adaptation": self._report(error, loss)}
         return self._observe(observation, encoded_probes), reward, terminated, truncated, info
 
@@ -182,6 +199,7 @@ class OnlineAdaptation(
         """Begin an episode."""
         self._transitions.clear()
         self._surprises.forget(np.array([True]))
+        self.verdict = Verdict.nothing(1)  # on the last transition
         self._num_steps = 0
         self._num_outliers = 0
         self._num_changes = 0
@@ -203,9 +221,9 @@ class OnlineAdaptation(
 
     def _join(self, encoded: Tensor, target: Tensor) -> float:
         """Judge a transition by the model's error, which is returned, and let it join the window."""
-        with torch.no_grad():
-            error = float((self.model(encoded) - target).float().square().mean())
-        outlier, change = (bool(flags[0]) for flags in self._surprises.judge(np.array([error]), np.array([True])))
+        error = self._measure(encoded, target)
+        self.verdict = self._surprises.judge(np.array([error]), np.array([True]))
+        outlier, change = (bool(flags[0]) for flags in self.verdict)
         if outlier:
             self._num_outliers += 1
             return error
@@ -217,6 +235,11 @@ class OnlineAdaptation(
             if self._restore != "never":
                 self.adapter.reset()
         return error
+
+    def _measure(self, encoded: Tensor, target: Tensor) -> float:
+        """The squared error of the model on a transition."""
+        with torch.no_grad():
+            return float((self.model(encoded) - target).float().square().mean())
 
     def _observe(self, observation: npt.NDArray[np.float32], encoded_probes: Tensor) -> npt.NDArray[np.float32]:
         if not len(self._probes):
@@ -244,43 +267,3 @@ class OnlineAdaptation(
             "num_outliers": self._num_outliers,
             "num_changes": self._num_changes,
         }
-
-    def _with_predictions(self, space: spaces.Space[Any]) -> Any:
-        if not isinstance(space, spaces.Box):
-            raise ValueError(f"the observation space must be a Box; got {space}.")
-        bound = np.full(len(self._probes) * space.shape[0], self._clip, dtype=np.float32)
-        low, high = np.append(space.low, -bound), np.append(space.high, bound)
-        return spaces.Box(low, high, dtype=low.dtype.type)
-
-
-def _check_model(adapter: Adapter, env: gym.Env[Any, Any]) -> DynamicsModel:
-    if not isinstance(adapter, Adapter):
-        raise ValueError(f"OnlineAdaptation needs an adapter of a DynamicsModel; got {type(adapter).__name__}.")
-    model = adapter.model
-    if not isinstance(model, DynamicsModel):
-        raise ValueError(f"OnlineAdaptation needs an adapter of a DynamicsModel; got one of {type(model).__name__}.")
-    if env.action_space != model.action_space or env.observation_space.shape != (model.observation_dim,):
-        raise ValueError(
-            f"the model must be made for the spaces of the environment, {env.observation_space} and "
-            f"{env.action_space}; it is for {model.observation_dim} observations and {model.action_space}."
-        )
-    return model
-
-
-def _probe_actions(space: spaces.Space[Any], given: Sequence[Any] | None) -> Sequence[Any]:
-    """The actions to predict for, each of which must be in the space."""
-    if given is None:
-        if isinstance(space, spaces.Discrete):
-            given = list(range(int(space.start), int(space.start + space.n)))
-        elif isinstance(space, spaces.Box) and space.is_bounded():
-            given = [space.low, np.clip(np.zeros_like(space.low), space.low, space.high), space.high]
-        else:
-            raise ValueError(f"probe_actions must be given for the action space {space}.")
-    try:
-        # Numbers may lose precision but not their fractions: 0.5 is no action of a Discrete space.
-        probes = [np.asarray(action).astype(space.dtype, casting="same_kind") for action in given]
-    except (TypeError, ValueError):
-        probes = []
-    if not probes or not all(space.contains(action) for action in probes):
-        raise ValueError(f"probe_actions must be one or more actions of {space}; got {given!r}.")
-    return probes

@@ -13,6 +13,7 @@ from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from ssm_metarl_gym.checks import shown
 from ssm_metarl_gym.wrappers.infos import Memory, split_infos
 
 __all__ = ["SB3VecEnv"]
@@ -53,7 +54,7 @@ class SB3VecEnv(VecEnv):
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
         if not isinstance(env, VectorEnv):
             raise ValueError(
-                f"SB3VecEnv needs a vector environment; got {env!r}. Make one with gym.make_vec(id, num_envs)."
+                f"SB3VecEnv needs a vector environment; got {shown(env)}. Make one with gym.make_vec(id, num_envs)."
             )
         mode = env.metadata.get("autoreset_mode")
         if mode not in (AutoresetMode.SAME_STEP, AutoresetMode.SAME_STEP.value):

@@ -27,6 +27,11 @@ class Verdict(NamedTuple):
     outliers: Flags
     changes: Flags
 
+    @classmethod
+    def nothing(cls, num_rows: int) -> "Verdict":
+        """That of rows without a transition."""
+        return cls(np.zeros(num_rows, dtype=np.bool_), np.zeros(num_rows, dtype=np.bool_))
+
 
 class Surprises:
     """Judges each row's transitions by the errors of a model that did not yet adapt to them.

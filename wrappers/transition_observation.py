@@ -1,6 +1,6 @@
 """The last transition as part of the observation."""
 
-from typing import Any, Final, SupportsFloat
+from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
@@ -11,9 +11,6 @@ from ssm_metarl_gym.checks import check_flat_box
 from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation
 
 __all__ = ["TransitionObservation", "VectorTransitionObservation"]
-
-# Bounds of what has none: finite, because environment checkers warn of infinite ones.
-_UNBOUNDED: Final = float(np.finfo(np.float32).max)
 
 
 class TransitionObservation(
@@ -116,7 +113,7 @@ class _Transitions:
 
     def space(self, observation_space: Any) -> Any:
         """``Box[... 2 D + A + 2]`` for ``Box[... D]``."""
-        unbounded = np.full(1 + self._dim, _UNBOUNDED)  # the reward and the change
+        unbounded = np.full(1 + self._dim, np.inf)  # the reward and the change
         low = _append(observation_space.low, [*self._encoding.low, *-unbounded, 0.0])
         high = _append(observation_space.high, [*self._encoding.high, *unbounded, 1.0])
         return spaces.Box(low, high, dtype=np.float32)
@@ -156,17 +153,21 @@ class _ActionEncoding:
     """Actions as numbers, with their bounds ``low`` and ``high [A]``, which contain the zeros of "no action yet"."""
 
     def __init__(self, wrapper: object, space: spaces.Space[Any]) -> None:
-        # Where actions are choices: the component of the action, and its value, that each number stands for.
+        # Where actions are choices: the component of the action, and its value, that each entry of the code stands for.
         self._component: npt.NDArray[np.int_] | None = None
         if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
             counts = np.ravel(space.n if isinstance(space, spaces.Discrete) else space.nvec)
             choices = [first + np.arange(count) for first, count in zip(np.ravel(space.start), counts, strict=True)]
-            self._component, self._value = np.repeat(np.arange(counts.size), counts), np.concatenate(choices)
-            self.low, self.high = np.zeros(self._value.size), np.ones(self._value.size)
+            self._component = np.repeat(np.arange(counts.size), counts)
+            self._value = np.concatenate(choices)
+            self.low = np.zeros(self._value.size)
+            self.high = np.ones(self._value.size)
         elif isinstance(space, spaces.MultiBinary):
-            self.low, self.high = np.zeros(space.shape).ravel(), np.ones(space.shape).ravel()
+            self.low = np.zeros(space.shape).ravel()
+            self.high = np.ones(space.shape).ravel()
         elif isinstance(space, spaces.Box) and len(space.shape) == 1:
-            self.low, self.high = np.minimum(space.low, 0.0), np.maximum(space.high, 0.0)
+            self.low = np.minimum(space.low, 0.0)
+            self.high = np.maximum(space.high, 0.0)
         else:
             raise ValueError(
                 f"{type(wrapper).__name__} needs a Discrete, MultiDiscrete, MultiBinary or one-dimensional Box as "

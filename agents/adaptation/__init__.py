@@ -1,1 +1,1 @@
-"""Adaptation of any module at test time, within bounds: the bounds, the state of a module, the descent."""
+"""Adaptation of any module at test time, within bounds: by gradient steps, least squares or a Kalman filter."""

@@ -1,12 +1,22 @@
-"""What an adapter is given, and what a loss of it may come to."""
+"""What an adapter is given, which of it is new, and what a loss of it may come to."""
 
+import functools
+import operator
 from collections.abc import Mapping
 from typing import Final
 
 import torch
 from torch import Tensor
 
-__all__ = ["LinAlgError", "constant", "is_of_numbers", "parse_batch"]
+__all__ = [
+    "LinAlgError",
+    "constant",
+    "finite_rows",
+    "is_of_numbers",
+    "num_shared_rows",
+    "parse_batch",
+    "row_bytes",
+]
 
 LinAlgError: Final = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 
@@ -43,3 +53,27 @@ def is_of_numbers(error: Exception, targets: Tensor) -> bool:
     if "to be within the support" in str(error):
         return not bool(targets.isfinite().all())
     return "to satisfy the constraint" in str(error)
+
+
+def finite_rows(*columns: Tensor) -> Tensor:
+    """Which rows are finite in every column: ``Float[N ...]`` each -> ``Bool[N]``."""
+    return functools.reduce(operator.and_, (column.isfinite().reshape(len(column), -1).all(1) for column in columns))
+
+
+def row_bytes(*columns: Tensor) -> Tensor:
+    """The bits of the rows, side by side: ``[N ...]`` each -> ``UInt8[N bytes]``. A NaN equals itself in them."""
+    return torch.cat([column.reshape(len(column), -1).contiguous().view(torch.uint8) for column in columns], dim=1)
+
+
+def num_shared_rows(last: Tensor, rows: Tensor) -> int:
+    """How many rows at the start of ``rows`` are those that ``last`` ends with: the most there can be.
+
+    Args:
+        last: ``UInt8[M bytes]``.
+        rows: ``UInt8[N bytes]``, N >= 1.
+    """
+    if last.shape[1:] != rows.shape[1:]:
+        return 0
+    starts = (last == rows[:1]).all(dim=1).nonzero().flatten().tolist()
+    overlaps = (len(last) - start for start in starts)
+    return next((n for n in overlaps if n <= len(rows) and torch.equal(last[-n:], rows[:n])), 0)

@@ -11,25 +11,12 @@ from ssm_metarl_gym.checks import Rule, check_fields, is_number
 __all__ = ["AdaptationConfig", "AdapterStats", "parse_stats"]
 
 
-def _is_finite(value: Any) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer that no float is equal to
-        return False
-
-
 _RULES: Final[Mapping[str, Rule]] = {
-    "lr": ("a finite number >= 0", lambda value: value >= 0.0 and _is_finite(value)),
-    "grad_clip_norm": (
-        "a number > 0 (inf for no clipping)",
-        lambda value: value > 0.0 and (value == math.inf or _is_finite(value)),
-    ),
-    "trust_region_eps": (
-        "a number >= 0 (0 freezes the weights, inf is no bound)",
-        lambda value: value >= 0.0 and (value == math.inf or _is_finite(value)),
-    ),
+    "lr": ("a finite number >= 0", lambda value: 0.0 <= value < math.inf),
+    "grad_clip_norm": ("a number > 0 (inf for no clipping)", lambda value: value > 0.0),
+    "trust_region_eps": ("a number >= 0 (0 freezes the weights, inf is no bound)", lambda value: value >= 0.0),
     "ema_decay": ("a number in [0, 1)", lambda value: 0.0 <= value < 1.0),
-    "entropy_weight": ("a finite number", _is_finite),
+    "entropy_weight": ("a finite number", math.isfinite),
     "max_steps_per_call": ("an int >= 1", lambda value: isinstance(value, Integral) and int(value) >= 1),
 }
 
@@ -70,18 +57,21 @@ class AdaptationConfig:
 
 @dataclass(frozen=True)
 class AdapterStats:
-    """What an :class:`Adapter` has done since it was made or reset.
+    """What an adapter has done since it was made or reset.
+
+    A step is a gradient step of an :class:`Adapter`, and a transition that was taken in of an adapter in closed form.
 
     Attributes:
         calls: Calls of ``adapt``, empty ones included.
         empty_calls: Calls with an empty batch, which change nothing.
-        steps: Accepted gradient steps.
-        rejected_steps: Steps undone, or not taken, because a loss, gradient or weight was not finite.
-        clipped_steps: Accepted steps whose gradient was clipped.
+        steps: Accepted steps.
+        rejected_steps: Steps undone, or not taken, because something was not finite: a loss, gradient, weight or input.
+        clipped_steps: Accepted steps whose gradient was clipped, or transitions that counted for less than one.
         projected_steps: Accepted steps that ended on the border of the trust region.
         loss_mean: Running mean of the losses *before* adaptation: a rise of it is a sign of drift.
         loss_variance: Running variance of the same.
         distance: Distance of the weights from the source, relative to the norm of the source.
+        covariance_resets: How often the covariance of an adapter in closed form was put back to its prior.
     """
 
     calls: int = 0
@@ -93,6 +83,7 @@ class AdapterStats:
     loss_mean: float = math.nan
     loss_variance: float = 0.0
     distance: float = 0.0
+    covariance_resets: int = 0
 
 
 def parse_stats(stored: Mapping[str, Any]) -> AdapterStats:

@@ -110,8 +110,8 @@ class InnerLoop:
         changed = [name for name in {**self._parameters, **now} if now.get(name) is not self._parameters.get(name)]
         if changed:
             raise ValueError(
-                "the model must have the parameters that it had when its training began, frozen or not; since then "
-                f"these were replaced, added, frozen or unfrozen: {changed}. Make a new MetaMAML of the model."
+                "the model must have the parameters that it had when its training began, frozen or not; "
+                f"since then these were replaced, added or (un)frozen: {changed}. Make a new MetaMAML, or trainer."
             )
 
     def weights(self) -> Weights:

@@ -11,7 +11,8 @@ from ssm_metarl_gym.agents.meta_learning.autograd_limits import differentiable
 from ssm_metarl_gym.agents.meta_learning.buffers import average_buffers
 from ssm_metarl_gym.agents.meta_learning.inner_loop import InnerLoop, LearnedRates, Weights
 from ssm_metarl_gym.agents.meta_learning.outer_loop import OuterLoop
-from ssm_metarl_gym.agents.meta_learning.task_losses import BatchedTasks, QueryLosses, ReptileLoss, TaskLoss
+from ssm_metarl_gym.agents.meta_learning.reptile import ReptileLoss
+from ssm_metarl_gym.agents.meta_learning.task_losses import BatchedTasks, QueryLosses, TaskLoss
 from ssm_metarl_gym.agents.meta_learning.tasks import Inputs, LossFunction, MetaTask, TaskSet, check_set, check_tasks
 from ssm_metarl_gym.agents.stateless import StatelessModule, attributes_kept, copy_module
 from ssm_metarl_gym.checks import check_choice, check_integer
@@ -38,12 +39,12 @@ class MetaMAML:
     layers in sequence. Tasks may differ in their numbers of rows: they are padded, and the padding masked, where the
     loss is one of torch's elementwise ones (the rows of a batch must then not depend on each other, as they do in
     attention over rows), else those of equal shapes are computed together. Modules that vmap refuses or gets wrong
-    (``nn.LSTM``, ``nn.LayerNorm`` in second order, batch normalisation in training) have their tasks computed one after
-    the other, which is logged once. The result is the same.
+    (``nn.LSTM``, ``nn.LayerNorm`` in second order, batch normalisation in training, embeddings with padding) have their
+    tasks computed one after the other, which is logged once. The result is the same.
 
     A task whose loss or gradient is not finite is left out, logged and counted. Frozen parameters
-    (``requires_grad=False``) stay as they are. Every task begins with the model's buffers; after an outer step these
-    are the mean of what the tasks made of them.
+    (``requires_grad=False``) stay as they are. Every task begins with the model's buffers and attributes; after an
+    outer step the buffers are the mean of what the tasks made of them, and the attributes are as they were.
 
     Example:
         >>> maml = MetaMAML(nn.Linear(4, 1), inner_lr=0.01, outer_lr=0.001)
@@ -163,7 +164,8 @@ class MetaMAML:
         Args:
             support_x: ``Float[N ...]``, the inputs; a tuple of them for a model that takes several.
             support_y: ``Float[N ...]``, the targets.
-            loss_fn: Takes a prediction and a target, gives a scalar.
+            loss_fn: Takes a prediction and a target, gives a scalar. The attributes of the model are not those of the
+                copy: what a loss needs should be in the prediction.
             num_steps: Number of steps, >= 0.
 
         Raises:

@@ -11,14 +11,12 @@ from torch.func import vmap
 from ssm_metarl_gym.agents.meta_learning.buffers import changed_buffers, copy_buffers
 from ssm_metarl_gym.agents.meta_learning.inner_loop import InnerLoop, Weights
 from ssm_metarl_gym.agents.meta_learning.low_rank import LowRankNetwork, find_layers
-from ssm_metarl_gym.agents.meta_learning.tasks import LossFunction, MetaTask, TaskGroup, TaskSet, group_tasks
+from ssm_metarl_gym.agents.meta_learning.reptile import ReptileLoss
+from ssm_metarl_gym.agents.meta_learning.tasks import LossFunction, MetaTask, SetLoss, TaskGroup, TaskSet, group_tasks
 from ssm_metarl_gym.agents.meta_learning.vmap_limits import VmapLimits
 from ssm_metarl_gym.agents.stateless import StatelessModule, attributes_kept
 
-__all__ = ["BatchedTasks", "QueryLosses", "ReptileLoss", "TaskLoss"]
-
-# The loss of weights on a support or query set.
-SetLoss: TypeAlias = Callable[[Weights, TaskSet], Tensor]
+__all__ = ["BatchedTasks", "QueryLosses", "TaskLoss"]
 
 
 @dataclass(frozen=True)
@@ -60,35 +58,6 @@ class QueryLosses:
             if index in self.num_steps:
                 losses[index] = _each_loss(loss_fn, network(query.x[0]), query)
         return torch.stack([losses[index] for index in self.num_steps], dim=1)
-
-
-@dataclass(frozen=True)
-class ReptileLoss:
-    """The query loss after inner steps, whose gradient is the way back from the adapted weights to the weights.
-
-    The steps take support and query set in turn, as two minibatches of one task. (Reptile of Nichol et al. 2018,
-    https://arxiv.org/abs/1803.02999.)
-
-    Attributes:
-        num_steps: The number of steps.
-    """
-
-    num_steps: int
-
-    def __call__(
-        self, inner: InnerLoop, loss_of: SetLoss, support: TaskSet, query: TaskSet, functional: bool
-    ) -> Tensor:
-        """The loss of one task, ``Float[1]``; the arguments are those of :class:`QueryLosses`."""
-        origin, inner = inner.weights(), inner.detached()
-        weights = inner.weights()
-        for index in range(self.num_steps):
-            part = query if index % 2 else support
-            weights = inner.step(lambda w, part=part: loss_of(w, part), weights, index, functional=functional)  # type: ignore[misc]
-        loss = loss_of(weights, query).detach()
-        # As large as the loss, and as steep as half the squared distance from the adapted weights.
-        ways = [(origin[name] * (origin[name] - weights[name]).detach()).sum() for name in inner.adapted]
-        way = torch.stack(ways).sum()
-        return (loss + (way - way.detach()))[None]
 
 
 TaskLoss: TypeAlias = QueryLosses | ReptileLoss

@@ -1,18 +1,18 @@
 """Tasks of supervised meta-learning, side by side: stacked, or padded where they differ in their number of rows."""
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssm_metarl_gym.agents.losses import ELEMENTWISE, ELEMENTWISE_FUNCTIONS, checked_loss
+from ssm_metarl_gym.agents.losses import checked_loss, is_mean_over_elements, masked_loss
 
 __all__ = [
     "Inputs",
     "LossFunction",
     "MetaTask",
+    "SetLoss",
     "TaskGroup",
     "TaskSet",
     "as_inputs",
@@ -49,10 +49,7 @@ class TaskSet(NamedTuple):
         """The loss of a prediction for the rows that are not padding."""
         if self.mask is None:
             return checked_loss(loss_fn, prediction, self.y)
-        losses = measure_rows(loss_fn, prediction, self.y)  # N ...
-        counted = self.mask.view(-1, *[1] * (losses.ndim - 1)).expand_as(losses)
-        total = torch.where(counted, losses, 0.0).sum()
-        return total if getattr(loss_fn, "reduction", "mean") == "sum" else total / counted.sum()
+        return masked_loss(loss_fn, prediction, self.y, self.mask)
 
     @property
     def task_axes(self) -> Any:
@@ -63,6 +60,10 @@ class TaskSet(NamedTuple):
     def shapes(self) -> tuple[torch.Size, ...]:
         """The shapes of inputs and targets."""
         return tuple(tensor.shape for tensor in (*self.x, self.y))
+
+
+# The loss of weights, by their names, on a support or query set.
+SetLoss: TypeAlias = Callable[[dict[str, Tensor], TaskSet], Tensor]
 
 
 class TaskGroup(NamedTuple):
@@ -85,8 +86,7 @@ def group_tasks(tasks: Sequence[MetaTask], indices: Sequence[int], loss_fn: Loss
     Tasks that differ in their numbers of rows alone share a group where ``pad`` is true and the loss is known to be a
     mean over rows.
     """
-    # Means from which padding can be left out exactly. Of exactly these types: a subclass may compute anything.
-    pad = pad and (type(loss_fn) in ELEMENTWISE or loss_fn in ELEMENTWISE_FUNCTIONS)
+    pad = pad and is_mean_over_elements(loss_fn)
     groups: dict[Any, list[tuple[int, TaskSet, TaskSet]]] = {}
     for index in indices:
         support_x, support_y, query_x, query_y = tasks[index]
@@ -123,17 +123,6 @@ def check_tasks(tasks: Sequence[MetaTask]) -> None:
         support_x, support_y, query_x, query_y = task
         check_set(f"support of task {index}", support_x, support_y)
         check_set(f"query of task {index}", query_x, query_y)
-
-
-def measure_rows(loss_fn: LossFunction, prediction: Any, target: Tensor) -> Tensor:
-    """The losses of all elements, of a loss that would average them: ``Float[N ...]``."""
-    checked_loss(loss_fn, prediction, target)  # its complaints are those that the user knows
-    if not isinstance(loss_fn, nn.Module):
-        return loss_fn(prediction, target, reduction="none")  # type: ignore[call-arg]
-    unreduced: Any = copy.copy(loss_fn)
-    unreduced.reduction = "none"
-    losses: Tensor = unreduced(prediction, target)
-    return losses
 
 
 def as_inputs(x: Inputs) -> tuple[Tensor, ...]:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +17,12 @@ from ssm_metarl_gym.agents.meta_learning.inner_loop import LearnedRates
 from ssm_metarl_gym.agents.meta_learning.maml import MetaMAML, MetaTask
 from ssm_metarl_gym.agents.meta_training.streams import collect_streams, make_stream_env
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
-from ssm_metarl_gym.checks import check_integer, is_number
+from ssm_metarl_gym.checks import Rule, check_integer, check_number
 from ssm_metarl_gym.seeding import seed_sequence
 
 __all__ = ["DynamicsObjective", "DynamicsOptions", "weighted_mse"]
+
+_OUTER_LR_RULE: Final[Rule] = ("> 0 and <= 1e30, so that Adam's step is finite", lambda value: 0.0 < value <= 1e30)
 
 # The first part of the key of a seed: what the random numbers are for.
 _UPDATES, _TRAINING_STREAMS, _EVALUATION_STREAMS = range(3)
@@ -68,8 +70,7 @@ class DynamicsOptions:
 
     def __post_init__(self) -> None:
         # MetaMAML checks what else it is given.
-        if not (is_number(self.outer_lr) and 0.0 < self.outer_lr <= 1e30):
-            raise ValueError(f"outer_lr must be > 0 and <= 1e30, so that Adam's step is finite; got {self.outer_lr!r}.")
+        check_number("outer_lr", self.outer_lr, _OUTER_LR_RULE)
         for name in ("window", "meta_batch_size", "num_streams"):
             check_integer(name, getattr(self, name))
         check_integer("stream_length (at least two windows)", self.stream_length, least=2 * self.window)
@@ -107,6 +108,11 @@ class DynamicsObjective:
         options: DynamicsOptions,
         distributed: bool = False,
     ) -> None:
+        if model.adapts == "action_map":
+            raise ValueError(
+                "MetaTrainer trains what adapts by gradient steps, adapts='last_layer' or 'all'; got a model with "
+                "adapts='action_map'. Fit it to one simulator: model.fit(env)."
+            )
         self.model = model
         self._env_id = env_id
         self._env_kwargs = dict(env_kwargs)

@@ -18,7 +18,8 @@ from ssm_metarl_gym.agents.meta_training.promp import ProMP
 from ssm_metarl_gym.agents.meta_training.surrogates import Sample, Surrogate, make_sample
 from ssm_metarl_gym.agents.meta_training.trajectories import BatchedEnvs, Trajectories, collect_trajectories
 from ssm_metarl_gym.agents.models.meta_policy import MetaPolicy, Network
-from ssm_metarl_gym.checks import check_choice, check_integer, is_number
+from ssm_metarl_gym.agents.stateless import copy_module
+from ssm_metarl_gym.checks import Rule, check_choice, check_fields, check_integer
 from ssm_metarl_gym.seeding import seed_sequence
 from ssm_metarl_gym.tasks.task import Task
 
@@ -79,10 +80,7 @@ class PolicyOptions:
         check_integer("inner_steps", self.inner_steps, least=0)
         if self.task_chunk_size is not None:
             check_integer("task_chunk_size", self.task_chunk_size)
-        for name, least, most, rule in _RANGES:
-            value = getattr(self, name)
-            if not (is_number(value) and least <= value <= most):
-                raise ValueError(f"{name} must be {rule}; got {value!r}.")
+        check_fields(self, _RULES)
         check_choice("surrogate", self.surrogate, get_args(Surrogate))
         check_choice("network", self.network, get_args(Network))
         if self.learned_rates is not None:
@@ -90,15 +88,16 @@ class PolicyOptions:
 
 
 _TINY, _HUGE = np.finfo(np.float32).tiny, np.finfo(np.float32).max
-_RANGES: Final = (
-    ("inner_lr", _TINY, _HUGE, "finite and > 0; for no inner loop use inner_steps=0"),
-    ("outer_lr", _TINY, 1e30, "> 0 and <= 1e30, so that Adam's step is finite"),
-    ("gamma", 0.0, 1.0, "in [0, 1]"),
-    ("gae_lambda", 0.0, 1.0, "in [0, 1]"),
-    ("clip_range", _TINY, _HUGE, "finite and > 0"),
-    ("kl_penalty", 0.0, _HUGE, "finite and >= 0"),
-    ("grad_clip_norm", _TINY, math.inf, "> 0; inf is no bound"),
-)
+_IN_UNIT_INTERVAL: Final[Rule] = ("in [0, 1]", lambda value: 0.0 <= value <= 1.0)
+_RULES: Final[dict[str, Rule]] = {
+    "inner_lr": ("finite and > 0; for no inner loop use inner_steps=0", lambda value: _TINY <= value <= _HUGE),
+    "outer_lr": ("> 0 and <= 1e30, so that Adam's step is finite", lambda value: _TINY <= value <= 1e30),
+    "gamma": _IN_UNIT_INTERVAL,
+    "gae_lambda": _IN_UNIT_INTERVAL,
+    "clip_range": ("finite and > 0", lambda value: _TINY <= value <= _HUGE),
+    "kl_penalty": ("finite and >= 0", lambda value: 0.0 <= value <= _HUGE),
+    "grad_clip_norm": ("> 0; inf is no bound", lambda value: value >= _TINY),
+}
 
 
 class PolicyObjective:
@@ -179,7 +178,9 @@ class PolicyObjective:
 
         Raises:
             FloatingPointError: No task of an epoch is finite; the model is as it was before the update.
+            ValueError: Parameters of the policy were replaced or frozen since this object was made.
         """
+        self._inner.check_parameters()
         before = copy.deepcopy((self.model.state_dict(), self.state_dict()))
         try:
             return self._update(index)
@@ -256,7 +257,7 @@ class PolicyObjective:
         for index, trajectories_seed in enumerate(seed_sequence(seed, _ADAPTATION).spawn(num_steps)):
             sample = self._to_sample(self._collect(weights, tasks, trajectories_seed))
             weights = self._promp.adapt(weights, sample, index)
-        adapted = copy.deepcopy(self.model)
+        adapted = copy_module(self.model)
         adapted.load_state_dict({name: weight[0] for name, weight in weights.items()}, strict=False)
         return adapted
 

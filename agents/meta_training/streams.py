@@ -10,6 +10,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
+from ssm_metarl_gym.agents.models.supervision import random_actions
 from ssm_metarl_gym.envs.making import has_batched_form, make_rows
 
 __all__ = ["Streams", "collect_streams", "make_stream_env"]
@@ -71,7 +72,7 @@ def collect_streams(env: StreamEnv, num_streams: int, stream_length: int, *, see
     observations = np.empty((*shape, *_observation_shape(observation_space)), dtype=np.float32)
     streams = Streams(
         observations,
-        _random_actions(action_space, rng, shape),
+        random_actions(action_space, rng, shape),
         np.empty_like(observations),
         np.zeros(shape, dtype=np.bool_),
     )
@@ -125,12 +126,3 @@ def _observation_shape(space: spaces.Space[Any]) -> tuple[int, ...]:
     if space.shape is None:
         raise ValueError(f"the observation space must be a Box; got {space}.")
     return space.shape
-
-
-def _random_actions(space: spaces.Space[Any], rng: np.random.Generator, size: tuple[int, ...]) -> npt.NDArray[Any]:
-    """All actions at once: sampling a space thousands of times would take as long as the environment itself."""
-    if isinstance(space, spaces.Discrete):
-        return rng.integers(space.start, space.start + space.n, size=size)
-    if isinstance(space, spaces.Box) and space.is_bounded():
-        return rng.uniform(space.low, space.high, (*size, *space.shape)).astype(np.float32)
-    raise ValueError(f"the action space must be Discrete or a bounded Box; got {space}.")

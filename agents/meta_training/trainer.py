@@ -19,6 +19,8 @@ from ssm_metarl_gym.agents.meta_training.archive import check_module, read_archi
 from ssm_metarl_gym.agents.meta_training.dynamics_objective import DynamicsOptions
 from ssm_metarl_gym.agents.meta_training.objectives import OBJECTIVES, Objective, default_model
 from ssm_metarl_gym.agents.meta_training.policy_objective import PolicyObjective
+from ssm_metarl_gym.agents.meta_training.reference import fit_reference
+from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.models.meta_policy import MetaPolicy
 from ssm_metarl_gym.checks import check_choice, check_integer
 from ssm_metarl_gym.tasks.task import Task
@@ -239,6 +241,30 @@ class MetaTrainer:
             )
         check_integer("seed", seed, least=0)
         return self._objective.adapt(task, num_steps, seed=seed)
+
+    def reference(
+        self, task: Task | Mapping[str, float] | None = None, *, num_updates: int = 2000, seed: int = 0
+    ) -> DynamicsModel:
+        """A copy of the model, fitted to random actions in one task: the physics that a policy knows.
+
+        It is what :class:`ActionCorrection` compares the adapted model with.
+
+        Args:
+            task: The task that the policy was trained in, or the parameters in which it differs from the default; None
+                for the default.
+            num_updates: Number of steps of Adam.
+            seed: Seeds the transitions and the batches.
+
+        Raises:
+            ValueError: The objective is not ``"dynamics"``, or an argument is not valid.
+        """
+        if not isinstance(self.model, DynamicsModel):
+            raise ValueError(f"reference needs objective='dynamics', whose model predicts; got {self.objective!r}.")
+        check_integer("num_updates", num_updates)
+        check_integer("seed", seed, least=0)
+        chosen = task.to_dict() if isinstance(task, Task) else dict(task or {})
+        env_kwargs = self.env_kwargs | {"task": chosen}
+        return fit_reference(self.model, self.env_id, env_kwargs, seed=seed, num_updates=num_updates)
 
     def adaptation_config(self) -> AdaptationConfig:
         """How to adapt the model online as it was trained to: the same steps, clipped, within a wide trust region.

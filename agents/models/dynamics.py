@@ -1,18 +1,24 @@
 """A model of the dynamics, the thing that adapts."""
 
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, cast, get_args
 
+import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
+from typing_extensions import Self
 
+from ssm_metarl_gym.agents.models.supervision import Policy, SimulatorEnv, Transitions, collect_transitions, descend
 from ssm_metarl_gym.agents.ssm.model import SSM
+from ssm_metarl_gym.checks import check_choice, check_integer, check_number
 
-__all__ = ["DynamicsModel"]
+__all__ = ["Adapts", "DynamicsModel"]
 
-_ADAPTS: Final = ("last_layer", "all")
+Adapts = Literal["last_layer", "all", "action_map"]
+
+_LEAST_RESIDUAL_VARIANCE: Final = 1e-6
 
 
 class DynamicsModel(nn.Module):
@@ -20,16 +26,29 @@ class DynamicsModel(nn.Module):
 
     A *core* (any module from ``Float[B in]`` to ``Float[B F]``; an :class:`SSM` by default, from its zero state) makes
     features of an observation and an action, a linear *head* turns them into the change. ``adapts`` says what adapts
-    at test time: the whole model, or the head alone, in which case the features of a transition are computed once.
+    at test time:
+
+    - ``"last_layer"``: the head. The features of a transition are computed once.
+    - ``"all"``: core and head.
+    - ``"action_map"``: neither. The model is f(observation, A action), and the matrix ``action_map`` A, the identity at
+      first, is all that adapts: actuators that are swapped, reversed, weak or strong, for the actions of a ``Box``.
+
     So there are two halves: :meth:`encode` computes what does not adapt, ``forward`` takes it and computes the rest.
     A new model is in evaluation mode, and just what adapts requires a gradient, see :meth:`prepare_to_adapt`. It
-    computes in the type of numbers of its core.
+    computes in the type of numbers of its core. :class:`MetaTrainer` trains a model of the first two kinds on the tasks
+    of a family, :meth:`fit` one of any kind in a single simulator.
 
     Args:
         observation_space: A one-dimensional ``Box``.
         action_space: A ``Discrete`` space (encoded one-hot) or a ``Box``.
-        core: The core; None for ``SSM(input_dim, hidden_dim=64, output_dim=32)``.
-        adapts: ``"last_layer"`` or ``"all"``.
+        core: The core; None for ``SSM(input_dim, hidden_dim=64, output_dim=32)`` or, for an action map, two layers of
+            256 hyperbolic tangents, whose slopes are smooth.
+        adapts: ``"last_layer"``, ``"all"`` or ``"action_map"``.
+
+    Attributes:
+        residual_variance: What :meth:`fit` left unexplained of each component of the change, in variances of the
+            change, ``Float[D]``; zeros before it.
+        filtered_parameters: The parameters that a :class:`KalmanAdapter` may adapt: those of the action map.
 
     Raises:
         ValueError: A space of another kind, an unknown ``adapts``, or a core that takes or gives another shape.
@@ -38,6 +57,7 @@ class DynamicsModel(nn.Module):
     input_shift: Tensor
     input_scale: Tensor
     target_scale: Tensor
+    residual_variance: Tensor
 
     def __init__(
         self,
@@ -45,16 +65,21 @@ class DynamicsModel(nn.Module):
         action_space: spaces.Space[Any],
         core: nn.Module | None = None,
         *,
-        adapts: Literal["last_layer", "all"] = "last_layer",
+        adapts: Adapts = "last_layer",
     ) -> None:
         super().__init__()
-        if adapts not in _ADAPTS:
-            raise ValueError(f"adapts must be one of {list(_ADAPTS)}; got {adapts!r}.")
+        check_choice("adapts", adapts, get_args(Adapts))
+        if adapts == "action_map" and not isinstance(action_space, spaces.Box):
+            raise ValueError(
+                f"a map on the actions needs an action space that is a Box; got {action_space}. Use "
+                "adapts='last_layer'."
+            )
         input_dim = self.input_dim(observation_space, action_space)
         self.observation_dim = cast("spaces.Box", observation_space).shape[0]
         self.action_space = action_space
         self.adapts = adapts
-        self.core = SSM(input_dim, hidden_dim=64, output_dim=32) if core is None else core
+        self.filtered_parameters = ("action_map",) if adapts == "action_map" else ()
+        self.core = _default_core(input_dim, adapts) if core is None else core
         device = next((parameter.device for parameter in self.core.parameters()), torch.device("cpu"))
         self.core.eval()
         try:
@@ -70,6 +95,9 @@ class DynamicsModel(nn.Module):
             self.register_buffer("input_shift", torch.zeros(input_dim))
             self.register_buffer("input_scale", torch.ones(input_dim))
             self.register_buffer("target_scale", torch.ones(self.observation_dim))
+            self.register_buffer("residual_variance", torch.zeros(self.observation_dim))
+            if adapts == "action_map":
+                self.action_map = nn.Parameter(torch.eye(spaces.flatdim(action_space), dtype=features.dtype))
         self.head.to(features.dtype)
         self.to(device)
         self.prepare_to_adapt()
@@ -105,20 +133,160 @@ class DynamicsModel(nn.Module):
         return changes.to(self.head.weight.dtype)
 
     def encode(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
-        """What ``forward`` takes: the normalised inputs, or their features where only the last layer adapts."""
+        """What ``forward`` takes: the normalised inputs, their features where only the last layer adapts.
+
+        For an action map they are the normalised observation and the action as it was taken, ``Float[B D + A]``.
+        """
         with torch.no_grad():
             inputs = self.inputs(observations, actions)
-            return cast("Tensor", self.core(inputs)) if self.adapts == "last_layer" else inputs
+            if self.adapts == "last_layer":
+                return cast("Tensor", self.core(inputs))
+            if self.adapts == "action_map":
+                inputs[:, self.observation_dim :] = torch.as_tensor(actions).reshape(len(inputs), -1)
+            return inputs
 
     def forward(self, encoded: Tensor) -> Tensor:
         """The predicted change ``Float[B D]``, normalised, from what :meth:`encode` gave."""
-        return cast("Tensor", self.head(encoded if self.adapts == "last_layer" else self.core(encoded)))
+        if self.adapts == "last_layer":
+            return cast("Tensor", self.head(encoded))
+        if self.adapts == "action_map":
+            observations, actions = self._split(encoded)
+            encoded = self._normalised(observations, actions @ self.action_map.mT.to(actions.dtype))
+        return cast("Tensor", self.head(self.core(encoded)))
+
+    def linearise(self, encoded: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The predictions of many rows, each with an action map of its own, and their slopes in the entries of it.
+
+        The slopes in A u are central differences over a tenth of the actions' standard deviation to both sides, and
+        dx/dA_ij = dx/d(A u)_i u_j.
+
+        Args:
+            encoded: What :meth:`encode` gave, ``Float[B D + A]``.
+            weights: The action maps, ``Float[B A A]`` or flat ``Float[B A * A]``.
+
+        Returns:
+            ``Float[B D]`` and ``Float[B D A * A]``.
+        """
+        observations, actions = self._split(encoded)
+        num_rows, num_actions = actions.shape
+        mapped = (weights.to(actions.dtype).view(num_rows, num_actions, num_actions) @ actions[..., None]).mT  # B 1 A
+        step = 0.1 * self._split(self.input_scale)[1]
+        offsets = torch.cat([torch.zeros_like(step)[None], torch.diag(step), -torch.diag(step)])  # 2A+1 A
+        around = mapped + offsets  # B 2A+1 A
+        inputs = self._normalised(observations[:, None].expand(-1, len(offsets), -1), around)
+        predictions = self.head(self.core(inputs.flatten(0, 1))).unflatten(0, around.shape[:2])  # B 2A+1 D
+        centre, above, below = predictions.split([1, num_actions, num_actions], dim=1)
+        slopes = (above - below) / (2.0 * step[:, None])  # B A D
+        return centre[:, 0], (slopes.mT[..., None] * actions[:, None, None]).flatten(2)
+
+    @property
+    def adapted_layer(self) -> nn.Linear | None:
+        """All that ``forward`` computes where only the last layer adapts, None elsewhere."""
+        return self.head if self.adapts == "last_layer" else None
 
     def prepare_to_adapt(self) -> None:
         """Go to evaluation mode, and let exactly those parameters require a gradient that adapt at test time."""
         self.eval()
         self.core.requires_grad_(self.adapts == "all")
-        self.head.requires_grad_(True)
+        self.head.requires_grad_(self.adapts != "action_map")
+        if self.adapts == "action_map":
+            self.action_map.requires_grad_(True)
+
+    def fit(
+        self,
+        env: SimulatorEnv,
+        policy: Policy | None = None,
+        *,
+        num_transitions: int = 60_000,
+        num_updates: int = 4_000,
+        batch_size: int = 256,
+        learning_rate: float = 1e-3,
+        seed: int = 0,
+    ) -> Self:
+        """Learn the dynamics of one simulator by plain supervision: no family of tasks, no meta-learning.
+
+        A third of the transitions are of random actions; the others are of the policy with noise of a standard
+        deviation of .05, .2 and .5 of half the range (of a ``Discrete`` space: random actions as often), so that the
+        model knows what lies around the policy's own behaviour. Nine tenths of each are trained on and set the
+        normalisation, the rest measures :attr:`residual_variance`. An action map goes back to the identity. Only
+        ``seed`` decides about all that is random, beside what the environment draws itself.
+
+        Example:
+            >>> env = gym.make("Pendulum-v1")
+            >>> model = DynamicsModel(env.observation_space, env.action_space, adapts="action_map").fit(env)
+
+        Args:
+            env: The simulator in the physics that the policy knows: an environment, a vector environment, or a
+                ``VecEnv`` of Stable-Baselines3. Give a policy that was trained behind ``VecNormalize`` that one: the
+                policy is shown what it normalises, the model learns what is in it, and its statistics stay as they are.
+            policy: Whatever has the ``predict`` of Stable-Baselines3; None for random actions alone.
+            num_transitions: Number of transitions.
+            num_updates: Number of steps of Adam.
+            batch_size: Number of transitions in a step.
+            learning_rate: Step size of the first step, from which it falls linearly to zero.
+            seed: Seeds the environment, the actions and the batches.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: The spaces of the environment are others than those of the model, its actions have no bounds, or
+                a number is not positive.
+        """
+        check_integer("num_transitions", num_transitions, least=100)
+        check_integer("num_updates", num_updates)
+        check_integer("batch_size", batch_size)
+        check_number("learning_rate", learning_rate, ("a finite number > 0", lambda value: 0.0 < value < np.inf))
+        self._check_spaces(env)
+        # Of each way to act, the last tenth in time is held out.
+        parts = [part.split(0.9) for part in collect_transitions(env, policy, num_transitions, seed)]
+        training, held_out = (Transitions.joined(column) for column in zip(*parts, strict=True))
+        self.set_normalisation(training.observations, training.actions, training.next_observations)
+        if self.adapts == "action_map":
+            with torch.no_grad():
+                self.action_map.copy_(torch.eye(len(self.action_map)))
+        # Without the map, which is the identity here.
+        network = nn.Sequential(self.core, self.head).requires_grad_(True)
+        try:
+            descend(
+                network,
+                network.parameters(),
+                self.inputs(training.observations, training.actions),
+                self.targets(training.observations, training.next_observations),
+                num_updates=num_updates,
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                seed=seed,
+            )
+        finally:
+            self.prepare_to_adapt()
+        with torch.no_grad():
+            residuals = network(self.inputs(held_out.observations, held_out.actions)) - self.targets(
+                held_out.observations, held_out.next_observations
+            )
+            # Not even of what is always the same is a model in single precision certain.
+            self.residual_variance.copy_(residuals.square().mean(dim=0).clamp(min=_LEAST_RESIDUAL_VARIANCE))
+        return self
+
+    def _check_spaces(self, env: SimulatorEnv) -> None:
+        if isinstance(env, gym.vector.VectorEnv):
+            observations, actions = env.single_observation_space, env.single_action_space
+        else:
+            observations, actions = env.observation_space, env.action_space
+        if observations.shape != (self.observation_dim,) or actions != self.action_space:
+            raise ValueError(
+                f"the environment must have the spaces of the model, {self.observation_dim} observations and "
+                f"{self.action_space}; got {observations} and {actions}."
+            )
+
+    def _split(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised observations ``Float[... D]`` and actions ``Float[... A]``, side by side so far."""
+        return encoded[..., : self.observation_dim], encoded[..., self.observation_dim :]
+
+    def _normalised(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """The input of the core from normalised observations and actions that are not."""
+        (_, shift), (_, scale) = self._split(self.input_shift), self._split(self.input_scale)
+        return torch.cat([observations, ((actions - shift) / scale).to(observations.dtype)], dim=-1)
 
     def _core_dtype(self) -> torch.dtype:
         """The type of numbers that the core takes."""
@@ -131,6 +299,12 @@ class DynamicsModel(nn.Module):
         else:
             encoded = np.asarray(actions, dtype=np.float32).reshape(len(observations), -1)
         return np.concatenate([np.asarray(observations, dtype=np.float32), encoded], axis=1)
+
+
+def _default_core(input_dim: int, adapts: Adapts) -> nn.Module:
+    if adapts == "action_map":
+        return nn.Sequential(nn.Linear(input_dim, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh())
+    return SSM(input_dim, hidden_dim=64, output_dim=32)
 
 
 def _scale(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -14,7 +14,7 @@ from ssm_metarl_gym.agents.models.action_distributions import DiagonalGaussian, 
 from ssm_metarl_gym.agents.ssm.model import SSM
 from ssm_metarl_gym.agents.ssm.policies import SSMPolicy
 from ssm_metarl_gym.agents.stateless import StatelessModule, attributes_kept
-from ssm_metarl_gym.checks import check_choice, check_integer
+from ssm_metarl_gym.checks import check_choice, check_flat_box, check_integer
 
 __all__ = ["MetaPolicy", "Network", "PolicyStepper"]
 
@@ -68,8 +68,7 @@ class MetaPolicy(nn.Module):
         width: int = 64,
     ) -> None:
         super().__init__()
-        if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
-            raise ValueError(f"the observation space must be a one-dimensional Box; got {observation_space}.")
+        input_dim = check_flat_box("the observation space", observation_space).shape[0]
         check_choice("network", network, get_args(Network))
         check_integer("width", width)
         if network == "ssm" and width % 2:
@@ -79,7 +78,6 @@ class MetaPolicy(nn.Module):
         self.network = network
         self.width = width
         self.distribution = action_distribution(action_space)
-        input_dim = observation_space.shape[0]
         self.core: nn.Module
         if network == "ssm":
             self.core = SSM(input_dim, hidden_dim=width, output_dim=width)

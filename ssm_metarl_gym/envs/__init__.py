@@ -1,4 +1,4 @@
-"""The environments of the ``ssm_metarl`` namespace, and their registration with Gymnasium."""
+"""The environments of the ``ssm_metarl`` namespace, single and batched, what they share, and their registration."""
 
 from typing import Any
 
@@ -43,35 +43,36 @@ _REPEAT = ("repeat_observation:RepeatObservationEnv", "repeat_observation_vector
 _TRIALS: dict[str, Any] = {"on_failure": "restart"}
 _SWITCHING: dict[str, Any] = {"switch": {"probability": 0.005}}
 
-# By name: the two forms, the time limit, and the arguments that differ from the constructor's defaults; those of a
-# family hold its name, too.
-_REGISTRATIONS: dict[str, tuple[tuple[str, str | None], int | None, dict[str, Any]]] = {
-    "CartPole": (_CARTPOLE, 500, {}),
-    "CartPolePolarity": (_CARTPOLE, 200, _TRIALS),
-    "CartPoleSwitch": (_CARTPOLE, 200, _TRIALS | _SWITCHING),
-    "Pendulum": (_PENDULUM, 200, {}),
-    "PendulumPolarity": (_PENDULUM, 200, {}),
-    "PendulumSwitch": (_PENDULUM, 200, _SWITCHING),
-    "PointNavigation": (_POINT, 100, {}),
-    "HalfCheetahVel": (("mujoco:TaskHalfCheetahVelEnv", None), 200, {}),
-    "HalfCheetahDir": (("mujoco:TaskHalfCheetahDirEnv", None), 200, {}),
-    "AntDir": (("mujoco:TaskAntDirEnv", None), 200, {}),
-    "HopperParams": (("mujoco:TaskHopperEnv", None), 200, {}),
-    "Walker2dParams": (("mujoco:TaskWalker2dEnv", None), 200, {}),
+# By name: the two forms, the time limit, the return from which a task counts as solved (where there is such a thing, as
+# in Gymnasium), and the arguments that differ from the constructor's defaults; those of a family hold its name, too.
+_REGISTRATIONS: dict[str, tuple[tuple[str, str | None], int | None, float | None, dict[str, Any]]] = {
+    "CartPole": (_CARTPOLE, 500, 475.0, {}),
+    "CartPolePolarity": (_CARTPOLE, 200, 195.0, _TRIALS),
+    "CartPoleSwitch": (_CARTPOLE, 200, 195.0, _TRIALS | _SWITCHING),
+    "Pendulum": (_PENDULUM, 200, None, {}),
+    "PendulumPolarity": (_PENDULUM, 200, None, {}),
+    "PendulumSwitch": (_PENDULUM, 200, None, _SWITCHING),
+    "PointNavigation": (_POINT, 100, None, {}),
+    "HalfCheetahVel": (("mujoco:TaskHalfCheetahVelEnv", None), 200, None, {}),
+    "HalfCheetahDir": (("mujoco:TaskHalfCheetahDirEnv", None), 200, None, {}),
+    "AntDir": (("mujoco:TaskAntDirEnv", None), 200, None, {}),
+    "HopperParams": (("mujoco:TaskHopperEnv", None), 200, None, {}),
+    "Walker2dParams": (("mujoco:TaskWalker2dEnv", None), 200, None, {}),
     # A probe ends by itself, after as many steps as its arguments say: hence no time limit.
-    "RepeatObservation": (_REPEAT, None, {}),
+    "RepeatObservation": (_REPEAT, None, 0.9, {}),
 }
 
 
 def register_environments() -> None:
     """Register every family and the probe as ``ssm_metarl/<name>-v0``. Calling it again changes nothing."""
-    for name, ((single, batched), max_episode_steps, kwargs) in _REGISTRATIONS.items():
+    for name, ((single, batched), max_episode_steps, reward_threshold, kwargs) in _REGISTRATIONS.items():
         env_id = f"ssm_metarl/{name}-v0"
         if env_id not in gym.registry:
             gym.register(
                 id=env_id,
                 entry_point=f"ssm_metarl_gym.envs.{single}",
                 vector_entry_point=None if batched is None else f"ssm_metarl_gym.envs.{batched}",
+                reward_threshold=reward_threshold,
                 max_episode_steps=max_episode_steps,
                 kwargs={"family": name, **kwargs} if name in FAMILIES else kwargs,
             )

@@ -1,34 +1,40 @@
 """What a user gives to environments, to their resets and to their steps: checked, in one form."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
-from ssm_metarl_gym.checks import check_choice, is_number
+from ssm_metarl_gym.checks import as_array, check_choice, check_integer, is_number, shown
 from ssm_metarl_gym.envs.rows import read_only
 from ssm_metarl_gym.tasks.distributions import TaskDistribution, TaskSet
 from ssm_metarl_gym.tasks.families import TaskFamily
 from ssm_metarl_gym.tasks.task import Task, TaskBatch
 
 __all__ = [
+    "LARGEST",
     "Family",
     "check_reset_options",
     "check_seed",
     "check_switch",
+    "parse_array",
     "parse_autoreset_mode",
     "parse_numbers",
     "parse_reset_mask",
     "parse_state",
     "parse_task",
     "parse_tasks",
+    "parse_time_limit",
     "parse_whole_numbers",
 ]
 
 SomeTask = TypeVar("SomeTask", bound=Task)
+# The greatest number that a state may hold: its squares, times those of a task, are far from the end of float32.
+LARGEST: Final = 1e6
+
 Family: TypeAlias = str | TaskFamily | TaskDistribution | TaskSet | Mapping[str, Any]
 
 
@@ -36,7 +42,7 @@ def parse_task(task: Any, task_type: type[SomeTask]) -> SomeTask:
     """The task that a user gave, as it is or as a dictionary of parameters."""
     parsed = task if isinstance(task, Task) else task_type.from_dict(task)
     if not isinstance(parsed, task_type):
-        raise ValueError(f"task must be a {task_type.__name__}; got {task!r}.")
+        raise ValueError(f"task must be a {task_type.__name__}; got {shown(task)}.")
     return parsed
 
 
@@ -52,7 +58,7 @@ def parse_tasks(tasks: Any, task_type: type[Task], num_rows: int) -> TaskBatch:
     if isinstance(tasks, Mapping):
         return TaskBatch(task_type, tasks, num_rows)
     if not isinstance(tasks, Sequence) or isinstance(tasks, str | bytes) or len(tasks) != num_rows:
-        raise ValueError(f"there must be one task for each of the {num_rows} rows; got {tasks!r:.200}.")
+        raise ValueError(f"there must be one task for each of the {num_rows} rows; got {shown(tasks)}.")
     if not isinstance(tasks, TaskBatch):
         tasks = [task_type.from_dict(task) if isinstance(task, Mapping) else task for task in tasks]
     batch = TaskBatch.from_tasks(tasks)
@@ -61,23 +67,43 @@ def parse_tasks(tasks: Any, task_type: type[Task], num_rows: int) -> TaskBatch:
     return batch
 
 
-def check_reset_options(options: Mapping[str, Any] | None, valid: tuple[str, ...]) -> Mapping[str, Any]:
-    """The options of a reset, or a ValueError that names the nearest valid key where one does not exist."""
-    for name in options or {}:
-        check_choice("an option of reset", name, valid)
-    return options or {}
+def check_reset_options(options: Any, valid: tuple[str, ...] | None = None) -> Mapping[str, Any]:
+    """The options of a reset, or a ValueError that names the nearest of the valid keys where one does not exist."""
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping):
+        raise ValueError(f"the options of a reset must be a dictionary or None; got {shown(options)}.")
+    if valid is not None:
+        for name in options:
+            check_choice("an option of reset", name, valid)
+    return options
 
 
-def parse_state(state: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
-    """The physical state that a user gave: ``Float64[*shape]``, finite."""
-    try:
-        parsed = np.array(state, dtype=np.float64)
-    except (TypeError, ValueError):
-        parsed = np.full(shape, np.nan)
-    if parsed.shape != shape or not np.isfinite(parsed).all():
-        rows = f" for each of the {shape[0]} rows" if len(shape) > 1 else ""
-        raise ValueError(f"the option 'state' must be {shape[-1]} finite numbers{rows}; got {state!r}.")
+def parse_state(state: Any, limits: tuple[float, ...], num_rows: int | None = None) -> npt.NDArray[np.float64]:
+    """The physical state that a user gave: ``Float64[S]``, or one for each of n rows: ``Float64[n S]``.
+
+    Args:
+        state: What the user gave.
+        limits: The greatest size of each of the S numbers.
+        num_rows: Number of rows n, or None for one state alone.
+    """
+    parsed = parse_array(state)
+    shape = (len(limits),) if num_rows is None else (num_rows, len(limits))
+    if parsed.shape != shape or not (np.abs(parsed) <= limits).all():
+        rows = "" if num_rows is None else f" for each of the {num_rows} rows"
+        most = " and ".join(f"{limit:g}" for limit in dict.fromkeys(limits))
+        raise ValueError(
+            f"the option 'state' must be {len(limits)} finite numbers{rows}, of at most {most}; got {shown(state)}."
+        )
     return parsed
+
+
+def parse_array(numbers: Any) -> npt.NDArray[np.float64]:
+    """A new array of the numbers that a user gave, however nested, or one of NaN where they are none."""
+    try:
+        return np.array(numbers, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return np.array(np.nan)
 
 
 def check_switch(
@@ -87,22 +113,19 @@ def check_switch(
     if switch is None:
         return {}
     if not task_type.signs:
-        raise ValueError(f"switch must be None, as a {task_type.__name__} has no sign to flip; got {switch!r}.")
+        raise ValueError(f"switch must be None, as a {task_type.__name__} has no sign to flip; got {shown(switch)}.")
     if isinstance(switch, Mapping) and len(switch) == 1:
         name, value = next(iter(switch.items()))
         if name == "probability" and is_number(value) and 0.0 <= value <= 1.0:
             return {name: value}
-        try:
-            steps = np.asarray(value)
-        except ValueError:  # of ragged lists
-            steps = np.empty(0)
+        steps = as_array(value)
         shapes: tuple[tuple[int, ...], ...] = ((),) if num_rows is None else ((), (num_rows,))
         if name == "step" and steps.dtype.kind in "iu" and steps.shape in shapes and (steps >= 1).all():
             return {name: value}
     rows = "" if num_rows is None else f", or {num_rows} of them, one for each row"
     raise ValueError(
         "switch must be None, {'probability': p} with p in [0, 1] or {'step': n} with a whole number n >= 1"
-        f"{rows}; got {switch!r}."
+        f"{rows}; got {shown(switch)}."
     )
 
 
@@ -113,10 +136,18 @@ def parse_autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
     return AutoresetMode(mode)
 
 
+def parse_time_limit(max_episode_steps: Any) -> int | None:
+    """The steps after which an episode is truncated, or None for no limit, for which ``gym.make`` takes -1, too."""
+    if max_episode_steps is None or (max_episode_steps == -1 and not isinstance(max_episode_steps, bool)):
+        return None
+    check_integer("max_episode_steps", max_episode_steps)
+    return int(max_episode_steps)
+
+
 def check_seed(seed: object, mask: npt.NDArray[np.bool_] | None, num_envs: int) -> None:
     """``seed`` must be one for all rows, and given only where all of them are reset."""
     if not (seed is None or isinstance(seed, int | np.integer)):
-        raise ValueError(f"seed must be one int for all {num_envs} rows, or None; got {seed!r}.")
+        raise ValueError(f"seed must be one int for all {num_envs} rows, or None; got {shown(seed)}.")
     if seed is not None and mask is not None and not mask.all():
         raise ValueError(f"a seed is for all rows, which share their streams; got seed={seed} with a 'reset_mask'.")
 
@@ -140,7 +171,7 @@ def parse_reset_mask(mask: Any, num_envs: int, *, started: bool) -> npt.NDArray[
 
 def parse_whole_numbers(actions: Any, num_envs: int) -> npt.NDArray[Any]:
     """The discrete actions of all rows, ``Int[n]``, of any type of integers."""
-    parsed: npt.NDArray[Any] = np.asarray(actions)
+    parsed = as_array(actions)
     if parsed.shape != (num_envs,) or parsed.dtype.kind not in "iu":
         raise ValueError(
             f"actions must be {num_envs} whole numbers, one for each row; got shape {parsed.shape} of {parsed.dtype}."
@@ -150,7 +181,7 @@ def parse_whole_numbers(actions: Any, num_envs: int) -> npt.NDArray[Any]:
 
 def parse_numbers(actions: Any, num_envs: int, width: int) -> npt.NDArray[Any]:
     """The continuous actions of all rows, ``[n width]``, finite and of any type of real numbers."""
-    parsed: npt.NDArray[Any] = np.asarray(actions)
+    parsed = as_array(actions)
     if parsed.shape != (num_envs, width) or parsed.dtype.kind not in "iuf":
         raise ValueError(
             f"actions must be numbers in an array of shape ({num_envs}, {width}); "

@@ -6,10 +6,13 @@ from typing import Any, ClassVar, Final
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+from gymnasium import spaces
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
+from ssm_metarl_gym.checks import shown
+from ssm_metarl_gym.envs.arguments import LARGEST, Family, parse_array
 from ssm_metarl_gym.envs.classic import ClassicHiddenTask
-from ssm_metarl_gym.envs.hidden_task import DerivedQuantity, TaskParameter
+from ssm_metarl_gym.envs.hidden_task import DerivedQuantity, TaskParameter, observable_space
 from ssm_metarl_gym.tasks.classic import CartPoleTask
 
 __all__ = ["TaskCartPoleEnv"]
@@ -34,10 +37,11 @@ class TaskCartPoleEnv(ClassicHiddenTask[CartPoleTask], CartPoleEnv):
     ## Observation space
     ``Box`` of cart position (m), cart velocity (m/s), pole angle (rad) and pole angular velocity (rad/s); with
     ``context="visible"`` followed by the parameters that vary in the family, scaled to [-1, 1] over the training
-    range.
+    range. It has no bounds: a short pole passes in one step what Gymnasium's environment gives as bound of the angle.
 
     ## Rewards
-    1 for every step. In a trial, 1 - 10 for a step in which the pole falls or the cart leaves the track.
+    1 for every step; with ``sutton_barto_reward=True`` 0, and -1 for a step in which the pole falls or the cart leaves
+    the track. In a trial such a step costs 10 more.
 
     ## Starting state
     Every component uniform in [-0.05, 0.05], or within the options ``low`` and ``high``.
@@ -55,6 +59,7 @@ class TaskCartPoleEnv(ClassicHiddenTask[CartPoleTask], CartPoleEnv):
       probability p, ``None`` never.
     * ``on_failure``: ``"terminate"``, or ``"restart"`` for a trial: a fall costs a penalty of 10 and re-draws the
       state, the task stays, and only the time limit ends the episode.
+    * ``sutton_barto_reward``: as in Gymnasium.
 
     ``reset(options=...)`` takes ``task`` (a dictionary or a ``CartPoleTask``, for this episode), ``state`` (the four
     components) and Gymnasium's ``low`` and ``high`` (a number, or one for each component). ``info`` holds ``task_id``,
@@ -69,7 +74,7 @@ class TaskCartPoleEnv(ClassicHiddenTask[CartPoleTask], CartPoleEnv):
 
     task_type = CartPoleTask
     plain_family = "CartPole"
-    state_size = 4
+    state_limits = (LARGEST, LARGEST, LARGEST, LARGEST)
     bound_options = ("low", "high")
     polarity = TaskParameter()
     gravity = TaskParameter()
@@ -79,6 +84,10 @@ class TaskCartPoleEnv(ClassicHiddenTask[CartPoleTask], CartPoleEnv):
     force_mag = TaskParameter()
     total_mass = DerivedQuantity(lambda env: env.masspole + env.masscart)
     polemass_length = DerivedQuantity(lambda env: env.masspole * env.length)
+
+    def __init__(self, family: Family | None = None, **kwargs: Any) -> None:
+        super().__init__(family, **kwargs)
+        self.observation_space = observable_space(spaces.Box(-np.inf, np.inf, (4,), np.float32), self._context)
 
     @classmethod
     def parse_bounds(cls, options: Mapping[str, Any], rows: tuple[int, ...]) -> tuple[Floats, Floats]:
@@ -91,7 +100,7 @@ class TaskCartPoleEnv(ClassicHiddenTask[CartPoleTask], CartPoleEnv):
     def step(self, action: Any) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Push the cart for 0.02 s."""
         if not self.action_space.contains(action):
-            raise ValueError(f"an action must be 0 or 1; got {action!r}.")
+            raise ValueError(f"an action must be 0 or 1; got {shown(action)}.")
         if self.state is None:
             raise gym.error.ResetNeeded("reset() must be called before step().")
         push = action if self.task.polarity > 0 else 1 - action
@@ -118,10 +127,11 @@ class TaskCartPoleEnv(ClassicHiddenTask[CartPoleTask], CartPoleEnv):
 
 def _parse_bound(name: str, bound: Any, rows: tuple[int, ...]) -> Floats:
     try:
-        parsed = np.broadcast_to(np.asarray(bound, dtype=np.float64), (*rows, 4))
-    except (TypeError, ValueError):
+        parsed = np.broadcast_to(parse_array(bound), (*rows, 4))
+    except ValueError:  # of another shape
         parsed = np.full(4, np.nan)
-    if not np.isfinite(parsed).all():
+    if not (np.abs(parsed) <= LARGEST).all():
         each = f", or four for each of the {rows[0]} rows" if rows else ""
-        raise ValueError(f"the option {name!r} must be a finite number or four of them{each}; got {bound!r}.")
+        rule = f"must be a finite number or four of them{each}, of at most {LARGEST:g}"
+        raise ValueError(f"the option {name!r} {rule}; got {shown(bound)}.")
     return parsed

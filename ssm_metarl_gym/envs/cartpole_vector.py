@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ssm_metarl_gym.envs.arguments import parse_whole_numbers
+from ssm_metarl_gym.envs.arguments import Family, parse_whole_numbers
 from ssm_metarl_gym.envs.cartpole import FAILURE_PENALTY, TaskCartPoleEnv
 from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv, Observations
 
@@ -32,6 +32,12 @@ class TaskCartPoleVectorEnv(HiddenTaskVectorEnv):
 
     single_env_type = TaskCartPoleEnv
     failure_penalty = FAILURE_PENALTY
+
+    def __init__(
+        self, num_envs: int = 1, family: Family | None = None, *, sutton_barto_reward: bool = False, **kwargs: Any
+    ) -> None:
+        self._sutton_barto_reward = sutton_barto_reward
+        super().__init__(num_envs, family, **kwargs)
 
     def _allocate(self) -> None:
         shapes = (self.num_envs,), (self.num_envs,), (2, self.num_envs), (4, self.num_envs)
@@ -93,7 +99,8 @@ class TaskCartPoleVectorEnv(HiddenTaskVectorEnv):
         self._state += changes
         failed: npt.NDArray[np.bool_] = np.abs(position, out=sine) > _LIMITS[0]
         failed |= np.abs(angle, out=cosine) > _LIMITS[1]
-        return self._ones.copy(), failed
+        rewards = np.where(failed, -1.0, 0.0) if self._sutton_barto_reward else self._ones.copy()
+        return rewards, failed
 
     def _observe_state(self) -> Observations:
         return self._state.T.astype(np.float32)

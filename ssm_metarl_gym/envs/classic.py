@@ -37,7 +37,8 @@ class ClassicHiddenTask(HiddenTask[SomeTask]):
 
     # The name of the family that an environment has if it is given none.
     plain_family: ClassVar[str]
-    state_size: ClassVar[int]
+    # The greatest size of each of the S numbers of a state.
+    state_limits: ClassVar[tuple[float, ...]]
     # The options of a reset that :meth:`parse_bounds` reads.
     bound_options: ClassVar[tuple[str, ...]] = ()
 
@@ -94,7 +95,7 @@ class ClassicHiddenTask(HiddenTask[SomeTask]):
 
     def _parse_start(self, options: dict[str, Any]) -> tuple[tuple[Floats, Floats], Floats | None]:
         check_reset_options(options, ("task", "state", *self.bound_options))
-        state = parse_state(options["state"], (self.state_size,)) if "state" in options else None
+        state = parse_state(options["state"], self.state_limits) if "state" in options else None
         return self.parse_bounds(options, ()), state
 
     def _start(self, start: tuple[tuple[Floats, Floats], Floats | None]) -> tuple[npt.NDArray[Any], dict[str, Any]]:

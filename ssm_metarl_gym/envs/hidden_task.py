@@ -1,19 +1,22 @@
 """What the environments with a hidden task share: drawing it, switching it, observing it and showing it."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Generic, cast
+from typing import Any, Final, Generic, cast
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from ssm_metarl_gym.checks import check_choice
-from ssm_metarl_gym.envs.arguments import Family, SomeTask, check_switch, parse_task
+from ssm_metarl_gym.checks import check_choice, shown
+from ssm_metarl_gym.envs.arguments import Family, SomeTask, check_reset_options, check_switch, parse_task
+from ssm_metarl_gym.envs.rows import read_only
 from ssm_metarl_gym.tasks.distributions import TaskDistribution
 from ssm_metarl_gym.tasks.families import TaskFamily, parse_family
 from ssm_metarl_gym.tasks.marginals import Choice, Marginal
+from ssm_metarl_gym.tasks.task import Task
 
 __all__ = [
     "DerivedQuantity",
@@ -58,7 +61,7 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
         task: A dictionary of parameters that every episode has, or None to draw them.
         switch: ``{"step": n}`` flips the sign of the task after n steps, ``{"probability": p}`` after any step with
             probability p, None never.
-        kwargs: What the environment takes.
+        **kwargs: What the environment takes.
     """
 
     task_type: type[SomeTask]
@@ -98,7 +101,7 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
             if isinstance(getattr(cls, name), TaskParameter):
                 check_choice(f"a TaskParameter of {cls.__name__}", name, cls.task_type.parameter_names())
                 if name in kwargs:
-                    raise ValueError(f"{name} is set by the task; got {name}={kwargs[name]!r}. Give task={{...}}.")
+                    raise ValueError(f"{name} is set by the task; got {name}={shown(kwargs[name])}. Give task={{...}}.")
 
     @property
     def task(self) -> SomeTask:
@@ -121,7 +124,7 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[npt.NDArray[Any], dict[str, Any]]:
         """Start an episode with a new task: a drawn one, or that of the option ``task``."""
-        others = dict(options or {})
+        others = dict(check_reset_options(options))
         given = others.pop("task", None)
         task = None if given is None else self._parse_task(given)
         start = self._parse_start(others)
@@ -187,25 +190,26 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
 
     def render(self) -> Any:
         """Gymnasium's picture of the physics, with the hidden task as a caption."""
-        frame = super().render()
+        frame: Any = super().render()
         screen = getattr(self, "screen", None)
         if screen is None or self.render_mode is None:
             return frame
-        import pygame
-
-        pygame.font.init()
-        defaults, varying = self.task_type().to_dict(), self._distribution.parameters
-        told = [
-            f"{name} {value:+d}" if name in self.task_type.signs else f"{name} {value:.3g}"
-            for name, value in self._task.to_dict().items()
-            if name in self.task_type.signs or name in varying or value != defaults[name]
-        ]
-        caption = pygame.font.Font(None, 24).render("   ".join(told), True, (60, 60, 60), (255, 255, 255))
-        area = screen.blit(caption, (10, 10))
+        caption = _caption(self._task, self._varying)
         if self.render_mode == "human":
-            pygame.display.update(area)
+            import pygame
+
+            pygame.display.update(screen.blit(pygame.surfarray.make_surface(caption), _CAPTION_PLACE))
             return None
-        return np.transpose(np.array(pygame.surfarray.pixels3d(screen)), axes=(1, 0, 2))
+        # Into the array that Gymnasium made of the screen, of which another copy would take as long as the picture.
+        columns, rows = (slice(start, start + size) for start, size in zip(_CAPTION_PLACE, caption.shape, strict=False))
+        area = frame[rows, columns]
+        area[:] = caption.swapaxes(0, 1)[: area.shape[0], : area.shape[1]]
+        return frame
+
+    @functools.cached_property
+    def _varying(self) -> frozenset[str]:
+        """The parameters that vary in the split."""
+        return frozenset(self._distribution.parameters)
 
     def __getstate__(self) -> dict[str, Any]:
         # Pygame's surfaces can be neither copied nor pickled; the next render makes new ones.
@@ -214,6 +218,27 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Gymnasium's EzPickle would call the environment's own constructor instead, without the family.
         self.__dict__.update(state)
+
+
+# Where the caption of a picture is, from the left and from the top.
+_CAPTION_PLACE: Final = (10, 10)
+
+
+@functools.lru_cache(maxsize=256)
+def _caption(task: Task, varying: frozenset[str]) -> npt.NDArray[np.uint8]:
+    """The signs of a task, what varies and what differs from the default, drawn: ``UInt8[W H 3]``."""
+    import pygame
+
+    # The font is made anew with each caption, as closing a window makes all fonts useless.
+    pygame.font.init()
+    defaults, signs = type(task)().to_dict(), task.signs
+    told = [
+        f"{name} {value:+d}" if name in signs else f"{name} {value:.3g}"
+        for name, value in task.to_dict().items()
+        if name in signs or name in varying or value != defaults[name]
+    ]
+    drawn = pygame.font.Font(None, 24).render("   ".join(told), True, (60, 60, 60), (255, 255, 255))
+    return read_only(pygame.surfarray.array3d(drawn))
 
 
 class TaskParameter:
@@ -244,7 +269,7 @@ class DerivedQuantity:
     def __set__(self, env: HiddenTask[Any], value: float) -> None:
         # Gymnasium's constructors assign it, to what it is anyway.
         if value != self._formula(env):
-            raise ValueError(f"{self._name} follows from the task and cannot be set; got {value!r}. Set the task.")
+            raise ValueError(f"{self._name} follows from the task and cannot be set; got {shown(value)}. Set the task.")
 
 
 def shown_parameters(family: TaskFamily, context: str, switch: Mapping[str, Any] | None) -> TaskDistribution | None:
@@ -258,18 +283,20 @@ def shown_parameters(family: TaskFamily, context: str, switch: Mapping[str, Any]
 
 
 def observable_space(space: Any, context: TaskDistribution | None) -> Any:
-    """The space of the observations: finite bounds, and room for the parameters where they are visible."""
+    """The space of the observations: that of the physics, with room for the parameters where they are visible."""
     if not isinstance(space, spaces.Box):
         raise ValueError(f"an environment with a hidden task must have a Box as observation space; got {space}.")
     if not np.issubdtype(space.dtype, np.floating) or len(space.shape) != 1:
         if context is not None:
             raise ValueError(f"context='visible' needs a one-dimensional Box of floats to append to; got {space}.")
         return space
-    # Environment checkers warn of infinite bounds, and a space with the greatest float64 as bound cannot be sampled.
+    # A bound as large as a type can hold is none, and must say so: whatever scales by bounds then refuses to, as with
+    # Gymnasium's own environments, where it would take all numbers to the middle of its range without a word.
     largest = np.finfo(np.float32).max
-    low, high = np.clip(space.low, -largest, largest), np.clip(space.high, -largest, largest)
+    low = np.where(space.low <= -largest, -np.inf, space.low)
+    high = np.where(space.high >= largest, np.inf, space.high)
     if context is not None:
-        room = np.full(len(context.parameters), largest)
+        room = np.full(len(context.parameters), np.inf)  # a task may lie outside of the training range
         low, high = np.append(low, -room), np.append(high, room)
     return spaces.Box(low.astype(space.dtype), high.astype(space.dtype), dtype=space.dtype)
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from ssm_metarl_gym.checks import check_choice, check_integer
+from ssm_metarl_gym.checks import check_choice, check_integer, shown
 from ssm_metarl_gym.envs.arguments import (
     Family,
     check_reset_options,
@@ -17,6 +17,7 @@ from ssm_metarl_gym.envs.arguments import (
     parse_autoreset_mode,
     parse_reset_mask,
     parse_state,
+    parse_time_limit,
 )
 from ssm_metarl_gym.envs.classic import ClassicHiddenTask
 from ssm_metarl_gym.envs.hidden_task import observable_space
@@ -96,22 +97,18 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         dtype: str = "float64",
     ) -> None:
         check_integer("num_envs", num_envs)
-        if max_episode_steps == -1:  # as gym.make understands it
-            max_episode_steps = None
-        if max_episode_steps is not None:
-            check_integer("max_episode_steps", max_episode_steps)
         check_choice("dtype", dtype, ("float64", "float32"))
         check_choice("on_failure", on_failure, ("terminate", "restart"))
         if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode must be None or 'rgb_array'; got {render_mode!r}.")
+            raise ValueError(f"render_mode must be None or 'rgb_array'; got {shown(render_mode)}.")
         self.num_envs = num_envs
         self.render_mode = render_mode
-        self.max_episode_steps = max_episode_steps
+        self.max_episode_steps = parse_time_limit(max_episode_steps)
         self.autoreset_mode = parse_autoreset_mode(autoreset_mode)
         self._is_trial = on_failure == "restart" and self.failure_penalty is not None
         self._dtype = np.dtype(dtype)
         single_env_type = self.single_env_type
-        self._state_size = single_env_type.state_size
+        self._state_size = len(single_env_type.state_limits)
         self._row_tasks = RowTasks(
             num_envs,
             parse_family(single_env_type.plain_family if family is None else family, single_env_type.task_type),
@@ -138,7 +135,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         self._allocate()
         self._started = False
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
-        self._time_limit = _NEVER if max_episode_steps is None else max_episode_steps
+        self._time_limit = _NEVER if self.max_episode_steps is None else self.max_episode_steps
         # The rows whose episode ended in the last step and has not begun anew, and how many they are.
         self._ended = np.zeros(num_envs, dtype=np.bool_)
         self._num_ended = 0
@@ -166,7 +163,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
 
     @state.setter
     def state(self, state: Any) -> None:
-        self._state[:] = parse_state(state, (self.num_envs, self._state_size)).T
+        self._state[:] = parse_state(state, self.single_env_type.state_limits, self.num_envs).T
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -191,8 +188,8 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         mask = parse_reset_mask(options.pop("reset_mask", None), self.num_envs, started=self._started)
         given = options.pop("tasks", None)
         tasks = None if given is None else self._row_tasks.parse(given)
-        shape = (self.num_envs, self._state_size)
-        states = parse_state(options.pop("state"), shape) if "state" in options else None
+        limits = self.single_env_type.state_limits
+        states = parse_state(options.pop("state"), limits, self.num_envs) if "state" in options else None
         bounds = _low_and_spread(self.single_env_type.parse_bounds(options, (self.num_envs,))) if options else None
         check_seed(seed, mask, self.num_envs)
         # Nothing may change before every option is known to be valid.

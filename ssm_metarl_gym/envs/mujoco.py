@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
+from ssm_metarl_gym.checks import as_array, shown
 from ssm_metarl_gym.envs.arguments import Family, SomeTask, check_reset_options
 from ssm_metarl_gym.envs.hidden_task import HiddenTask
 from ssm_metarl_gym.tasks.mujoco import AntDirTask, HalfCheetahDirTask, HalfCheetahVelTask, HopperTask, Walker2dTask
@@ -42,9 +43,8 @@ class MujocoHiddenTask(HiddenTask[SomeTask]):
     """A hidden task in one of Gymnasium's MuJoCo environments: what the five families share.
 
     ## Action and observation space
-    Those of Gymnasium's environment, with the greatest float32 in place of infinite bounds; with ``context="visible"``
-    the parameters that vary in the family follow the observation, scaled to [-1, 1] over the training range
-    (multipliers: their logarithms).
+    Those of Gymnasium's environment; with ``context="visible"`` the parameters that vary in the family follow the
+    observation, scaled to [-1, 1] over the training range (multipliers: their logarithms).
 
     ## Episode end
     The time limit of 200 steps, as in PEARL's code; termination as in Gymnasium's environment.
@@ -76,10 +76,10 @@ class MujocoHiddenTask(HiddenTask[SomeTask]):
 
     def step(self, action: Any) -> tuple[Floats, Any, bool, bool, dict[str, Any]]:
         """Apply the torques for one step. The motors clip them, the cost counts them as given, as Gymnasium's do."""
-        action = np.asarray(action)
+        action = as_array(action)
         if action.shape != self.action_space.shape or action.dtype.kind not in "iuf" or not np.isfinite(action).all():
             raise ValueError(
-                f"an action must be finite numbers in an array of shape {self.action_space.shape}; got {action!r}."
+                f"an action must be finite numbers in an array of shape {self.action_space.shape}; got {shown(action)}."
             )
         if self._task_rng is None:
             raise gym.error.ResetNeeded("reset() must be called before step().")

@@ -9,7 +9,8 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.envs.classic_control.pendulum import DEFAULT_X, DEFAULT_Y, PendulumEnv
 
-from ssm_metarl_gym.envs.arguments import Family
+from ssm_metarl_gym.checks import as_array, shown
+from ssm_metarl_gym.envs.arguments import LARGEST, Family, parse_array
 from ssm_metarl_gym.envs.classic import ClassicHiddenTask
 from ssm_metarl_gym.envs.hidden_task import DerivedQuantity, TaskParameter
 from ssm_metarl_gym.tasks.classic import PendulumTask
@@ -18,6 +19,8 @@ __all__ = ["TaskPendulumEnv"]
 
 # The torque that the action 1 commands, N m: that of Gymnasium's Pendulum.
 MAX_TORQUE: Final = 2.0
+# The greatest angular velocity, rad/s: Gymnasium's.
+MAX_SPEED: Final = 8.0
 
 Floats = npt.NDArray[np.float64]
 
@@ -56,8 +59,8 @@ class TaskPendulumEnv(ClassicHiddenTask[PendulumTask], PendulumEnv):
     * ``on_failure``: ``"terminate"`` or ``"restart"``, as for CartPole; a pendulum cannot fail.
 
     ``reset(options=...)`` takes ``task`` (a dictionary or a ``PendulumTask``, for this episode), ``state`` (angle and
-    angular velocity) and Gymnasium's ``x_init`` and ``y_init``. ``info`` holds ``task_id`` and ``task_params`` (those
-    of the *next* step).
+    angular velocity, at most 8) and Gymnasium's ``x_init`` and ``y_init`` (at most 8). ``info`` holds ``task_id`` and
+    ``task_params`` (those of the *next* step).
 
     ## Version history
     * v0: initial version.
@@ -68,7 +71,7 @@ class TaskPendulumEnv(ClassicHiddenTask[PendulumTask], PendulumEnv):
 
     task_type = PendulumTask
     plain_family = "Pendulum"
-    state_size = 2
+    state_limits = (LARGEST, MAX_SPEED)
     bound_options = ("x_init", "y_init")
     polarity = TaskParameter()
     gain = TaskParameter()
@@ -88,19 +91,20 @@ class TaskPendulumEnv(ClassicHiddenTask[PendulumTask], PendulumEnv):
         for i, (name, default) in enumerate((("x_init", DEFAULT_X), ("y_init", DEFAULT_Y))):
             bound = options.get(name, default)
             try:
-                high[..., i] = bound
-            except (TypeError, ValueError):
+                high[..., i] = parse_array(bound)
+            except ValueError:  # of another shape
                 high[..., i] = np.nan
-            if not (np.isfinite(high[..., i]).all() and (high[..., i] >= 0.0).all()):
+            if not ((high[..., i] >= 0.0) & (high[..., i] <= cls.state_limits[i])).all():
                 each = f", or one for each of the {rows[0]} rows" if rows else ""
-                raise ValueError(f"the option {name!r} must be a finite number >= 0{each}; got {bound!r}.")
+                rule = f"must be a finite number >= 0{each}, of at most {cls.state_limits[i]:g}"
+                raise ValueError(f"the option {name!r} {rule}; got {shown(bound)}.")
         return -high, high
 
     def step(self, action: Any) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Apply a torque for 0.05 s; an action outside [-1, 1] counts as the nearest bound, as in Gymnasium's."""
-        action = np.asarray(action)
+        action = as_array(action)
         if action.shape != (1,) or action.dtype.kind not in "iuf" or not np.isfinite(action).all():
-            raise ValueError(f"an action must be one finite number in an array of shape (1,); got {action!r}.")
+            raise ValueError(f"an action must be one finite number in an array of shape (1,); got {shown(action)}.")
         # In double precision, so that the same action has the same effect in every type of numbers.
         action = action.astype(np.float64)
         if self.state is None:

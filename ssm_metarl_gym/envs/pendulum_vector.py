@@ -1,18 +1,18 @@
 """Many pendulums with hidden tasks, stepped at once."""
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from ssm_metarl_gym.envs.arguments import parse_numbers
 from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv, Observations
-from ssm_metarl_gym.envs.pendulum import MAX_TORQUE, TaskPendulumEnv
+from ssm_metarl_gym.envs.pendulum import MAX_SPEED, MAX_TORQUE, TaskPendulumEnv
 
 __all__ = ["TaskPendulumVectorEnv"]
 
-# Seconds of a step, and the greatest angular velocity (rad/s): Gymnasium's.
-_DT, _MAX_SPEED = 0.05, 8.0
+# Seconds of a step: Gymnasium's.
+_DT: Final = 0.05
 
 
 class TaskPendulumVectorEnv(HiddenTaskVectorEnv):
@@ -70,7 +70,7 @@ class TaskPendulumVectorEnv(HiddenTaskVectorEnv):
         acceleration += np.multiply(torque_factor, self._torque, out=work)
         acceleration *= _DT
         speed += acceleration
-        np.clip(speed, -_MAX_SPEED, _MAX_SPEED, out=speed)
+        np.clip(speed, -MAX_SPEED, MAX_SPEED, out=speed)
         angle += np.multiply(speed, _DT, out=work)
         return rewards, np.zeros(self.num_envs, dtype=np.bool_)
 

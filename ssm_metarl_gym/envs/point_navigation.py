@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from ssm_metarl_gym.checks import as_array, shown
+from ssm_metarl_gym.envs.arguments import LARGEST
 from ssm_metarl_gym.envs.classic import ClassicHiddenTask
 from ssm_metarl_gym.envs.hidden_task import TaskParameter
 from ssm_metarl_gym.tasks.classic import PointNavigationTask
@@ -35,7 +37,7 @@ class _Plane(gym.Env[npt.NDArray[np.float32], Any]):
 
     def __init__(self, render_mode: str | None = None) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(f"render_mode must be None, 'human' or 'rgb_array'; got {render_mode!r}.")
+            raise ValueError(f"render_mode must be None, 'human' or 'rgb_array'; got {shown(render_mode)}.")
         self.render_mode = render_mode
         self.observation_space = spaces.Box(-np.inf, np.inf, shape=(2,), dtype=np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, shape=(2,), dtype=np.float32)
@@ -43,11 +45,11 @@ class _Plane(gym.Env[npt.NDArray[np.float32], Any]):
         self.screen: Any = None
         self.clock: Any = None
 
-    def render(self) -> None:
+    def render(self) -> npt.NDArray[np.uint8] | None:
         """Draw the point (red), the goal (green) and the square of the training goals on ``screen``."""
         if self.render_mode is None:
             gym.logger.warn('render() needs a render mode. Give gym.make(..., render_mode="rgb_array").')
-            return
+            return None
         if self.state is None:
             raise gym.error.ResetNeeded("reset() must be called before render().")
         try:
@@ -69,6 +71,8 @@ class _Plane(gym.Env[npt.NDArray[np.float32], Any]):
             pygame.event.pump()
             self.clock.tick(self.metadata["render_fps"])
             pygame.display.flip()
+            return None
+        return np.transpose(np.array(pygame.surfarray.pixels3d(self.screen)), axes=(1, 0, 2))
 
     def close(self) -> None:
         """Close the window, if there is one."""
@@ -96,8 +100,8 @@ class TaskPointNavigationEnv(ClassicHiddenTask[PointNavigationTask], _Plane):
     normalised action is what SB3 and both environment checkers ask for.)
 
     ## Observation space
-    ``Box`` of the position x and y, which has no bounds but the largest float32; with ``context="visible"`` followed by
-    the parameters that vary in the family, scaled to [-1, 1] over the training range.
+    ``Box`` of the position x and y, which has no bounds; with ``context="visible"`` followed by the parameters that
+    vary in the family, scaled to [-1, 1] over the training range.
 
     ## Rewards
     ``-((x - goal_x)^2 + (y - goal_y)^2)``, with the position after the step.
@@ -126,7 +130,7 @@ class TaskPointNavigationEnv(ClassicHiddenTask[PointNavigationTask], _Plane):
 
     task_type = PointNavigationTask
     plain_family = "PointNavigation"
-    state_size = 2
+    state_limits = (LARGEST, LARGEST)
     goal_x = TaskParameter()
     goal_y = TaskParameter()
 
@@ -137,9 +141,9 @@ class TaskPointNavigationEnv(ClassicHiddenTask[PointNavigationTask], _Plane):
 
     def step(self, action: Any) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Move the point; an action outside [-1, 1] counts as the nearest bound."""
-        action = np.asarray(action)
+        action = as_array(action)
         if action.shape != (2,) or action.dtype.kind not in "iuf" or not np.isfinite(action).all():
-            raise ValueError(f"an action must be two finite numbers in an array of shape (2,); got {action!r}.")
+            raise ValueError(f"an action must be two finite numbers in an array of shape (2,); got {shown(action)}.")
         if self.state is None:
             raise gym.error.ResetNeeded("reset() must be called before step().")
         # In double precision, so that the same action has the same effect in every type of numbers.

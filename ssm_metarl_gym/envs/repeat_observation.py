@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from ssm_metarl_gym.checks import check_integer
+from ssm_metarl_gym.checks import check_integer, shown
 from ssm_metarl_gym.envs.arguments import check_reset_options
 
 __all__ = ["RepeatObservationEnv"]
@@ -70,8 +70,10 @@ class RepeatObservationEnv(gym.Env[npt.NDArray[np.float32], Any]):
         check_integer("num_symbols", num_symbols, least=2)
         check_integer("num_steps", num_steps)
         if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode must be None or 'rgb_array'; got {render_mode!r}.")
-        self.delay, self.num_symbols, self.num_steps = int(delay), int(num_symbols), int(num_steps)
+            raise ValueError(f"render_mode must be None or 'rgb_array'; got {shown(render_mode)}.")
+        self.delay = int(delay)
+        self.num_symbols = int(num_symbols)
+        self.num_steps = int(num_steps)
         self.render_mode = render_mode
         self.observation_space = spaces.Box(0.0, 1.0, (self.num_symbols,), np.float32)
         self.action_space = spaces.Discrete(self.num_symbols)
@@ -91,7 +93,7 @@ class RepeatObservationEnv(gym.Env[npt.NDArray[np.float32], Any]):
     def step(self, action: Any) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Grade the action and show the next symbol."""
         if not self.action_space.contains(action):
-            raise ValueError(f"an action must be an int from 0 to {self.num_symbols - 1}; got {action!r}.")
+            raise ValueError(f"an action must be an int from 0 to {self.num_symbols - 1}; got {shown(action)}.")
         end = self.delay + self.num_steps
         if self.symbols is None or self._time == end:
             raise gym.error.ResetNeeded("reset() must be called before step(), and after the end of an episode.")

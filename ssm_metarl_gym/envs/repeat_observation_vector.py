@@ -14,6 +14,7 @@ from ssm_metarl_gym.envs.arguments import (
     check_seed,
     parse_autoreset_mode,
     parse_reset_mask,
+    parse_time_limit,
     parse_whole_numbers,
 )
 from ssm_metarl_gym.envs.repeat_observation import RepeatObservationEnv, draw, one_hot
@@ -38,6 +39,7 @@ class RepeatObservationVectorEnv(gym.vector.VectorEnv[npt.NDArray[np.float32], n
     Args:
         num_envs: Number of rows n.
         delay: As for the single environment; so are ``num_symbols``, ``num_steps`` and ``render_mode``.
+        max_episode_steps: Number of steps after which an episode is truncated; -1 or None for no limit.
         autoreset_mode: ``"NextStep"``, ``"SameStep"`` or ``"Disabled"``; or a member of Gymnasium's ``AutoresetMode``,
             which JSON cannot hold.
 
@@ -52,6 +54,7 @@ class RepeatObservationVectorEnv(gym.vector.VectorEnv[npt.NDArray[np.float32], n
         delay: int = 4,
         num_symbols: int = 4,
         num_steps: int = 64,
+        max_episode_steps: int | None = None,
         render_mode: str | None = None,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
     ) -> None:
@@ -59,16 +62,23 @@ class RepeatObservationVectorEnv(gym.vector.VectorEnv[npt.NDArray[np.float32], n
         single = RepeatObservationEnv(
             delay=delay, num_symbols=num_symbols, num_steps=num_steps, render_mode=render_mode
         )
-        self.delay, self.num_symbols, self.num_steps = single.delay, single.num_symbols, single.num_steps
-        self.num_envs, self.render_mode = num_envs, render_mode
+        self.delay = single.delay
+        self.num_symbols = single.num_symbols
+        self.num_steps = single.num_steps
+        self.num_envs = num_envs
+        self.max_episode_steps = parse_time_limit(max_episode_steps)
+        self.render_mode = render_mode
         self.autoreset_mode = parse_autoreset_mode(autoreset_mode)
         self.metadata = single.metadata | {"autoreset_mode": self.autoreset_mode}
-        self.single_observation_space, self.single_action_space = single.observation_space, single.action_space
+        self.single_observation_space = single.observation_space
+        self.single_action_space = single.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.symbols: npt.NDArray[np.int64] | None = None
         self._rows = np.arange(num_envs)
         self._times = np.zeros(num_envs, dtype=np.int64)
+        # The rows whose episode ended in the last step and has not begun anew.
+        self._ended = np.zeros(num_envs, dtype=np.bool_)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -92,26 +102,35 @@ class RepeatObservationVectorEnv(gym.vector.VectorEnv[npt.NDArray[np.float32], n
         actions, symbols, end = self._parse_actions(actions), self.symbols, self.delay + self.num_steps
         if symbols is None:
             raise gym.error.ResetNeeded("reset() must be called before step().")
-        resetting = np.flatnonzero(self._times == end)
+        resetting = np.flatnonzero(self._ended)
         if len(resetting) and self.autoreset_mode is AutoresetMode.DISABLED:
             raise gym.error.ResetNeeded(
                 f"rows whose episode ended must be reset before step(); got {resetting.tolist()}. "
                 "Call reset(options={'reset_mask': terminations | truncations})."
             )
-        # Before the delay is over, this compares with any symbol: those rows are not graded.
+        # The grade. Before the delay is over, this compares with any symbol: those rows are not graded.
         right = (actions == symbols[self._rows, self._times - self.delay]) & (self._times >= self.delay)
         rewards = np.where(right, 1.0 / self.num_steps, 0.0)
-        self._times += 1
+        self._times[~self._ended] += 1
+        # The resets of NEXT_STEP.
         rewards[resetting] = 0.0
         self._begin(symbols, resetting)
-        terminated, infos = self._times == end, {}
+        # The ends.
+        terminated = self._times == end
+        truncated = np.zeros(self.num_envs, dtype=np.bool_)
+        if self.max_episode_steps is not None:
+            truncated[:] = self._times >= self.max_episode_steps
+        self._ended = terminated | truncated
+        infos: dict[str, Any] = {}
         observations = self._observe(symbols)
-        if self.autoreset_mode is AutoresetMode.SAME_STEP and terminated.any():
-            infos = {"final_obs": copies_of_rows(observations, terminated), "_final_obs": terminated.copy()}
-            infos |= {"final_info": {}, "_final_info": terminated.copy()}
-            self._begin(symbols, np.flatnonzero(terminated))
+        # The resets of SAME_STEP, which tell first what the episodes ended with.
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and self._ended.any():
+            ended = self._ended
+            infos = {"final_obs": copies_of_rows(observations, ended), "_final_obs": ended.copy()}
+            infos |= {"final_info": {}, "_final_info": ended.copy()}
+            self._begin(symbols, np.flatnonzero(ended))
             observations = self._observe(symbols)
-        return observations, rewards, terminated, np.zeros(self.num_envs, dtype=np.bool_), infos
+        return observations, rewards, terminated, truncated, infos
 
     def render(self) -> tuple[npt.NDArray[np.uint8], ...] | None:
         """The picture of every row, as the single environment draws it: a tuple of n frames ``UInt8[H W 3]``."""
@@ -128,6 +147,7 @@ class RepeatObservationVectorEnv(gym.vector.VectorEnv[npt.NDArray[np.float32], n
         if len(rows):
             symbols[rows] = self.np_random.integers(self.num_symbols, size=(len(rows), symbols.shape[1]))
             self._times[rows] = 0
+            self._ended[rows] = False
 
     def _observe(self, symbols: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         return one_hot(symbols[self._rows, self._times], self.num_symbols)

@@ -86,8 +86,8 @@ class RowTasks:
         self._task_type = family.task_type
         self._derive = derive
         self._dtype = dtype
-        self.shown_parameters = shown_parameters(family, context, switch)
         self._switch = check_switch(switch, self._task_type, num_rows)
+        self.shown_parameters = shown_parameters(family, context, switch)
         if "step" in self._switch:
             # One for each row, in an array that the caller does not share.
             self._switch["step"] = np.full(num_rows, self._switch["step"])
@@ -108,7 +108,7 @@ class RowTasks:
         self._columns: dict[str, Any]
         self.derived: list[npt.NDArray[Any]]
         self.shown: npt.NDArray[np.float32] | None = None
-        tasks = self._prepare(TaskBatch(self._task_type, {}, num_rows) if self._fixed is None else self._fixed)
+        tasks = self._with_derived(TaskBatch(self._task_type, {}, num_rows) if self._fixed is None else self._fixed)
         self._set(self._all_rows, tasks)
         # The tasks that were drawn last, and the index of the first of them that no row has been given yet.
         self._drawn = tasks
@@ -125,7 +125,7 @@ class RowTasks:
 
     def give(self, tasks: TaskBatch) -> None:
         """Give every row its task of ``tasks`` at once, in the midst of its episode."""
-        self._set(self._all_rows, self._prepare(tasks))
+        self._set(self._all_rows, self._with_derived(tasks))
 
     @property
     def is_seeded(self) -> bool:
@@ -145,7 +145,7 @@ class RowTasks:
         tasks = self._draw(len(rows))
         chosen = self._fixed if given is None else given
         if chosen is not None:
-            tasks = self._prepare(chosen[rows])
+            tasks = self._with_derived(chosen[rows])
         self._set(rows, tasks)
         if self._switch:
             self._steps_to_switch[rows] = self._draw_switches(rows, first=True)
@@ -165,7 +165,7 @@ class RowTasks:
             _, sign = self._sign_indices[0]
             values = self._values[:, rows]
             values[sign] *= -1.0
-            self._set(rows, self._prepare(TaskBatch.from_values(self._task_type, values)))
+            self._set(rows, self._with_derived(TaskBatch.from_values(self._task_type, values)))
             self._steps_to_switch[rows] = self._draw_switches(rows, first=False)
 
     def infos(self, mask: npt.NDArray[np.bool_] | None = None) -> dict[str, Any]:
@@ -195,7 +195,7 @@ class RowTasks:
             # A row alone draws one at a time, and so the tasks of the single environment.
             size = 1 if self._num_rows == 1 else max(self._num_rows, _BLOCK)
             rng = cast("np.random.Generator", self._task_rng)
-            self._drawn, stop = self._prepare(self._distribution.sample_batch(rng, size)), missing
+            self._drawn, stop = self._with_derived(self._distribution.sample_batch(rng, size)), missing
             pairs = zip(taken, self._drawn.part(0, missing), strict=True)
             taken = _Tasks(*(np.concatenate(pair, axis=-1) for pair in pairs))
         self._next = stop
@@ -208,7 +208,7 @@ class RowTasks:
             return rng.geometric(probability, len(rows)) if probability > 0.0 else _NEVER
         return self._switch["step"][rows] if first else _NEVER
 
-    def _prepare(self, tasks: TaskBatch) -> _Tasks:
+    def _with_derived(self, tasks: TaskBatch) -> _Tasks:
         derived = self._derive(tasks.values).astype(self._dtype, copy=False)
         return _Tasks(tasks.values, tasks.task_ids, derived)
 

@@ -4,8 +4,10 @@
     checks              of what a script is asked for, before it begins to work
     signals             how a script ends early, with a sentence and all that it started
     runs, logs          the folder of a training run: configuration, checkpoints, lock, progress
-    saved_agents        agents of Stable-Baselines3, read and grouped
+    sb3_training        an algorithm of Stable-Baselines3 that trains in such a folder
+    saved_agents        agents of Stable-Baselines3 that were saved
     evaluation          the rewards of an agent in tasks that it has never met
+    comparison          agents beside each other: one table of all
     statistics, report  means with their intervals, and tables
     pictures            returns, curves and films
     measuring           how fast and how large something is, on a machine that is never quiet

@@ -1,7 +1,11 @@
-"""One frozen dataclass of options is one command line."""
+"""One frozen dataclass of options is one command line.
+
+tyro reads the command line and lays out the help. What is ours: the words for what is wrong, bounds, and JSON.
+"""
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import re
@@ -79,6 +83,7 @@ def parse_options(
         Options(num_tasks=20)
     """
     try:
+        # Each value by itself, then what the dataclass says of them together, then what needs a look at the machine.
         parsed = options(**_read(options, list(sys.argv[1:] if arguments is None else arguments), description))
         for field in dataclasses.fields(parsed):  # type: ignore[arg-type]
             if field.metadata["check"] is not None:
@@ -92,7 +97,7 @@ def parse_options(
 
 def refuse(message: str) -> NoReturn:
     """End the process because of a mistake of its user: with a sentence on standard error, and status 2."""
-    print(f"{_program()}: error: {message}", file=sys.stderr)
+    print(f"{_program()}: error: {' '.join(message.splitlines())}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -205,34 +210,34 @@ def _annotate(field: "dataclasses.Field[Any]", hint: Any) -> Any:
         hint = members[0]
     is_tuple = typing.get_origin(hint) is tuple
     kind = members[0] if is_tuple else typing.get_origin(hint) or hint
-    metavar, rule, read = _KINDS[kind]
-    name = field.name.upper() if metadata["is_positional"] else flag_of(field.name)
+    metavar = _KINDS[kind][0]
+    specification = tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*" if is_tuple else 1,
+        metavar=f"{metavar} ..." if is_tuple else metavar,
+        instance_from_str=functools.partial(_read_values, field, kind, is_tuple),
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [str(value)],
+    )
+    markers = (tyro.conf.Positional,) if metadata["is_positional"] else ()
+    return Annotated[(Any, specification, argument, *markers)]
 
-    def read_one(value: str) -> Any:
+
+def _read_values(field: "dataclasses.Field[Any]", kind: Any, is_tuple: bool, values: Sequence[str]) -> Any:
+    """What a field holds that was given these values."""
+    metadata, (_, rule, read) = field.metadata, _KINDS[kind]
+    name = field.name.upper() if metadata["is_positional"] else flag_of(field.name)
+    if not values and not (metadata["is_positional"] or metadata["may_be_empty"]):
+        raise _WrongValueError(f"{name} must have at least one value; got none.")
+    results = []
+    for value in values:
         try:
             result = read(value)
         except (ValueError, RecursionError):  # of brackets in brackets in brackets
             shown = value if len(value) <= LONGEST_SHOWN else f"{value[:LONGEST_SHOWN]}..."
             raise _WrongValueError(f"{name} must be {rule}; got {shown!r}.") from None
         _check_value(name, result, metadata)
-        return result
-
-    def read_all(values: list[str]) -> Any:
-        if not is_tuple:
-            return read_one(values[0])
-        if not values and not metadata["is_positional"] and not metadata["may_be_empty"]:
-            raise _WrongValueError(f"{name} must have at least one value; got none.")
-        return tuple(map(read_one, values))
-
-    specification = tyro.constructors.PrimitiveConstructorSpec(
-        nargs="*" if is_tuple else 1,
-        metavar=f"{metavar} ..." if is_tuple else metavar,
-        instance_from_str=read_all,
-        is_instance=lambda value: True,
-        str_from_instance=lambda value: [str(value)],
-    )
-    markers = (tyro.conf.Positional,) if metadata["is_positional"] else ()
-    return Annotated[(Any, specification, argument, *markers)]
+        results.append(result)
+    return tuple(results) if is_tuple else results[0]
 
 
 def _check_value(name: str, value: Any, metadata: Mapping[str, Any]) -> None:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import gymnasium as gym
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from ssm_metarl_gym.checks import check_choice
 from ssm_metarl_gym.experiments.checks import explaining
@@ -89,6 +90,11 @@ class SavedAgent:
             agent: BaseAlgorithm = algorithm.load(self.archive, device="cpu")
         return agent
 
+    @property
+    def is_stepped_row_by_row(self) -> bool:
+        """Whether its environments are not batched, so that they draw other tasks than batched ones do."""
+        return "wrapper" in self.config
+
     def make_env(self, num_tasks: int, **env_kwargs: Any) -> VecEnv:
         """The environment as the agent sees it, a row for each task, with the rewards as they are.
 
@@ -102,9 +108,14 @@ class SavedAgent:
         config = self.config
         env_kwargs = {**config["env_kwargs"], **env_kwargs}
         with explaining(f"{config['env']} with {json.dumps(env_kwargs)} cannot be made as {self.path} sees it"):
-            env = make_sb3_env(
-                config["env"], num_tasks, observation=config["observation"], window=config["window"], **env_kwargs
-            )
+            if "wrapper" in config:
+                module, _, name = config["wrapper"].partition(":")
+                wrap = getattr(importlib.import_module(module), name)
+                env: VecEnv = DummyVecEnv([lambda: wrap(gym.make(config["env"], **env_kwargs))] * num_tasks)
+            else:
+                env = make_sb3_env(
+                    config["env"], num_tasks, observation=config["observation"], window=config["window"], **env_kwargs
+                )
         if self.vecnormalize is None:
             return env
         with explaining(f"{self.vecnormalize} cannot be loaded as what VecNormalize.save wrote"):
@@ -161,6 +172,7 @@ def read_archive(
     observation: str = "plain",
     window: int = 16,
     vecnormalize: Path | None = None,
+    wrapper: str | None = None,
 ) -> SavedAgent:
     """The agent that an algorithm of SB3 saved.
 
@@ -171,6 +183,8 @@ def read_archive(
         observation: What the agent sees, as for :func:`make_sb3_env`.
         window: Length of the window, likewise.
         vecnormalize: What ``VecNormalize.save`` wrote, None where observations are not normalised.
+        wrapper: ``"module:function"``, a function that wraps a single environment as that of the training was wrapped,
+            in :class:`OnlineAdaptation` for instance; None where it was not.
 
     Raises:
         ValueError: There is no such file.
@@ -187,4 +201,6 @@ def read_archive(
         "observation": observation,
         "window": window,
     }
+    if wrapper is not None:
+        config["wrapper"] = wrapper
     return SavedAgent(path, path.stem, config, path, vecnormalize)

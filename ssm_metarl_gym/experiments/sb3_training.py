@@ -137,6 +137,10 @@ def staying_finite(model: BaseAlgorithm) -> Iterator[None]:
         check_finite(model)
         if "overflow" in str(error):  # of a step that no weight can take
             raise FloatingPointError(f"the training diverged: {error}. Learn with a smaller learning_rate.") from error
+        if "invalid values" in str(error):  # for a distribution to draw actions from
+            raise FloatingPointError(
+                "the training diverged: the policy's outputs are not finite. Learn with a smaller learning_rate."
+            ) from error
         raise
     check_finite(model)
 

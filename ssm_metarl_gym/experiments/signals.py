@@ -15,6 +15,7 @@ A script handles Ctrl-C and SIGTERM from its first line on, while its imports ta
             ...
 """
 
+import atexit
 import multiprocessing
 import os
 import re
@@ -30,6 +31,7 @@ from typing import Any, Final, NoReturn
 __all__ = ["Terminated", "end_on_signals", "stoppable", "worker_pool"]
 
 _WORDS: Final = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+_is_script = False  # which ends when its work does, as opposed to a module that another program uses
 
 
 class Terminated(KeyboardInterrupt):
@@ -39,8 +41,11 @@ class Terminated(KeyboardInterrupt):
 def end_on_signals() -> None:
     """From now on both signals end this process at once, which has nothing to put in order yet.
 
-    And a package that cannot be imported ends it with how to install it.
+    And a package that cannot be imported ends it with how to install it. Once its work has been stopped, it does not
+    wait, for a second or more, until Python has taken all modules apart.
     """
+    global _is_script
+    _is_script = True
     for number in _WORDS:
         signal.signal(number, _end)
     sys.excepthook = _tell_missing_package
@@ -67,6 +72,8 @@ def stoppable(hint: Callable[[], str] | None = None) -> Iterator[None]:
     except KeyboardInterrupt as interruption:
         number = signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT
         _say(number, "" if hint is None else f"; {hint()}")
+        if _is_script:
+            atexit.register(_leave, 128 + number)
         raise SystemExit(128 + number) from None
     except (FloatingPointError, MemoryError, OSError, RuntimeError) as error:
         # PyTorch has no type of its own for too little memory.
@@ -110,16 +117,37 @@ def worker_pool(
 
 
 class _Pool(ProcessPoolExecutor):
-    """A pool whose processes know nothing of Ctrl-C: they inherit that it is blocked."""
+    """A pool whose processes know nothing of Ctrl-C: they inherit that it is blocked.
+
+    And a signal waits until they are started: one of which the half is started, nobody could end.
+    """
 
     def submit(self, *args: Any, **kwargs: Any) -> "Future[Any]":
         if not hasattr(signal, "pthread_sigmask"):  # Windows
             return super().submit(*args, **kwargs)
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            return super().submit(*args, **kwargs)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        with _deferring():
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                return super().submit(*args, **kwargs)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+@contextmanager
+def _deferring() -> Iterator[None]:
+    """The first signal in the block is handled after it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    earlier = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in _WORDS}
+    try:
+        yield
+    finally:
+        for each, handler in earlier.items():
+            signal.signal(each, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 
 def _start_worker(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
@@ -152,6 +180,12 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 def _end(number: int, frame: FrameType | None) -> NoReturn:
     _say(number)
     os._exit(128 + number)
+
+
+def _leave(status: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _say(number: int, hint: str = "") -> None:

@@ -6,6 +6,9 @@ from ssm_metarl_gym.tasks.task import Task
 
 __all__ = ["CartPoleTask", "PendulumTask", "PointNavigationTask"]
 
+# Limits of what the physics multiply by, and of what they divide by: no step overflows within them.
+_FACTOR, _DIVISOR = (0.0, 1e6), (1e-6, 1e6)
+
 
 @dataclass(frozen=True)
 class CartPoleTask(Task):
@@ -22,6 +25,9 @@ class CartPoleTask(Task):
 
     signs = ("polarity",)
     positive = ("gravity", "masscart", "masspole", "length", "force_mag")
+    limits = dict.fromkeys(("gravity", "masspole", "force_mag"), _FACTOR) | dict.fromkeys(
+        ("masscart", "length"), _DIVISOR
+    )
 
     polarity: int = 1
     gravity: float = 9.8
@@ -45,6 +51,7 @@ class PendulumTask(Task):
 
     signs = ("polarity",)
     positive = ("g", "m", "l", "gain")
+    limits = dict.fromkeys(("g", "gain"), _FACTOR) | dict.fromkeys(("m", "l"), _DIVISOR)
 
     polarity: int = 1
     g: float = 10.0
@@ -61,6 +68,8 @@ class PointNavigationTask(Task):
         goal_x: First coordinate of the goal; the default goal is a corner of the square of the training tasks.
         goal_y: Second coordinate of the goal.
     """
+
+    limits = dict.fromkeys(("goal_x", "goal_y"), (-1e6, 1e6))
 
     goal_x: float = 0.5
     goal_y: float = 0.5

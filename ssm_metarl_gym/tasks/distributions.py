@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
-from ssm_metarl_gym.checks import check_choice, check_integer
+from ssm_metarl_gym.checks import check_choice, check_generator, check_integer, shown
 from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Marginal, Uniform, marginal_from_dict
 from ssm_metarl_gym.tasks.task import Task, TaskBatch
 
@@ -45,8 +45,8 @@ class _Distribution:
         """The distribution that :meth:`to_json` wrote; the arguments and errors are those of :meth:`from_dict`."""
         try:
             parsed = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"a distribution must be JSON; got {text!r:.100} ({error}).") from None
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"a distribution must be JSON; got {shown(text, 100)} ({error}).") from None
         return cls.from_dict(parsed, task_type)
 
     @classmethod
@@ -87,13 +87,15 @@ class TaskDistribution(_Distribution):
     _items: tuple[tuple[str, Marginal], ...]
 
     def __init__(self, task_type: type[Task], parameters: Mapping[str, Marginal]) -> None:
-        for name in (*task_type.signs, *task_type.positive, *parameters):
+        if not isinstance(parameters, Mapping):
+            raise ValueError(f"parameters must be a dictionary from name to distribution; got {shown(parameters)}.")
+        for name in (*task_type.signs, *task_type.positive, *task_type.limits, *parameters):
             check_choice(f"a parameter of {task_type.__name__}", name, task_type.parameter_names())
         for name, marginal in parameters.items():
             if type(marginal) not in (Uniform, LogUniform, Choice):
-                raise ValueError(f"{name} must have a Uniform, a LogUniform or a Choice; got {marginal!r}.")
+                raise ValueError(f"{name} must have a Uniform, a LogUniform or a Choice; got {shown(marginal)}.")
             if name in task_type.signs and not isinstance(marginal, Choice):
-                raise ValueError(f"{name} must have a Choice of +1 and -1, as it is a sign; got {marginal!r}.")
+                raise ValueError(f"{name} must have a Choice of +1 and -1, as it is a sign; got {shown(marginal)}.")
             for bound in marginal.values if isinstance(marginal, Choice) else marginal.bounds:
                 task_type.from_dict({name: bound})  # what no task can have, no distribution may draw
         object.__setattr__(self, "task_type", task_type)
@@ -106,13 +108,23 @@ class TaskDistribution(_Distribution):
 
     def sample_batch(self, rng: np.random.Generator, num_tasks: int) -> TaskBatch:
         """Draw tasks, with one call of ``rng`` for each parameter that varies and each task, parameter by parameter."""
-        names, defaults = self.task_type.parameter_names(), self.task_type()
-        values = np.empty((len(names), num_tasks))
-        for name, row in zip(names, values, strict=True):
-            row[:] = getattr(defaults, name)
-        for name, marginal in self._items:
-            values[names.index(name)] = marginal.sample(rng, num_tasks)
+        check_generator(rng)
+        check_integer("num_tasks", num_tasks, least=0)
+        values = np.repeat(self._defaults, num_tasks, axis=1)
+        for index, (_, marginal) in zip(self._indices, self._items, strict=True):
+            values[index] = marginal.sample(rng, num_tasks)
         return TaskBatch.from_values(self.task_type, values)
+
+    @functools.cached_property
+    def _defaults(self) -> npt.NDArray[np.float64]:
+        """The default of each parameter: ``Float64[P 1]``."""
+        return np.array([[value] for value in self.task_type().to_dict().values()], dtype=np.float64)
+
+    @functools.cached_property
+    def _indices(self) -> list[int]:
+        """Where the parameters that vary are among all of the task."""
+        names = self.task_type.parameter_names()
+        return [names.index(name) for name, _ in self._items]
 
     def contains(self, task: Task) -> bool:
         """Whether a draw can give ``task``."""
@@ -147,6 +159,7 @@ class TaskDistribution(_Distribution):
             raise ValueError("split needs the size of at least one set; got none.")
         for size in sizes:
             check_integer("the size of a set", size)
+        check_integer("seed", seed, least=0)
         choices = [marginal for _, marginal in self._items if isinstance(marginal, Choice)]
         points = [marginal for _, marginal in self._items if marginal.bounds[0] == marginal.bounds[1]]
         if all(marginal in choices or marginal in points for _, marginal in self._items):
@@ -207,6 +220,8 @@ class TaskSet(_Distribution):
 
     def sample_batch(self, rng: np.random.Generator, num_tasks: int) -> TaskBatch:
         """Draw tasks with replacement, with one call of ``rng`` for each."""
+        check_generator(rng)
+        check_integer("num_tasks", num_tasks, least=0)
         return self._batch[rng.integers(len(self.tasks), size=num_tasks)]
 
     def contains(self, task: Task) -> bool:
@@ -222,13 +237,13 @@ def distribution_from_dict(data: Mapping[str, Any], task_type: type[Task] | None
     """The distribution whose ``to_dict`` gave ``data``; arguments and errors are those of its ``from_dict``."""
     if not isinstance(data, Mapping) or set(data) not in ({"task_type", "parameters"}, {"task_type", "tasks"}):
         raise ValueError(
-            f"a distribution must be a dictionary of 'task_type' and either 'parameters' or 'tasks'; got {data!r:.200}."
+            f"a distribution must be a dictionary of 'task_type' and either 'parameters' or 'tasks'; got {shown(data)}."
         )
     found = _find_task_type(data["task_type"]) if task_type is None else task_type
     if found.__name__ != data["task_type"]:
-        raise ValueError(f"the tasks must be of type {found.__name__!r}; got {data['task_type']!r}.")
+        raise ValueError(f"the tasks must be of type {found.__name__!r}; got {shown(data['task_type'])}.")
     if not isinstance(data.get("parameters", {}), Mapping) or not isinstance(data.get("tasks", []), list | tuple):
-        raise ValueError(f"'parameters' must be a dictionary and 'tasks' a list; got {data!r:.200}.")
+        raise ValueError(f"'parameters' must be a dictionary and 'tasks' a list; got {shown(data)}.")
     if "tasks" in data:
         return TaskSet([found.from_dict(task) for task in data["tasks"]])
     return TaskDistribution(found, {name: marginal_from_dict(name, item) for name, item in data["parameters"].items()})

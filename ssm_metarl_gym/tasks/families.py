@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
-from ssm_metarl_gym.checks import check_choice
+from ssm_metarl_gym.checks import check_choice, shown
 from ssm_metarl_gym.seeding import seed_sequence
 from ssm_metarl_gym.tasks.classic import CartPoleTask, PendulumTask, PointNavigationTask
 from ssm_metarl_gym.tasks.distributions import TaskDistribution, TaskSet, distribution_from_dict
@@ -52,7 +52,7 @@ class TaskFamily:
             distribution = getattr(self, split)
             is_missing = distribution is None and split != "train"
             if not (is_missing or isinstance(distribution, TaskDistribution | TaskSet)):
-                raise ValueError(f"{split} must be a TaskDistribution or a TaskSet; got {distribution!r}.")
+                raise ValueError(f"{split} must be a TaskDistribution or a TaskSet; got {shown(distribution)}.")
         types = {split: getattr(self, split).task_type for split in SPLITS if getattr(self, split) is not None}
         if len(set(types.values())) > 1:
             raise ValueError(f"the distributions of a family must be of one type of task; got {types}.")
@@ -75,7 +75,7 @@ class TaskFamily:
         """The distribution of a split."""
         if split in SPLITS and split not in self.splits:
             raise ValueError(
-                f"split must be one of {self.splits}; got {split!r}, for which this family has no tasks. "
+                f"split must be one of {self.splits}; got {shown(split)}, for which this family has no tasks. "
                 f"Give TaskFamily({split}=...)."
             )
         check_choice("split", split, self.splits)
@@ -94,7 +94,7 @@ class TaskFamily:
     def from_dict(cls, data: Mapping[str, Any], task_type: type[Task] | None = None) -> "TaskFamily":
         """The exact inverse of :meth:`to_dict`; arguments and errors are those of ``TaskDistribution.from_dict``."""
         if not isinstance(data, Mapping):
-            raise ValueError(f"a family must be a dictionary from split to distribution; got {data!r:.200}.")
+            raise ValueError(f"a family must be a dictionary from split to distribution; got {shown(data)}.")
         for split in data:
             check_choice("split", split, SPLITS)
         if "train" not in data:
@@ -118,7 +118,7 @@ def parse_family(family: Any, task_type: type[Task]) -> TaskFamily:
     if not isinstance(family, TaskFamily) or family.task_type is not task_type:
         raise ValueError(
             f"family must be a name, a TaskFamily or a TaskDistribution over {task_type.__name__}s; "
-            f"got {family!r:.200}."
+            f"got {shown(family)}."
         )
     return family
 

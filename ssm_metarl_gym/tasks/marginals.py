@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
-from ssm_metarl_gym.checks import check_choice, is_number
+from ssm_metarl_gym.checks import check_choice, check_generator, is_number, shown
 
 __all__ = ["Choice", "LogUniform", "Marginal", "Uniform", "marginal_from_dict"]
 
@@ -73,11 +73,14 @@ class Uniform(_Intervals):
 
     def __init__(self, *intervals: tuple[float, float]) -> None:
         if not intervals or not all(_is_interval(interval) for interval in intervals):
-            raise ValueError(f"Uniform needs at least one interval (low, high) with low <= high; got {intervals}.")
+            raise ValueError(
+                f"Uniform needs at least one interval (low, high) with low <= high; got {shown(intervals)}."
+            )
         object.__setattr__(self, "intervals", _disjoint(intervals))
 
     def sample(self, rng: np.random.Generator, size: int) -> Floats:
         """``size`` draws, for each of which ``rng`` is called exactly once: ``Float64[size]``."""
+        check_generator(rng)
         position = rng.uniform(0.0, sum(high - low for low, high in self.intervals), size)
         if len(self.intervals) == 1:
             ((low, high),) = self.intervals
@@ -103,7 +106,9 @@ class LogUniform(_Intervals):
 
     def __init__(self, *intervals: tuple[float, float]) -> None:
         if not intervals or not all(_is_interval(interval) and interval[0] > 0.0 for interval in intervals):
-            raise ValueError(f"LogUniform needs at least one interval (low, high), 0 < low <= high; got {intervals}.")
+            raise ValueError(
+                f"LogUniform needs at least one interval (low, high), 0 < low <= high; got {shown(intervals)}."
+            )
         object.__setattr__(self, "intervals", _disjoint(intervals))
 
     @functools.cached_property
@@ -139,11 +144,12 @@ class Choice(Marginal):
 
     def __init__(self, *values: float) -> None:
         if not values or not all(is_number(value) for value in values):
-            raise ValueError(f"Choice needs at least one value, and numbers only; got {values}.")
+            raise ValueError(f"Choice needs at least one value, and numbers only; got {shown(values)}.")
         object.__setattr__(self, "values", tuple(float(value) for value in values))
 
     def sample(self, rng: np.random.Generator, size: int) -> Floats:
         """``size`` draws, for each of which ``rng`` is called exactly once: ``Float64[size]``."""
+        check_generator(rng)
         draws: Floats = np.array(self.values)[rng.integers(len(self.values), size=size)]
         return draws
 
@@ -167,7 +173,7 @@ _MARGINALS: Final[dict[str, type[Marginal]]] = {marginal.name: marginal for marg
 def marginal_from_dict(name: str, data: Any) -> Marginal:
     """The marginal of the parameter ``name`` whose ``to_dict`` gave ``data``."""
     if not isinstance(data, Mapping) or len(data) != 1 or not isinstance(next(iter(data.values())), list | tuple):
-        raise ValueError(f"the distribution of {name} must be like {Uniform((0, 1)).to_dict()}; got {data!r}.")
+        raise ValueError(f"the distribution of {name} must be like {Uniform((0, 1)).to_dict()}; got {shown(data)}.")
     kind, numbers = next(iter(data.items()))
     check_choice(f"the distribution of {name}", kind, list(_MARGINALS))
     return _MARGINALS[kind](*(tuple(number) if isinstance(number, list) else number for number in numbers))
@@ -187,5 +193,5 @@ def _is_interval(interval: Any) -> bool:
         isinstance(interval, tuple | list)
         and len(interval) == 2
         and all(is_number(bound) and math.isfinite(bound) for bound in interval)
-        and interval[0] <= interval[1]
+        and float(interval[0]) <= float(interval[1])
     )

@@ -16,6 +16,8 @@ class HalfCheetahVelTask(Task):
         velocity: Target of the forward velocity, m/s; the default is the middle of the training range.
     """
 
+    limits = {"velocity": (-1e6, 1e6)}  # noqa: RUF012 - as in Task
+
     velocity: float = 1.5
 
 
@@ -41,11 +43,13 @@ class AntDirTask(Task):
             direction of Gymnasium's ``Ant-v5``.
     """
 
+    limits = {"direction": (-1e6, 1e6)}  # noqa: RUF012 - as in Task
+
     direction: float = 0.0
 
 
 class ModelTask(Task):
-    """Multipliers of the physics of a MuJoCo model, all > 0: subclass it, one field of default 1 for each of them.
+    """Multipliers of the physics of a MuJoCo model: subclass it, one field of default 1 for each of them.
 
     A name consists of a part of the model and a quantity: ``<body>_mass``, ``<body>_inertia`` (the three principal
     moments), ``<joint>_damping`` or ``<geom>_friction`` (sliding, torsional and rolling).
@@ -54,6 +58,7 @@ class ModelTask(Task):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.positive = (*cls.positive, *cls.__annotations__)
+        cls.limits = dict.fromkeys(cls.positive, (1e-6, 1e6))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
-from ssm_metarl_gym.checks import Rule, check_choice, check_fields, check_integer, check_number
+from ssm_metarl_gym.checks import Rule, as_array, check_choice, check_fields, check_integer, check_number, shown
 
 __all__ = ["Task", "TaskBatch"]
 
@@ -23,16 +23,20 @@ class Task:
     Attributes:
         signs: The names of the parameters that are +1 or -1. The first is the one that a switch flips.
         positive: The names of the parameters that must be > 0.
+        limits: The least and the greatest value of a parameter, by name, where not every finite number will do: beyond
+            them the physics could not be computed.
     """
 
     signs: ClassVar[tuple[str, ...]] = ()
     positive: ClassVar[tuple[str, ...]] = ()
+    limits: ClassVar[Mapping[str, tuple[float, float]]] = {}
 
     def __post_init__(self) -> None:
-        check_fields(self, _rules(type(self)))
-        for name in self.parameter_names():
+        rules = _rules(type(self))
+        check_fields(self, rules)
+        for name, rule in rules.items():
             number = float(getattr(self, name))
-            object.__setattr__(self, name, int(number) if name in self.signs else number)
+            object.__setattr__(self, name, int(number) if rule is _SIGN else number)
 
     @classmethod
     def parameter_names(cls) -> list[str]:
@@ -41,7 +45,10 @@ class Task:
 
     @property
     def task_id(self) -> int:
-        """A 63-bit digest of the parameters: equal tasks have equal ids, in every process."""
+        """A digest of the parameters, which any array library holds: equal tasks have equal ids, in every process.
+
+        It has 31 bits: among n different tasks, about ``n**2 / 2**32`` pairs share one.
+        """
         return int(_task_ids(type(self), np.array([[value] for value in self.to_dict().values()]))[0])
 
     def to_dict(self) -> dict[str, float]:
@@ -112,8 +119,9 @@ class TaskBatch(Sequence[Task]):
         """A batch of the given tasks, at least one and all of one type."""
         if isinstance(tasks, TaskBatch) and len(tasks):
             return tasks
-        if not tasks or len({type(task) for task in tasks}) != 1 or not isinstance(tasks[0], Task):
-            raise ValueError(f"a batch needs at least one task, all of one type; got {list(tasks)!r:.200}.")
+        is_list = isinstance(tasks, Sequence) and not isinstance(tasks, str | bytes)
+        if not is_list or len({type(task) for task in tasks}) != 1 or not isinstance(tasks[0], Task):
+            raise ValueError(f"a batch needs at least one task, all of one type; got {shown(tasks)}.")
         values = np.array([tuple(task.to_dict().values()) for task in tasks], dtype=np.float64)
         return cls.from_values(type(tasks[0]), np.ascontiguousarray(values.T))
 
@@ -181,21 +189,31 @@ _POSITIVE: Final[Rule] = ("a finite number > 0", lambda value: (value > 0) & (ab
 
 def _rules(task_type: type[Task]) -> dict[str, Rule]:
     """The rule of each parameter, by name, in the order of the fields."""
-    kinds = dict.fromkeys(task_type.positive, _POSITIVE) | dict.fromkeys(task_type.signs, _SIGN)
-    return {name: kinds.get(name, _FINITE) for name in task_type.parameter_names()}
+    rules = dict.fromkeys(task_type.parameter_names(), _FINITE)
+    rules |= dict.fromkeys(task_type.positive, _POSITIVE)
+    rules |= {name: _within(*limits, exclusive=limits[0] == 0.0) for name, limits in task_type.limits.items()}
+    return rules | dict.fromkeys(task_type.signs, _SIGN)
+
+
+@functools.cache
+def _within(low: float, high: float, *, exclusive: bool) -> Rule:
+    """The rule that a number lies in an interval, of which the lower end may be none."""
+    if exclusive:
+        return f"a number > {low:g} and <= {high:g}", lambda value: (low < value) & (value <= high)
+    return f"a number in [{low:g}, {high:g}]", lambda value: (low <= value) & (value <= high)
 
 
 def _check_names(task_type: type[Task], parameters: Any) -> None:
     if not isinstance(parameters, Mapping):
-        raise ValueError(f"a task must be a dictionary from parameter name to value; got {parameters!r}.")
+        raise ValueError(f"a task must be a dictionary from parameter name to value; got {shown(parameters)}.")
     for name in parameters:
         check_choice(f"a parameter of {task_type.__name__}", name, task_type.parameter_names())
 
 
 def _column(name: str, column: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    array = np.asarray(column)
+    array = as_array(column)
     if array.dtype.kind not in "iuf" or array.ndim > 1:
-        raise ValueError(f"{name} must be a number, or one for each task; got {column!r}.")
+        raise ValueError(f"{name} must be a number, or one for each task; got {shown(column)}.")
     return array.astype(np.float64)
 
 
@@ -216,7 +234,7 @@ def _task_ids(task_type: type[Task], values: npt.NDArray[np.float64]) -> npt.NDA
     digest: npt.NDArray[np.uint64] = _weights(cast("Hashable", task_type)) @ bits
     digest ^= digest >> np.uint64(31)
     digest *= np.uint64(0x9E3779B97F4A7C15)
-    return (digest >> np.uint64(1)).view(np.int64)
+    return (digest >> np.uint64(33)).view(np.int64)  # the upper bits of the product depend on all of its factor
 
 
 @functools.cache

@@ -312,6 +312,13 @@ class TestCopies:
         assert len(own) == len(others)
         assert not own & others
 
+    def test_of_what_holds_a_module(self):
+        model = Map()
+        model(torch.zeros(5, 2))
+        holder = copy_module(Record([model]))
+        assert holder.last[0] is not model
+        assert torch.equal(holder.last[0].map, model.map)
+
     def test_attributes_have_no_graph_any_more_and_stay_one_thing(self):
         model = Map()
         model.output = model(torch.zeros(5, 2))
@@ -331,7 +338,7 @@ class TestMetaLearning:
     def test_the_gradient_is_that_of_a_plain_loop(self, assert_same_gradient, make_model, first_order):
         assert_same_gradient(make_model().double(), make_tasks(), MSE, first_order)
 
-    @pytest.mark.parametrize("first_order", [False, True])
+    @pytest.mark.parametrize("first_order", [False, pytest.param(True, marks=pytest.mark.slow)])
     @pytest.mark.parametrize("make_model", SHARING + STATEFUL, ids=lambda make: make.__name__)
     def test_the_model_is_as_it_was(self, make_model, first_order):
         model, tasks = make_model().double(), make_tasks(2)

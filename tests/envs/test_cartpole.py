@@ -161,3 +161,41 @@ def test_a_derived_quantity_cannot_be_set():
     env = gym.make("ssm_metarl/CartPole-v0").unwrapped
     with pytest.raises(ValueError, match=r"total_mass follows from the task and cannot be set; got 50"):
         env.total_mass = 50.0
+
+
+def test_no_pole_however_short_ends_outside_of_the_space():
+    # Gymnasium's bounds are 24 degrees and 4.8 m: a pole of 5 cm passes from 11 to 29 degrees in a step.
+    env = gym.make("ssm_metarl/CartPole-v0", split="extrapolation")
+    env.reset(options={"task": {"length": 0.05}, "state": [0.0, 0.0, 0.2, 15.0]})
+    observation, _, terminated, *_ = env.step(1)
+    assert (observation[2], terminated) == (np.float32(0.2 + 0.02 * 15.0), True)
+    assert env.observation_space.contains(observation)
+    envs = gym.make_vec("ssm_metarl/CartPole-v0", num_envs=500, split="extrapolation", autoreset_mode="SameStep")
+    envs.reset(seed=0)
+    envs.action_space.seed(0)
+    for _ in range(60):
+        *_, infos = envs.step(envs.action_space.sample())
+        for final in infos.get("final_obs", np.array([]))[infos.get("_final_obs", np.array([], np.bool_))]:
+            assert envs.single_observation_space.contains(final)
+
+
+@pytest.mark.parametrize("on_failure", ["terminate", "restart"])
+def test_the_reward_of_sutton_and_barto(on_failure, leader_and_rows, play_both):
+    env = gym.make("ssm_metarl/CartPole-v0", on_failure=on_failure, sutton_barto_reward=True)
+    env.reset(options={"state": [0.0, 0.0, 0.0, 0.0]})
+    assert env.step(1)[1] == 0.0
+    env.reset(options={"state": [0.0, 0.0, 0.3, 0.0]})
+    assert env.step(1)[1] == {"terminate": -1.0, "restart": -11.0}[on_failure]
+    envs, rows = leader_and_rows(
+        "ssm_metarl/CartPole-v0", 3, on_failure=on_failure, sutton_barto_reward=True, max_episode_steps=40
+    )
+    history = play_both(envs, rows, 60)
+    rewards = {reward for step in history if len(step) == 5 for reward in step[1].tolist()}
+    assert rewards == {"terminate": {0.0, -1.0}, "restart": {0.0, -11.0}}[on_failure]
+
+
+def test_the_reward_of_sutton_and_barto_is_gymnasiums(rollout):
+    env = gym.make("ssm_metarl/CartPole-v0", task={}, sutton_barto_reward=True)
+    reference = gym.make("CartPole-v1", sutton_barto_reward=True)
+    for own, expected in zip(rollout(env, 60, seed=3), rollout(reference, 60, seed=3), strict=True):
+        assert own[:-1] == expected[:-1]

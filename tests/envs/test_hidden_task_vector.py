@@ -23,13 +23,14 @@ from ssm_metarl_gym.wrappers import (
 )
 
 SIGNED = [name for name, family in FAMILIES.items() if family.task_type in (CartPoleTask, PendulumTask)]
-FAMILY_NAMES = [*SIGNED, "PointNavigation"]
+# One family of each class, in which signs differ; of the defaults of each id tells test_registration.
+CLASSES = ["CartPolePolarity", "PendulumPolarity", "PointNavigation"]
 MODES = [mode.value for mode in AutoresetMode]
 NUM_ENVS = 3
 EVERY_STEP = {"switch": {"probability": 1.0}}
 
-each_family = pytest.mark.parametrize("family", FAMILY_NAMES)
-each_signed_family = pytest.mark.parametrize("family", SIGNED)
+each_class = pytest.mark.parametrize("family", CLASSES)
+each_signed_class = pytest.mark.parametrize("family", CLASSES[:2])
 each_physics = pytest.mark.parametrize("family", ["CartPole", "Pendulum", "PointNavigation"])
 each_signed_physics = pytest.mark.parametrize("family", ["CartPole", "Pendulum"])
 each_mode = pytest.mark.parametrize("mode", MODES)
@@ -94,12 +95,12 @@ def ends(history):
 
 
 class TestEqualToSingleEnvironments:
-    @each_family
+    @each_class
     @each_mode
     @pytest.mark.parametrize(
         "kwargs",
         [
-            {"switch": None},
+            {"switch": None, "on_failure": "terminate"},
             {"switch": None, "context": "visible", "split": "extrapolation"},
             {"switch": {"step": [1, 4, 9]}, "context": "visible", "on_failure": "restart"},
             pytest.param({"switch": {"step": 7}, "on_failure": "terminate"}, marks=pytest.mark.slow),
@@ -150,7 +151,7 @@ class TestEqualToSingleEnvironments:
         else:
             assert infos["restarted"].tolist() == [True, False]
 
-    @each_signed_family
+    @each_signed_class
     def test_where_the_sign_flips_at_random_steps(self, family, assert_same):
         env = make(family, switch={"probability": 0.3}, max_episode_steps=None, on_failure="terminate")
         rows = [gym.make(f"ssm_metarl/{family}-v0", switch=None, on_failure="terminate") for _ in range(NUM_ENVS)]
@@ -174,7 +175,7 @@ class TestEqualToSingleEnvironments:
                 row.unwrapped.task = task
         assert 2 <= num_flips <= 14  # 7.2 expected, standard deviation 2.2
 
-    @each_family
+    @each_class
     @each_mode
     @pytest.mark.parametrize(
         "kwargs",
@@ -202,7 +203,7 @@ class TestEqualToSingleEnvironments:
         env.np_random = np.random.default_rng(8)
         play_both(env, single, 30, seed=None)
 
-    @each_family
+    @each_class
     def test_in_one_step_from_any_state(self, family):
         rng, size = np.random.default_rng(0), 300
         env = make(family, size, split="extrapolation", on_failure="terminate", switch=None)
@@ -231,7 +232,7 @@ class TestEqualToSingleEnvironments:
 
 
 class TestSeeds:
-    @each_family
+    @each_class
     @each_mode
     def test_one_seed_gives_one_result(self, family, mode, assert_same):
         kwargs = {"autoreset_mode": mode, "max_episode_steps": 9, "switch": {"probability": 0.2}}
@@ -246,7 +247,7 @@ class TestSeeds:
         # All points start at the origin.
         assert (observations.tolist() != first[0][0].tolist()) == (family in SIGNED)
 
-    @each_family
+    @each_class
     def test_different_seeds_and_no_seed_give_different_tasks_and_states(self, family):
         env = make(family, split="extrapolation")
         tasks, states = zip(*[(env.reset(seed=seed), own(env))[1] for seed in (0, 1, None)], strict=True)
@@ -255,7 +256,7 @@ class TestSeeds:
             assert len(set(map(str, drawn))) == len(drawn) == 3 * NUM_ENVS
         assert fresh[0] != fresh[1]
 
-    @each_family
+    @each_class
     @pytest.mark.parametrize("split", SPLITS)
     def test_every_episode_has_a_new_task_of_its_split(self, family, split):
         tasks, states = starts(make(family, 5, split=split), 20, seed=0)
@@ -264,17 +265,17 @@ class TestSeeds:
         assert len(set(drawn)) == len(drawn)
         assert len({tuple(state) for state in chain(*states)}) == (len(drawn) if family in SIGNED else 1)
 
-    @each_family
+    @each_class
     def test_one_seed_gives_different_tasks_in_each_split(self, family):
         assert len({starts(make(family, split=split), 1, seed=1)[0][0][0] for split in SPLITS}) == len(SPLITS)
 
-    @each_family
+    @each_class
     def test_global_generators_are_not_touched(self, family):
         before = np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
         play(make(family, max_episode_steps=5, **possible(family, EVERY_STEP)), 12, seed=0)
         assert (np.random.get_state()[1].tolist(), random.getstate()) == before  # noqa: NPY002
 
-    @each_family
+    @each_class
     def test_given_tasks_leave_both_streams_as_they_are(self, family):
         drawn_tasks, drawn_states = starts(make(family), 4, seed=5)
         chosen_tasks, chosen_states = starts(make(family), 4, seed=5, options={"tasks": another_task(family)})
@@ -284,14 +285,14 @@ class TestSeeds:
         assert chosen_tasks[0] == [chosen_tasks[0][0].from_dict(another_task(family))] * NUM_ENVS
         assert fixed_tasks == [[type(fixed_tasks[0][0])()] * NUM_ENVS] * 4
 
-    @each_family
+    @each_class
     def test_given_states_leave_both_streams_as_they_are(self, family):
         state = np.full((NUM_ENVS, 4 if "CartPole" in family else 2), 0.25)
         drawn, given = starts(make(family), 4, seed=5), starts(make(family), 4, seed=5, options={"state": state})
         assert given[0] == drawn[0]
         assert given[1] == [state.tolist(), *drawn[1][1:]]
 
-    @each_signed_family
+    @each_signed_class
     def test_switches_leave_tasks_and_states_of_later_episodes(self, family):
         later = []
         for switch in (None, {"step": 1}, {"step": [1, 2, 3]}, {"probability": 0.5}):
@@ -314,7 +315,7 @@ class TestSeeds:
         assert len({tuple(row) for row in tasks[0]}) == 4
         assert states[0] != states[1]
 
-    @each_family
+    @each_class
     def test_rows_draw_in_their_order_whether_they_begin_together_or_not(self, family):
         together, alone = make(family), make(family)
         for env in (together, alone):
@@ -325,7 +326,7 @@ class TestSeeds:
                 alone.reset(options={"reset_mask": np.arange(NUM_ENVS) == row})
             assert own(alone) == (tasks, states)
 
-    @each_family
+    @each_class
     def test_a_seed_forgets_the_tasks_that_were_drawn_ahead(self, family):
         env = make(family)
         expected = starts(env, 3, seed=3)
@@ -334,7 +335,7 @@ class TestSeeds:
 
 
 class TestSwitching:
-    @each_signed_family
+    @each_signed_class
     def test_at_a_step_of_each_row(self, family):
         env = make(family, switch={"step": [1, 3, 5]}, on_failure="terminate", autoreset_mode="Disabled")
         for _ in range(2):
@@ -347,7 +348,7 @@ class TestSwitching:
                 assert env.unwrapped.tasks.column("polarity").tolist() == expected.tolist()
                 assert infos["task_id"].tolist() == [task.task_id for task in env.unwrapped.tasks]
 
-    @each_signed_family
+    @each_signed_class
     @pytest.mark.parametrize("switch", [{"probability": 0.0}, None])
     def test_never(self, family, switch):
         history = play(make(family, switch=switch, max_episode_steps=None, on_failure="restart"), 100, seed=0)
@@ -359,7 +360,7 @@ class TestSwitching:
         assert 70 < flips.sum() < 130  # 100 expected, standard deviation 10
         assert len(set(np.argmax(flips, axis=0).tolist())) > 30  # not all at once
 
-    @each_signed_family
+    @each_signed_class
     def test_whoever_is_told_the_parameters_sees_it_at_once(self, family):
         env = make(family, context="visible", switch={"step": [1, 2, 2]}, task={}, on_failure="terminate")
         shown = [env.reset(seed=0)[0][:, -1].tolist()] + [
@@ -499,35 +500,18 @@ class TestResetOptions:
 
 class TestRefusals:
     MASK = np.array([True, False, True])
-    BAD_OPTIONS = [  # noqa: RUF012
-        ({"task": {}}, ValueError, r"an option of reset must be one of .*got 'task'\. Did you mean 'tasks'\?"),
-        ({"sate": 0}, ValueError, r"Did you mean 'state'\?"),
-        ({"reset_masks": MASK}, ValueError, r"Did you mean 'reset_mask'\?"),
-        ({"tasks": [{}, {}]}, ValueError, r"one task for each of the 3 rows; got \[{}, {}\]"),
-        ({"tasks": [{}, {}, {"polarty": 1}]}, ValueError, r"Did you mean 'polarity'\?"),
-        ({"tasks": [{}, {}, {"polarity": 0}]}, ValueError, r"polarity must be \+1 or -1; got 0"),
-        ({"tasks": {"polarity": [1, 1, 0]}}, ValueError, r"task 2: polarity must be \+1 or -1; got 0"),
-        ({"tasks": {"polarity": [1, 1]}}, ValueError, "one for each of the 3 tasks; got {'polarity': 2}"),
-        ({"tasks": {"polarty": 1}}, ValueError, r"Did you mean 'polarity'\?"),
-        ({"tasks": [1, 2, 3]}, ValueError, "all of one type; got"),
-        ({"tasks": [{}, CartPoleTask(), PendulumTask()]}, ValueError, "all of one type; got"),
-        ({"tasks": "abc"}, ValueError, "one task for each of the 3 rows; got 'abc'"),
-        ({"tasks": 3}, ValueError, "one task for each of the 3 rows; got 3"),
-        ({"state": "upright"}, ValueError, r"'state' must be \d finite numbers for each of the 3 rows; got 'upright'"),
-        ({"state": None}, ValueError, r"'state' must be \d finite numbers for each of the 3 rows; got None"),
-        ({"state": [0.0, 0.0]}, ValueError, r"'state' must be \d finite numbers for each of the 3 rows"),
-        ({"state": np.zeros((2, 4))}, ValueError, r"'state' must be \d finite numbers for each of the 3 rows"),
-        ({"state": np.zeros((3, 3))}, ValueError, r"'state' must be \d finite numbers for each of the 3 rows"),
-        ({"reset_mask": MASK.tolist()}, TypeError, "'reset_mask' must be a NumPy array of booleans; got list"),
-        ({"reset_mask": MASK.astype(int)}, TypeError, "'reset_mask' must be a NumPy array of booleans; got int64"),
-        ({"reset_mask": True}, TypeError, "'reset_mask' must be a NumPy array of booleans; got bool"),
-        ({"reset_mask": MASK[:2]}, ValueError, r"one entry for each of the 3 rows.* got shape \(2,\)"),
-        ({"reset_mask": MASK[:, None]}, ValueError, r"one entry for each of the 3 rows.* got shape \(3, 1\)"),
-        ({"reset_mask": np.zeros(3, np.bool_)}, ValueError, r"at least one True; got shape \(3,\) with 0 True"),
-    ]
 
+    # What is refused, test_arguments tells.
     @each_signed_physics
-    @pytest.mark.parametrize(("options", "error", "message"), BAD_OPTIONS)
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            ({"task": {}}, ValueError, r"an option of reset must be one of .*got 'task'\. Did you mean 'tasks'\?"),
+            ({"tasks": [{}, {}, {"polarity": 0}]}, ValueError, r"polarity must be \+1 or -1; got 0"),
+            ({"state": np.zeros((3, 3))}, ValueError, r"'state' must be \d finite numbers for each of the 3 rows"),
+            ({"reset_mask": [True]}, TypeError, "'reset_mask' must be a NumPy array of booleans; got list"),
+        ],
+    )
     def test_a_refused_option_changes_nothing(self, family, options, error, message, assert_same):
         env = make(family, max_episode_steps=9, **EVERY_STEP)
         play(env, 5, seed=0)
@@ -581,11 +565,11 @@ class TestRefusals:
         with pytest.raises(gym.error.ResetNeeded, match="reset"):
             env.render()
 
-    @each_signed_physics
+    @pytest.mark.parametrize("family", ["CartPole"])
     @pytest.mark.parametrize(
         ("kwargs", "message"),
         [
-            *(({"num_envs": value}, "num_envs must be an int >= 1; got ") for value in (0, -1, 2.5, "3", None, True)),
+            *(({"num_envs": value}, "num_envs must be an int >= 1; got ") for value in (0, 2.5, "3", None, True)),
             *(({"max_episode_steps": value}, "max_episode_steps must be an int >= 1") for value in (0, -2, 2.5)),
             ({"split": "extrapolate"}, r"split must be one of .*Did you mean 'extrapolation'\?"),
             ({"context": "visble"}, r"context must be one of .*Did you mean 'visible'\?"),
@@ -593,30 +577,12 @@ class TestRefusals:
             ({"dtype": "float16"}, "dtype must be one of .*got 'float16'"),
             ({"dtype": None}, "dtype must be one of .*got None"),
             ({"autoreset_mode": "samestep"}, r"autoreset_mode must be one of .*Did you mean 'SameStep'\?"),
-            ({"autoreset_mode": None}, "autoreset_mode must be one of .*got None"),
             ({"render_mode": "human"}, "render_mode must be None or 'rgb_array'; got 'human'"),
             ({"render_mode": "ansi"}, "render_mode must be None or 'rgb_array'; got 'ansi'"),
             ({"family": "Polarity"}, r"family must be one of .*Did you mean '\w+Polarity'\?"),
             ({"family": "HalfCheetahDir"}, "family must be one of "),
-            ({"task": {"polarty": 1}}, r"Did you mean 'polarity'\?"),
             ({"task": {"polarity": [1, 1, 0]}}, r"task 2: polarity must be \+1 or -1"),
-            ({"task": {"polarity": [1, 1]}}, "one for each of the 3 tasks"),
-            *(
-                ({"switch": switch}, "switch must be None, .* or 3 of them, one for each row; got ")
-                for switch in (
-                    {"step": [1, 2]},
-                    {"step": [1, 2, 0]},
-                    {"step": [1, 2, 1.5]},
-                    {"step": [[1, 2, 3]]},
-                    {"step": 0},
-                    {"step": True},
-                    {"probability": [0.1, 0.1, 0.1]},
-                    {"probability": 1.5},
-                    {"steps": 3},
-                    {},
-                    "step",
-                )
-            ),
+            ({"switch": {"step": [1, 2]}}, "switch must be None, .* or 3 of them, one for each row; got "),
         ],
     )
     def test_arguments(self, family, kwargs, message):
@@ -636,9 +602,7 @@ class TestRefusals:
 
 
 class TestTimeLimit:
-    @pytest.mark.parametrize(
-        ("family", "limit"), [("CartPole", 500), ("CartPolePolarity", 200), ("Pendulum", 200), ("PendulumSwitch", 200)]
-    )
+    @pytest.mark.parametrize(("family", "limit"), [("CartPolePolarity", 200), ("Pendulum", 200)])
     def test_of_the_spec_of_the_user_or_none(self, family, limit):
         assert make(family).unwrapped.max_episode_steps == limit
         for steps, kwargs in (
@@ -675,7 +639,7 @@ class TestTimeLimit:
 
 
 class TestOwnership:
-    @each_family
+    @each_class
     @each_mode
     def test_what_is_returned_may_be_written(self, family, mode, assert_same):
         kwargs = {"autoreset_mode": mode, "max_episode_steps": 9, "context": "visible", "switch": {"step": 4}}
@@ -706,7 +670,7 @@ class TestOwnership:
 
         assert_same(history(spoil=True), history(spoil=False))
 
-    @each_family
+    @each_class
     @each_mode
     @pytest.mark.parametrize("copied", [False, True])
     def test_infos_never_change_and_those_of_all_rows_cannot_be_written(self, family, mode, copied, assert_same):
@@ -733,11 +697,11 @@ class TestOwnership:
         env = make(family)
         env.reset(seed=0)
         before, mine = own(env), env.unwrapped.state
-        mine[:] = 9.0
+        mine[:] = 5.0
         assert own(env) == before
         env.unwrapped.state = mine
         mine[:] = 7.0
-        assert env.unwrapped.state.tolist() == np.full_like(mine, 9.0).tolist()
+        assert env.unwrapped.state.tolist() == np.full_like(mine, 5.0).tolist()
         given = np.full_like(mine, 0.1)
         env.reset(options={"state": given})
         given[:] = 7.0
@@ -791,13 +755,13 @@ class TestPrecision:
         assert env.unwrapped.state.dtype == np.float32
         assert np.any(env.unwrapped.state != reference.unwrapped.state)
 
-    @each_family
+    @each_class
     def test_tasks_are_the_same_in_both(self, family):
         histories = [play(make(family, dtype=dtype, context="visible"), 3, seed=0) for dtype in ("float32", "float64")]
         for (*_, infos), (*_, expected) in zip(*histories, strict=True):
             assert infos["task_id"].tolist() == expected["task_id"].tolist()
 
-    @each_family
+    @each_class
     def test_spaces_are_those_of_single_environments(self, family):
         for context in ("hidden", "visible"):
             single = gym.make(f"ssm_metarl/{family}-v0", context=context)
@@ -814,12 +778,12 @@ class TestRendering:
     @each_physics
     @each_mode
     def test_frames_are_those_of_single_environments(self, family, mode, leader_and_rows):
-        kwargs = {"render_mode": "rgb_array", "max_episode_steps": 3, "autoreset_mode": mode, "split": "extrapolation"}
-        switch = {"step": [1, 4]} if family in SIGNED else None
+        kwargs = {"render_mode": "rgb_array", "max_episode_steps": 2, "autoreset_mode": mode, "split": "extrapolation"}
+        switch = {"step": [1, 2]} if family in SIGNED else None
         env, rows = leader_and_rows(f"ssm_metarl/{family}-v0", 2, switch=switch, **kwargs)
         for each in (env, rows):
             each.reset(seed=0)
-        for step in range(5):
+        for step in range(4):
             frames = env.render()
             assert type(frames) is tuple
             for frame, expected in zip(frames, rows.render(), strict=True):
@@ -849,7 +813,7 @@ class TestRendering:
         ("num_envs", "num_rows", "shape"),
         [(5, 16, (2, 3)), (5, 1, (1, 1)), (7, 6, (2, 3))],
     )
-    @each_physics
+    @pytest.mark.parametrize("family", ["Pendulum"])
     def test_a_grid_of_the_first_rows(self, family, num_envs, num_rows, shape):
         env = make(family, num_envs, render_mode="rgb_array")
         env.reset(seed=0)
@@ -902,7 +866,7 @@ class TestRendering:
 
 
 class TestCopies:
-    @each_family
+    @each_class
     @each_mode
     @each_copy
     def test_go_on_as_the_original(self, family, mode, copied, assert_same):
@@ -953,7 +917,7 @@ class TestSpec:
         {"switch": {"probability": 0.5}, "dtype": "float32", "max_episode_steps": None},
     ]
 
-    @each_family
+    @each_class
     @pytest.mark.parametrize("kwargs", KWARGS)
     def test_in_json_makes_the_same_environment(self, family, kwargs, assert_same):
         if family not in SIGNED:
@@ -1098,7 +1062,7 @@ class TestUnderWrappers:
 @pytest.mark.parametrize("num_steps", [300, pytest.param(3000, marks=pytest.mark.slow)])
 @each_physics
 def test_memory_does_not_grow_with_the_steps(family, num_steps):
-    env = make(family, 256, max_episode_steps=40, **possible(family, {"switch": {"probability": 0.01}}))
+    env = make(family, 64, max_episode_steps=40, **possible(family, {"switch": {"probability": 0.01}}))
     env.reset(seed=0)
     actions = sample(env, 8)
 
@@ -1113,7 +1077,7 @@ def test_memory_does_not_grow_with_the_steps(family, num_steps):
         after = used(num_steps)
     finally:
         tracemalloc.stop()
-    assert after - before < 64 * 1024  # one result takes about 40 kB
+    assert after - before < 32 * 1024  # one result takes about 10 kB
 
 
 def test_a_seed_is_for_all_rows():

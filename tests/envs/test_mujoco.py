@@ -279,7 +279,7 @@ class TestBadInput:
             ("HalfCheetahDir", {"split": "extrapolation"}, r"split must be one of \['train', 'interpolation'\]"),
             ("HopperParams", {"switch": {"step": 3}}, "a HopperTask has no sign to flip"),
             ("HopperParams", {"task": {"torso_mas": 2}}, "Did you mean 'torso_mass'"),
-            ("HopperParams", {"task": {"torso_mass": 0}}, "torso_mass must be a finite number > 0; got 0"),
+            ("HopperParams", {"task": {"torso_mass": 0}}, r"torso_mass must be a number in \[1e-06, 1e\+06\]; got 0"),
             ("Walker2dParams", {"family": "HopperParams"}, r"family must be one of \['Walker2dParams'\]"),
             ("HalfCheetahDir", {"task": {"direction": 2}}, r"direction must be \+1 or -1; got 2"),
         ],
@@ -322,6 +322,7 @@ def test_without_mujoco_everything_else_works_and_the_error_says_how_to_install_
     subprocess.run([sys.executable, "-c", script], check=True)  # noqa: S603
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a viewer that fails leaves one behind
 def test_frames_show_the_robot(monkeypatch):
     if not os.environ.get("DISPLAY"):

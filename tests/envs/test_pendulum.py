@@ -86,7 +86,7 @@ def test_refuses_other_actions(action):
     assert env.state.tolist() == state.tolist()
 
 
-@pytest.mark.parametrize("state", [[0.0], [0.0, math.inf], "upright", {"angle": 0}, None])
+@pytest.mark.parametrize("state", [[0.0], [0.0, math.inf], [0.0, 8.1], [2e6, 0.0], "upright", {"angle": 0}, None])
 def test_refuses_other_states(state):
-    with pytest.raises(ValueError, match="'state' must be 2 finite numbers; got "):
+    with pytest.raises(ValueError, match=r"'state' must be 2 finite numbers, of at most 1e\+06 and 8; got "):
         make().reset(options={"state": state})

@@ -58,12 +58,6 @@ def test_lists_are_actions():
         ([[0.0], [math.nan], [0.0]], r"an action must be finite; got \[nan\] in row 1"),
         ([[0.0], [0.0], [-math.inf]], r"an action must be finite; got \[-inf\] in row 2"),
         ([0.0, 0.0, 0.0], r"actions must be numbers in an array of shape \(3, 1\); got shape \(3,\)"),
-        ([[0.0], [0.0]], r"got shape \(2, 1\)"),
-        ([[0.0, 0.0]] * 3, r"got shape \(3, 2\)"),
-        (0.0, r"got shape \(\)"),
-        ([[True], [False], [True]], "of bool"),
-        ([["left"], ["right"], ["left"]], "actions must be numbers"),
-        (None, "actions must be numbers"),
     ],
 )
 @each_mode
@@ -123,7 +117,10 @@ def test_bounds_are_those_of_single_environments(leader_and_rows, play_both):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"x_init": -0.1}, "'x_init' must be a finite number >= 0, or one for each of the 3 rows; got -0.1"),
+        (
+            {"x_init": -0.1},
+            "'x_init' must be a finite number >= 0, or one for each of the 3 rows, of at most",
+        ),
         ({"x_init": [0.1, 0.1, -0.1]}, "'x_init' must be a finite number >= 0, or one for each of the 3 rows"),
         ({"x_init": [0.1, 0.1]}, "'x_init' must be a finite number >= 0, or one for each of the 3 rows"),
         ({"y_init": math.nan}, "'y_init' must be a finite number >= 0"),

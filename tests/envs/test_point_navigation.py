@@ -134,12 +134,12 @@ def test_refuses_other_actions(action):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"state": [0.0]}, "'state' must be 2 finite numbers; got "),
-        ({"state": [0.0, math.inf]}, "'state' must be 2 finite numbers; got "),
-        ({"state": None}, "'state' must be 2 finite numbers; got "),
+        ({"state": [0.0]}, "'state' must be 2 finite numbers, of at most 1e.06; got "),
+        ({"state": [0.0, math.inf]}, "'state' must be 2 finite numbers, of at most 1e.06; got "),
+        ({"state": None}, "'state' must be 2 finite numbers, of at most 1e.06; got "),
         ({"sate": [0.0, 0.0]}, r"Did you mean 'state'\?"),
         ({"task": {"goal": 0.1}}, r"a parameter of PointNavigationTask must be one of .*Did you mean 'goal_[xy]'\?"),
-        ({"task": {"goal_x": math.nan}}, "goal_x must be a finite number; got nan"),
+        ({"task": {"goal_x": math.nan}}, r"goal_x must be a number in \[-1e\+06, 1e\+06\]; got nan"),
     ],
 )
 def test_a_refused_reset_changes_nothing(options, message):

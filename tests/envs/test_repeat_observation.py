@@ -196,9 +196,9 @@ class Led:
         return symbols.copy()
 
 
-def leader_and_rows(mode, num_envs=3):
-    leader = gym.make_vec(ENV_ID, num_envs, autoreset_mode=mode, **SHORT)
-    rows = SyncVectorEnv([lambda: gym.make(ENV_ID, **SHORT)] * num_envs, autoreset_mode=mode)
+def leader_and_rows(mode, num_envs=3, **kwargs):
+    leader = gym.make_vec(ENV_ID, num_envs, autoreset_mode=mode, **SHORT, **kwargs)
+    rows = SyncVectorEnv([lambda: gym.make(ENV_ID, **SHORT, **kwargs)] * num_envs, autoreset_mode=mode)
     for row, env in enumerate(rows.envs):
         env.unwrapped.np_random = Led(leader, row)
     return leader, rows
@@ -210,8 +210,9 @@ class TestBatched:
         assert type(gym.make_vec(ENV_ID, 2, vectorization_mode="sync")) is SyncVectorEnv
 
     @each_mode
-    def test_is_equal_to_single_environments(self, mode, assert_same):
-        env, rows = leader_and_rows(mode)
+    @pytest.mark.parametrize("kwargs", [{}, {"max_episode_steps": 4}, {"max_episode_steps": 1}])
+    def test_is_equal_to_single_environments(self, mode, kwargs, assert_same):
+        env, rows = leader_and_rows(mode, **kwargs)
         for name in ("observation_space", "single_observation_space", "action_space", "single_action_space"):
             assert getattr(env, name) == getattr(rows, name)
         assert_same(env.reset(seed=0), rows.reset())
@@ -220,13 +221,14 @@ class TestBatched:
             actions = rng.integers(3, size=3)
             result = env.step(actions)
             assert_same(result, rows.step(actions))
-            ends, right = ends + result[2], right + (result[1] > 0.0)
-            mask = (rng.random(3) < 0.1) | (result[2] & (mode == "Disabled"))
+            ended = result[2] | result[3]
+            ends, right = ends + ended, right + (result[1] > 0.0)
+            mask = (rng.random(3) < 0.1) | (ended & (mode == "Disabled"))
             if mask.any():
                 given = [{"options": {"reset_mask": mask.copy()}} for _ in range(2)]
                 assert_same(env.reset(**given[0]), rows.reset(**given[1]))
         assert ends.min() > 5
-        assert right.min() > 5
+        assert right.min() > (5 if not kwargs else -1)
 
     def test_one_row_draws_as_the_single_environment(self):
         env, single = gym.make_vec(ENV_ID, 1, autoreset_mode="SameStep"), gym.make(ENV_ID)

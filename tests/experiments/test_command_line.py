@@ -74,7 +74,7 @@ def test_what_is_given_arrives(arguments, expected):
         (["--some-size", "-1"], "--some-size must be >= 1; got -1."),
         (["--some-size", "many"], "--some-size must be a whole number; got 'many'."),
         (["--some-size", "1e3"], "--some-size must be a whole number; got '1e3'."),
-        (["--some-size"], "error: Missing value for argument '--some-size'. Expected 1 values.\n"),
+        (["--some-size"], "Expected 1 values.\n"),
         (["--start", "2147483648"], "--start must be >= 0 and less than 2147483648; got 2147483648."),
         (["--some-size", "100000000000"], "--some-size must be >= 1 and less than 2147483648; got 100000000000."),
         (["--rate", "high"], "--rate must be a number; got 'high'."),
@@ -111,7 +111,7 @@ def test_help_tells_meanings_choices_and_defaults(capsys):
     assert exit_info.value.code == 0
     text = capsys.readouterr().out
     assert "    one    a table\n    other  of two columns\n" in text
-    words = " ".join(text.split())
+    words = " ".join(text.replace("│", " ").split())  # some versions of tyro draw boxes
     for entry in (
         "[PATH ...] who acts",
         "--name NAME what it is called; one of a, b (default: a)",
@@ -125,7 +125,7 @@ def test_help_tells_meanings_choices_and_defaults(capsys):
 
 def test_a_script_refuses_in_the_same_way(capsys):
     with pytest.raises(SystemExit) as exit_info:
-        refuse("--output must be new.")
+        refuse("--output must\nbe new.")
     assert exit_info.value.code == 2
     assert capsys.readouterr().err.endswith(": error: --output must be new.\n")
 

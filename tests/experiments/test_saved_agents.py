@@ -5,10 +5,11 @@ import sys
 
 import numpy as np
 import pytest
-from stable_baselines3 import A2C, DQN
+from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.vec_env import VecNormalize
 
 from ssm_metarl_gym.agents import SSMPPO
+from ssm_metarl_gym.experiments.evaluation import draw_tasks, evaluate
 from ssm_metarl_gym.experiments.saved_agents import read_archive, read_run
 from ssm_metarl_gym.files import write_checksums
 from ssm_metarl_gym.wrappers import make_sb3_env
@@ -175,3 +176,23 @@ class TestArchives:
         monkeypatch.setitem(sys.modules, "sb3_contrib", None)
         with pytest.raises(ValueError, match=r"TRPO needs sb3_contrib. Install sb3-contrib"):
             read_archive(archive, algorithm="TRPO", env_id="CartPole-v1").load()
+
+
+def test_an_agent_behind_a_wrapper_sees_what_the_wrapper_shows(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "wrappers_of_mine.py").write_text(
+        "from ssm_metarl_gym.wrappers import TransitionObservation\n"
+        "def wrap(env):\n"
+        "    return TransitionObservation(env)\n"
+    )
+    env = make_sb3_env(ENV_ID, observation="transition")
+    PPO("MlpPolicy", env, device="cpu").save(tmp_path / "agent.zip")
+    agent = read_archive(tmp_path / "agent.zip", algorithm="PPO", env_id=ENV_ID, wrapper="wrappers_of_mine:wrap")
+    assert agent.is_stepped_row_by_row
+    rows = agent.make_env(2, max_episode_steps=4)
+    assert rows.observation_space == env.observation_space
+    tasks = draw_tasks(ENV_ID, 2, 5)
+    assert [len(row) for row in evaluate(agent.load(), rows, seed=5, tasks=tasks)] == [4, 4]
+    agent = read_archive(tmp_path / "agent.zip", algorithm="PPO", env_id=ENV_ID, wrapper="wrappers_of_mine:wrp")
+    with pytest.raises(ValueError, match=r"cannot be made as .*agent\.zip sees it: AttributeError: .*'wrp'"):
+        agent.make_env(1)

@@ -17,6 +17,7 @@ from ssm_metarl_gym.experiments.sb3_training import (
     check_hyperparameters,
     load_checkpoint,
     save_agent,
+    staying_finite,
 )
 from ssm_metarl_gym.files import check_checksums
 from ssm_metarl_gym.wrappers import make_sb3_env
@@ -104,3 +105,12 @@ def test_hyperparameters_of_the_right_kind_pass():
         PPO,
         {"gamma": 1, "clip_range": 0.1, "target_kl": None, "sde_sample_freq": -1, "verbose": 0, "no_such_name": "a"},
     )
+
+
+def test_a_policy_whose_outputs_are_no_numbers_has_diverged(agent):
+    def draw_from_nothing():
+        torch.distributions.Categorical(logits=torch.tensor([torch.nan, 0.0]))
+
+    message = r"^the training diverged: the policy's outputs are not finite\."
+    with pytest.raises(FloatingPointError, match=message), staying_finite(agent):
+        draw_from_nothing()

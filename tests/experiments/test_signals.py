@@ -1,8 +1,10 @@
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 import pytest
@@ -81,6 +83,26 @@ def test_a_pool_ends_at_once_when_its_block_fails():
 
 
 @pytest.mark.slow
+def test_a_signal_waits_until_the_processes_are_started(monkeypatch, capsys):
+    submit, stages = ProcessPoolExecutor.submit, []
+
+    def submit_slowly(self, *args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        stages.append("interrupted")
+        job = submit(self, *args)
+        stages.append("started")
+        return job
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", submit_slowly)
+    before = multiprocessing.active_children()
+    with pytest.raises(SystemExit) as exit_info, stoppable(), worker_pool(1) as pool:
+        pool.submit(time.sleep, 600)
+    assert exit_info.value.code == 143
+    assert stages == ["interrupted", "started"]
+    assert multiprocessing.active_children() == before
+    assert capsys.readouterr().err == "\nterminated\n"
+
+
 def test_a_pool_ends_when_its_work_is_done():
     with worker_pool(2) as pool:
         jobs = [pool.submit(time.sleep, 0.1) for _ in range(3)]

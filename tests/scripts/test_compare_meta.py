@@ -28,14 +28,14 @@ def test_a_comparison_holds_what_the_trainers_give(
 ):
     monkeypatch.setattr(compare_meta, "FACTORS", (0.1, 1.0))
     monkeypatch.setitem(compare_meta.NUM_STEPS, objective, (0, 1))
-    arguments = ["--objective", objective, "--env", env_id, "--updates", "2", "--seeds", "2", "--num-tasks", "3"]
+    arguments = ["--objective", objective, "--env", env_id, "--updates", "2", "--seeds", "1", "--num-tasks", "3"]
     arguments += ["--options", json.dumps(options), "--output", str(tmp_path)]
     arguments += ["--multi-task-options", json.dumps({"meta_batch_size": 5})]
     compare_meta.main(arguments)
     printed = capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text())
     assert len(results["rows"]) == 4
-    assert len(results["seeds"]) == 2
+    assert len(results["seeds"]) == 1
 
     for seed, result in enumerate(results["seeds"]):
         trainer = MetaTrainer(env_id, objective=objective, seed=seed, **options).learn(2)
@@ -56,10 +56,10 @@ def test_a_comparison_holds_what_the_trainers_give(
     with pytest.raises(SystemExit):
         compare_meta.main([*arguments, "--multi-task-options", "{}"])
     assert "--output must be a new folder or one of the same options" in capsys.readouterr().err
-    (tmp_path / "meta-learned-1.pt").write_bytes(b"damaged")
+    (tmp_path / "meta-learned-0.pt").write_bytes(b"damaged")
     with pytest.raises(SystemExit):
         compare_meta.main(arguments)
-    assert "meta-learned-1.pt cannot be read; delete it, and it is trained again: " in capsys.readouterr().err
+    assert "meta-learned-0.pt cannot be read; delete it, and it is trained again: " in capsys.readouterr().err
 
 
 def test_fine_tuning_takes_the_step_size_that_is_best_on_training_tasks(compare_meta, monkeypatch):

@@ -114,6 +114,7 @@ class TestResults:
         row = results["groups"][1]["splits"]["interpolation"]
         assert lines[3].startswith(f"| ssm | {row['mean_return']:.1f} [{row['ci_low']:.1f}, {row['ci_high']:.1f}] | ")
 
+    @pytest.mark.slow
     def test_one_seed_gives_one_result_and_another_one_other_tasks(self, evaluate, runs, results, tmp_path, capsys):
         returns = []
         for seed in ("0", "1"):
@@ -127,6 +128,7 @@ class TestResults:
         assert "Student's t" not in table
 
 
+@pytest.mark.slow
 def test_the_film_shows_the_first_agent_of_each_row(evaluate, runs, tmp_path):
     options = ["--splits", "switch", "--num-tasks", "2", "--video", "--output", str(tmp_path)]
     evaluate.main([str(runs / "ssm-0"), *options, "--env-kwargs", '{"max_episode_steps": 7}'])

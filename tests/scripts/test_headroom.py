@@ -102,13 +102,12 @@ class TestSearch:
 
 
 def test_the_informed_one_is_better_where_tasks_conflict_and_sees_tasks_that_the_fixed_one_has_not(headroom):
-    budget = headroom.Budget(num_rounds=6, num_candidates=16, num_tasks=8, num_starts=2)
+    budget = headroom.Budget(num_rounds=5, num_candidates=12, num_tasks=8, num_starts=1)
     result = headroom.compare("CartPolePolarity", "interpolation", budget, seed=0)
     fixed, informed = np.array(result["fixed"]), np.array(result["informed"])
     assert fixed.shape == informed.shape == (8,)
     assert informed.mean() > 150 > 130 > fixed.mean()
     assert fixed.max() - fixed.min() > 100  # one sign it knows, the other it does not
-    assert headroom.compare("CartPolePolarity", "interpolation", budget, seed=0) == result
 
 
 def test_the_table_holds_means_and_their_difference(headroom):

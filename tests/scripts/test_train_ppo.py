@@ -167,7 +167,7 @@ def test_a_run_that_diverges_ends_with_a_sentence(run, learning_rate, reason, ca
     hyperparameters = f'{{"n_steps": 8, "n_epochs": 1, "learning_rate": {learning_rate}}}'
     with pytest.raises(SystemExit) as exit_info:
         run("--policy", "mlp", "--hyperparameters", hyperparameters)
-    assert exit_info.value.code == 1
+    assert exit_info.value.code == 2
     (sentence,) = capsys.readouterr().err.split("\n")[1:-1]
     assert "it cannot go on: the training diverged" in sentence
     assert reason in sentence
@@ -182,7 +182,10 @@ def test_a_second_run_in_the_same_folder_is_refused(run, tmp_path, capsys):
     assert not list((tmp_path / "run").iterdir())
 
 
-@pytest.mark.parametrize("policy", ["mlp", "transition", "window-ssm", "ssm", "lstm"])
+@pytest.mark.parametrize(
+    "policy",
+    ["ssm", *(pytest.param(each, marks=pytest.mark.slow) for each in ("mlp", "transition", "window-ssm", "lstm"))],
+)
 def test_every_policy_trains_and_leaves_all_that_is_needed_to_use_it(train_ppo, run, policy):
     if policy == "lstm":
         pytest.importorskip("sb3_contrib")
@@ -230,6 +233,7 @@ def test_neighbouring_seeds_share_no_tasks(train_ppo):
     assert len(set(tasks)) == len(tasks) == 192
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_result(run):
     first, again, other = (
         weights(run("--policy", "mlp", "--seed", seed, folder=name))
@@ -241,86 +245,89 @@ def test_one_seed_gives_one_result(run):
 
 class TestResume:
     @pytest.fixture
-    def interrupted(self, run_until, capsys):
+    def interrupted(self, run_until, tmp_path, capsys):
         """The folder of a run that was interrupted at step 64, after its checkpoint at 48."""
-        run_until(64, SSMPPO, "--policy", "ssm", "--checkpoint-interval", "24")
+        run_until(64, PPO, "--policy", "mlp", "--checkpoint-interval", "24")
         assert "interrupted; the same command again goes on from timestep 48" in capsys.readouterr().err
+        return tmp_path / "run"
 
     def test_the_same_command_goes_on(self, train_ppo, interrupted, run, monkeypatch, capsys):
+        path = interrupted / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"versions": {"torch": "0.1"}}))
         seeds = []
-        set_random_seed = SSMPPO.set_random_seed
+        set_random_seed = PPO.set_random_seed
         monkeypatch.setattr(
-            SSMPPO, "set_random_seed", lambda self, seed: (seeds.append(seed), set_random_seed(self, seed))
+            PPO, "set_random_seed", lambda self, seed: (seeds.append(seed), set_random_seed(self, seed))
         )
-        folder = run("--policy", "ssm", "--checkpoint-interval", "24")
+        folder = run("--policy", "mlp", "--checkpoint-interval", "24")
         assert "goes on from 48 of 80 timesteps" in capsys.readouterr().out
         # What comes after the checkpoint is drawn from other streams than what came before it.
         assert seeds[-1] == train_ppo.stream_seed(0, 48) != train_ppo.stream_seed(0, 0)
-        log, expected = read_log(folder), read_log(run("--policy", "ssm", folder="uninterrupted"))
+        log, expected = read_log(folder), read_log(run("--policy", "mlp", folder="uninterrupted"))
         steps = [row["time/total_timesteps"] for row in log]
         assert steps == [row["time/total_timesteps"] for row in expected]
         # The update before the checkpoint is in the row that follows it.
         assert [bool(row["train/loss"]) for row in log] == [bool(row["train/loss"]) for row in expected]
         assert log[3]["train/n_updates"] == expected[3]["train/n_updates"]
         assert log[-1]["train/learning_rate"] == expected[-1]["train/learning_rate"]
-        assert SSMPPO.load(folder / "model.zip", device="cpu").num_timesteps == 80
+        assert PPO.load(folder / "model.zip", device="cpu").num_timesteps == 80
+        # The configuration is still that of the beginning.
+        config = json.loads(path.read_text())
+        assert config["finished"]
+        assert config["versions"] == {"torch": "0.1"}
 
+    @pytest.mark.slow
     def test_seconds_add_up(self, train_ppo, interrupted, run, tmp_path):
         path = tmp_path / "run" / "checkpoints" / "0000000048" / "seconds.json"
         (path.parent / "checksums.json").unlink()
         path.write_text(json.dumps({"wall_seconds": 1000.0, "cpu_seconds": 500.0}))
-        config = json.loads((run("--policy", "ssm") / "config.json").read_text())
+        config = json.loads((run("--policy", "mlp") / "config.json").read_text())
         assert 1000 < config["wall_seconds"] < 1100
         assert 500 < config["cpu_seconds"] < 600
 
-    def test_a_damaged_checkpoint_is_left_out(self, interrupted, run, tmp_path, capsys):
-        checkpoints = tmp_path / "run" / "checkpoints"
-        (checkpoints / "0000000048" / "vecnormalize.pkl").write_text("damaged")
-        run("--policy", "ssm")
-        out = capsys.readouterr().out
-        assert "0000000048/vecnormalize.pkl is damaged. The run goes on from 0000000032" in out
-        assert "goes on from 32 of 80" in out
-
+    @pytest.mark.slow
     def test_without_a_whole_checkpoint_it_is_refused(self, interrupted, run, tmp_path, capsys):
         for path in (tmp_path / "run" / "checkpoints").rglob("model.zip"):
             path.write_text("damaged")
         with pytest.raises(SystemExit) as exit_info:
-            run("--policy", "ssm")
+            run("--policy", "mlp")
         assert exit_info.value.code == 2
         assert "a checkpoint must be whole to go on from" in capsys.readouterr().err
 
+    @pytest.mark.slow
     def test_a_checkpoint_of_something_else_is_named(self, interrupted, run, tmp_path, capsys):
         checkpoint = tmp_path / "run" / "checkpoints" / "0000000048"
         (checkpoint / "checksums.json").unlink()  # as earlier versions wrote none
         (checkpoint / "vecnormalize.pkl").write_text("damaged")
         with pytest.raises(SystemExit) as exit_info:
-            run("--policy", "ssm")
+            run("--policy", "mlp")
         assert exit_info.value.code == 2
         assert "0000000048 must be whole; to go on from the checkpoint before it, delete" in capsys.readouterr().err
         shutil.rmtree(checkpoint)
-        run("--policy", "ssm")
+        run("--policy", "mlp")
         assert "goes on from 32 of 80" in capsys.readouterr().out
 
-    def test_the_configuration_is_still_that_of_the_beginning(self, interrupted, run, tmp_path):
-        path = tmp_path / "run" / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"versions": {"torch": "0.1"}}))
-        config = json.loads((run("--policy", "ssm") / "config.json").read_text())
-        assert config["finished"]
-        assert config["versions"] == {"torch": "0.1"}
+    @pytest.fixture
+    def finished(self, train_ppo, tmp_path):
+        """The folder of a run that is finished, according to its configuration."""
+        options = parse_options(train_ppo.Options, [*TINY, "--policy", "ssm"], description="")
+        (tmp_path / "run").mkdir()
+        config = train_ppo.make_config(options) | {"finished": True}
+        (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+        return tmp_path / "run"
 
-    def test_other_options_are_refused(self, interrupted, run, capsys):
+    def test_other_options_are_refused(self, finished, run, capsys):
         with pytest.raises(SystemExit) as exit_info:
             run("--policy", "mlp", "--seed", "2")
         assert exit_info.value.code == 2
         message = capsys.readouterr().err
         assert '--policy ("ssm" there, "mlp" now), --seed (0 there, 2 now). Give another --output.' in message
 
-    def test_a_finished_run_is_left_as_it_is(self, run, capsys):
-        folder = run("--policy", "mlp")
-        before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-        run("--policy", "mlp")
-        assert f"the run in {folder} is finished: 80 timesteps" in capsys.readouterr().out
-        assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    def test_a_finished_run_is_left_as_it_is(self, finished, run, capsys):
+        before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+        run("--policy", "ssm")
+        assert f"the run in {finished} is finished: 80 timesteps" in capsys.readouterr().out
+        assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ class TestCatalogue:
 
     @pytest.mark.parametrize(("family", "split"), EACH_SPLIT)
     def test_splits_are_what_they_say(self, family, split):
-        drawn = list(family.distribution(split).sample_batch(family.generator(split, 0), 200))
+        drawn = list(family.distribution(split).sample_batch(family.generator(split, 0), 50))
         continuous = [name for name, marginal in family.train.parameters.items() if not isinstance(marginal, Choice)]
         inside = [
             [family.train.parameters[name].contains(getattr(task, name)) for name in continuous] for task in drawn

@@ -31,10 +31,13 @@ POSITIVE_PARAMETERS = [(task_type, name) for task_type in TASK_TYPES for name in
 
 
 def tasks(task_type):
-    positive = st.floats(min_value=0.0, exclude_min=True, allow_infinity=False)
-    anything = st.floats(allow_nan=False, allow_infinity=False)
-    kinds = {name: positive if name in task_type.positive else anything for name in task_type.parameter_names()}
-    return st.builds(task_type, **kinds | dict.fromkeys(task_type.signs, st.sampled_from([-1, 1])))
+    def values(name):
+        if name in task_type.signs:
+            return st.sampled_from([-1, 1])
+        low, high = task_type.limits.get(name, (0.0 if name in task_type.positive else None, None))
+        return st.floats(low, high, exclude_min=low == 0.0, allow_nan=False, allow_infinity=False)
+
+    return st.builds(task_type, **{name: values(name) for name in task_type.parameter_names()})
 
 
 any_task = st.one_of(map(tasks, TASK_TYPES))
@@ -42,7 +45,7 @@ some_tasks = st.one_of(st.lists(tasks(task_type), min_size=1, max_size=5) for ta
 
 
 class TestTask:
-    @settings(deadline=None)
+    @settings(deadline=None, max_examples=40)
     @given(task=any_task)
     def test_dictionaries_and_json_give_an_equal_task_back(self, task):
         copy = type(task).from_dict(json.loads(json.dumps(task.to_dict())))
@@ -93,6 +96,29 @@ class TestTask:
         with pytest.raises(ValueError, match=rf"^{name} must be .*got "):
             task_type(**{name: value})
 
+    @pytest.mark.parametrize(
+        ("task_type", "name", "value", "rule"),
+        [
+            (PendulumTask, "l", 1e-200, r"in \[1e-06, 1e\+06\]"),  # whose square is zero, by which the physics divide
+            (PendulumTask, "m", 2e6, r"in \[1e-06, 1e\+06\]"),
+            (PendulumTask, "g", 1e300, r"> 0 and <= 1e\+06"),
+            (CartPoleTask, "length", 9e-7, r"in \[1e-06, 1e\+06\]"),
+            (CartPoleTask, "masspole", 10**400, r"> 0 and <= 1e\+06"),
+            (PointNavigationTask, "goal_x", -1e200, r"in \[-1e\+06, 1e\+06\]"),
+        ],
+    )
+    def test_refuses_what_the_physics_cannot_compute(self, task_type, name, value, rule):
+        with pytest.raises(ValueError, match=rf"^{name} must be a number {rule}; got .{{1,201}}$"):
+            task_type(**{name: value})
+        with pytest.raises(ValueError, match=rf"{name} must be a number.*; got .{{1,201}}$"):
+            TaskBatch(task_type, {name: [value]})
+
+    def test_limits_are_valid_themselves(self):
+        for task_type in TASK_TYPES:
+            for name, (low, high) in task_type.limits.items():
+                for value in (max(low, 1e-300), high):
+                    assert getattr(task_type(**{name: value}), name) == value
+
     @pytest.mark.parametrize("value", [0, 2, -0.5, math.nan, "left", None])
     def test_refuses_other_signs(self, value):
         with pytest.raises(ValueError, match=r"^polarity must be .*got "):
@@ -106,22 +132,22 @@ class TestTask:
 
 
 class TestTaskIds:
-    @settings(deadline=None)
+    @settings(deadline=None, max_examples=40)
     @given(task=any_task)
-    def test_have_63_bits(self, task):
+    def test_have_31_bits(self, task):
         assert isinstance(task.task_id, int)
-        assert 0 <= task.task_id < 2**63
+        assert 0 <= task.task_id < 2**31
 
-    def test_use_all_63_bits(self):
+    def test_use_all_31_bits(self):
         ids = TaskBatch(CartPoleTask, {"length": np.arange(1, 1001)}).task_ids
-        share = [np.mean(ids >> bit & 1) for bit in range(63)]
+        share = [np.mean(ids >> bit & 1) for bit in range(31)]
         assert min(share) > 0.4  # the standard deviation is 0.016
         assert max(share) < 0.6
 
     def test_do_not_depend_on_the_process(self):
-        assert CartPoleTask().task_id == 5905035200414588523
-        assert PendulumTask(polarity=-1, g=9.81, l=0.7).task_id == 1755587410075198850
-        assert PointNavigationTask(goal_x=-0.25).task_id == 6195799135868517899
+        assert CartPoleTask().task_id == 1374873146
+        assert PendulumTask(polarity=-1, g=9.81, l=0.7).task_id == 408754546
+        assert PointNavigationTask(goal_x=-0.25).task_id == 1442571900
 
     def test_are_equal_for_zeros_of_either_sign(self):
         assert SlopeTask(slope=0.0) == SlopeTask(slope=-0.0)
@@ -137,24 +163,32 @@ class TestTaskIds:
     def test_differ_where_two_parameters_change_places(self, one, other):
         assert CartPoleTask(**{one: 2, other: 3}).task_id != CartPoleTask(**{one: 3, other: 2}).task_id
 
+    # Of n tasks, n^2 / 2^32 pairs share an id by chance: 0.26 of 33,614 and 0.58 of 50,000.
     @pytest.mark.parametrize(
         "levels",
-        [np.arange(1.0, 11.0), np.arange(1.0, 11.0) / 10, 2.0 ** np.arange(-5.0, 5.0), 1 + np.arange(10) * 2.0**-52],
+        [np.arange(1.0, 8.0), np.arange(1.0, 8.0) / 10, 2.0 ** np.arange(-3.0, 4.0), 1 + np.arange(7) * 2.0**-52],
         ids=["whole numbers", "tenths", "powers of two", "neighbours"],
     )
-    def test_do_not_collide_on_a_grid(self, levels):
+    def test_collide_no_more_than_chance_on_a_grid(self, levels):
         grid = np.meshgrid([-1, 1], *[levels] * 5)
         batch = TaskBatch(
             CartPoleTask, {n: g.ravel() for n, g in zip(CartPoleTask.parameter_names(), grid, strict=True)}
         )
-        assert len(batch) == 200_000
-        assert len(np.unique(batch.task_ids)) == 200_000
+        assert len(batch) == 33_614
+        assert len(np.unique(batch.task_ids)) >= 33_614 - 4
 
-    def test_do_not_collide_at_random(self):
+    def test_collide_no_more_than_chance_at_random(self):
         rng = np.random.default_rng(0)
-        draws = {name: rng.uniform(0.01, 20.0, 200_000) for name in CartPoleTask.positive}
-        batch = TaskBatch(CartPoleTask, draws | {"polarity": rng.choice([-1, 1], 200_000)})
-        assert len(np.unique(batch.task_ids)) == 200_000
+        draws = {name: rng.uniform(0.01, 20.0, 50_000) for name in CartPoleTask.positive}
+        batch = TaskBatch(CartPoleTask, draws | {"polarity": rng.choice([-1, 1], 50_000)})
+        assert len(np.unique(batch.task_ids)) >= 50_000 - 4
+
+    @pytest.mark.slow
+    def test_collide_as_often_as_chance_has_it(self):
+        rng = np.random.default_rng(0)
+        ids = TaskBatch(PendulumTask, {"m": rng.uniform(0.5, 1.5, 2_000_000), "l": 1.0}).task_ids
+        num_collisions = 2_000_000 - len(np.unique(ids))
+        assert 750 < num_collisions < 1110  # 931 expected, standard deviation 31
 
 
 class TestTaskBatch:
@@ -230,7 +264,7 @@ class TestTaskBatch:
         columns["length"][:] = 7.0
         assert self.batch.column("length").tolist() == [0.4, 0.6, 0.8]
 
-    @settings(deadline=None)
+    @settings(deadline=None, max_examples=40)
     @given(tasks=some_tasks)
     def test_tasks_give_themselves_back(self, tasks):
         batch = TaskBatch.from_tasks(tasks)
@@ -239,7 +273,7 @@ class TestTaskBatch:
         assert TaskBatch(batch.task_type, batch.to_dict()) == batch
         assert TaskBatch.from_tasks(batch) == TaskBatch.from_tasks(tuple(tasks)) == batch
 
-    @settings(deadline=None)
+    @settings(deadline=None, max_examples=40)
     @given(tasks=some_tasks)
     def test_the_ids_are_those_of_the_tasks(self, tasks):
         ids = TaskBatch.from_tasks(tasks).task_ids
@@ -320,12 +354,12 @@ class TestTaskBatch:
         [
             (
                 {"length": [1, 2, -3.5]},
-                r"^task 2: length must be a finite number > 0; got -3\.5\.$",
+                r"^task 2: length must be a number in \[1e-06, 1e\+06\]; got -3\.5\.$",
             ),
-            ({"length": [1, 0]}, r"^task 1: length must be a finite number > 0; got 0\.0"),
-            ({"length": [math.inf, 1]}, r"^task 0: length must be a finite number > 0; got inf"),
-            ({"length": -1}, r"^task 0: length must be a finite number > 0; got -1\.0"),
-            ({"masspole": [1, math.nan]}, r"^task 1: masspole must be a finite number > 0; got nan"),
+            ({"length": [1, 0]}, r"^task 1: length must be a number in \[1e-06, 1e\+06\]; got 0\.0"),
+            ({"length": [math.inf, 1]}, r"^task 0: length must be a number in \[1e-06, 1e\+06\]; got inf"),
+            ({"length": -1}, r"^task 0: length must be a number in \[1e-06, 1e\+06\]; got -1\.0"),
+            ({"masspole": [1, math.nan]}, r"^task 1: masspole must be a number > 0 and <= 1e\+06; got nan"),
             ({"polarity": [1, -1, 0]}, r"^task 2: polarity must be \+1 or -1; got 0\.0\.$"),
             ({"polarity": [math.nan]}, r"^task 0: polarity must be \+1 or -1; got nan\.$"),
             ({"length": "long"}, r"^length must be a number, or one for each task; got 'long'\.$"),

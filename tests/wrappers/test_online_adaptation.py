@@ -487,6 +487,16 @@ def test_it_works_without_autograd(adapts, mode, rollout):
         assert rollout(env, 10, seed=4) == expected
 
 
+def test_a_model_that_keeps_what_it_computed_can_be_adapted():
+    env = gym.make(CARTPOLE)
+    model = make_model(env)
+    model.seen = model.head.weight.mean()
+    assert model.seen.requires_grad
+    wrapped = OnlineAdaptation(env, Adapter(model, BOUNDS))
+    assert wrapped.model is not model
+    assert wrapped.model.seen == model.seen
+
+
 @both_envs
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])  # noqa: S301
 def test_a_copy_in_mid_episode_goes_on_alone(env_id, clone):

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -23,7 +26,7 @@ OBSERVATIONS = ("plain", "transition", "window")
 every_observation = pytest.mark.parametrize("observation", OBSERVATIONS)
 
 
-def wrapped(env_id, observation, window):
+def wrapped(env_id, observation, window, **kwargs):
     """Three rows put together by hand: around ours as a whole, around others row by row."""
 
     def wrap(env, transition_wrapper, window_wrapper):
@@ -31,9 +34,9 @@ def wrapped(env_id, observation, window):
         return window_wrapper(env, window) if observation == "window" else env
 
     if env_id.startswith("ssm_metarl/"):
-        env = gym.make_vec(env_id, 3, autoreset_mode="SameStep")
+        env = gym.make_vec(env_id, 3, autoreset_mode="SameStep", **kwargs)
         return wrap(env, VectorTransitionObservation, VectorHistoryWindow)
-    rows = [lambda: wrap(gym.make(env_id), TransitionObservation, HistoryWindow)] * 3
+    rows = [lambda: wrap(gym.make(env_id, **kwargs), TransitionObservation, HistoryWindow)] * 3
     return SyncVectorEnv(rows, autoreset_mode="SameStep")
 
 
@@ -59,8 +62,9 @@ def play(env, num_steps, seed=3):
 @every_observation
 @pytest.mark.parametrize("env_id", [POLARITY, "ssm_metarl/Pendulum-v0", "CartPole-v1"])
 def test_it_is_what_one_would_put_together_by_hand(env_id, observation):
-    expected = play(VecMonitor(SB3VecEnv(wrapped(env_id, observation, 4))), 210)
-    present = play(make_sb3_env(env_id, 3, observation=observation, window=4), 210)
+    kwargs = {"max_episode_steps": 15}
+    expected = play(VecMonitor(SB3VecEnv(wrapped(env_id, observation, 4, **kwargs))), 35)
+    present = play(make_sb3_env(env_id, 3, observation=observation, window=4, **kwargs), 35)
     assert present[0].tolist() == expected[0].tolist()
     num_episodes = 0
     for (*arrays, infos), (*expected_arrays, expected_infos) in zip(present[1:], expected[1:], strict=True):
@@ -81,6 +85,40 @@ def test_it_is_what_one_would_put_together_by_hand(env_id, observation):
 def test_only_our_batched_environments_step_all_rows_at_once(env_id, is_batched):
     env = make_sb3_env(env_id, 2).unwrapped.env.unwrapped
     assert isinstance(env, HiddenTaskVectorEnv if is_batched else SyncVectorEnv)
+
+
+@pytest.mark.slow
+@every_observation
+def test_processes_give_what_one_process_gives(observation):
+    kwargs = {"observation": observation, "window": 3, "max_episode_steps": 15}
+    histories = []
+    for processes in (False, True):
+        env = make_sb3_env("CartPole-v1", 2, processes=processes, **kwargs)
+        histories.append(play(env, 35))
+        env.close()
+    for one, other in zip(*(history[1:] for history in histories), strict=True):
+        assert [array.tolist() for array in one[:3]] == [array.tolist() for array in other[:3]]
+    assert sum(step[2].sum() for step in histories[0][1:]) >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
+def test_processes_that_are_started_afresh_know_the_ids(start_method):
+    # As in a notebook: there is no file whose imports a new process could repeat.
+    script = f"""if True:
+        import multiprocessing
+        multiprocessing.set_start_method({start_method!r})
+        from stable_baselines3.common.env_util import make_vec_env
+        from stable_baselines3.common.vec_env import SubprocVecEnv
+        from ssm_metarl_gym.wrappers import make_sb3_env
+        named = "ssm_metarl_gym:{POLARITY}"
+        kwargs = dict(vec_env_cls=SubprocVecEnv, vec_env_kwargs=dict(start_method={start_method!r}))
+        for env in (make_sb3_env("{POLARITY}", 1, processes=True), make_vec_env(named, 1, **kwargs)):
+            print(env.reset().shape)
+            env.close()
+    """
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)  # noqa: S603
+    assert run.stdout.split("\n") == ["(1, 4)", "(1, 4)", ""]
 
 
 def test_what_mujoco_simulates_is_stepped_row_by_row():
@@ -121,11 +159,8 @@ def test_unknown_environments_are_refused():
         make_sb3_env(f"no_such_module:{POLARITY}")
 
 
-@every_observation
-def test_an_algorithm_learns_on_it(observation):
-    env = VecNormalize(make_sb3_env(POLARITY, 2, observation=observation, window=4))
-    policy_kwargs = (
-        {"features_extractor_class": SSMFeaturesExtractor, "net_arch": []} if observation == "window" else {}
-    )
+def test_an_algorithm_learns_on_it():
+    env = VecNormalize(make_sb3_env(POLARITY, 2, observation="window", window=4))
+    policy_kwargs = {"features_extractor_class": SSMFeaturesExtractor, "net_arch": []}
     model = PPO("MlpPolicy", env, n_steps=8, batch_size=8, n_epochs=1, policy_kwargs=policy_kwargs, device="cpu")
     assert model.learn(32).num_timesteps == 32

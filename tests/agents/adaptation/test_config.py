@@ -8,6 +8,7 @@ import pytest
 
 from ssm_metarl_gym.agents import AdaptationConfig, AdapterStats
 from ssm_metarl_gym.agents.adaptation.config import parse_stats
+from ssm_metarl_gym.checks import shown
 
 UNBOUNDED = {
     "lr": 0.1,
@@ -39,7 +40,7 @@ BROKEN = (
 def test_a_broken_field_is_named_with_its_rule_and_value(name, value):
     with pytest.raises(ValueError, match=rf"^{name} must be an? .*; got .*\.$") as error:
         config(**{name: value})
-    assert repr(value) in str(error.value)
+    assert shown(value) in str(error.value)
 
 
 def test_all_broken_fields_are_named_at_once():

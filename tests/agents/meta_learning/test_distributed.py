@@ -81,7 +81,7 @@ def test_two_processes_do_what_one_does(tmp_path):
     commands = [[sys.executable, __file__, str(number), "2", str(tmp_path)] for number in range(2)]
     processes = [subprocess.Popen(command, env=environment) for command in commands]  # noqa: S603
     try:
-        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+        assert [process.wait(timeout=600) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()

@@ -97,13 +97,13 @@ def test_it_is_the_network_with_weights_written_out(rest, first_order, adapts):
     model[1][1].requires_grad_(False)
     inner = InnerLoop(model, 0.1, first_order=first_order, adapts=adapts)
     network = LowRankNetwork(find_layers(inner), inner)
-    for _ in range(3):
+    for _ in range(2):
         network.step(x[0], losses_of)
     outputs = network(x[1])
     expected = []
     for task in range(4):
         weights = inner.weights()
-        for _ in range(3):
+        for _ in range(2):
             weights = inner.step(lambda w, t=task: losses_of(functional_call(model, w, (x[0, t],))[None])[0], weights)
         expected.append(functional_call(model, weights, (x[1, task],)))
     torch.testing.assert_close(outputs, torch.stack(expected))

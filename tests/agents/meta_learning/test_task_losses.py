@@ -8,7 +8,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ssm_metarl_gym.agents.meta_learning.inner_loop import InnerLoop
-from ssm_metarl_gym.agents.meta_learning.task_losses import BatchedTasks, QueryLosses, ReptileLoss
+from ssm_metarl_gym.agents.meta_learning.reptile import ReptileLoss
+from ssm_metarl_gym.agents.meta_learning.task_losses import BatchedTasks, QueryLosses
 
 MSE = nn.MSELoss()
 

@@ -259,3 +259,10 @@ class TestOptions:
         trainer.learn(1, lambda _, loss: losses.append(loss))
         errors = [weighted_mse(untrained(query_x), query_y).item() for _, _, query_x, query_y in seen[0]]
         assert losses == [pytest.approx(np.mean(errors), rel=1e-5)]
+
+
+def test_an_action_map_is_not_meta_trained():
+    env = gym.make("ssm_metarl/Pendulum-v0")
+    model = DynamicsModel(env.observation_space, env.action_space, adapts="action_map")
+    with pytest.raises(ValueError, match=r"got a model with adapts='action_map'\. Fit it to one simulator"):
+        MetaTrainer("ssm_metarl/Pendulum-v0", model)

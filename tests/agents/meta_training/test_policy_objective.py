@@ -20,7 +20,7 @@ SMALL = {"meta_batch_size": 4, "trajectories_per_task": 3, "num_epochs": 2, "inn
 
 
 def make_policy(env_id=POINT, seed=0, **options):
-    envs = BatchedEnvs(env_id, {"max_episode_steps": 10})
+    envs = BatchedEnvs(env_id, {"max_episode_steps": 6})
     torch.manual_seed(seed)
     return MetaPolicy(envs.observation_space, envs.action_space, **{"width": 8, **options})
 
@@ -30,7 +30,7 @@ def make(env_id=POINT, seed=0, model=None, **options):
     return PolicyObjective(
         env_id,
         make_policy(env_id, seed) if model is None else model,
-        env_kwargs={"max_episode_steps": 10},
+        env_kwargs={"max_episode_steps": 6},
         seed=seed,
         options=PolicyOptions(**SMALL | options),
     )
@@ -197,6 +197,21 @@ def test_frozen_parameters_stay_as_they_are(frozen):
     assert same == [name for name, _ in policy.named_parameters() if name.startswith(frozen)]
 
 
+def test_parameters_replaced_after_construction_are_noticed():
+    objective = make()
+    objective.model.head = torch.nn.Linear(8, 2)
+    with pytest.raises(ValueError, match=r"\['head.weight', 'head.bias'\]\. Make a new MetaMAML, or trainer"):
+        objective.update(0)
+
+
+def test_a_policy_with_an_attribute_that_has_a_graph_can_be_adapted():
+    objective = make()
+    objective.model.seen = objective.model(torch.zeros(1, 1, 2))[0]
+    adapted = objective.adapt({"goal_x": 0.4}, 1, seed=0)
+    assert torch.equal(adapted.seen, objective.model.seen)
+    assert not adapted.seen.requires_grad
+
+
 def test_evaluation_is_on_the_same_tasks_after_any_number_of_steps():
     objective = moved(make())
     every = objective.evaluate("interpolation", (0, 1, 2, 3), num_tasks=5, seed=3)
@@ -264,7 +279,7 @@ def test_the_processes_share_the_tasks_of_an_update(monkeypatch):
         objective = PolicyObjective(
             POINT,
             make_policy(),
-            env_kwargs={"max_episode_steps": 10},
+            env_kwargs={"max_episode_steps": 6},
             seed=0,
             options=options,
             distributed=share is not None,

@@ -11,7 +11,7 @@ from ssm_metarl_gym.agents.meta_training.trajectories import BatchedEnvs, collec
 from ssm_metarl_gym.agents.models.meta_policy import MetaPolicy
 
 TRIALS, POINT = "ssm_metarl/CartPolePolarity-v0", "ssm_metarl/PointNavigation-v0"
-K, M, T = 4, 3, 12
+K, M, T = 4, 3, 8
 
 
 class Setting:
@@ -65,8 +65,7 @@ def task_of(sample, task):
     return Sample(*(part[task] for part in sample))
 
 
-@pytest.mark.parametrize("network", ["mlp", "ssm"])
-@pytest.mark.parametrize("num_steps", [0, 2])
+@pytest.mark.parametrize(("network", "num_steps"), [("mlp", 0), ("mlp", 2), ("ssm", 2)])
 @pytest.mark.parametrize("env_id", [TRIALS, POINT])
 def test_at_first_the_policies_are_those_that_acted_and_all_ratios_are_one(env_id, num_steps, network):
     setting = Setting(env_id, num_steps, network, learned_rates="step")

@@ -1,5 +1,6 @@
 import copy
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ ACTIONS = {
 }
 each_action_space = pytest.mark.parametrize("actions", ACTIONS.values(), ids=ACTIONS)
 each_adapts = pytest.mark.parametrize("adapts", ["last_layer", "all"])
+each_kind = pytest.mark.parametrize("adapts", ["last_layer", "all", "action_map"])
 
 
 def transitions(action_space, num_rows=6):
@@ -170,6 +172,165 @@ def test_the_default_device_makes_no_difference(core):
         assert {tensor.device.type for tensor in (encoded, model(encoded), model.targets(data[0], data[2]))} == {"cpu"}
 
 
+def action_map_model(actions=ACTIONS["box"]):
+    model = DynamicsModel(OBSERVATIONS, actions, adapts="action_map")
+    model.set_normalisation(*transitions(actions, 50))
+    return model
+
+
+class TestActionMap:
+    @pytest.mark.parametrize("actions", [ACTIONS["box"], ACTIONS["matrix"]], ids=["box", "matrix"])
+    def test_at_first_it_is_the_model_without_a_map(self, actions):
+        model, data = action_map_model(actions), transitions(actions)
+        num_actions = spaces.flatdim(actions)
+        encoded = model.encode(*data[:2])
+        assert encoded.shape == (6, 3 + num_actions)
+        assert encoded[:, 3:].tolist() == data[1].reshape(6, -1).tolist()
+        assert torch.equal(model.action_map, torch.eye(num_actions))
+        torch.testing.assert_close(model(encoded), model.head(model.core(model.inputs(*data[:2]))))
+
+    def test_it_maps_the_actions_as_they_are(self):
+        model, (observations, actions, _) = action_map_model(), transitions(ACTIONS["box"])
+        hidden = np.array([[0.5, -1.0], [2.0, 0.25]], dtype=np.float32)
+        expected = model(model.encode(observations, actions @ hidden.T))
+        with torch.no_grad():
+            model.action_map.copy_(torch.as_tensor(hidden))
+        torch.testing.assert_close(model(model.encode(observations, actions)), expected)
+
+    def test_it_alone_adapts(self):
+        model = action_map_model().train().requires_grad_(False)
+        model.prepare_to_adapt()
+        assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == ["action_map"]
+        assert model.filtered_parameters == ("action_map",)
+        assert not any(part.training for part in model.modules())
+        assert "action_map" not in DynamicsModel(OBSERVATIONS, ACTIONS["box"]).state_dict()
+
+    def test_it_is_linearised_in_each_row_at_a_map_of_its_own(self):
+        model, (observations, actions, _) = action_map_model(), transitions(ACTIONS["box"])
+        maps = torch.randn(6, 2, 2)
+        encoded = model.encode(observations, actions)
+        with torch.no_grad():
+            predictions, jacobians = model.linearise(encoded, maps.flatten(1))
+            assert all(
+                torch.equal(one, other)
+                for one, other in zip((predictions, jacobians), model.linearise(encoded, maps), strict=True)
+            )
+        for row in range(6):
+            with torch.no_grad():
+                model.action_map.copy_(maps[row])
+            prediction = model(encoded[row : row + 1])
+            torch.testing.assert_close(predictions[row], prediction[0].detach())
+            for component in range(3):
+                (slope,) = torch.autograd.grad(prediction[0, component], model.action_map, retain_graph=True)
+                torch.testing.assert_close(jacobians[row, component].view(2, 2), slope, atol=2e-3, rtol=2e-2)
+
+    def test_it_computes_in_the_type_of_its_core(self):
+        core = nn.Sequential(nn.Linear(5, 8), nn.Tanh()).to(torch.bfloat16)
+        model = DynamicsModel(OBSERVATIONS, ACTIONS["box"], core, adapts="action_map")
+        encoded = model.encode(*transitions(ACTIONS["box"])[:2])
+        assert {encoded.dtype, model(encoded).dtype, model.action_map.dtype} == {torch.bfloat16}
+        predictions, slopes = model.linearise(encoded, torch.eye(2).repeat(6, 1, 1))
+        assert predictions.dtype == torch.bfloat16
+        assert slopes.isfinite().all()
+
+    @pytest.mark.parametrize("actions", [ACTIONS["discrete"], ACTIONS["shifted"]], ids=str)
+    def test_discrete_actions_have_no_map(self, actions):
+        with pytest.raises(ValueError, match=r"a map on the actions needs an action space that is a Box; got Discrete"):
+            DynamicsModel(OBSERVATIONS, actions, adapts="action_map")
+
+    def test_the_default_core_is_smooth(self):
+        core = action_map_model().core
+        assert [type(layer) for layer in core] == [nn.Linear, nn.Tanh, nn.Linear, nn.Tanh]
+        assert core[2].weight.shape == (256, 256)
+
+
+class Noisy(gym.Env):
+    """Position and speed of a cart with two motors and noise on the speed; the third number never changes."""
+
+    observation_space = OBSERVATIONS
+    action_space = ACTIONS["box"]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps_left = 20
+        self.seen = np.float32([*self.np_random.normal(size=2), 7.0])
+        return self.seen, {}
+
+    def step(self, action):
+        self.steps_left -= 1
+        change = [0.1 * self.seen[1], 0.5 * action[0] - 0.25 * action[1] + 0.05 * self.np_random.normal(), 0.0]
+        self.seen = self.seen + np.float32(change)
+        return self.seen, 0.0, False, self.steps_left == 0, {}
+
+
+FIT = {"num_transitions": 2000, "num_updates": 400, "learning_rate": 0.03}
+
+
+class TestFit:
+    @each_kind
+    def test_it_learns_the_dynamics_and_measures_what_it_cannot_explain(self, adapts):
+        model = DynamicsModel(OBSERVATIONS, ACTIONS["box"], nn.Identity(), adapts=adapts)
+        assert model.fit(Noisy(), **FIT) is model
+        slopes = model.head.weight.detach() * model.target_scale[:, None] / model.input_scale
+        expected = torch.tensor([[0.0, 0.1, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.5, -0.25], [0.0] * 5])
+        # The constant has no slope that could be known.
+        torch.testing.assert_close(slopes[:, [0, 1, 3, 4]], expected[:, [0, 1, 3, 4]], atol=0.01, rtol=0.0)
+        noise = 0.05 / model.target_scale[1].item()
+        assert model.residual_variance[1].item() == pytest.approx(noise**2, rel=0.25)
+        assert model.residual_variance[[0, 2]].tolist() == pytest.approx([1e-6, 1e-6], rel=50.0)
+        assert (model.residual_variance >= 1e-6).all()
+
+    @each_kind
+    def test_afterwards_it_is_ready_to_adapt(self, adapts):
+        model, fresh = (DynamicsModel(OBSERVATIONS, ACTIONS["box"], adapts=adapts) for _ in range(2))
+        if adapts == "action_map":
+            with torch.no_grad():
+                model.action_map.fill_(3.0)
+        model.fit(Noisy(), **FIT | {"num_updates": 2})
+        assert {name for name, p in model.named_parameters() if p.requires_grad} == {
+            name for name, p in fresh.named_parameters() if p.requires_grad
+        }
+        assert not any(part.training for part in model.modules())
+        if adapts == "action_map":
+            assert torch.equal(model.action_map, torch.eye(2))
+
+    def test_one_seed_gives_one_result_and_no_other_randomness(self, untouched_rng):
+        models = [DynamicsModel(OBSERVATIONS, ACTIONS["box"], adapts="action_map") for _ in range(3)]
+        initial = copy.deepcopy(models[0].state_dict())
+        with untouched_rng():
+            for model, seed in zip(models, (0, 0, 1), strict=True):
+                model.load_state_dict(initial)
+                model.fit(Noisy(), num_transitions=200, num_updates=10, seed=seed)
+        first, second, third = (model.state_dict() for model in models)
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        assert not torch.equal(first["head.weight"], third["head.weight"])
+        assert not torch.equal(first["input_shift"], third["input_shift"])
+
+    def test_discrete_actions(self):
+        env = gym.make("CartPole-v1")
+        model = DynamicsModel(env.observation_space, env.action_space, nn.Sequential(nn.Linear(6, 8), nn.Tanh()))
+        model.fit(env, num_transitions=500, num_updates=200, learning_rate=0.01)
+        assert (model.residual_variance < 0.5).all()
+
+    def test_another_environment_is_refused(self):
+        model = DynamicsModel(OBSERVATIONS, ACTIONS["box"], nn.Identity())
+        with pytest.raises(ValueError, match=r"must have the spaces of the model, 3 observations and Box.*; got Box"):
+            model.fit(gym.make("CartPole-v1"))
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"num_transitions": 99}, "num_transitions must be an int >= 100; got 99"),
+            ({"num_updates": 0}, "num_updates must be an int >= 1; got 0"),
+            ({"batch_size": 1.5}, r"batch_size must be an int >= 1; got 1\.5"),
+            ({"learning_rate": 0.0}, r"learning_rate must be a finite number > 0; got 0\.0"),
+        ],
+    )
+    def test_options_outside_their_range(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            DynamicsModel(OBSERVATIONS, ACTIONS["box"], nn.Identity()).fit(Noisy(), **options)
+
+
 @pytest.mark.parametrize(
     ("observations", "actions", "message"),
     [
@@ -184,5 +345,5 @@ def test_other_spaces_are_refused(observations, actions, message):
 
 
 def test_an_unknown_way_to_adapt_is_refused():
-    with pytest.raises(ValueError, match=r"adapts must be one of \['last_layer', 'all'\]; got 'head'"):
+    with pytest.raises(ValueError, match=r"adapts must be one of \['last_layer', 'all', 'action_map'\]; got 'head'"):
         DynamicsModel(OBSERVATIONS, ACTIONS["box"], adapts="head")

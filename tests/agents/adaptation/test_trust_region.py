@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ssm_metarl_gym.agents.adaptation.bounds import moving_moments, pull_back, trust_region
+from ssm_metarl_gym.agents.adaptation.trust_region import moving_moments, pull_back, trust_region
 
 
 def test_a_hand_computed_ball():

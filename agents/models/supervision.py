@@ -1,0 +1,249 @@
+"""Plain supervision in one simulator: transitions of random actions and of a policy, and the descent on them."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeAlias
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["Policy", "SimulatorEnv", "Transitions", "collect_transitions", "descend", "random_actions"]
+
+SimulatorEnv: TypeAlias = gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | VecEnv
+
+# The noise around a policy's actions, in half ranges, and what share of the transitions is of random actions.
+_NOISE: Final = (0.05, 0.2, 0.5)
+_RANDOM_SHARE: Final = 1.0 / 3.0
+
+
+class Policy(Protocol):
+    """Whatever has the ``predict`` of Stable-Baselines3."""
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[npt.NDArray[Any], Any]:
+        """The action for each row, and what the policy wants to be given back at the next step."""
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """Transitions in the order of time.
+
+    Attributes:
+        observations: ``Float[N D]``.
+        actions: ``Int[N]`` or ``Float[N A]``.
+        next_observations: ``Float[N D]``; where an episode ended, its last observation.
+    """
+
+    observations: npt.NDArray[Any]
+    actions: npt.NDArray[Any]
+    next_observations: npt.NDArray[Any]
+
+    @classmethod
+    def joined(cls, parts: Iterable["Transitions"]) -> "Transitions":
+        """The transitions of several, one after the other."""
+        return cls(*(np.concatenate(column) for column in zip(*(vars(part).values() for part in parts), strict=True)))
+
+    def split(self, share: float) -> tuple["Transitions", "Transitions"]:
+        """The first ``share`` of them, and the rest."""
+        where = int(share * len(self.actions))
+        columns = vars(self).values()
+        return Transitions(*(column[:where] for column in columns)), Transitions(
+            *(column[where:] for column in columns)
+        )
+
+
+def collect_transitions(env: SimulatorEnv, policy: Policy | None, num_transitions: int, seed: int) -> list[Transitions]:
+    """Transitions of each way to act: at random, then as a policy does with ever more noise.
+
+    Those onto the restart of a trial (``info["restarted"]``), which no model can predict, are left out.
+
+    Args:
+        env: The simulator. A ``VecNormalize`` normalises what the policy is shown, but not the transitions.
+        policy: The policy; None for random actions alone.
+        num_transitions: About how many transitions to collect.
+        seed: Seeds the environment and the actions.
+
+    Raises:
+        ValueError: The action space is neither ``Discrete`` nor a bounded ``Box``.
+    """
+    rng = np.random.default_rng(seed)
+    rows = _make_rows(env)
+    rows.reset(seed)
+    if policy is None:
+        return [_collect(rows, None, 0.0, num_transitions, rng)]
+    num_random = round(_RANDOM_SHARE * num_transitions)
+    num_noisy = (num_transitions - num_random) // len(_NOISE)
+    noisy = [_collect(rows, policy, noise, num_noisy, rng) for noise in _NOISE]
+    return [_collect(rows, None, 0.0, num_random, rng), *noisy]
+
+
+def random_actions(space: spaces.Space[Any], rng: np.random.Generator, size: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Many actions at once: sampling a space thousands of times would take as long as the environment itself.
+
+    Raises:
+        ValueError: The space is neither ``Discrete`` nor a bounded ``Box``.
+    """
+    if isinstance(space, spaces.Discrete):
+        return rng.integers(space.start, space.start + space.n, size=size)
+    if isinstance(space, spaces.Box) and space.is_bounded():
+        return rng.uniform(space.low, space.high, (*size, *space.shape)).astype(np.float32)
+    raise ValueError(f"the action space must be Discrete or a bounded Box; got {space}.")
+
+
+def descend(
+    predict: Callable[[Tensor], Tensor],
+    parameters: Iterable[nn.Parameter],
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    num_updates: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+) -> None:
+    """Minimise the mean squared error by Adam, with a step size that falls linearly to zero.
+
+    Args:
+        predict: The network.
+        parameters: Its parameters.
+        inputs: ``Float[N in]``.
+        targets: ``Float[N D]``.
+        num_updates: Number of steps.
+        batch_size: Number of rows in a step.
+        learning_rate: The first step size.
+        seed: Seeds the batches.
+    """
+    rng = np.random.default_rng(seed)
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    for update in range(num_updates):
+        optimizer.param_groups[0]["lr"] = learning_rate * (1.0 - update / num_updates)
+        rows = torch.as_tensor(rng.integers(len(inputs), size=batch_size), device=inputs.device)
+        optimizer.zero_grad()
+        F.mse_loss(predict(inputs[rows]), targets[rows]).backward()
+        optimizer.step()
+
+
+def _collect(
+    rows: "_Rows", policy: Policy | None, noise: float, num_transitions: int, rng: np.random.Generator
+) -> Transitions:
+    """What a policy does with noise on its actions, or random actions without one."""
+    columns: list[tuple[npt.NDArray[Any], ...]] = []
+    state, starts, num_collected = None, np.ones(rows.num_rows, dtype=np.bool_), 0
+    while num_collected < num_transitions:
+        observations = rows.observations
+        actions = random_actions(rows.action_space, rng, (rows.num_rows,))
+        if policy is not None:
+            chosen, state = policy.predict(rows.shown(), state=state, episode_start=starts, deterministic=True)
+            actions = _with_noise(chosen, actions, rows.action_space, noise, rng)
+        next_observations, starts, counted = rows.step(actions)
+        columns.append((observations[counted], actions[counted], next_observations[counted]))
+        num_collected += int(counted.sum())
+    return Transitions(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+
+
+def _with_noise(
+    chosen: npt.NDArray[Any],
+    at_random: npt.NDArray[Any],
+    space: spaces.Space[Any],
+    noise: float,
+    rng: np.random.Generator,
+) -> npt.NDArray[Any]:
+    """The chosen actions with Gaussian noise in half ranges of a Box, or as often replaced by random ones."""
+    if isinstance(space, spaces.Box):
+        scale = noise * (space.high - space.low) / 2.0
+        return np.clip(chosen + scale * rng.normal(size=chosen.shape), space.low, space.high).astype(np.float32)
+    return np.where(rng.random(len(chosen)) < noise, at_random, chosen)
+
+
+class _Rows(Protocol):
+    """Environments side by side, each of which starts anew when its episode has ended."""
+
+    num_rows: int
+    action_space: spaces.Space[Any]
+    observations: npt.NDArray[Any]  # the present ones
+
+    def reset(self, seed: int) -> None:
+        """Start all rows."""
+
+    def shown(self) -> npt.NDArray[Any]:
+        """The present observations as a policy is shown them."""
+
+    def step(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Where the actions led to, which rows start anew, and which transitions count."""
+
+
+class _SB3Rows:
+    """The rows of a ``VecEnv`` of Stable-Baselines3."""
+
+    def __init__(self, env: VecEnv) -> None:
+        self._normaliser = env if isinstance(env, VecNormalize) else None
+        # Stepping a VecNormalize would move its statistics.
+        self._env = env.venv if isinstance(env, VecNormalize) else env
+        if unwrap_vec_normalize(self._env) is not None:
+            raise ValueError(f"VecNormalize must be the outermost wrapper; got {self._env} around it. Give it itself.")
+        self.num_rows = env.num_envs
+        self.action_space = env.action_space
+
+    def reset(self, seed: int) -> None:
+        self._env.seed(seed)
+        self.observations: npt.NDArray[Any] = np.asarray(self._env.reset())
+
+    def shown(self) -> npt.NDArray[Any]:
+        return (
+            self.observations
+            if self._normaliser is None
+            else np.asarray(self._normaliser.normalize_obs(self.observations))
+        )
+
+    def step(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        observations, _, ended, infos = self._env.step(actions)
+        self.observations = np.asarray(observations)
+        next_observations = self.observations.copy()
+        for i in np.flatnonzero(ended):
+            next_observations[i] = infos[i]["terminal_observation"]
+        return next_observations, ended, np.array([not info.get("restarted", False) for info in infos])
+
+
+class _VectorRows:
+    """The rows of a vector environment of Gymnasium, in any autoreset mode."""
+
+    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        self._env = env
+        self._mode = AutoresetMode(env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
+        self.num_rows = env.num_envs
+        self.action_space = env.single_action_space
+
+    def reset(self, seed: int) -> None:
+        self.observations: npt.NDArray[Any] = np.array(self._env.reset(seed=seed)[0])
+        self._resets = np.zeros(self.num_rows, dtype=np.bool_)
+
+    def shown(self) -> npt.NDArray[Any]:
+        return self.observations
+
+    def step(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        observations, _, terminated, truncated, infos = self._env.step(actions)
+        next_observations, self.observations = np.array(observations), np.array(observations)
+        ended = np.logical_or(terminated, truncated)
+        counted = ~np.logical_or(self._resets, infos.get("restarted", False))
+        if self._mode is AutoresetMode.SAME_STEP and ended.any():
+            next_observations[ended] = np.stack(list(infos["final_obs"][ended]))
+            counted[ended] = ~np.broadcast_to(infos["final_info"].get("restarted", False), ended.shape)[ended]
+        if self._mode is AutoresetMode.DISABLED and ended.any():
+            self.observations = np.array(self._env.reset(options={"reset_mask": ended})[0])
+        # In this mode the next step of such a row is its reset.
+        self._resets = ended if self._mode is AutoresetMode.NEXT_STEP else self._resets
+        return next_observations, ended, counted
+
+
+def _make_rows(env: SimulatorEnv) -> _Rows:
+    if isinstance(env, VectorEnv):
+        return _VectorRows(env)
+    return _SB3Rows(env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env]))

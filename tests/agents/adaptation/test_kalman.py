@@ -1,0 +1,272 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import nn
+
+from ssm_metarl_gym.agents import DynamicsModel, KalmanAdapter
+from ssm_metarl_gym.agents.adaptation.kalman import kalman_predict, kalman_update, normalised_innovation, whiten
+
+MSE = nn.MSELoss()
+
+
+class Linear(nn.Module):
+    """Targets ``H w``, whose states are the entries of H: ``Float[N D * W]``."""
+
+    filtered_parameters = ("w",)
+
+    def __init__(self, source, residual_variance):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(source, dtype=torch.float64))
+        self.register_buffer("residual_variance", torch.tensor(residual_variance, dtype=torch.float64))
+
+    def forward(self, states):
+        return self.linearise(states, self.w.expand(len(states), -1))[0]
+
+    def linearise(self, encoded, weights):
+        jacobian = encoded.unflatten(1, (-1, weights.shape[1]))
+        return (jacobian @ weights[..., None])[..., 0], jacobian
+
+
+SOURCE, NOISE = [1.0, -2.0, 0.5], [0.5, 2.0]
+
+
+def stream(num_rows, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(num_rows, 6, generator=generator, dtype=torch.float64),
+        3.0 * torch.randn(num_rows, 2, generator=generator, dtype=torch.float64),
+    )
+
+
+def posterior(prior_covariance, jacobian, unexplained, noise):
+    """The mean and covariance of a Gaussian after M targets, ``Float[M W]``, ``Float[M]``, ``Float[M]``, directly."""
+    expected = jacobian @ prior_covariance @ jacobian.T + torch.diag(noise)
+    gain = prior_covariance @ jacobian.T @ torch.linalg.inv(expected)
+    return gain @ unexplained, prior_covariance - gain @ jacobian @ prior_covariance
+
+
+class TestClosedForm:
+    def test_without_process_noise_it_is_bayesian_linear_regression(self):
+        model = Linear(SOURCE, NOISE)
+        adapter = KalmanAdapter(
+            model, prior_variance=0.7, process_noise=0.0, noise_scale=1.5, surprise=math.inf, trust_region_eps=math.inf
+        )
+        states, targets = stream(25)
+        adapter.adapt(MSE, {"states": states, "targets": targets})
+        h, y, source = states.view(-1, 3), targets.flatten(), torch.tensor(SOURCE, dtype=torch.float64)
+        precision = 1.0 / (1.5 * torch.tensor(NOISE, dtype=torch.float64).repeat(25))
+        covariance = torch.linalg.inv(torch.eye(3) / 0.7 + h.T @ (precision[:, None] * h))
+        mean = source + covariance @ (h.T @ (precision * (y - h @ source)))
+        torch.testing.assert_close(model.w.detach(), mean)
+        torch.testing.assert_close(adapter.variance["w"], covariance.diagonal())
+        torch.testing.assert_close(adapter.state_dict()["filter"]["covariance"][0], covariance)
+
+    def test_with_process_noise_it_is_the_posterior_of_the_moving_weights(self):
+        model = Linear(SOURCE, NOISE)
+        prior, process = 0.7, 0.1
+        adapter = KalmanAdapter(
+            model, prior_variance=prior, process_noise=process, surprise=math.inf, trust_region_eps=math.inf
+        )
+        num_rows = 8
+        states, targets = stream(num_rows)
+        adapter.adapt(MSE, {"states": states, "targets": targets})
+        # The weights at all times at once: the covariance of two times falls with what lies between.
+        decay = (1.0 - process / prior) ** 0.5
+        times = torch.arange(num_rows, dtype=torch.float64)
+        joint = torch.kron(prior * decay ** (times[:, None] - times).abs(), torch.eye(3, dtype=torch.float64))
+        h = torch.block_diag(*states.view(num_rows, 2, 3))
+        source = torch.tensor(SOURCE, dtype=torch.float64)
+        unexplained = targets.flatten() - h @ source.repeat(num_rows)
+        offset, covariance = posterior(joint, h, unexplained, torch.tensor(NOISE, dtype=torch.float64).repeat(num_rows))
+        torch.testing.assert_close(model.w.detach(), source + offset[-3:])
+        torch.testing.assert_close(adapter.state_dict()["filter"]["covariance"][0], covariance[-3:, -3:])
+
+    def test_the_functions_on_many_rows(self):
+        generator = torch.Generator().manual_seed(0)
+        root, h = torch.randn(4, 3, 3, generator=generator).double(), torch.randn(4, 2, 3, generator=generator).double()
+        mean, v = torch.randn(4, 3, generator=generator).double(), torch.randn(4, 2, generator=generator).double()
+        noise = torch.tensor([0.5, 2.0]).double()
+        covariance = root @ root.mT
+        whitened = whiten(covariance, v, h, noise)
+        new_mean, new_covariance = kalman_update(mean, covariance, whitened)
+        for row in range(4):
+            offset, expected = posterior(covariance[row], h[row], v[row], noise)
+            torch.testing.assert_close(new_mean[row], mean[row] + offset)
+            torch.testing.assert_close(new_covariance[row], expected)
+            s = h[row] @ covariance[row] @ h[row].T + torch.diag(noise)
+            assert normalised_innovation(whitened)[row].item() == pytest.approx(
+                (v[row] @ torch.linalg.inv(s) @ v[row]).item() / 2.0
+            )
+        assert torch.equal(new_covariance, new_covariance.mT)
+
+    def test_the_prior_stays_the_prior_where_nothing_is_seen(self):
+        source = torch.tensor([1.0, 2.0]).double()
+        mean, covariance = torch.tensor([[3.0, -1.0]]).double(), torch.tensor([[[0.1, 0.05], [0.05, 0.2]]]).double()
+        once = kalman_predict(mean, covariance, source, 2.0, 0.5)
+        torch.testing.assert_close(once[0], source + 0.75**0.5 * torch.tensor([[2.0, -3.0]]).double())
+        torch.testing.assert_close(once[1], torch.tensor([[[0.575, 0.0375], [0.0375, 0.65]]]).double())
+        for _ in range(200):
+            mean, covariance = kalman_predict(mean, covariance, source, 2.0, 0.5)
+        torch.testing.assert_close(mean, source[None])
+        torch.testing.assert_close(covariance, 2.0 * torch.eye(2).double()[None])
+
+    def test_variance_that_is_not_seen_never_exceeds_the_prior(self):
+        adapter = KalmanAdapter(Linear(SOURCE, NOISE), process_noise=0.2, trust_region_eps=math.inf)
+        states = torch.tensor([[1.0, 0.0, 0.0, 1.0, 0.0, 0.0]]).double()
+        state = adapter.initial_state()
+        for _ in range(300):
+            state = adapter.update(state, states, torch.tensor([[2.0, 2.0]]).double())
+        variance = state.covariance[0].diagonal()
+        assert variance[0] < 0.3
+        torch.testing.assert_close(variance[1:], torch.ones(2).double())
+        assert torch.linalg.eigvalsh(state.covariance[0]).min() > 0.0
+
+
+def scalar(**options):
+    """Of one weight, zero at first, and one target with noise 1."""
+    return KalmanAdapter(Linear([0.0], [1.0]), process_noise=0.0, trust_region_eps=math.inf, **options)
+
+
+def see(adapter, *targets):
+    """Take in targets that are the weight itself."""
+    states = torch.ones(len(targets), 1).double()
+    adapter.adapt(MSE, {"states": states, "targets": torch.tensor(targets).double()[:, None]})
+    return adapter.model.w.item(), adapter.variance["w"].item()
+
+
+class TestSurprises:
+    def test_what_is_expected_counts_as_one(self):
+        # S = 2, K = 1/2.
+        adapter = scalar()
+        assert see(adapter, 4.0) == pytest.approx((2.0, 0.5))
+        assert (adapter.stats.clipped_steps, adapter.stats.covariance_resets) == (0, 0)
+
+    def test_hand_computed_outlier_and_change(self):
+        adapter = scalar()
+        # S = 2, m = 36 / 2 = 18: half the weight, so R = 2 and K = 1/3.
+        assert see(adapter, 6.0) == pytest.approx((2.0, 2.0 / 3.0))
+        assert (adapter.stats.clipped_steps, adapter.stats.covariance_resets) == (1, 0)
+        # S = 5/3, m = 144 / S > 9 again: P = 1, S = 2, m = 72, so R = 8 and K = 1/9.
+        assert see(adapter, -10.0) == pytest.approx((2.0 - 12.0 / 9.0, 8.0 / 9.0))
+        assert (adapter.stats.clipped_steps, adapter.stats.covariance_resets) == (2, 1)
+        # A third one is the first of a new row of surprises: S = 17/9, m = 128.65, R = 14.29.
+        mean, variance = 2.0 / 3.0, 8.0 / 9.0
+        innovation = -15.0 - mean
+        noise = innovation**2 / (variance + 1.0) / 9.0
+        gain = variance / (variance + noise)
+        assert see(adapter, -15.0) == pytest.approx((mean + gain * innovation, (1.0 - gain) * variance))
+        assert (adapter.stats.clipped_steps, adapter.stats.covariance_resets) == (3, 1)
+
+    def test_two_surprises_that_are_not_in_a_row_are_outliers(self):
+        adapter = scalar()
+        see(adapter, *[0.0] * 50)
+        see(adapter, 100.0, 0.0, -100.0, 0.0)
+        assert (adapter.stats.clipped_steps, adapter.stats.covariance_resets) == (2, 0)
+        assert abs(adapter.model.w.item()) < 0.05
+
+    def test_after_a_change_it_is_there_within_three_transitions(self):
+        adapter, plain = scalar(), scalar(surprise=math.inf)
+        for one in (adapter, plain):
+            see(one, *[0.0] * 50)
+        for one in (adapter, plain):
+            see(one, 4.0, 4.0, 4.0)
+        assert plain.model.w.item() < 0.3
+        assert adapter.model.w.item() > 2.6
+        assert adapter.stats.covariance_resets == 1
+
+    def test_a_million_times_an_outlier_moves_nothing(self):
+        adapter = scalar()
+        see(adapter, *[1.0] * 50)
+        before = adapter.model.w.item()
+        see(adapter, 1e30)
+        assert adapter.model.w.item() == pytest.approx(before, abs=1e-6)
+
+    def test_a_reset_of_the_covariance_by_hand(self):
+        adapter = scalar()
+        mean, _ = see(adapter, *[1.0] * 20)
+        adapter.reset_covariance()
+        assert adapter.variance["w"].item() == 1.0
+        assert adapter.model.w.item() == mean
+        assert see(adapter, 2.0) == pytest.approx((mean + 0.5 * (2.0 - mean), 0.5))
+        assert adapter.stats.covariance_resets == 1
+
+
+def random_model(num_actions=2, observation_dim=3):
+    """An action map over a core that is smooth but far from linear."""
+    torch.manual_seed(0)
+    model = DynamicsModel(
+        spaces.Box(-np.inf, np.inf, (observation_dim,)), spaces.Box(-1.0, 1.0, (num_actions,)), adapts="action_map"
+    )
+    with torch.no_grad():
+        model.head.weight.mul_(10.0)
+        model.input_scale.mul_(0.6)
+        model.residual_variance.fill_(1e-3)
+    return model
+
+
+class TestActionMap:
+    @pytest.mark.parametrize("hidden", [[[-1.0, 0.0], [0.0, 0.6]], [[0.0, 1.3], [-0.8, 0.0]]])
+    def test_it_finds_a_hidden_map(self, hidden):
+        model, rng = random_model(), np.random.default_rng(0)
+        adapter = KalmanAdapter(model)
+        hidden = torch.tensor(hidden)
+        observations = rng.normal(size=(60, 3)).astype(np.float32)
+        actions = rng.uniform(-1.0, 1.0, (60, 2)).astype(np.float32)
+        encoded = model.encode(observations, actions)
+        with torch.no_grad():
+            targets = model.linearise(encoded, hidden.expand(60, -1, -1))[0]
+            targets = targets + 1e-3**0.5 * torch.as_tensor(rng.normal(size=targets.shape), dtype=torch.float32)
+        for t in range(60):
+            adapter.adapt(MSE, {"states": encoded[t : t + 1], "targets": targets[t : t + 1]})
+        torch.testing.assert_close(model.action_map.detach(), hidden, atol=0.1, rtol=0.0)
+        assert adapter.variance["action_map"].shape == (2, 2)
+        assert adapter.variance["action_map"].max() < 0.01
+
+    def test_actions_of_zero_tell_nothing(self):
+        model = random_model()
+        adapter = KalmanAdapter(model)
+        encoded = model.encode(np.ones((5, 3)), np.zeros((5, 2)))
+        adapter.adapt(MSE, {"states": encoded, "targets": torch.ones(5, 3)})
+        assert torch.equal(model.action_map.detach(), torch.eye(2))
+        assert torch.equal(adapter.variance["action_map"], torch.ones(2, 2))
+
+
+class TestErrors:
+    @pytest.mark.parametrize("adapts", ["last_layer", "all"])
+    def test_a_model_that_declares_nothing(self, adapts):
+        model = DynamicsModel(spaces.Box(-1.0, 1.0, (3,)), spaces.Box(-1.0, 1.0, (2,)), adapts=adapts)
+        with pytest.raises(ValueError, match=r"must be the filtered_parameters of the model.*adapts='action_map'"):
+            KalmanAdapter(model)
+
+    def test_another_module(self):
+        with pytest.raises(ValueError, match=r"must be the filtered_parameters.*; got \['weight', 'bias'\] and \[\]"):
+            KalmanAdapter(nn.Linear(2, 1))
+
+    def test_other_parameters_than_those_declared(self):
+        model = random_model()
+        model.head.requires_grad_(True)
+        with pytest.raises(ValueError, match=r"got \['action_map', 'head.weight', 'head.bias'\] and \['action_map'\]"):
+            KalmanAdapter(model)
+
+    def test_a_model_that_was_not_fitted(self):
+        model = random_model()
+        model.residual_variance.zero_()
+        with pytest.raises(ValueError, match=r"residual_variance must be > 0 for every target; got \[0.0.*model\.fit"):
+            KalmanAdapter(model)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"prior_variance": 0.0}, "prior_variance must be a finite number > 0"),
+            ({"process_noise": -1e-3}, "process_noise must be a finite number >= 0"),
+            ({"process_noise": 2.0}, r"process_noise must be at most prior_variance \(1\.0\); got 2\.0"),
+            ({"noise_scale": math.inf}, "noise_scale must be a finite number > 0"),
+            ({"surprise": 0.0, "noise_scale": 0}, "noise_scale must be .* surprise must be"),
+        ],
+    )
+    def test_options_outside_their_range(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            KalmanAdapter(random_model(), **options)

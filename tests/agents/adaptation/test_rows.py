@@ -1,0 +1,143 @@
+import copy
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ssm_metarl_gym.agents import AdaptationConfig, Adapter, AdapterStats
+from ssm_metarl_gym.agents.adaptation.rows import AdapterRows
+
+N, K = 5, 6
+BOUNDS = AdaptationConfig(
+    lr=0.3, grad_clip_norm=1.0, trust_region_eps=0.5, ema_decay=0.9, entropy_weight=0.0, max_steps_per_call=3
+)
+
+
+def worst(prediction, target):
+    """No mean over elements: nothing can be left out of it by a mask."""
+    return (prediction - target).abs().amax()
+
+
+def make_model(kind, dtype=torch.float32):
+    layers = {"linear": [nn.Linear(3, 2)], "network": [nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)]}[kind]
+    return nn.Sequential(*layers).to(dtype) if kind == "network" else layers[0].to(dtype)
+
+
+def make_batch(masked=True, dtype=torch.float32):
+    mask = torch.rand(N, K) < 0.7 if masked else torch.ones(N, K, dtype=torch.bool)
+    mask[0] = True
+    mask[3] = not masked  # a row that has nothing yet
+    return {"states": torch.randn(N, K, 3, dtype=dtype), "targets": 3.0 * torch.randn(N, K, 2, dtype=dtype)}, mask
+
+
+def assert_rows_are_those_of(rows, singles, states):
+    predictions = rows.predict(states)
+    for i, single in enumerate(singles):
+        with torch.no_grad():
+            torch.testing.assert_close(predictions[i], single.model(states[i]), rtol=1e-4, atol=1e-5)
+        own = {name: value[i].item() for name, value in vars(rows.stats).items()}
+        assert own == pytest.approx(dataclasses.asdict(single.stats), rel=1e-4, abs=1e-5, nan_ok=True)
+
+
+@pytest.mark.parametrize("kind", ["linear", "network"])
+@pytest.mark.parametrize("loss_fn", [nn.MSELoss(), nn.SmoothL1Loss(reduction="sum"), worst])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"grad_clip_norm": 0.1},
+        {"trust_region_eps": 0.05},
+        {"trust_region_eps": math.inf},
+        {"lr": 0.0},
+        {"lr": 1e30},
+    ],
+)
+def test_every_row_does_what_an_adapter_does(kind, loss_fn, changes):
+    adapter = Adapter(make_model(kind), dataclasses.replace(BOUNDS, **changes))
+    rows, singles = AdapterRows(adapter, N), [copy.deepcopy(adapter) for _ in range(N)]
+    for call in range(4):
+        batch, mask = make_batch()
+        if call == 2:
+            batch["targets"][0, 1] = math.nan
+        losses = rows.adapt(loss_fn, batch, mask=mask)
+        for i, single in enumerate(singles):
+            own = single.adapt(loss_fn, {name: part[i][mask[i]] for name, part in batch.items()})
+            assert losses[i].item() == pytest.approx(own, rel=1e-4, abs=1e-5, nan_ok=True)
+        assert_rows_are_those_of(rows, singles, batch["states"])
+
+
+def test_rows_that_do_not_adapt_stay_as_they_are():
+    rows = AdapterRows(Adapter(make_model("linear"), BOUNDS), N)
+    batch, _ = make_batch(masked=False)
+    before = rows.predict(batch["states"])
+    chosen = torch.tensor([True, False, True, False, False])
+    losses = rows.adapt(nn.MSELoss(), batch, rows=chosen)
+    changed = (rows.predict(batch["states"]) != before).flatten(1).any(dim=1)
+    assert torch.equal(changed, chosen)
+    assert torch.equal(~losses.isnan(), chosen)
+    assert torch.equal(rows.stats.calls, chosen.long())
+
+
+def test_reset_goes_back_to_the_source_in_the_rows_given():
+    rows = AdapterRows(Adapter(make_model("network"), BOUNDS), N)
+    batch, _ = make_batch(masked=False)
+    before = rows.predict(batch["states"])
+    rows.adapt(nn.MSELoss(), batch)
+    back = torch.tensor([False, True, False, False, True])
+    rows.reset(back)
+    unchanged = (rows.predict(batch["states"]) == before).flatten(1).all(dim=1)
+    assert torch.equal(unchanged, back)
+    assert torch.equal(rows.stats.steps == 0, back)
+    assert {name: value[1].item() for name, value in vars(rows.stats).items()} == pytest.approx(
+        dataclasses.asdict(AdapterStats()), nan_ok=True
+    )
+    rows.reset()
+    assert torch.equal(rows.predict(batch["states"]), before)
+
+
+def test_the_adapter_and_its_model_stay_as_they_are():
+    adapter = Adapter(make_model("linear"), BOUNDS)
+    batch, _ = make_batch(masked=False)
+    adapter.adapt(nn.MSELoss(), {name: part[0] for name, part in batch.items()})
+    weight, stats = adapter.model.weight.detach().clone(), adapter.stats
+    rows = AdapterRows(adapter, N)
+    rows.adapt(nn.MSELoss(), batch)
+    assert torch.equal(adapter.model.weight, weight)
+    assert adapter.stats == stats
+
+
+def test_no_weight_leaves_the_ball():
+    adapter = Adapter(make_model("network"), dataclasses.replace(BOUNDS, trust_region_eps=0.01, lr=10.0))
+    source = torch.cat([parameter.detach().flatten() for parameter in adapter.model.parameters()])
+    rows = AdapterRows(adapter, N)
+    for _ in range(50):
+        batch, _ = make_batch(masked=False)
+        rows.adapt(nn.MSELoss(), batch)
+    assert (rows.stats.distance <= 0.01).all()
+    assert (rows.stats.projected_steps > 0).all()
+    assert source.isfinite().all()
+
+
+def test_double_precision_stays():
+    rows = AdapterRows(Adapter(make_model("linear", torch.float64), BOUNDS), N)
+    batch, mask = make_batch(dtype=torch.float64)
+    rows.adapt(nn.MSELoss(), batch, mask=mask)
+    assert rows.predict(batch["states"]).dtype == torch.float64
+
+
+def test_half_precision_is_refused():
+    adapter = Adapter(make_model("linear").bfloat16(), BOUNDS)
+    with pytest.raises(ValueError, match=r"must all be of single or all of double precision; got torch\.bfloat16"):
+        AdapterRows(adapter, N)
+
+
+def test_it_works_without_gradients_and_in_inference_mode():
+    adapter = Adapter(make_model("linear"), BOUNDS)
+    batch, _ = make_batch(masked=False)
+    expected = AdapterRows(adapter, N).adapt(nn.MSELoss(), batch)
+    with torch.no_grad():
+        assert torch.equal(AdapterRows(adapter, N).adapt(nn.MSELoss(), batch), expected)
+    with torch.inference_mode():
+        assert torch.equal(AdapterRows(adapter, N).adapt(nn.MSELoss(), batch), expected)

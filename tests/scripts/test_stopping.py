@@ -1,0 +1,69 @@
+"""Ctrl-C and SIGTERM end a script in the midst of its work, with a sentence, its status and all of its processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc"),
+]
+TINY_META = '{"meta_batch_size": 2, "num_streams": 8, "stream_length": 32}'
+# What is begun, how it is known to be at work, and what is said of how to go on.
+CASES = {
+    "meta-training": (["quickstart.py", "--quick"], "update/s, loss=", ""),
+    "workers": (["quickstart.py", "--quick"], "training and evaluating:   0%", ""),
+    "train_ppo": (["train_ppo.py", "--num-envs", "4", "--checkpoint-interval", "1"], " timesteps, ", "timestep "),
+    "meta_train": (["meta_train.py", "--options", TINY_META, "--log-interval", "1"], "updates_per_second", "update 0"),
+    "evaluate": (["evaluate.py", "run", "--num-tasks", "5000"], "evaluating:   0%", ""),
+}
+
+
+def descendants(process):
+    """The processes that a process has started, and those that they have started."""
+    found = []
+    for task in Path(f"/proc/{process}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += [int(child), *descendants(int(child))]
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("case", CASES)
+def test_a_script_that_is_at_work(checkout, make_run, case, number, tmp_path):
+    (script, *options), sign, hint = CASES[case]
+    if script == "evaluate.py":
+        make_run(tmp_path / "run")
+    process = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-u", str(checkout / "scripts" / script), *options, "--output", str(tmp_path / "output")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(checkout)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        said = b""
+        while sign.encode() not in said:
+            said += (chunk := os.read(process.stdout.fileno(), 65536))
+            assert chunk, said.decode()
+        while case == "workers" and len(descendants(process.pid)) < 2:
+            time.sleep(0.05)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does
+        else:
+            process.send_signal(number)
+        rest, _ = process.communicate(timeout=60)  # ends when none of the processes holds the pipe any more
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    word = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[number]
+    assert process.returncode == 128 + number
+    last = rest.decode().replace("\r", "\n").rstrip("\n").split("\n")[-1]
+    assert last.startswith(f"{word}; the same command again goes on from {hint}" if hint else word)
+    assert "Traceback" not in rest.decode()

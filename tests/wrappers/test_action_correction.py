@@ -1,0 +1,169 @@
+import copy
+import pickle
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+from torch import nn
+
+from ssm_metarl_gym.agents import AdaptationConfig, Adapter, DynamicsModel, MetaTrainer
+from ssm_metarl_gym.wrappers import ActionCorrection, OnlineAdaptation, VectorActionCorrection, VectorOnlineAdaptation
+
+CARTPOLE, PENDULUM = "ssm_metarl/CartPolePolarity-v0", "ssm_metarl/PendulumPolarity-v0"
+BOUNDS = AdaptationConfig(
+    lr=0.3, grad_clip_norm=1.0, trust_region_eps=1.0, ema_decay=0.9, entropy_weight=0.0, max_steps_per_call=2
+)
+REPORT = {"asked", "taken", "gate_open", "adapted_error", "reference_error", "effect"}
+both_envs = pytest.mark.parametrize("env_id", [CARTPOLE, PENDULUM])
+
+
+def make_model(env, seed=0):
+    torch.manual_seed(seed)
+    core = nn.Sequential(nn.Linear(DynamicsModel.input_dim(env.observation_space, env.action_space), 16), nn.Tanh())
+    model = DynamicsModel(env.observation_space, env.action_space, core)
+    model.target_scale.fill_(0.1)
+    return model
+
+
+def wrap(env_id, reference_seed=1, num_envs=None, kwargs=None, **options):
+    """Two models that know nothing yet, so that the gate opens now and then."""
+    env = gym.make(env_id, **kwargs or {})
+    adapter, reference = Adapter(make_model(env), BOUNDS), make_model(env, reference_seed)
+    if num_envs is None:
+        return ActionCorrection(OnlineAdaptation(env, adapter), reference, **options)
+    mode = options.pop("autoreset_mode", AutoresetMode.NEXT_STEP)
+    envs = gym.make_vec(env_id, num_envs, autoreset_mode=mode, **kwargs or {})
+    return VectorActionCorrection(VectorOnlineAdaptation(envs, adapter), reference, **options)
+
+
+@both_envs
+def test_while_the_gate_is_closed_everything_is_as_without_the_wrapper(env_id, rollout):
+    plain = rollout(gym.make(env_id, max_episode_steps=15), 40, seed=1)
+    wrapped = rollout(wrap(env_id, kwargs={"max_episode_steps": 15}, gate=np.inf), 40, seed=1)
+    for (observation, *rest), (own_observation, *own_rest) in zip(plain, wrapped, strict=True):
+        assert own_observation == observation
+        info = own_rest[-1]
+        assert info.pop("adaptation")
+        if len(rest) > 1:
+            report = info.pop("correction")
+            assert report.keys() == REPORT
+            assert report["gate_open"] is False
+            assert np.array_equal(report["asked"], report["taken"])
+        assert own_rest == rest
+
+
+@both_envs
+def test_an_open_gate_changes_actions_within_the_space(env_id):
+    env = wrap(env_id, gate=0.0, effect_gate=np.inf)
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    reports = [env.step(env.action_space.sample())[-1]["correction"] for _ in range(30)]
+    assert reports[0]["gate_open"] is False  # there is no evidence yet
+    assert all(report["gate_open"] for report in reports[1:])
+    assert any(not np.array_equal(report["asked"], report["taken"]) for report in reports)
+    assert all(env.action_space.contains(report["taken"]) for report in reports)
+
+
+@both_envs
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_every_row_is_that_of_a_single_wrapper(env_id, mode):
+    options = {"gate": 0.5, "effect_gate": np.inf, "kwargs": {"max_episode_steps": 9}}
+    envs = wrap(env_id, num_envs=3, autoreset_mode=mode, **options)
+    observations, _ = envs.reset(seed=4)
+    tasks = list(envs.unwrapped.tasks)
+    states = envs.unwrapped.state.copy()
+    singles = [wrap(env_id, **options) for _ in tasks]
+    for single, task, state, observation in zip(singles, tasks, states, observations, strict=True):
+        own, _ = single.reset(seed=0, options={"task": task.to_dict(), "state": state})
+        np.testing.assert_array_equal(own, observation)
+    envs.action_space.seed(1)
+    num_open = 0
+    for _ in range(9):  # until the first episode ends
+        actions = envs.action_space.sample()
+        observations, rewards, *_, infos = envs.step(actions)
+        shown = infos.get("final_obs", observations)
+        for i, single in enumerate(singles):
+            own, reward, *_, info = single.step(actions[i])
+            np.testing.assert_allclose(own, shown[i], rtol=1e-3, atol=1e-4)
+            assert reward == pytest.approx(rewards[i], rel=1e-3, abs=1e-4)
+            for name, value in info["correction"].items():
+                expected = np.nan if value is None else value
+                np.testing.assert_allclose(infos["correction"][name][i], expected, rtol=1e-2, atol=1e-3)
+            num_open += info["correction"]["gate_open"]
+    assert num_open > 5
+
+
+def test_a_new_episode_closes_the_gates_of_its_row_alone():
+    envs = wrap(PENDULUM, num_envs=2, autoreset_mode=AutoresetMode.DISABLED)
+    envs.reset(seed=0)
+    for _ in range(3):
+        *_, infos = envs.step(np.ones((2, 1), dtype=np.float32))
+    assert np.isfinite(infos["correction"]["adapted_error"]).all()
+    envs.reset(options={"reset_mask": np.array([True, False])})
+    *_, infos = envs.step(np.ones((2, 1), dtype=np.float32))
+    report = infos["correction"]
+    assert report["gate_open"][0] == np.False_
+    assert infos["adaptation"]["num_transitions"].tolist() == [1, 4]
+
+
+@pytest.mark.filterwarnings("ignore:.*is different from the unwrapped version")
+@both_envs
+def test_gymnasium_takes_it_for_an_environment(env_id):
+    env = wrap(env_id, gate=0.5, effect_gate=np.inf)
+    check_env(env, skip_render_check=True)
+    assert env.observation_space == gym.make(env_id).observation_space
+    assert env.action_space == gym.make(env_id).action_space
+
+
+@both_envs
+@pytest.mark.parametrize("num_envs", [None, 3])
+def test_copies_go_on_alike(env_id, num_envs):
+    env = wrap(env_id, num_envs=num_envs, gate=0.5)
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    for _ in range(3):
+        env.step(env.action_space.sample())
+    for twin in (copy.deepcopy(env), pickle.loads(pickle.dumps(env))):  # noqa: S301
+        original = copy.deepcopy(env)
+        for _ in range(3):
+            action = env.action_space.sample()
+            np.testing.assert_array_equal(original.step(action)[0], twin.step(action)[0])
+
+
+class TestRefuses:
+    def test_another_environment_than_one_that_adapts(self):
+        with pytest.raises(ValueError, match="must be right around OnlineAdaptation"):
+            ActionCorrection(gym.make(PENDULUM), make_model(gym.make(PENDULUM)))
+
+    def test_a_reference_that_is_no_model_or_has_other_units(self):
+        env = OnlineAdaptation(gym.make(PENDULUM), Adapter(make_model(gym.make(PENDULUM)), BOUNDS))
+        with pytest.raises(ValueError, match=r"needs a DynamicsModel as reference; got Linear"):
+            ActionCorrection(env, nn.Linear(2, 2))
+        other = make_model(gym.make(PENDULUM))
+        other.target_scale.fill_(2.0)
+        with pytest.raises(ValueError, match="have the normalisation of the model that adapts"):
+            ActionCorrection(env, other)
+
+
+@pytest.mark.slow
+def test_a_policy_that_knows_one_sign_of_the_torque_copes_with_the_other():
+    """Pushing in the direction of the speed swings the pendulum up, unless the torque is reversed."""
+    trainer = MetaTrainer(PENDULUM, seed=0, inner_steps=3, num_streams=300).learn(300)
+    reference = trainer.reference(num_updates=500)
+
+    def heights(corrected):
+        envs = gym.make_vec(PENDULUM, 16, task={"polarity": -1})
+        if corrected:
+            envs = VectorOnlineAdaptation(envs, Adapter(trainer.model, trainer.adaptation_config()))
+            envs = VectorActionCorrection(envs, reference)
+        observations, _ = envs.reset(seed=0)
+        shown = []
+        for _ in range(150):
+            observations, *_ = envs.step(2.0 * np.sign(observations[:, 2:]).astype(np.float32))
+            shown.append(observations[:, 0])
+        return np.mean(shown[75:])
+
+    assert heights(corrected=True) > heights(corrected=False) + 0.3

@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import nn
+
+from ssm_metarl_gym.agents import DynamicsModel
+from ssm_metarl_gym.wrappers.corrector import Corrector
+
+OPTIONS = {"match": None, "gate": 1.5, "effect_gate": 0.9, "decay": 0.5, "regularisation": 0.0}
+ALL = np.ones(1, dtype=np.bool_)
+
+
+def linear_model(action_space, actions, drift=None):
+    """``f(o, u) = drift + actions u``, exactly: the change of two numbers."""
+    model = DynamicsModel(spaces.Box(-1.0, 1.0, (2,)), action_space, nn.Identity())
+    weight = torch.zeros(2, 2 + np.shape(actions)[1])
+    weight[:, 2:] = torch.tensor(actions)
+    with torch.no_grad():
+        model.head.weight.copy_(weight)
+        model.head.bias.copy_(torch.zeros(2) if drift is None else torch.tensor(drift))
+    return model
+
+
+def predict_by(model):
+    def predict(observations, actions):
+        n, p = observations.shape[:2]
+        flat = observations.reshape(n * p, -1), actions.reshape(n * p, *actions.shape[2:])
+        return model(model.encode(*flat)).unflatten(0, (n, p))
+
+    return predict
+
+
+def correct(space, reference, adapted, asked, **options):
+    corrector = Corrector(reference, space, len(asked), **OPTIONS | options)
+    return corrector.correct(predict_by(adapted), np.zeros((len(asked), 2), dtype=np.float32), np.asarray(asked))
+
+
+PLANE = spaces.Box(-1.0, 1.0, (2,))
+IDENTITY = [[1.0, 0.0], [0.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("now", "asked", "taken"),
+    [
+        (IDENTITY, [0.5, -0.2], [0.5, -0.2]),
+        ([[-1.0, 0.0], [0.0, 1.0]], [0.5, -0.2], [-0.5, -0.2]),  # a motor the other way round
+        ([[2.0, 0.0], [0.0, 0.5]], [0.5, -0.2], [0.25, -0.4]),  # gains
+        ([[0.0, -1.0], [1.0, 0.0]], [0.5, -0.2], [-0.2, -0.5]),  # a quarter turn
+        ([[0.0, 1.0], [1.0, 0.0]], [0.5, -0.2], [-0.2, 0.5]),  # two motors swapped
+        ([[0.5, 0.0], [0.0, 1.0]], [0.8, -0.2], [1.0, -0.2]),  # out of reach: the bound
+    ],
+)
+def test_a_map_on_the_actions_is_undone(now, asked, taken):
+    corrected = correct(PLANE, linear_model(PLANE, IDENTITY), linear_model(PLANE, now), [asked])
+    np.testing.assert_allclose(corrected, [taken], atol=1e-4)
+    assert corrected.dtype == PLANE.dtype
+
+
+def test_regularisation_shrinks_as_ridge_regression_does():
+    """``argmin (u - 0.6)^2 + 0.5 u^2 = 0.6 / 1.5``, in half ranges."""
+    space = spaces.Box(-1.0, 1.0, (1,))
+    model = linear_model(space, [[1.0], [0.0]])
+    corrected = correct(space, model, model, np.array([[0.6]], dtype=np.float32), regularisation=0.5)
+    np.testing.assert_allclose(corrected, [[0.4]], atol=1e-4)
+
+
+def test_change_undoes_the_drift_too_and_effect_does_not():
+    reference, adapted = linear_model(PLANE, IDENTITY), linear_model(PLANE, IDENTITY, drift=[0.3, 0.0])
+    asked = [[0.5, -0.2]]
+    np.testing.assert_allclose(correct(PLANE, reference, adapted, asked), [[0.2, -0.2]], atol=1e-4)
+    np.testing.assert_allclose(correct(PLANE, reference, adapted, asked, match="effect"), asked, atol=1e-4)
+
+
+def test_bounds_that_are_not_symmetric():
+    space = spaces.Box(np.array([0.0], np.float32), np.array([4.0], np.float32))
+    reference, adapted = linear_model(space, [[1.0], [0.0]]), linear_model(space, [[2.0], [0.0]])
+    np.testing.assert_allclose(correct(space, reference, adapted, np.array([[3.0]], np.float32)), [[1.5]], atol=1e-3)
+
+
+CHOICES = spaces.Discrete(3, start=1)
+PUSHES = [[-1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("asked", [1, 2, 3])
+def test_the_choice_with_the_nearest_effect_is_taken(asked):
+    reversed_pushes = [[1.0, 0.0, -1.0], [0.0, 0.0, 0.0]]
+    reference = linear_model(CHOICES, PUSHES)
+    assert correct(CHOICES, reference, linear_model(CHOICES, PUSHES), np.array([asked])) == [asked]
+    assert correct(CHOICES, reference, linear_model(CHOICES, reversed_pushes), np.array([asked])) == [4 - asked]
+
+
+def test_among_equal_choices_the_asked_one_is_taken():
+    useless = linear_model(CHOICES, np.zeros((2, 3)))
+    assert correct(CHOICES, linear_model(CHOICES, PUSHES), useless, np.array([3])) == [3]
+
+
+def test_the_effect_of_choices_ignores_what_all_of_them_share():
+    drifting = linear_model(CHOICES, PUSHES, drift=[-1.2, 0.0])
+    reference = linear_model(CHOICES, PUSHES)
+    assert correct(CHOICES, reference, drifting, np.array([2])) == [2]
+    assert correct(CHOICES, reference, drifting, np.array([2]), match="change") == [3]
+
+
+class TestGates:
+    def make(self, **options):
+        return Corrector(linear_model(PLANE, IDENTITY), PLANE, 2, **OPTIONS | options)
+
+    def test_both_are_closed_without_evidence(self):
+        assert not self.make().is_open().any()
+        assert not self.make(gate=0.0, effect_gate=np.inf).is_open().any()
+
+    def test_errors_are_running_means_that_begin_with_the_first_value(self):
+        corrector = self.make()
+        for adapted, reference in (([1.0, 4.0], [2.0, 8.0]), ([3.0, 2.0], [2.0, np.nan])):
+            rows = np.array([True, True])
+            corrector.learn(np.array(adapted), np.array(reference), rows)
+        assert corrector.adapted_error.tolist() == [2.0, 3.0]
+        assert corrector.reference_error.tolist() == [2.0, 8.0]  # what is not finite does not count
+        corrector.begin(np.array([True, False]))
+        np.testing.assert_array_equal(corrector.adapted_error, [np.nan, 3.0])
+
+    @pytest.mark.parametrize(
+        ("reference_error", "effect", "is_open"),
+        [(1.6, 0.8, True), (1.4, 0.8, False), (1.6, 1.0, False), (9.0, -1.0, True)],
+    )
+    def test_it_opens_where_the_physics_differ_and_actions_do_less(self, reference_error, effect, is_open):
+        corrector = self.make()
+        rows = np.array([True, False])
+        corrector.learn(np.array([1.0, 1.0]), np.array([reference_error, 9.0]), rows)
+        now = linear_model(PLANE, (effect * np.eye(2)).tolist())
+        asked = np.array([[0.3, -0.9], [0.0, 0.0]], dtype=np.float32)
+        corrector.compare_effects(
+            predict_by(now), predict_by(linear_model(PLANE, IDENTITY)), np.zeros((2, 2), np.float32), asked
+        )
+        np.testing.assert_allclose(corrector.effect, [effect, effect], rtol=1e-5)
+        assert corrector.is_open().tolist() == [is_open, False]
+
+
+@pytest.mark.parametrize(
+    ("space", "options", "message"),
+    [
+        (spaces.Box(-np.inf, np.inf, (1,)), {}, "must be Discrete, or of a bounded one-dimensional Box"),
+        (spaces.MultiDiscrete([2, 2]), {}, "must be Discrete, or of a bounded one-dimensional Box"),
+        (PLANE, {"match": "affect"}, "match must be one of .* Did you mean 'effect'"),
+        (PLANE, {"gate": -1.0}, r"gate must be a number >= 0\.0; got -1\.0"),
+        (PLANE, {"decay": 1.0}, r"decay must be a number in \[0, 1\)"),
+        (PLANE, {"regularisation": np.nan}, "regularisation must be a number"),
+    ],
+)
+def test_wrong_options(space, options, message):
+    with pytest.raises(ValueError, match=message):
+        Corrector(linear_model(PLANE, IDENTITY), space, 1, **OPTIONS | options)

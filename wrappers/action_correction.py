@@ -1,0 +1,304 @@
+"""Keeping a policy in physics that it was not trained in: its actions, corrected by the adapted model."""
+
+import copy
+import math
+from typing import Any, Literal, SupportsFloat, cast
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium.vector import AutoresetMode
+from torch import Tensor
+
+from ssm_metarl_gym.agents.adaptation.recursive_rows import make_adapter_rows
+from ssm_metarl_gym.agents.adaptation.rows import AdapterRows
+from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
+from ssm_metarl_gym.wrappers.corrector import Corrector
+from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation
+from ssm_metarl_gym.wrappers.online_adaptation import OnlineAdaptation
+from ssm_metarl_gym.wrappers.online_rows import OnlineRows
+from ssm_metarl_gym.wrappers.vector_online_adaptation import VectorOnlineAdaptation
+
+__all__ = ["ActionCorrection", "VectorActionCorrection"]
+
+Flags = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
+
+
+class _Correction:
+    """What both wrappers do: N rows, of which a single environment is one."""
+
+    def __init__(
+        self,
+        wrapper: object,
+        env: OnlineAdaptation | VectorOnlineAdaptation,
+        reference: DynamicsModel,
+        action_space: gym.Space[Any],
+        adapter: AdapterRows,
+        **options: Any,
+    ) -> None:
+        if not isinstance(reference, DynamicsModel):
+            raise ValueError(
+                f"{type(wrapper).__name__} needs a DynamicsModel as reference; got {type(reference).__name__}. "
+                "Make one with MetaTrainer.reference()."
+            )
+        if (
+            reference.action_space != env.model.action_space
+            or reference.observation_dim != env.model.observation_dim
+            or not torch.allclose(reference.target_scale, env.model.target_scale)
+        ):
+            raise ValueError(
+                "the reference must be made for the spaces and have the normalisation of the model that adapts; it is "
+                f"for {reference.observation_dim} observations and {reference.action_space}, the model for "
+                f"{env.model.observation_dim} and {env.model.action_space}. Make it with MetaTrainer.reference()."
+            )
+        self.rows = Corrector(copy.deepcopy(reference).eval(), action_space, adapter.num_rows, **options)
+        self._online = env
+        self._model = env.model
+        # Adapts by the same steps on the same inputs, to what the reference would have done.
+        self._twin = adapter
+        self._twin_rows = OnlineRows(adapter, **env.options)
+        self._predicted = torch.zeros(2, adapter.num_rows, reference.observation_dim)
+
+    def act(self, predict: Any, observations: Floats, asked: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Flags]:
+        """The actions to take, and the rows ``[N]`` whose gate is open; the others take what was asked, bit for bit."""
+        with torch.no_grad():
+            self.rows.compare_effects(predict, self._predict_twin, observations, asked)
+            is_open = self.rows.is_open()
+            taken = asked.copy()
+            if is_open.any():
+                taken[is_open] = self.rows.correct(predict, observations, asked)[is_open]
+            reference = self.rows.reference
+            self._predicted = torch.stack(
+                [
+                    predict(observations[:, None], taken[:, None])[:, 0],
+                    reference(reference.encode(observations, taken)),
+                ]
+            )
+        return taken, is_open
+
+    def advance(
+        self, observations: Floats, taken: npt.NDArray[Any], next_observations: Floats, going: Flags, kept: Flags
+    ) -> None:
+        """Learn how well both models predicted a step, and let the twin adapt to what the reference predicted.
+
+        Args:
+            observations: ``Float[N D]``, where the step began.
+            taken: The actions.
+            next_observations: ``Float[N D]``, where it led.
+            going: ``Bool[N]``, the rows that took a step.
+            kept: ``Bool[N]``, those of them whose trial was not restarted.
+        """
+        verdict = self._online.verdict
+        kept = kept & ~verdict.outliers
+        with torch.no_grad(), np.errstate(invalid="ignore"):
+            targets = self._model.targets(observations, next_observations)
+            adapted_error, reference_error = (self._predicted - targets).square().mean(-1)
+        # In other physics the means begin anew, with what the model makes of it now that it has adapted.
+        self.rows.begin(verdict.changes)
+        now = np.where(verdict.changes, self._online.errors_after, adapted_error.double().numpy())
+        self.rows.learn(now, reference_error.double().numpy(), kept)
+        encoded = self._model.encode(observations, taken)
+        self._twin_rows.advance(encoded, self._predicted[1], going, kept, verdict.changes)
+
+    def begin(self, rows: Flags) -> None:
+        """Forget what these rows ``[N]`` have seen."""
+        self.rows.begin(rows)
+        self._twin_rows.begin(rows)
+
+    def _predict_twin(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
+        n, num_probes = observations.shape[:2]
+        flat = observations.reshape(n * num_probes, -1), actions.reshape(n * num_probes, *actions.shape[2:])
+        predicted: Tensor = self._twin.predict(self._model.encode(*flat).unflatten(0, (n, num_probes)))
+        return predicted
+
+    def report(self, asked: npt.NDArray[Any], taken: npt.NDArray[Any], is_open: Flags) -> dict[str, Any]:
+        """``info["correction"]`` of all rows."""
+        return {
+            "asked": asked.copy(),
+            "taken": taken.copy(),
+            "gate_open": is_open.copy(),
+            "adapted_error": self.rows.adapted_error.copy(),
+            "reference_error": self.rows.reference_error.copy(),
+            "effect": self.rows.effect.copy(),
+        }
+
+
+class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordConstructorArgs):
+    """Replaces each action by the one whose effect *now* is what the action had in the physics it was learned in.
+
+    Around :class:`OnlineAdaptation`, whose model adapts to the physics at hand, and with a *reference*, a model of the
+    physics that a policy was trained in (:meth:`MetaTrainer.reference`). The policy stays as it is, and so do spaces,
+    rewards and flags: whatever has ``predict`` runs in it. The wanted change is what the reference predicts for the
+    action that was asked for; the action taken is the one for which the adapted model predicts that. (Christiano et al.
+    2016, https://arxiv.org/abs/1610.03518, find it by a learned inverse model; Hanna and Stone 2017, grounded action
+    transformation, change a simulator so.)
+
+    Two gates let the policy's own action pass, bit for bit. One is closed while the reference predicts recent
+    transitions as well as the adapted model does: nothing has changed. The other, of a ``Box`` of actions, is closed
+    while actions do at least what they do in the reference: what has changed is not what the policy does, and a policy
+    that copes with it by itself is not to be disturbed. No reward is used.
+
+    ``info["correction"]`` holds, at every step, ``asked`` and ``taken`` (actions), ``gate_open``, ``adapted_error`` and
+    ``reference_error`` (running means of the squared one-step errors, in variances of the change; None at first) and
+    ``effect`` (what actions do, in units of what they do in the reference; None at first and for ``Discrete`` actions).
+
+    Example:
+        >>> trainer = MetaTrainer("ssm_metarl/CartPolePolarity-v0").learn(800)
+        >>> adapter = Adapter(trainer.model, trainer.adaptation_config())
+        >>> env = OnlineAdaptation(gym.make("ssm_metarl/CartPolePolarity-v0"), adapter)
+        >>> env = ActionCorrection(env, trainer.reference())
+
+    Args:
+        env: The environment, wrapped by :class:`OnlineAdaptation`.
+        reference: The model of the physics that the policy knows. The wrapper works on a copy.
+        match: What is to be as it was: the whole ``"change"`` of the observation, or only what the action adds to it,
+            the ``"effect"``. None for ``"effect"`` of ``Discrete`` actions, which can add nothing else, and
+            ``"change"`` of a ``Box``.
+        gate: How many times as large as that of the adapted model the error of the reference must be.
+        effect_gate: What actions do must fall below this share of what they do in the reference. inf leaves this to
+            the first gate alone.
+        decay: Decay of the running means.
+        regularisation: Weight of the squared size of the action, in half ranges of a ``Box``, beside the squared error
+            of the prediction, in variances of the change.
+
+    Raises:
+        ValueError: The environment is not so wrapped, the reference is not like the model that adapts, the actions are
+            of another kind, or an option is outside its range.
+    """
+
+    def __init__(
+        self,
+        env: OnlineAdaptation,
+        reference: DynamicsModel,
+        *,
+        match: Literal["change", "effect"] | None = None,
+        gate: float = 1.5,
+        effect_gate: float = 0.9,
+        decay: float = 0.9,
+        regularisation: float = 0.005,
+    ) -> None:
+        options: dict[str, Any] = {
+            "match": match,
+            "gate": gate,
+            "effect_gate": effect_gate,
+            "decay": decay,
+            "regularisation": regularisation,
+        }
+        gym.utils.RecordConstructorArgs.__init__(self, reference=reference, **options)
+        super().__init__(env)
+        if not isinstance(env, OnlineAdaptation):
+            raise ValueError(f"ActionCorrection must be right around OnlineAdaptation; got {env}. Wrap it so.")
+        self._online = env
+        self._dim = env.model.observation_dim
+        self._correction = _Correction(
+            self, env, reference, env.action_space, make_adapter_rows(env.adapter, 1), **options
+        )
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
+        """Start an episode with both gates closed."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._correction.begin(np.ones(1, dtype=np.bool_))
+        self._observation = observation[: self._dim].copy()
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Floats, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Take the corrected action."""
+        asked = np.asarray(action)[None]
+        taken, is_open = self._correction.act(self._predict, self._observation[None], asked)
+        observation, reward, terminated, truncated, info = self.env.step(taken[0] if is_open[0] else action)
+        next_observation, going = observation[None, : self._dim], np.ones(1, dtype=np.bool_)
+        kept = np.array([not info.get("restarted", False)])
+        self._correction.advance(self._observation[None], taken, next_observation, going, kept)
+        self._observation = observation[: self._dim].copy()
+        report = self._correction.report(asked, taken, is_open)
+        row = {name: value[0] if value[0].ndim else value[0].item() for name, value in report.items()}
+        for name in ("adapted_error", "reference_error", "effect"):
+            # Not nan, which is unequal to itself: one seed would not give one info.
+            row[name] = None if math.isnan(row[name]) else row[name]
+        return observation, reward, terminated, truncated, info | {"correction": row}
+
+    def _predict(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
+        return self._online.predict(observations[0], actions[0])[None]
+
+
+class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstructorArgs):
+    """:class:`ActionCorrection` for a vector environment, row by row equal to it around single environments.
+
+    ``infos["correction"]`` holds the fields that it names as arrays of N, nan in place of None. It is always about the
+    step that was just taken, also of rows whose episode ended with it.
+
+    Example:
+        >>> trainer = MetaTrainer("ssm_metarl/CartPolePolarity-v0").learn(800)
+        >>> adapter = Adapter(trainer.model, trainer.adaptation_config())
+        >>> envs = VectorOnlineAdaptation(gym.make_vec("ssm_metarl/CartPolePolarity-v0", num_envs=64), adapter)
+        >>> envs = VectorActionCorrection(envs, trainer.reference())
+
+    Args:
+        env: The environments, wrapped by :class:`VectorOnlineAdaptation`.
+        reference: As for :class:`ActionCorrection`, and so are all that follow.
+        match: What is to be as it was.
+        gate: How many times as large the error of the reference must be.
+        effect_gate: Below which share of what they do in the reference actions are corrected.
+        decay: Decay of the running means.
+        regularisation: Weight of the squared size of the action.
+
+    Raises:
+        ValueError: As for :class:`ActionCorrection`.
+    """
+
+    def __init__(
+        self,
+        env: VectorOnlineAdaptation,
+        reference: DynamicsModel,
+        *,
+        match: Literal["change", "effect"] | None = None,
+        gate: float = 1.5,
+        effect_gate: float = 0.9,
+        decay: float = 0.9,
+        regularisation: float = 0.005,
+    ) -> None:
+        options: dict[str, Any] = {
+            "match": match,
+            "gate": gate,
+            "effect_gate": effect_gate,
+            "decay": decay,
+            "regularisation": regularisation,
+        }
+        gym.utils.RecordConstructorArgs.__init__(self, reference=reference, **options)
+        super().__init__(env)
+        if not isinstance(env, VectorOnlineAdaptation):
+            raise ValueError(
+                f"VectorActionCorrection must be right around VectorOnlineAdaptation; got {env}. Wrap it so."
+            )
+        self._online = env
+        self._dim = env.model.observation_dim
+        source = copy.deepcopy(env.adapter)
+        source.reset()
+        self._correction = _Correction(self, env, reference, env.single_action_space, source, **options)
+        shape = cast("tuple[int, ...]", env.observation_space.shape)
+        self._shown = np.zeros(shape, dtype=env.observation_space.dtype)
+
+    def step(self, actions: Any) -> tuple[Floats, Any, Any, Any, dict[str, Any]]:
+        """Take the corrected actions in every row."""
+        asked = np.asarray(actions)
+        taken, is_open = self._correction.act(self._online.predict, self._shown[:, : self._dim], asked)
+        self._asked = asked
+        self._is_open = is_open
+        shown, rewards, terminations, truncations, infos = super().step(taken if is_open.any() else actions)
+        return shown, rewards, terminations, truncations, infos | {"correction": self._report}
+
+    def _begin(self, rows: Flags, observations: Floats) -> None:
+        self._correction.begin(rows)
+        self._shown[rows] = observations[rows]
+
+    def _advance(self, actions: Any, rewards: Any, observations: Floats, restarted: Flags) -> None:
+        # A row that only begins its episode on this step makes no transition.
+        going = ~self._ended if self._mode is AutoresetMode.NEXT_STEP else np.ones_like(self._ended)
+        before, after = self._shown[:, : self._dim], np.asarray(observations)[:, : self._dim]
+        taken = np.asarray(actions)
+        self._correction.advance(before, taken, after, going, going & ~restarted)
+        # Now, because rows may begin their next episode before this step has ended.
+        self._report = self._correction.report(self._asked, taken, self._is_open)
+        self._shown = np.array(observations, dtype=self._shown.dtype)

@@ -1,0 +1,230 @@
+"""Adapting the models of many rows at once, each to the transitions of its own episode."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode
+from torch import Tensor
+from torch.nn import functional as F
+
+from ssm_metarl_gym.agents.adaptation.adapter import Adapter
+from ssm_metarl_gym.agents.adaptation.recursive_rows import make_adapter_rows
+from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
+from ssm_metarl_gym.wrappers.adapted_model import check_adapted_model, check_window, parse_probes, with_predictions
+from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation
+from ssm_metarl_gym.wrappers.online_rows import OnlineRows
+from ssm_metarl_gym.wrappers.surprises import Surprises, Verdict
+
+__all__ = ["VectorOnlineAdaptation"]
+
+Flags = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
+
+
+class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstructorArgs):
+    """:class:`OnlineAdaptation` for a vector environment, row by row equal to it around single environments.
+
+    Every row has weights and a window of its own, and all rows are adapted together. A row that begins an episode, or
+    whose trial is restarted, leaves out that transition alone. The observation is ``Float[N D + P D]`` with
+    ``observe_predictions``, for P probe actions, else as it was.
+
+    ``infos["adaptation"]`` holds the fields that :class:`OnlineAdaptation` names, as arrays of N, nan in place of None.
+    In the mode ``SAME_STEP``, ``infos["final_info"]`` holds those of the episodes that ended.
+
+    Example:
+        >>> envs = gym.make_vec("ssm_metarl/CartPolePolarity-v0", num_envs=64)
+        >>> model = DynamicsModel(envs.single_observation_space, envs.single_action_space)
+        >>> config = AdaptationConfig(
+        ...     lr=0.3, grad_clip_norm=1.0, trust_region_eps=1.0, ema_decay=0.99, entropy_weight=0.0,
+        ...     max_steps_per_call=3,
+        ... )
+        >>> envs = VectorOnlineAdaptation(envs, Adapter(model, config), observe_predictions=True)
+        >>> envs.observation_space.shape
+        (64, 12)
+
+    Args:
+        env: A vector environment whose rows have the spaces of the model.
+        adapter: As for :class:`OnlineAdaptation`: the source of every row.
+        window: As for :class:`OnlineAdaptation`, and so are all that follow, for each row by itself.
+        every: Number of steps of a row between two calls.
+        warmup: Number of transitions that a row must have before its first call.
+        restore: When a row goes back to the source.
+        loss_fn: The loss of a row.
+        observe_predictions: Whether the predictions join the observation.
+        probe_actions: The actions to predict for.
+        clip: Bound of the predictions.
+        outlier_error: The error beyond which a transition is left out.
+        change_ratio: The multiple of the running mean beyond which an error is a surprise.
+        error_start: The running mean at the start of an episode and after a change.
+        error_decay: The decay of that mean.
+        error_floor: The least value of that mean.
+
+    Raises:
+        ValueError: An argument is outside its range, the model is of another kind or of other spaces, or the autoreset
+            mode is unknown.
+    """
+
+    def __init__(
+        self,
+        env: gym.vector.VectorEnv[Any, Any, Any],
+        adapter: Adapter,
+        *,
+        window: int = 16,
+        every: int = 1,
+        warmup: int = 1,
+        restore: Literal["episode", "call", "never"] = "episode",
+        loss_fn: Callable[[Tensor, Tensor], Tensor] = F.mse_loss,
+        observe_predictions: bool = False,
+        probe_actions: Sequence[Any] | None = None,
+        clip: float = 5.0,
+        outlier_error: float = 50.0,
+        change_ratio: float = 20.0,
+        error_start: float = 0.02,
+        error_decay: float = 0.98,
+        error_floor: float = 0.001,
+    ) -> None:
+        surprises = {
+            "outlier_error": outlier_error,
+            "change_ratio": change_ratio,
+            "error_start": error_start,
+            "error_decay": error_decay,
+            "error_floor": error_floor,
+        }
+        gym.utils.RecordConstructorArgs.__init__(
+            self,
+            adapter=adapter,
+            window=window,
+            every=every,
+            warmup=warmup,
+            restore=restore,
+            loss_fn=loss_fn,
+            observe_predictions=observe_predictions,
+            probe_actions=probe_actions,
+            clip=clip,
+            outlier_error=outlier_error,
+            change_ratio=change_ratio,
+            error_start=error_start,
+            error_decay=error_decay,
+            error_floor=error_floor,
+        )
+        super().__init__(env)
+        check_window(window, every, warmup, restore, clip)
+        name = type(self).__name__
+        check_adapted_model(name, adapter, env.single_observation_space, env.single_action_space)
+        self.adapter = make_adapter_rows(adapter, self.num_envs)
+        self.model = cast("DynamicsModel", self.adapter.model)
+        self.options: dict[str, Any] = {
+            "window": window,
+            "every": every,
+            "warmup": warmup,
+            "restore": restore,
+            "loss_fn": loss_fn,
+        }
+        self._rows = OnlineRows(self.adapter, **self.options)
+        self._surprises = Surprises(self.num_envs, **surprises)
+        self.verdict = Verdict.nothing(self.num_envs)  # on the last transitions
+        self.errors_after = np.full(self.num_envs, np.nan)  # of the models once adapted to them, after the last change
+        self._errors = np.full(self.num_envs, np.nan)
+        self._num_outliers = np.zeros(self.num_envs, dtype=np.int64)
+        self._num_changes = np.zeros(self.num_envs, dtype=np.int64)
+        self._clip = clip
+        action_shape = env.single_action_space.shape or ()
+        self._probes = np.empty((0, *action_shape), dtype=env.single_action_space.dtype)
+        if observe_predictions:
+            self._probes = parse_probes(env.single_action_space, probe_actions)
+            self.single_observation_space = with_predictions(env.single_observation_space, len(self._probes), clip)
+            self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, self.num_envs)
+        n, dim = self.num_envs, self.model.observation_dim
+        self._observations = np.zeros((n, dim), dtype=np.float32)
+        self._shown = np.zeros((n, dim * (1 + len(self._probes))), dtype=np.float32)
+
+    def predict(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
+        """The change of the observation that the adapted model of each row predicts, normalised.
+
+        Args:
+            observations: ``Float[N P D]``.
+            actions: ``Int[N P]`` or ``Float[N P A]``.
+
+        Returns:
+            ``Float[N P D]``.
+        """
+        n, num_probes = observations.shape[:2]
+        encoded = self.model.encode(
+            observations.reshape(n * num_probes, -1), actions.reshape(n * num_probes, *actions.shape[2:])
+        )
+        predictions: Tensor = self.adapter.predict(encoded.unflatten(0, (n, num_probes)))
+        return predictions
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Floats, dict[str, Any]]:
+        """Start an episode in every row, or in those of ``options["reset_mask"]``, with an empty window."""
+        shown, infos = super().reset(seed=seed, options=options)
+        return shown, infos | {"adaptation": self._report()}
+
+    def step(self, actions: Any) -> tuple[Floats, Any, Any, Any, dict[str, Any]]:
+        """Step every row, adapt each to its transition, and predict from where it led."""
+        shown, rewards, terminations, truncations, infos = super().step(actions)
+        if self._mode is AutoresetMode.SAME_STEP and "final_info" in infos:
+            final = {"adaptation": self._final_report, "_adaptation": self._ended.copy()}
+            infos = infos | {"final_info": infos["final_info"] | final}
+        return shown, rewards, terminations, truncations, infos | {"adaptation": self._report()}
+
+    def _begin(self, rows: Flags, observations: Floats) -> None:
+        self._final_report = self._report()
+        self._rows.begin(rows)
+        self._surprises.forget(rows)
+        self._errors[rows] = np.nan
+        self._num_outliers[rows] = 0
+        self._num_changes[rows] = 0
+        self._observations[rows] = observations[rows]
+        self._show()
+
+    def _advance(self, actions: Any, rewards: Any, observations: Floats, restarted: Flags) -> None:
+        encoded = self.model.encode(self._observations, np.asarray(actions))  # N F
+        targets = self.model.targets(self._observations, observations)
+        # A row that only begins its episode on this step makes no transition.
+        going = ~self._ended if self._mode is AutoresetMode.NEXT_STEP else np.ones_like(self._ended)
+        judged = going & ~restarted
+        errors = self._measure(encoded, targets)
+        self._errors = np.where(judged, errors, np.nan)
+        self.verdict = self._surprises.judge(errors, judged)
+        self._num_outliers += self.verdict.outliers
+        self._num_changes += self.verdict.changes
+        self._rows.advance(encoded, targets, going, judged & ~self.verdict.outliers, self.verdict.changes)
+        if self.verdict.changes.any():
+            self.errors_after = self._measure(encoded, targets)
+        self._observations = np.array(observations, dtype=np.float32)
+        self._show()
+
+    def _measure(self, encoded: Tensor, targets: Tensor) -> npt.NDArray[np.float64]:
+        """The squared error of each row's model on its last transition, ``Float64[N]``."""
+        predictions: Tensor = self.adapter.predict(encoded[:, None])[:, 0]
+        errors: npt.NDArray[np.float64] = (predictions - targets).float().square().mean(-1).double().numpy()
+        return errors
+
+    def _show(self) -> None:
+        dim, num_probes = self._observations.shape[1], len(self._probes)
+        self._shown[:, :dim] = self._observations
+        if num_probes:
+            observations = np.repeat(self._observations[:, None], num_probes, axis=1)
+            predictions = self.predict(
+                observations, np.broadcast_to(self._probes, (self.num_envs, *self._probes.shape))
+            )
+            self._shown[:, dim:] = predictions.clamp(-self._clip, self._clip).flatten(1).cpu().numpy()
+
+    def _report(self) -> dict[str, Any]:
+        stats = self.adapter.stats
+        return {
+            "error": self._errors.copy(),
+            "loss": self._rows.losses.copy(),
+            "steps": stats.steps.numpy().copy(),
+            "rejected_steps": stats.rejected_steps.numpy().copy(),
+            "distance": stats.distance.numpy().copy(),
+            "num_transitions": self._rows.num_transitions(),
+            "num_outliers": self._num_outliers.copy(),
+            "num_changes": self._num_changes.copy(),
+        }
