@@ -145,33 +145,6 @@ class TestCore:
             DynamicsModel(OBSERVATIONS, ACTIONS["discrete"], core)
 
 
-@each_adapts
-@pytest.mark.parametrize("whole", [False, True], ids=["the core alone", "the model"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_it_computes_in_the_type_of_its_core(dtype, whole, adapts):
-    core = SSM(6, 8, 4) if whole else SSM(6, 8, 4).to(dtype)
-    model, data = DynamicsModel(OBSERVATIONS, ACTIONS["shifted"], core, adapts=adapts), transitions(ACTIONS["shifted"])
-    model.set_normalisation(*data)
-    model = model.to(dtype) if whole else model
-    single = copy.deepcopy(model).float()
-    encoded, targets = model.encode(*data[:2]), model.targets(data[0], data[2])
-    tensors = [encoded, targets, model(encoded), model.inputs(*data[:2])]
-    expected = [single.encode(*data[:2]), single.targets(data[0], data[2])]
-    expected += [single(expected[0]), single.inputs(*data[:2])]
-    assert [tensor.dtype for tensor in tensors] == [dtype] * 4
-    torch.testing.assert_close([tensor.float() for tensor in tensors], expected, rtol=0.05, atol=0.05)
-
-
-@pytest.mark.parametrize("core", [None, nn.Sequential(nn.Linear(5, 4), nn.Tanh()), nn.Tanh()])
-def test_the_default_device_makes_no_difference(core):
-    data = transitions(ACTIONS["discrete"])
-    with torch.device("meta"):
-        model = DynamicsModel(OBSERVATIONS, ACTIONS["discrete"], core)
-        model.set_normalisation(*data)
-        encoded = model.encode(*data[:2])
-        assert {tensor.device.type for tensor in (encoded, model(encoded), model.targets(data[0], data[2]))} == {"cpu"}
-
-
 def action_map_model(actions=ACTIONS["box"]):
     model = DynamicsModel(OBSERVATIONS, actions, adapts="action_map")
     model.set_normalisation(*transitions(actions, 50))
@@ -329,6 +302,33 @@ class TestFit:
     def test_options_outside_their_range(self, options, message):
         with pytest.raises(ValueError, match=message):
             DynamicsModel(OBSERVATIONS, ACTIONS["box"], nn.Identity()).fit(Noisy(), **options)
+
+
+@each_adapts
+@pytest.mark.parametrize("whole", [False, True], ids=["the core alone", "the model"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_it_computes_in_the_type_of_its_core(dtype, whole, adapts):
+    core = SSM(6, 8, 4) if whole else SSM(6, 8, 4).to(dtype)
+    model, data = DynamicsModel(OBSERVATIONS, ACTIONS["shifted"], core, adapts=adapts), transitions(ACTIONS["shifted"])
+    model.set_normalisation(*data)
+    model = model.to(dtype) if whole else model
+    single = copy.deepcopy(model).float()
+    encoded, targets = model.encode(*data[:2]), model.targets(data[0], data[2])
+    tensors = [encoded, targets, model(encoded), model.inputs(*data[:2])]
+    expected = [single.encode(*data[:2]), single.targets(data[0], data[2])]
+    expected += [single(expected[0]), single.inputs(*data[:2])]
+    assert [tensor.dtype for tensor in tensors] == [dtype] * 4
+    torch.testing.assert_close([tensor.float() for tensor in tensors], expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("core", [None, nn.Sequential(nn.Linear(5, 4), nn.Tanh()), nn.Tanh()])
+def test_the_default_device_makes_no_difference(core):
+    data = transitions(ACTIONS["discrete"])
+    with torch.device("meta"):
+        model = DynamicsModel(OBSERVATIONS, ACTIONS["discrete"], core)
+        model.set_normalisation(*data)
+        encoded = model.encode(*data[:2])
+        assert {tensor.device.type for tensor in (encoded, model(encoded), model.targets(data[0], data[2]))} == {"cpu"}
 
 
 @pytest.mark.parametrize(
