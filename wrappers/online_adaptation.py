@@ -64,7 +64,7 @@ class OnlineAdaptation(
         outlier_error: The error, in variances, beyond which a transition is left out as an outlier; inf for none but
             those whose error is not finite.
         change_ratio: The multiple of the running mean beyond which an error is a surprise; inf for no surprises.
-        error_start: The running mean of the errors at the start of an episode and after a change.
+        error_start: The running mean of the errors at the start of an episode, and after a change at least.
         error_decay: The decay of that mean, in [0, 1).
         error_floor: The least value of that mean.
 
