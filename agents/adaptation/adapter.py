@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +41,7 @@ class _Snapshot:
     stats: AdapterStats
 
 
-@dataclass(frozen=True)
-class _Step:
+class _Step(NamedTuple):
     """An accepted gradient step.
 
     Attributes:

@@ -2,7 +2,6 @@
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -25,8 +24,7 @@ class Buffers(NamedTuple):
     transient: frozenset[str]
 
 
-@dataclass(frozen=True)
-class ModuleSnapshot:
+class ModuleSnapshot(NamedTuple):
     """The weights and the buffers of a model.
 
     Attributes:
