@@ -121,5 +121,6 @@ class TestMemory:
     def test_without_proc_the_peak_is_all_there_is(self, monkeypatch):
         present = peak_memory()
         monkeypatch.setattr(measuring.Path, "exists", lambda _: False)
-        assert peak_memory() == pytest.approx(present, rel=0.5)
+        # It may be more: what the parent held when it started this process counts too.
+        assert 0.9 * present < peak_memory() < 100 * present
         assert resident_memory() == peak_memory()
