@@ -234,7 +234,11 @@ class TestModels:
         ("model", "message"),
         [
             (nn.Linear, r"must be a torch.nn.Module; got the class Linear\. Make an instance of it"),
-            (torch.tanh, r"must be a torch.nn.Module; got <.*tanh.*>\. Call a function in the forward of one"),
+            pytest.param(
+                torch.tanh,
+                r"must be a torch.nn.Module; got <.*tanh.*>\. Call a function in the forward of one",
+                id="function",
+            ),
             (None, r"must be a torch.nn.Module; got None"),
             (nn.LazyLinear(3), r"must have a shape; got weight, which has none yet\. Call the model once"),
             (nn.Sequential(nn.DataParallel(nn.Linear(1, 1))), r"of plain modules; got DataParallel '0'"),
