@@ -19,7 +19,7 @@ from ssm_metarl_gym.agents.adaptation.trust_region import moving_moments, pull_b
 from ssm_metarl_gym.agents.losses import checked_loss
 from ssm_metarl_gym.agents.stateless import CopiesGraphs, is_out_of_memory
 
-__all__ = ["Adapter"]
+__all__ = ["Adapter", "AdapterSnapshot"]
 
 _LARGEST_TRACKED: Final = 1e150  # of the losses: their squares are still numbers
 # What torch raises, by exactly these types, where shapes, types or indices do not go together.
@@ -27,7 +27,7 @@ _TORCH_ERRORS: Final = (RuntimeError, IndexError, NotImplementedError)
 
 
 @dataclass(frozen=True)
-class _Snapshot:
+class AdapterSnapshot:
     """All that ``adapt`` changes.
 
     Attributes:
@@ -94,7 +94,7 @@ class Adapter:
         self._draws = DrawsApart(one.device for one in self._weights.parameters if one.is_cuda)
         self._averaged = self._weights.read()
         self._stats = AdapterStats()
-        self._before_call: _Snapshot | None = None
+        self._before_call: AdapterSnapshot | None = None
         self._set_source(self._snapshot())
 
     @property
@@ -201,9 +201,13 @@ class Adapter:
             raise ValueError(
                 f"the state must be of an adapter of the same model; got one that differs: {error}."
             ) from None
-        self._set_source(_Snapshot(ModuleSnapshot(source, source, source_buffers), source.clone(), AdapterStats()))
+        self._set_source(
+            AdapterSnapshot(ModuleSnapshot(source, source, source_buffers), source.clone(), AdapterStats())
+        )
         held = self._held(weights)
-        self._restore(_Snapshot(ModuleSnapshot(weights, weights if held is None else held, buffers), averaged, stats))
+        self._restore(
+            AdapterSnapshot(ModuleSnapshot(weights, weights if held is None else held, buffers), averaged, stats)
+        )
         self._before_call = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -214,7 +218,7 @@ class Adapter:
         return twin
 
     def _descend(
-        self, loss_fn: Callable[[Any, Tensor], Tensor], states: Tensor, targets: Tensor, before_call: _Snapshot
+        self, loss_fn: Callable[[Any, Tensor], Tensor], states: Tensor, targets: Tensor, before_call: AdapterSnapshot
     ) -> float:
         """Take the steps, and put what happened into the statistics."""
         steps: list[_Step] = []
@@ -243,7 +247,7 @@ class Adapter:
         loss_fn: Callable[[Any, Tensor], Tensor],
         states: Tensor,
         targets: Tensor,
-        before_call: _Snapshot,
+        before_call: AdapterSnapshot,
         steps: list[_Step],
     ) -> tuple[float, float]:
         """The losses before the first step and after the last, nan where the last was undone.
@@ -341,15 +345,15 @@ class Adapter:
         set_training(training)
         self._draws.end()
 
-    def _set_source(self, source: _Snapshot) -> None:
+    def _set_source(self, source: AdapterSnapshot) -> None:
         """Make the ball around the source, and the state that :meth:`reset` goes back to."""
         self._source = source
         self._region = trust_region(source.module.weights, self.cfg.trust_region_eps)
 
-    def _snapshot(self) -> _Snapshot:
-        return _Snapshot(self._state.snapshot(), self._averaged, self._stats)
+    def _snapshot(self) -> AdapterSnapshot:
+        return AdapterSnapshot(self._state.snapshot(), self._averaged, self._stats)
 
-    def _restore(self, snapshot: _Snapshot) -> None:
+    def _restore(self, snapshot: AdapterSnapshot) -> None:
         self._state.restore(snapshot.module)
         self._averaged = snapshot.averaged
         self._stats = snapshot.stats

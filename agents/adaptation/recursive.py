@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ssm_metarl_gym.agents.adaptation.adapter import Adapter, _Snapshot
+from ssm_metarl_gym.agents.adaptation.adapter import Adapter, AdapterSnapshot
 from ssm_metarl_gym.agents.adaptation.batch import finite_rows, num_shared_rows, row_bytes
 from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig
 from ssm_metarl_gym.agents.adaptation.trust_region import pull_back
@@ -61,7 +61,7 @@ class _Known(Generic[State]):
 
 
 @dataclass(frozen=True)
-class _FilterSnapshot(_Snapshot, Generic[State]):
+class _FilterSnapshot(AdapterSnapshot, Generic[State]):
     """All that ``adapt`` changes, where there is more than the prior."""
 
     known: _Known[State]
@@ -215,7 +215,7 @@ class RecursiveAdapter(Adapter, Generic[State]):
         return finite_rows(weights.to(narrowest))
 
     def _descend(
-        self, loss_fn: Callable[[Any, Tensor], Tensor], states: Tensor, targets: Tensor, before_call: _Snapshot
+        self, loss_fn: Callable[[Any, Tensor], Tensor], states: Tensor, targets: Tensor, before_call: AdapterSnapshot
     ) -> float:
         """Take in the rows that are new, and put what happened into the statistics."""
         finite = finite_rows(states, targets)
@@ -263,11 +263,11 @@ class RecursiveAdapter(Adapter, Generic[State]):
                 raise ValueError(f"{name} is not finite")
         return replace(self._filter, **{name: stored[name].to(tensor, copy=True) for name, tensor in own.items()})
 
-    def _snapshot(self) -> _Snapshot:
+    def _snapshot(self) -> AdapterSnapshot:
         plain = super()._snapshot()
         return plain if self._known is None else _FilterSnapshot(**vars(plain), known=self._known)
 
-    def _restore(self, snapshot: _Snapshot) -> None:
+    def _restore(self, snapshot: AdapterSnapshot) -> None:
         super()._restore(snapshot)
         self._known = snapshot.known if isinstance(snapshot, _FilterSnapshot) else None
 
