@@ -27,7 +27,7 @@ ALLOWED = {
     "agents.meta_learning": {"agents.losses", "agents.stateless", "checks"},
     "agents.adaptation.config": {"checks"},
     "agents.adaptation": {"agents.adaptation.config", "agents.losses", "agents.stateless", "checks"},
-    "agents.models": {"agents.ssm", "agents.stateless", "checks"},
+    "agents.models": {"agents.ssm", "agents.stateless", "checks", "seeding"},
     "agents.meta_training": {
         "agents.adaptation.config",
         "agents.meta_learning",
@@ -48,7 +48,7 @@ ALLOWED = {
         "agents.ssm",
     },
     "wrappers": {"agents.adaptation", "agents.models", "agents.stateless", "checks", "envs", "envs.making"},
-    "experiments": {"_version", "checks", "envs", "envs.making", "files", "wrappers"},
+    "experiments": {"_version", "agents.models", "checks", "envs", "envs.making", "files", "wrappers"},
 }
 # What is not of agents or wrappers must not pull in torch: the environments are usable without it.
 LIGHT = {"gymnasium", "mujoco", "numpy", "pygame", "typing_extensions"}

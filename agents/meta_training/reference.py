@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
-import torch
+from torch import nn
 
 from ssm_metarl_gym.agents.meta_training.streams import collect_streams, make_stream_env
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
+from ssm_metarl_gym.agents.models.supervision import descend
 from ssm_metarl_gym.agents.stateless import copy_module
 from ssm_metarl_gym.seeding import seed_sequence
 
@@ -16,7 +17,7 @@ __all__ = ["fit_reference"]
 _NUM_STREAMS: Final = 200
 _STREAM_LENGTH: Final = 200
 _BATCH_SIZE: Final = 256
-_LR: Final = 3e-3  # falls linearly, to a hundredth of it
+_LR: Final = 3e-3
 
 
 def fit_reference(
@@ -47,18 +48,16 @@ def fit_reference(
     inputs = reference.inputs(observations, actions)
     targets = reference.targets(observations, next_observations)
 
-    reference.requires_grad_(True)
-    optimizer = torch.optim.Adam(reference.parameters(), lr=_LR)
-    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=num_updates)
-    rng = np.random.default_rng(batches_seed)
-    with torch.enable_grad():
-        for _ in range(num_updates):
-            batch = torch.as_tensor(rng.integers(len(inputs), size=_BATCH_SIZE))
-            predictions = reference.head(reference.core(inputs[batch]))
-            loss = (predictions - targets[batch]).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            falling.step()
+    network = nn.Sequential(reference.core, reference.head).requires_grad_(True)
+    descend(
+        network,
+        network.parameters(),
+        inputs,
+        targets,
+        num_updates=num_updates,
+        batch_size=_BATCH_SIZE,
+        learning_rate=_LR,
+        rng=np.random.default_rng(batches_seed),
+    )
     reference.prepare_to_adapt()
     return reference

@@ -12,7 +12,8 @@ from typing_extensions import Self
 
 from ssm_metarl_gym.agents.models.supervision import Policy, SimulatorEnv, Transitions, collect_transitions, descend
 from ssm_metarl_gym.agents.ssm.model import SSM
-from ssm_metarl_gym.checks import check_choice, check_integer, check_number
+from ssm_metarl_gym.checks import check_choice, check_flat_box, check_integer, check_number
+from ssm_metarl_gym.seeding import seed_sequence
 
 __all__ = ["Adapts", "DynamicsModel"]
 
@@ -105,11 +106,10 @@ class DynamicsModel(nn.Module):
     @staticmethod
     def input_dim(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> int:
         """The width of the input of a core: observation and encoded action side by side."""
-        if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
-            raise ValueError(f"the observation space must be a one-dimensional Box; got {observation_space}.")
+        box = check_flat_box("the observation space", observation_space)
         if not isinstance(action_space, (spaces.Box, spaces.Discrete)):
             raise ValueError(f"the action space must be Discrete or a Box; got {action_space}.")
-        return observation_space.shape[0] + spaces.flatdim(action_space)
+        return int(box.shape[0]) + spaces.flatdim(action_space)
 
     def set_normalisation(
         self, observations: npt.NDArray[Any], actions: npt.NDArray[Any], next_observations: npt.NDArray[Any]
@@ -256,7 +256,7 @@ class DynamicsModel(nn.Module):
                 num_updates=num_updates,
                 batch_size=batch_size,
                 learning_rate=learning_rate,
-                seed=seed,
+                rng=np.random.default_rng(seed_sequence(seed, "batches")),
             )
         finally:
             self.prepare_to_adapt()

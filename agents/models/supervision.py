@@ -14,6 +14,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ssm_metarl_gym.seeding import seed_sequence
+
 __all__ = ["Policy", "SimulatorEnv", "Transitions", "collect_transitions", "descend", "random_actions"]
 
 SimulatorEnv: TypeAlias = gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | VecEnv
@@ -74,7 +76,7 @@ def collect_transitions(env: SimulatorEnv, policy: Policy | None, num_transition
     Raises:
         ValueError: The action space is neither ``Discrete`` nor a bounded ``Box``.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed_sequence(seed, "transitions"))
     rows = _make_rows(env)
     rows.reset(seed)
     if policy is None:
@@ -107,7 +109,7 @@ def descend(
     num_updates: int,
     batch_size: int,
     learning_rate: float,
-    seed: int,
+    rng: np.random.Generator,
 ) -> None:
     """Minimise the mean squared error by Adam, with a step size that falls linearly to zero.
 
@@ -119,15 +121,15 @@ def descend(
         num_updates: Number of steps.
         batch_size: Number of rows in a step.
         learning_rate: The first step size.
-        seed: Seeds the batches.
+        rng: Draws the batches.
     """
-    rng = np.random.default_rng(seed)
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     for update in range(num_updates):
         optimizer.param_groups[0]["lr"] = learning_rate * (1.0 - update / num_updates)
         rows = torch.as_tensor(rng.integers(len(inputs), size=batch_size), device=inputs.device)
         optimizer.zero_grad()
-        F.mse_loss(predict(inputs[rows]), targets[rows]).backward()
+        with torch.enable_grad():
+            F.mse_loss(predict(inputs[rows]), targets[rows]).backward()
         optimizer.step()
 
 

@@ -1,13 +1,14 @@
 """The rewards of an agent in the tasks of a split, whoever trained it and whatever wrappers stand around it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from stable_baselines3.common.vec_env import VecEnv
 
+from ssm_metarl_gym.agents.models.supervision import Policy
 from ssm_metarl_gym.envs import HiddenTask
 from ssm_metarl_gym.envs.making import has_batched_form, make_rows
 
@@ -25,19 +26,6 @@ __all__ = [
 
 Rewards: TypeAlias = list[list[float]]  # the reward at each step, a row for each task
 Splits: TypeAlias = dict[str, dict[str, Any]]  # by name, the arguments of the environment that choose a split
-
-
-class Policy(Protocol):
-    """What can be evaluated: all that has the ``predict`` of Stable-Baselines3."""
-
-    def predict(
-        self,
-        observation: Any,
-        state: tuple[npt.NDArray[Any], ...] | None = None,
-        episode_start: npt.NDArray[Any] | None = None,
-        deterministic: bool = False,
-    ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
-        """The action for each row, and what the policy wants to be given back at the next step."""
 
 
 def evaluate(

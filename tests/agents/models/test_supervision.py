@@ -182,7 +182,7 @@ def test_the_descent_finds_the_least_squares_and_draws_nothing_from_elsewhere(un
                 num_updates=300,
                 batch_size=64,
                 learning_rate=0.05,
-                seed=0,
+                rng=np.random.default_rng(0),
             )
     assert nn.functional.mse_loss(networks[0](inputs), targets) < 1e-4
     assert torch.equal(networks[0].weight, networks[1].weight)
