@@ -1,6 +1,5 @@
 """Keeping a policy in physics that it was not trained in: its actions, corrected by the adapted model."""
 
-import copy
 import math
 from typing import Any, Literal, SupportsFloat, cast
 
@@ -14,6 +13,8 @@ from torch import Tensor
 from ssm_metarl_gym.agents.adaptation.recursive_rows import make_adapter_rows
 from ssm_metarl_gym.agents.adaptation.rows import AdapterRows
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
+from ssm_metarl_gym.agents.stateless import copy_module
+from ssm_metarl_gym.wrappers.adapted_model import encode_rows
 from ssm_metarl_gym.wrappers.corrector import Corrector
 from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation
 from ssm_metarl_gym.wrappers.online_adaptation import OnlineAdaptation
@@ -53,22 +54,26 @@ class _Correction:
                 f"for {reference.observation_dim} observations and {reference.action_space}, the model for "
                 f"{env.model.observation_dim} and {env.model.action_space}. Make it with MetaTrainer.reference()."
             )
-        self.rows = Corrector(copy.deepcopy(reference).eval(), action_space, adapter.num_rows, **options)
+        self.rows = Corrector(copy_module(reference).eval(), action_space, adapter.num_rows, **options)
         self._online = env
         self._model = env.model
         # Adapts by the same steps on the same inputs, to what the reference would have done.
         self._twin = adapter
-        self._twin_rows = OnlineRows(adapter, **env.options)
+        self._twin_rows = OnlineRows(adapter, env.options)
         self._predicted = torch.zeros(2, adapter.num_rows, reference.observation_dim)
 
     def act(self, predict: Any, observations: Floats, asked: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Flags]:
         """The actions to take, and the rows ``[N]`` whose gate is open; the others take what was asked, bit for bit."""
         with torch.no_grad():
-            self.rows.compare_effects(predict, self._predict_twin, observations, asked)
-            is_open = self.rows.is_open()
+            # A sensor that fails for a moment says nothing of what an action would do: there the asked one is taken.
+            sees: Flags = np.all(np.isfinite(observations), axis=1)
+            seen = np.where(sees[:, None], observations, np.float32(0.0))
+            if self.rows.compares_effects:
+                self.rows.compare_effects(predict, self._predict_twin, seen, asked, sees)
+            is_open = self.rows.is_open() & sees
             taken = asked.copy()
             if is_open.any():
-                taken[is_open] = self.rows.correct(predict, observations, asked)[is_open]
+                taken[is_open] = self.rows.correct(predict, seen, asked)[is_open]
             reference = self.rows.reference
             self._predicted = torch.stack(
                 [
@@ -99,8 +104,9 @@ class _Correction:
         self.rows.begin(verdict.changes)
         now = np.where(verdict.changes, self._online.errors_after, adapted_error.double().numpy())
         self.rows.learn(now, reference_error.double().numpy(), kept)
-        encoded = self._model.encode(observations, taken)
-        self._twin_rows.advance(encoded, self._predicted[1], going, kept, verdict.changes)
+        if self.rows.compares_effects:
+            encoded = self._model.encode(observations, taken)
+            self._twin_rows.advance(encoded, self._predicted[1], going, kept, verdict.changes)
 
     def begin(self, rows: Flags) -> None:
         """Forget what these rows ``[N]`` have seen."""
@@ -108,9 +114,7 @@ class _Correction:
         self._twin_rows.begin(rows)
 
     def _predict_twin(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
-        n, num_probes = observations.shape[:2]
-        flat = observations.reshape(n * num_probes, -1), actions.reshape(n * num_probes, *actions.shape[2:])
-        predicted: Tensor = self._twin.predict(self._model.encode(*flat).unflatten(0, (n, num_probes)))
+        predicted: Tensor = self._twin.predict(encode_rows(self._model, observations, actions))
         return predicted
 
     def report(self, asked: npt.NDArray[Any], taken: npt.NDArray[Any], is_open: Flags) -> dict[str, Any]:
@@ -142,7 +146,8 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
 
     ``info["correction"]`` holds, at every step, ``asked`` and ``taken`` (actions), ``gate_open``, ``adapted_error`` and
     ``reference_error`` (running means of the squared one-step errors, in variances of the change; None at first) and
-    ``effect`` (what actions do, in units of what they do in the reference; None at first and for ``Discrete`` actions).
+    ``effect`` (what actions do, in units of what they do in the reference; None at first, for ``Discrete`` actions and
+    without that gate).
 
     Example:
         >>> trainer = MetaTrainer("ssm_metarl/CartPolePolarity-v0").learn(800)
@@ -274,9 +279,9 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
             )
         self._online = env
         self._dim = env.model.observation_dim
-        source = copy.deepcopy(env.adapter)
-        source.reset()
-        self._correction = _Correction(self, env, reference, env.single_action_space, source, **options)
+        twin = copy_module(env.adapter)
+        twin.reset()
+        self._correction = _Correction(self, env, reference, env.single_action_space, twin, **options)
         shape = cast("tuple[int, ...]", env.observation_space.shape)
         self._shown = np.zeros(shape, dtype=env.observation_space.dtype)
 

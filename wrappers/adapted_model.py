@@ -1,28 +1,59 @@
 """What the wrappers of one environment and of many ask of the model that they adapt, and of what they show of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
+from torch import Tensor
 
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.checks import check_choice, check_integer
 
-__all__ = ["check_adapted_model", "check_window", "parse_probes", "with_predictions"]
+__all__ = ["OnlineOptions", "check_adapted_model", "encode_rows", "parse_probes", "with_predictions"]
 
 
-def check_window(window: int, every: int, warmup: int, restore: str, clip: float) -> None:
-    """The options of what is adapted to and when must be valid; see :class:`OnlineAdaptation` for what they mean."""
-    for name, value in (("window", window), ("every", every), ("warmup", warmup)):
-        check_integer(name, value)
-    if warmup > window:
-        raise ValueError(f"warmup must be at most window ({window}); got {warmup}.")
-    check_choice("restore", restore, ["episode", "call", "never"])
-    if not clip > 0.0:
-        raise ValueError(f"clip must be > 0; got {clip!r}.")
+@dataclass(frozen=True)
+class OnlineOptions:
+    """What is adapted to, when, and how what is predicted is shown.
+
+    Attributes:
+        window: Number of transitions that are kept.
+        every: Number of steps between two calls of the adapter.
+        warmup: Number of transitions that must be there before the first call.
+        restore: When the adapter goes back to the source: ``"episode"``, ``"call"`` or ``"never"``.
+        loss_fn: The loss of the transitions of one environment.
+        clip: Bound of the predictions that are shown.
+
+    Raises:
+        ValueError: An option is outside its range.
+    """
+
+    window: int
+    every: int
+    warmup: int
+    restore: str
+    loss_fn: Callable[[Any, Tensor], Tensor]
+    clip: float
+
+    def __post_init__(self) -> None:
+        for name in ("window", "every", "warmup"):
+            check_integer(name, getattr(self, name))
+        if self.warmup > self.window:
+            raise ValueError(f"warmup must be at most window ({self.window}); got {self.warmup}.")
+        check_choice("restore", self.restore, ["episode", "call", "never"])
+        if not self.clip > 0.0:
+            raise ValueError(f"clip must be > 0; got {self.clip!r}.")
+
+
+def encode_rows(model: DynamicsModel, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
+    """What a model encodes of P actions in each of N rows: ``Float[N P D]`` and ``[N P ...]`` -> ``Float[N P F]``."""
+    flat = observations.reshape(-1, observations.shape[2]), actions.reshape(-1, *actions.shape[2:])
+    encoded: Tensor = model.encode(*flat).unflatten(0, observations.shape[:2])
+    return encoded
 
 
 def check_adapted_model(

@@ -1,5 +1,6 @@
 """The arithmetic of corrected actions, for the rows of many environments or for the one row of a single one."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -10,7 +11,8 @@ from gymnasium import spaces
 from torch import Tensor
 
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
-from ssm_metarl_gym.checks import check_choice, is_number
+from ssm_metarl_gym.checks import Rule, check_choice, check_fields
+from ssm_metarl_gym.wrappers.adapted_model import encode_rows
 
 __all__ = ["Corrector", "Predict"]
 
@@ -18,7 +20,13 @@ __all__ = ["Corrector", "Predict"]
 Predict = Callable[[npt.NDArray[Any], npt.NDArray[Any]], Tensor]
 Flags = npt.NDArray[np.bool_]
 _STEP: Final = 0.05  # of the finite differences, in half ranges of the action
-_ITERATIONS: Final = 2  # of Gauss and Newton: the models bend little within the range of the actions
+_ITERATIONS: Final = 2  # of Gauss and Newton: from a good start the models bend little
+_RULES: Final[dict[str, Rule]] = {
+    "gate": ("a number >= 0 (inf corrects nothing)", lambda value: value >= 0.0),
+    "effect_gate": ("a number (inf leaves it to the other gate)", lambda value: not math.isnan(value)),
+    "decay": ("a number in [0, 1)", lambda value: 0.0 <= value < 1.0),
+    "regularisation": ("a finite number >= 0", lambda value: 0.0 <= value < math.inf),
+}
 
 
 class Corrector:
@@ -42,7 +50,7 @@ class Corrector:
             change, each measured before it was adapted to; nan at first.
         reference_error: ``Float64[N]``, that of the reference.
         effect: ``Float64[N]``, running mean of what actions do, in units of what they do in the reference; nan at first
-            and where actions are ``Discrete``.
+            and where effects are not compared.
     """
 
     def __init__(
@@ -65,17 +73,12 @@ class Corrector:
         if match is not None:
             check_choice("match", match, ["change", "effect"])
         self._match = match or ("effect" if self._is_discrete else "change")
-        limits = {"gate": (gate, 0.0), "effect_gate": (effect_gate, -np.inf), "regularisation": (regularisation, 0.0)}
-        for name, (value, least) in limits.items():
-            if not is_number(value) or not value >= least:
-                raise ValueError(f"{name} must be a number >= {least}; got {value!r}.")
-        if not is_number(decay) or not 0.0 <= decay < 1.0:
-            raise ValueError(f"decay must be a number in [0, 1); got {decay!r}.")
         self.reference = reference
-        self._gate = gate
-        self._effect_gate = effect_gate
-        self._decay = decay
-        self._regularisation = regularisation
+        self.gate = gate
+        self.effect_gate = effect_gate
+        self.decay = decay
+        self.regularisation = regularisation
+        check_fields(self, _RULES)
         self._space: Any = action_space
         self.adapted_error = np.full(num_rows, np.nan)
         self.reference_error = np.full(num_rows, np.nan)
@@ -86,12 +89,17 @@ class Corrector:
         for mean in (self.adapted_error, self.reference_error, self.effect):
             mean[rows] = np.nan
 
+    @property
+    def compares_effects(self) -> bool:
+        """Whether the gate asks what actions do, which takes a twin: not of choices, and not where it is inf."""
+        return not self._is_discrete and self.effect_gate < math.inf
+
     def is_open(self) -> Flags:
         """The rows ``[N]`` whose actions are corrected: the physics differ, and what actions do is weaker or turned."""
         # Comparisons with nan are false: without evidence the gate is closed.
         with np.errstate(invalid="ignore"):
-            differs = self.reference_error > self._gate * self.adapted_error
-            return differs if self._is_discrete else differs & (self.effect < self._effect_gate)
+            differs = self.reference_error > self.gate * self.adapted_error
+            return differs & (self.effect < self.effect_gate) if self.compares_effects else differs
 
     def learn(
         self, adapted_error: npt.NDArray[np.float64], reference_error: npt.NDArray[np.float64], rows: Flags
@@ -102,15 +110,25 @@ class Corrector:
 
     @torch.no_grad()
     def compare_effects(
-        self, predict: Predict, predict_twin: Predict, observations: npt.NDArray[Any], asked: npt.NDArray[Any]
+        self,
+        predict: Predict,
+        predict_twin: Predict,
+        observations: npt.NDArray[Any],
+        asked: npt.NDArray[Any],
+        rows: Flags,
     ) -> None:
         """Move the running mean of what actions do, by the asked ones at their full size there and back.
 
         Both models have adapted alike, one to what happened and one to what the reference would have done: what
         adapting in few steps leaves out is left out by both.
+
+        Args:
+            predict: The adapted model.
+            predict_twin: The twin.
+            observations: ``Float[N D]``.
+            asked: The actions that were asked for, ``Float[N A]``.
+            rows: ``Bool[N]``, whose mean moves.
         """
-        if self._is_discrete:
-            return
         half, middle = (self._space.high - self._space.low) / 2, (self._space.high + self._space.low) / 2
         scaled = (asked - middle) / half  # N A
         size = np.abs(scaled).max(axis=1, keepdims=True)
@@ -120,7 +138,7 @@ class Corrector:
         now, before = (_difference(model(repeated, probes)) for model in (predict, predict_twin))
         size = before.square().sum(1).double()
         effect = ((now * before).sum(1).double() / size.clamp(min=1e-12)).numpy()
-        self._move(self.effect, effect, (size > 1e-12).numpy())
+        self._move(self.effect, effect, rows & (size > 1e-12).numpy())
 
     def correct(self, predict: Predict, observations: npt.NDArray[Any], asked: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The actions that do now what the asked ones would do in the reference, ``[N ...]``, whatever the gate."""
@@ -163,7 +181,7 @@ class Corrector:
             repeated = np.repeat(observations[:, None], u.shape[1], axis=1)
             predicted = predict(repeated, (u.numpy() * half + middle).astype(self._space.dtype)).double()
             errors = (predicted - wanted[:, None].double()).square().sum(2)
-            return predicted, errors + self._regularisation * u.square().sum(2)
+            return predicted, errors + self.regularisation * u.square().sum(2)
 
         # Begin where it costs least: far from the asked action the model bends.
         starts = _starts(u)  # N P A
@@ -179,7 +197,7 @@ class Corrector:
             ahead, back = predicted[:, 1:].split(num_actions, dim=1)
             jacobian = (ahead - back) / (2 * _STEP)  # N A D
             residual = (wanted.double() - predicted[:, 0])[..., None]  # N D 1
-            normal = jacobian @ jacobian.mT + self._regularisation * torch.eye(num_actions, dtype=torch.float64)
+            normal = jacobian @ jacobian.mT + self.regularisation * torch.eye(num_actions, dtype=torch.float64)
             target = jacobian @ (residual + jacobian.mT @ u[..., None])  # N A 1
             step = torch.linalg.lstsq(normal, target).solution[..., 0].clamp(-1.0, 1.0) - u
             # The whole step or a part of it, or none where none costs less.
@@ -193,15 +211,14 @@ class Corrector:
         return taken
 
     def _predict_reference(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
-        n, num_probes = observations.shape[:2]
-        flat = observations.reshape(n * num_probes, -1), actions.reshape(n * num_probes, *actions.shape[2:])
-        predicted: Tensor = self.reference(self.reference.encode(*flat)).unflatten(0, (n, num_probes))
+        encoded = encode_rows(self.reference, observations, actions)
+        predicted: Tensor = self.reference(encoded.flatten(0, 1)).unflatten(0, encoded.shape[:2])
         return predicted
 
     def _move(self, mean: npt.NDArray[np.float64], values: npt.NDArray[np.float64], rows: Flags) -> None:
         """Move a running mean, which begins with its first value."""
         rows = rows & np.isfinite(values)
-        moved = np.where(np.isnan(mean), values, self._decay * mean + (1.0 - self._decay) * values)
+        moved = np.where(np.isnan(mean), values, self.decay * mean + (1.0 - self.decay) * values)
         mean[rows] = moved[rows]
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter
 from ssm_metarl_gym.agents.stateless import copy_module
-from ssm_metarl_gym.wrappers.adapted_model import check_adapted_model, check_window, parse_probes, with_predictions
+from ssm_metarl_gym.wrappers.adapted_model import OnlineOptions, check_adapted_model, parse_probes, with_predictions
 from ssm_metarl_gym.wrappers.surprises import Surprises, Verdict
 
 __all__ = ["OnlineAdaptation"]
@@ -68,6 +68,13 @@ class OnlineAdaptation(
         error_decay: The decay of that mean, in [0, 1).
         error_floor: The least value of that mean.
 
+    Attributes:
+        adapter: The adapter of this environment alone.
+        model: Its model.
+        options: What is adapted to, and when.
+        verdict: What the last transition was, an outlier, a change or neither.
+        errors_after: ``Float64[1]``, the error on the transition that told of the last change, once adapted to it.
+
     Raises:
         ValueError: An argument is outside its range, or the model is of another kind or of other spaces.
     """
@@ -112,22 +119,10 @@ class OnlineAdaptation(
             error_floor=error_floor,
         )
         super().__init__(env)
-        check_window(window, every, warmup, restore, clip)
+        self.options = OnlineOptions(window, every, warmup, restore, loss_fn, clip)
         self.adapter = adapter
         name = type(self).__name__
         self.model = check_adapted_model(name, adapter, env.observation_space, env.action_space)
-        self.options: dict[str, Any] = {
-            "window": window,
-            "every": every,
-            "warmup": warmup,
-            "restore": restore,
-            "loss_fn": loss_fn,
-        }
-        self._every = every
-        self._warmup = warmup
-        self._restore = restore
-        self._loss_fn = loss_fn
-        self._clip = clip
         self._probes = np.empty((0, *(env.action_space.shape or ())), dtype=env.action_space.dtype)
         if observe_predictions:
             self._probes = parse_probes(env.action_space, probe_actions)
@@ -166,7 +161,7 @@ class OnlineAdaptation(
         """Start an episode with an empty window and, unless ``restore="never"``, the source weights."""
         self._observation = None
         observation, info = self.env.reset(seed=seed, options=options)
-        if self._restore != "never":
+        if self.options.restore != "never":
             self.adapter.reset()
         self._forget()
         self._observation = observation.copy()  # the caller may change its own
@@ -188,7 +183,7 @@ class OnlineAdaptation(
         if encoded is not None and before is not None:
             error = self._join(encoded, self.model.targets(before[None], observation[None]))
         loss = None
-        if len(self._transitions) >= self._warmup and self._num_steps % self._every == 0:
+        if len(self._transitions) >= self.options.warmup and self._num_steps % self.options.every == 0:
             loss = self._adapt()
         if self.verdict.changes[0]:
             self.errors_after[0] = self._measure(*self._transitions[-1])
@@ -232,7 +227,7 @@ class OnlineAdaptation(
             self._num_changes += 1
             while len(self._transitions) > 2:
                 self._transitions.popleft()
-            if self._restore != "never":
+            if self.options.restore != "never":
                 self.adapter.reset()
         return error
 
@@ -245,15 +240,15 @@ class OnlineAdaptation(
         if not len(self._probes):
             return observation
         with torch.no_grad():
-            predictions = self.model(encoded_probes).float().clamp(-self._clip, self._clip)
+            predictions = self.model(encoded_probes).float().clamp(-self.options.clip, self.options.clip)
         shown = np.concatenate([observation, predictions.flatten().cpu().numpy()])
         return shown.astype(self.observation_space.dtype, copy=False)
 
     def _adapt(self) -> float:
-        if self._restore == "call":
+        if self.options.restore == "call":
             self.adapter.reset()
         inputs, targets = (torch.cat(column) for column in zip(*self._transitions, strict=True))
-        return self.adapter.adapt(self._loss_fn, {"states": inputs, "targets": targets})
+        return self.adapter.adapt(self.options.loss_fn, {"states": inputs, "targets": targets})
 
     def _report(self, error: float | None, loss: float | None) -> dict[str, Any]:
         stats = self.adapter.stats

@@ -1,14 +1,12 @@
 """The latest transitions of many rows, and the rows of weights that keep adapting to them."""
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ssm_metarl_gym.agents.adaptation.rows import AdapterRows
+from ssm_metarl_gym.wrappers.adapted_model import OnlineOptions
 
 __all__ = ["OnlineRows"]
 
@@ -20,36 +18,20 @@ class OnlineRows:
 
     Args:
         adapter: The weights of all rows.
-        window: As for :class:`OnlineAdaptation`, and so are all that follow, for each row by itself.
-        every: Number of steps of a row between two calls.
-        warmup: Number of transitions that a row must have before its first call.
-        restore: ``"episode"``, ``"call"`` or ``"never"``.
-        loss_fn: The loss of a row.
+        options: What is adapted to, and when, for each row by itself.
 
     Attributes:
         losses: ``Float64[N]``, the loss of each row after the last step, nan where nothing was adapted.
     """
 
-    def __init__(
-        self,
-        adapter: AdapterRows,
-        *,
-        window: int,
-        every: int,
-        warmup: int,
-        restore: str,
-        loss_fn: Callable[[Any, Tensor], Tensor],
-    ) -> None:
+    def __init__(self, adapter: AdapterRows, options: OnlineOptions) -> None:
         self._adapter = adapter
-        self._every = every
-        self._warmup = warmup
-        self._restore = restore
-        self._loss_fn = loss_fn
+        self._options = options
         n = adapter.num_rows
         # N K ..., made with the first transition; the next one of a row takes the place of its oldest.
         self._states = torch.empty(n, 0)
         self._targets = torch.empty(n, 0)
-        self._filled = torch.zeros(n, window, dtype=torch.bool)
+        self._filled = torch.zeros(n, options.window, dtype=torch.bool)
         self._places = np.zeros(n, dtype=np.int64)
         self._num_steps = np.zeros(n, dtype=np.int64)
         self.losses = np.full(n, np.nan)
@@ -60,7 +42,7 @@ class OnlineRows:
 
     def begin(self, rows: Flags) -> None:
         """Begin anew in these rows ``[N]``: without transitions and, unless ``restore="never"``, from the source."""
-        if self._restore != "never":
+        if self._options.restore != "never":
             self._adapter.reset(torch.as_tensor(rows))
         self._filled[torch.as_tensor(rows)] = False
         self._places[rows] = 0
@@ -94,14 +76,14 @@ class OnlineRows:
             self._filled[torch.as_tensor(changed)] = False
             for back in (1, 2):
                 self._filled[changed, (self._places[changed] - back) % self._filled.shape[1]] = True
-            if self._restore != "never":
+            if self._options.restore != "never":
                 self._adapter.reset(torch.as_tensor(changes))
 
-        due = going & (self.num_transitions() >= self._warmup) & (self._num_steps % self._every == 0)
+        due = going & (self.num_transitions() >= self._options.warmup) & (self._num_steps % self._options.every == 0)
         self.losses = np.full(len(going), np.nan)
         if due.any():
             chosen = torch.as_tensor(due)
-            if self._restore == "call":
+            if self._options.restore == "call":
                 self._adapter.reset(chosen)
             batch = {"states": self._states, "targets": self._targets}
-            self.losses = self._adapter.adapt(self._loss_fn, batch, mask=self._filled, rows=chosen).numpy()
+            self.losses = self._adapter.adapt(self._options.loss_fn, batch, mask=self._filled, rows=chosen).numpy()

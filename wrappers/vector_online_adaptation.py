@@ -13,7 +13,13 @@ from torch.nn import functional as F
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter
 from ssm_metarl_gym.agents.adaptation.recursive_rows import make_adapter_rows
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
-from ssm_metarl_gym.wrappers.adapted_model import check_adapted_model, check_window, parse_probes, with_predictions
+from ssm_metarl_gym.wrappers.adapted_model import (
+    OnlineOptions,
+    check_adapted_model,
+    encode_rows,
+    parse_probes,
+    with_predictions,
+)
 from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation
 from ssm_metarl_gym.wrappers.online_rows import OnlineRows
 from ssm_metarl_gym.wrappers.surprises import Surprises, Verdict
@@ -62,6 +68,13 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         error_decay: The decay of that mean.
         error_floor: The least value of that mean.
 
+    Attributes:
+        adapter: The weights of all rows.
+        model: The model whose weights these are.
+        options: What is adapted to, and when.
+        verdict: What the last transition of each row was, an outlier, a change or neither.
+        errors_after: ``Float64[N]``, the error on the transition that told of a row's last change, once adapted to it.
+
     Raises:
         ValueError: An argument is outside its range, the model is of another kind or of other spaces, or the autoreset
             mode is unknown.
@@ -86,13 +99,6 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         error_decay: float = 0.98,
         error_floor: float = 0.001,
     ) -> None:
-        surprises = {
-            "outlier_error": outlier_error,
-            "change_ratio": change_ratio,
-            "error_start": error_start,
-            "error_decay": error_decay,
-            "error_floor": error_floor,
-        }
         gym.utils.RecordConstructorArgs.__init__(
             self,
             adapter=adapter,
@@ -111,26 +117,25 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
             error_floor=error_floor,
         )
         super().__init__(env)
-        check_window(window, every, warmup, restore, clip)
+        self.options = OnlineOptions(window, every, warmup, restore, loss_fn, clip)
         name = type(self).__name__
         check_adapted_model(name, adapter, env.single_observation_space, env.single_action_space)
         self.adapter = make_adapter_rows(adapter, self.num_envs)
         self.model = cast("DynamicsModel", self.adapter.model)
-        self.options: dict[str, Any] = {
-            "window": window,
-            "every": every,
-            "warmup": warmup,
-            "restore": restore,
-            "loss_fn": loss_fn,
-        }
-        self._rows = OnlineRows(self.adapter, **self.options)
-        self._surprises = Surprises(self.num_envs, **surprises)
+        self._rows = OnlineRows(self.adapter, self.options)
+        self._surprises = Surprises(
+            self.num_envs,
+            outlier_error=outlier_error,
+            change_ratio=change_ratio,
+            error_start=error_start,
+            error_decay=error_decay,
+            error_floor=error_floor,
+        )
         self.verdict = Verdict.nothing(self.num_envs)  # on the last transitions
         self.errors_after = np.full(self.num_envs, np.nan)  # of the models once adapted to them, after the last change
         self._errors = np.full(self.num_envs, np.nan)
         self._num_outliers = np.zeros(self.num_envs, dtype=np.int64)
         self._num_changes = np.zeros(self.num_envs, dtype=np.int64)
-        self._clip = clip
         action_shape = env.single_action_space.shape or ()
         self._probes = np.empty((0, *action_shape), dtype=env.single_action_space.dtype)
         if observe_predictions:
@@ -151,11 +156,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         Returns:
             ``Float[N P D]``.
         """
-        n, num_probes = observations.shape[:2]
-        encoded = self.model.encode(
-            observations.reshape(n * num_probes, -1), actions.reshape(n * num_probes, *actions.shape[2:])
-        )
-        predictions: Tensor = self.adapter.predict(encoded.unflatten(0, (n, num_probes)))
+        predictions: Tensor = self.adapter.predict(encode_rows(self.model, observations, actions))
         return predictions
 
     def reset(
@@ -196,7 +197,8 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         self._num_changes += self.verdict.changes
         self._rows.advance(encoded, targets, going, judged & ~self.verdict.outliers, self.verdict.changes)
         if self.verdict.changes.any():
-            self.errors_after = self._measure(encoded, targets)
+            now = self._measure(encoded, targets)
+            self.errors_after = np.where(self.verdict.changes, now, self.errors_after)
         self._observations = np.array(observations, dtype=np.float32)
         self._show()
 
@@ -214,7 +216,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
             predictions = self.predict(
                 observations, np.broadcast_to(self._probes, (self.num_envs, *self._probes.shape))
             )
-            self._shown[:, dim:] = predictions.clamp(-self._clip, self._clip).flatten(1).cpu().numpy()
+            self._shown[:, dim:] = predictions.clamp(-self.options.clip, self.options.clip).flatten(1).cpu().numpy()
 
     def _report(self) -> dict[str, Any]:
         stats = self.adapter.stats

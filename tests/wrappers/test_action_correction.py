@@ -96,6 +96,35 @@ def test_every_row_is_that_of_a_single_wrapper(env_id, mode):
     assert num_open > 5
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("num_envs", [None, 2])
+def test_where_a_sensor_fails_the_asked_action_is_taken(bad, num_envs):
+    env = wrap(PENDULUM, num_envs=num_envs, gate=0.0, effect_gate=np.inf)
+    env.reset(seed=0)
+    action = np.ones(env.action_space.shape, dtype=np.float32)
+    env.step(action)
+    inner = env.env.unwrapped
+    step, fails = inner.step, iter([True])
+
+    def failing_step(actions):
+        observation, *rest = step(actions)
+        if next(fails, False):
+            observation = observation.copy()
+            observation[..., 0 if num_envs is None else 1] = bad
+            if num_envs is not None:
+                observation[1] = [1.0, 0.0, 0.5]
+        return observation, *rest
+
+    inner.step = failing_step
+    reports = [env.step(action)[-1]["correction"] for _ in range(4)]
+    is_open = np.array([np.atleast_1d(report["gate_open"])[0] for report in reports])
+    assert is_open.tolist() == [True, False, True, True]
+    assert np.array_equal(np.atleast_1d(reports[1]["taken"])[0], np.atleast_1d(action)[0])
+    assert all(np.isfinite(report["taken"]).all() for report in reports)
+    if num_envs is not None:
+        assert reports[1]["gate_open"].tolist() == [False, True]
+
+
 def test_a_new_episode_closes_the_gates_of_its_row_alone():
     envs = wrap(PENDULUM, num_envs=2, autoreset_mode=AutoresetMode.DISABLED)
     envs.reset(seed=0)

@@ -110,6 +110,13 @@ class TestGates:
         assert not self.make().is_open().any()
         assert not self.make(gate=0.0, effect_gate=np.inf).is_open().any()
 
+    def test_without_the_second_gate_no_effects_are_compared(self):
+        assert self.make().compares_effects
+        corrector = self.make(effect_gate=np.inf)
+        assert not corrector.compares_effects
+        corrector.learn(np.array([1.0, 1.0]), np.array([1.6, 1.4]), np.array([True, True]))
+        assert corrector.is_open().tolist() == [True, False]
+
     def test_errors_are_running_means_that_begin_with_the_first_value(self):
         corrector = self.make()
         for adapted, reference in (([1.0, 4.0], [2.0, 8.0]), ([3.0, 2.0], [2.0, np.nan])):
@@ -131,9 +138,9 @@ class TestGates:
         now = linear_model(PLANE, (effect * np.eye(2)).tolist())
         asked = np.array([[0.3, -0.9], [0.0, 0.0]], dtype=np.float32)
         corrector.compare_effects(
-            predict_by(now), predict_by(linear_model(PLANE, IDENTITY)), np.zeros((2, 2), np.float32), asked
+            predict_by(now), predict_by(linear_model(PLANE, IDENTITY)), np.zeros((2, 2), np.float32), asked, rows
         )
-        np.testing.assert_allclose(corrector.effect, [effect, effect], rtol=1e-5)
+        np.testing.assert_allclose(corrector.effect, [effect, np.nan], rtol=1e-5)
         assert corrector.is_open().tolist() == [is_open, False]
 
 
@@ -143,9 +150,9 @@ class TestGates:
         (spaces.Box(-np.inf, np.inf, (1,)), {}, "must be Discrete, or of a bounded one-dimensional Box"),
         (spaces.MultiDiscrete([2, 2]), {}, "must be Discrete, or of a bounded one-dimensional Box"),
         (PLANE, {"match": "affect"}, "match must be one of .* Did you mean 'effect'"),
-        (PLANE, {"gate": -1.0}, r"gate must be a number >= 0\.0; got -1\.0"),
+        (PLANE, {"gate": -1.0}, r"gate must be a number >= 0 .*; got -1\.0"),
         (PLANE, {"decay": 1.0}, r"decay must be a number in \[0, 1\)"),
-        (PLANE, {"regularisation": np.nan}, "regularisation must be a number"),
+        (PLANE, {"regularisation": np.nan}, "regularisation must be a finite number"),
     ],
 )
 def test_wrong_options(space, options, message):
