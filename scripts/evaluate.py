@@ -43,6 +43,7 @@ from ssm_metarl_gym.experiments.evaluation import (
     returns_of,
 )
 from ssm_metarl_gym.experiments.pictures import draw_curves, draw_returns, film, save_film
+from ssm_metarl_gym.experiments.runs import hold_output
 from ssm_metarl_gym.experiments.saved_agents import ALGORITHMS, SavedAgent, read_archive, read_run
 from ssm_metarl_gym.files import replacing, write_json
 
@@ -181,22 +182,8 @@ def film_rows(
             env.close()
 
 
-@stoppable()
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Evaluate every agent on every split."""
-    options = parse_options(Options, arguments, description=__doc__)
-    torch.set_num_threads(1)
-    # Read what is known of the agents, and refuse what cannot be compared before any of them acts.
-    with refusing():
-        agents = [read_agent(path, options) for path in options.agents]
-        check_comparable(agents, options.env_kwargs)
-        splits = choose_splits(options, agents[0])
-        models = [load(agent, splits) for agent in agents]
-        if options.video:
-            names = [film_name(label, split) for label in group_seeds(agents) for split in splits]
-            check_output_folder(options.output, file_names=names)
-    options.output.mkdir(parents=True, exist_ok=True)
-
+def compare(agents: Sequence[SavedAgent], models: Sequence[BaseAlgorithm], splits: Splits, options: Options) -> None:
+    """Evaluate all agents, and write what came of it into the output folder."""
     # Let all of them act in the same tasks, which the seed draws.
     with tqdm(list(zip(agents, models, strict=True)), desc="evaluating", unit="agent") as pairs:
         rewards = [evaluate_on(splits, agent, model, options) for agent, model in pairs]
@@ -225,6 +212,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     write_json(options.output / "results.json", results)
     print(f"\n{table}\n\nresults.md, results.json, returns.png and curves.png are in {options.output}")
+
+
+@stoppable()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Evaluate every agent on every split."""
+    options = parse_options(Options, arguments, description=__doc__)
+    torch.set_num_threads(1)
+    # Read what is known of the agents, and refuse what cannot be compared before any of them acts.
+    with refusing():
+        agents = [read_agent(path, options) for path in options.agents]
+        check_comparable(agents, options.env_kwargs)
+        splits = choose_splits(options, agents[0])
+        models = [load(agent, splits) for agent in agents]
+        if options.video:
+            names = [film_name(label, split) for label in group_seeds(agents) for split in splits]
+            check_output_folder(options.output, file_names=names)
+    with hold_output(options.output):
+        compare(agents, models, splits, options)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable, worker
 if __name__ == "__main__":
     end_on_signals()
 
-import contextlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
@@ -33,9 +32,9 @@ from tqdm import tqdm
 
 from ssm_metarl_gym.envs.making import has_batched_form
 from ssm_metarl_gym.experiments.checks import check_env, check_output_folder
-from ssm_metarl_gym.experiments.command_line import option, parse_options, refusing
+from ssm_metarl_gym.experiments.command_line import option, parse_options
 from ssm_metarl_gym.experiments.report import estimate, format_markdown
-from ssm_metarl_gym.experiments.runs import lock_run
+from ssm_metarl_gym.experiments.runs import hold_output
 from ssm_metarl_gym.files import replacing, write_json
 from ssm_metarl_gym.tasks.families import FAMILIES
 from ssm_metarl_gym.tasks.task import TaskBatch
@@ -298,26 +297,23 @@ def format_table(results: Sequence[dict[str, Any]], seed: int) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Search and evaluate every family on each of its splits."""
     options = parse_options(Options, arguments, description=__doc__, check=check_families)
-    options.output.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     # The training tasks are drawn from the same distribution as those of interpolation.
     jobs = [(family, split) for family in options.families for split in FAMILIES[family].splits if split != "train"]
-    with contextlib.ExitStack() as stack:
-        with refusing():
-            stack.enter_context(lock_run(options.output))
-        pool, running = stack.enter_context(worker_pool()), []
+    with hold_output(options.output), worker_pool() as pool:
+        running = []
         for family, split in jobs:
             budget = BATCHED_BUDGET if has_batched_form(f"ssm_metarl/{family}-v0") else MUJOCO_BUDGET
             budget = QUICK_BUDGET if options.quick else budget
             running.append(pool.submit(compare, family, split, budget, options.seed))
         for job in tqdm(as_completed(running), total=len(running), unit="split"):
             job.result()  # raises what the job raised
-    results = [job.result() for job in running]
-    table = format_table(results, options.seed)
-    write_json(options.output / "headroom.json", results)
-    with replacing(options.output / "headroom.md") as temporary:
-        temporary.write_text(table + "\n")
-    print(table)
+        results = [job.result() for job in running]
+        table = format_table(results, options.seed)
+        write_json(options.output / "headroom.json", results)
+        with replacing(options.output / "headroom.md") as temporary:
+            temporary.write_text(table + "\n")
+        print(table)
     print(f"\n{time.perf_counter() - started:.0f} s; headroom.md and headroom.json are in {options.output}")
 
 

@@ -17,7 +17,6 @@ from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable, worker
 if __name__ == "__main__":
     end_on_signals()
 
-import contextlib
 import math
 import multiprocessing
 import os
@@ -42,11 +41,11 @@ from tqdm import tqdm
 import ssm_metarl_gym  # noqa: F401 - registers the environments
 from ssm_metarl_gym.agents import Adapter, DynamicsModel, MetaTrainer
 from ssm_metarl_gym.experiments.checks import check_output_folder
-from ssm_metarl_gym.experiments.command_line import option, parse_options, refusing
+from ssm_metarl_gym.experiments.command_line import option, parse_options
 from ssm_metarl_gym.experiments.evaluation import Rewards, evaluate, mean_curve, returns_of
 from ssm_metarl_gym.experiments.pictures import draw_curves, film, save_film
 from ssm_metarl_gym.experiments.report import Estimate, estimate, format_markdown
-from ssm_metarl_gym.experiments.runs import lock_run
+from ssm_metarl_gym.experiments.runs import hold_output
 from ssm_metarl_gym.files import replacing, write_json
 from ssm_metarl_gym.wrappers import OnlineAdaptation
 
@@ -285,10 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the whole comparison."""
     options = parse_options(Options, arguments, description=__doc__)
     torch.set_num_threads(1)
-    options.output.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        with refusing():
-            stack.enter_context(lock_run(options.output))
+    with hold_output(options.output):
         run(options)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ssm_metarl_gym._version import __version__
+from ssm_metarl_gym.experiments.command_line import refusing
 from ssm_metarl_gym.files import (
     check_checksums,
     check_zip,
@@ -35,6 +36,7 @@ __all__ = [
     "find_checkpoints",
     "find_versions",
     "find_whole_checkpoint",
+    "hold_output",
     "how_to_go_on",
     "lock_run",
     "read_config",
@@ -176,6 +178,16 @@ def lock_run(folder: Path) -> Iterator[None]:
         if lock is not None:
             (folder / ".lock").unlink(missing_ok=True)
             lock.close()
+
+
+@contextlib.contextmanager
+def hold_output(folder: Path) -> Iterator[None]:
+    """Make the output folder of a script and hold it; the script ends where another process does (:func:`lock_run`)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        with refusing():
+            stack.enter_context(lock_run(folder))
+        yield
 
 
 def _open_lock(folder: Path) -> IO[str] | None:

@@ -8,6 +8,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from ssm_metarl_gym.agents import SSMPPO
 from ssm_metarl_gym.experiments.report import estimate
+from ssm_metarl_gym.experiments.runs import lock_run
 from ssm_metarl_gym.wrappers import make_sb3_env
 
 ENV_ID = "ssm_metarl/CartPolePolarity-v0"
@@ -136,6 +137,14 @@ def test_the_film_shows_the_first_agent_of_each_row(evaluate, runs, tmp_path):
     assert path.name == "ssm-switch.gif"
     with Image.open(path) as film:
         assert (film.size, film.n_frames) == ((400, 266), 4)  # every second one
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(evaluate, runs, tmp_path, capsys):
+    with lock_run(tmp_path), pytest.raises(SystemExit) as exit_info:
+        evaluate.main([str(runs / "mlp-0"), "--num-tasks", "2", "--output", str(tmp_path)])
+    assert exit_info.value.code == 2
+    assert f"{tmp_path} is in use by process " in capsys.readouterr().err
+    assert not any(tmp_path.glob("results.*"))
 
 
 @pytest.mark.parametrize(
