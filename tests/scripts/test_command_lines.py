@@ -94,6 +94,7 @@ LINES = {
         f"--seed {HUGE}",
         "--fast",
     ],
+    "keep_your_policy": [*BAD_FOLDERS, "--studies mian", "--seeds 0", f"--num-tasks {HUGE}", "--num-tasks 1"],
     "meta_train": [
         *BAD_FOLDERS,
         "--output taken",
