@@ -12,9 +12,12 @@ time on another observation, and evaluates each on tasks that it has never met:
 Writes results.json, switch.png, comparison.gif, the model and the four policies into the output folder.
 """
 
-from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable, worker_pool
+import signal
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it without a traceback from here on
+    from ssm_metarl_gym.experiments.signals import end_on_signals
+
     end_on_signals()
 
 import math
@@ -46,6 +49,7 @@ from ssm_metarl_gym.experiments.evaluation import Rewards, evaluate, mean_curve,
 from ssm_metarl_gym.experiments.pictures import draw_curves, film, save_film
 from ssm_metarl_gym.experiments.report import Estimate, estimate, format_markdown
 from ssm_metarl_gym.experiments.runs import hold_output
+from ssm_metarl_gym.experiments.signals import stoppable, worker_pool
 from ssm_metarl_gym.files import replacing, write_json
 from ssm_metarl_gym.wrappers import OnlineAdaptation
 
