@@ -233,6 +233,7 @@ class TestObserving:
 
 @pytest.mark.usefixtures("fast_windows")
 class TestCopies:
+    @pytest.mark.each_value
     @pytest.mark.parametrize(
         "copy",
         [deepcopy, lambda env: pickle.loads(pickle.dumps(env))],  # noqa: S301
@@ -446,6 +447,7 @@ class TestGivenFamilies:
         env = make("CartPole", family=DISTRIBUTION.to_dict(), context="visible", task=task)
         assert env.reset()[0][4:] == pytest.approx([0, 0.5, -1], abs=1e-6)
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("given", GIVEN)
     @pytest.mark.parametrize("kwargs", [{}, {"context": "visible", "switch": {"step": 3}}])
     def test_a_spec_in_json_makes_the_same_environment(self, given, kwargs, rollout):
@@ -546,6 +548,7 @@ class TestOwnEnvironments:
         for name in ("Hill", "Arm"):
             del gym.registry[f"tests/{name}-v0"]
 
+    @pytest.mark.each_value
     @each_own
     @pytest.mark.parametrize("kwargs", OWN_OPTIONS)
     def test_gymnasium_finds_no_fault(self, name, family, kwargs):

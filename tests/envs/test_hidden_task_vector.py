@@ -95,6 +95,7 @@ def ends(history):
 
 
 class TestEqualToSingleEnvironments:
+    @pytest.mark.each_value
     @each_class
     @each_mode
     @pytest.mark.parametrize(
@@ -175,6 +176,7 @@ class TestEqualToSingleEnvironments:
                 row.unwrapped.task = task
         assert 2 <= num_flips <= 14  # 7.2 expected, standard deviation 2.2
 
+    @pytest.mark.each_value
     @each_class
     @each_mode
     @pytest.mark.parametrize(
@@ -232,6 +234,7 @@ class TestEqualToSingleEnvironments:
 
 
 class TestSeeds:
+    @pytest.mark.each_value
     @each_class
     @each_mode
     def test_one_seed_gives_one_result(self, family, mode, assert_same):
@@ -384,6 +387,7 @@ class TestResetOptions:
         "PointNavigation": [PointNavigationTask(0.3, -0.4), PointNavigationTask(), PointNavigationTask(goal_y=-0.2)],
     }
 
+    @pytest.mark.each_value
     @each_physics
     @pytest.mark.parametrize(
         "given",
@@ -524,6 +528,7 @@ class TestRefusals:
         assert env.np_random_seed == 0
         assert_same(play(env, 8), play(twin, 8))
 
+    @pytest.mark.each_value
     @each_physics
     @pytest.mark.parametrize(
         ("seed", "error"), [([0, 1, 2], ValueError), (1.0, ValueError), ("1", ValueError), (-1, gym.error.Error)]
@@ -639,6 +644,7 @@ class TestTimeLimit:
 
 
 class TestOwnership:
+    @pytest.mark.each_value
     @each_class
     @each_mode
     def test_what_is_returned_may_be_written(self, family, mode, assert_same):
@@ -670,6 +676,7 @@ class TestOwnership:
 
         assert_same(history(spoil=True), history(spoil=False))
 
+    @pytest.mark.each_value
     @each_class
     @each_mode
     @pytest.mark.parametrize("copied", [False, True])
@@ -775,6 +782,7 @@ class TestPrecision:
 
 
 class TestRendering:
+    @pytest.mark.each_value
     @each_physics
     @each_mode
     def test_frames_are_those_of_single_environments(self, family, mode, leader_and_rows):
@@ -866,6 +874,7 @@ class TestRendering:
 
 
 class TestCopies:
+    @pytest.mark.each_value
     @each_class
     @each_mode
     @each_copy
@@ -880,6 +889,7 @@ class TestCopies:
         assert own(twin) == own(env)
         assert_same(play(twin, 20), play(env, 20))
 
+    @pytest.mark.each_value
     @each_physics
     @each_copy
     def test_go_on_after_a_picture(self, family, copied, assert_same):
@@ -917,6 +927,7 @@ class TestSpec:
         {"switch": {"probability": 0.5}, "dtype": "float32", "max_episode_steps": None},
     ]
 
+    @pytest.mark.each_value
     @each_class
     @pytest.mark.parametrize("kwargs", KWARGS)
     def test_in_json_makes_the_same_environment(self, family, kwargs, assert_same):

@@ -188,6 +188,7 @@ def test_the_table_tells_the_share_of_the_gap_that_is_closed(quickstart):
     ]
 
 
+@pytest.mark.each_value
 @every_agent
 @every_split
 def test_every_agent_meets_the_same_task_and_sees_the_scaled_plain_observation_first(quickstart, trainer, agent, split):

@@ -210,6 +210,7 @@ def some(*names):
 
 
 class TestMetaGradient:
+    @pytest.mark.each_value
     @pytest.mark.parametrize("first_order", [False, True])
     @pytest.mark.parametrize("name", some("MLP", "tied MLP", "SSM from a state", "LSTM"))
     def test_it_is_that_of_a_plain_loop(self, name, first_order):
@@ -234,6 +235,7 @@ class TestMetaGradient:
         assert exact @ direction == pytest.approx(slope, rel=1e-6, abs=1e-8)
         assert (exact - first_order).norm() > 0.05 * exact.norm()
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize(
         ("inner_steps", "adapts"),
         [(0, None), (3, None), (3, lambda name: "bias" in name), (3, lambda name: name.startswith("2."))],
@@ -258,6 +260,7 @@ class TestMetaGradient:
         next(model.parameters()).requires_grad_(False)
         torch.testing.assert_close(meta_gradient(model, tasks), plain_gradient(model, tasks))
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize(
         ("make_model", "algorithm"),
         [
@@ -280,6 +283,7 @@ class TestMetaGradient:
 
 
 class TestLearnedRates:
+    @pytest.mark.each_value
     @pytest.mark.parametrize(
         ("learned_rates", "first_order", "make_model"),
         [(rates, order, tanh_mlp) for rates in ("tensor", "step", "element") for order in (False, True)]
@@ -528,6 +532,7 @@ class TestClipping:
 
 
 class TestOptimizer:
+    @pytest.mark.each_value
     @pytest.mark.parametrize(
         ("optimizer_class", "kwargs"),
         [(SGD, {"momentum": 0.9, "nesterov": True}), (torch.optim.AdamW, {"betas": (0.5, 0.9)})],
@@ -587,6 +592,7 @@ class Attention(nn.Module):
 
 
 class TestModes:
+    @pytest.mark.each_value
     @pytest.mark.parametrize(("fused", "training"), [(False, False), (False, True), (True, False)])
     @pytest.mark.parametrize("first_order", [False, True])
     def test_attention(self, caplog, assert_same_gradient, fused, first_order, training):
@@ -598,6 +604,7 @@ class TestModes:
         )
         assert not caplog.records
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
     @pytest.mark.parametrize("make_model", [tanh_mlp, LSTM])
     def test_without_gradients_around_it_all_goes_on(self, mode, make_model):
@@ -643,6 +650,7 @@ class TestParametersThatAreNotThoseOfConstruction:
 
 
 class TestTasksThatAreNotFinite:
+    @pytest.mark.each_value
     @pytest.mark.parametrize("fault", FAULTS)
     @pytest.mark.parametrize(("make_model", "task_chunk_size"), [(tanh_mlp, None), (batch_normalised_mlp, 2)])
     def test_the_update_is_that_of_the_others(self, caplog, look, make_model, task_chunk_size, fault):
@@ -661,6 +669,7 @@ class TestTasksThatAreNotFinite:
         assert [maml.num_dropped for maml in mamls] == [1, 0]
         assert "1 of 4 tasks were left out" in caplog.text
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize(
         ("make_model", "fault"), [(tanh_mlp, fault) for fault in FAULTS] + [(batch_normalised_mlp, "query target")]
     )

@@ -157,6 +157,7 @@ def test_streams_start_in_states_from_far_apart(env_id, kind):
     assert (spread[-1:] > 2.0 * usual[-1:]).all()
 
 
+@pytest.mark.each_value
 @each_kind
 @each_env
 def test_one_seed_gives_one_result(env_id, kind, untouched_rng):

@@ -130,6 +130,7 @@ class TestLearn:
         assert not any(parameter.requires_grad for parameter in trainer.model.core.parameters())
         assert trainer.num_updates == 1
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("options", [{"outer_lr": 1e30}, {"outer_lr": 1e18}])
     def test_a_run_that_diverges_ends_with_the_model_before_that_step(self, make_any, look, options):
         trainer = make_any(**options)
@@ -258,6 +259,7 @@ class TestAdaptationConfig:
 
 
 class TestFiles:
+    @pytest.mark.each_value
     @pytest.mark.parametrize("num_updates", [0, 2])
     @pytest.mark.parametrize("adapts", [None, "last_layer", "all"])
     def test_a_loaded_trainer_goes_on_as_if_nothing_had_happened(
@@ -301,6 +303,7 @@ class TestFiles:
         loaded = MetaTrainer.load(tmp_path / "trainer.pt")
         assert (loaded.env_kwargs, loaded.seed, loaded.options) == (env_kwargs, 3, trainer.options)
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize(
         "env_kwargs",
         [

@@ -30,6 +30,7 @@ def same(first, second):
     return all(torch.equal(getattr(first, name), getattr(second, name)) for name in first.__dataclass_fields__)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("env_id", [TRIALS, POINT])
 @pytest.mark.parametrize("network", ["mlp", "ssm"])
 def test_each_task_is_acted_in_with_its_own_weights_and_memory_from_the_start_of_the_episode(env_id, network):

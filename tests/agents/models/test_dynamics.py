@@ -304,6 +304,7 @@ class TestFit:
             DynamicsModel(OBSERVATIONS, ACTIONS["box"], nn.Identity()).fit(Noisy(), **options)
 
 
+@pytest.mark.each_value
 @each_adapts
 @pytest.mark.parametrize("whole", [False, True], ids=["the core alone", "the model"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])

@@ -200,6 +200,7 @@ def assert_same(policy, parameters, distribution, actions):
     torch.testing.assert_close(distribution.distribution.stddev, scale * log_std.exp(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("network", "algorithm"), [("mlp", PPO), ("ssm", SSMPPO)])
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
 def test_the_sb3_policy_runs_and_goes_on_learning(network, algorithm, env_id):
