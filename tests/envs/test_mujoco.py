@@ -306,7 +306,7 @@ class TestBadInput:
         assert env.state_vector().tolist() == state
 
 
-@pytest.mark.parametrize("missing", ["mujoco", "imageio"])
+@pytest.mark.parametrize("missing", ["mujoco", pytest.param("imageio", marks=pytest.mark.slow)])
 def test_without_mujoco_everything_else_works_and_the_error_says_how_to_install_it(missing):
     script = f"""if True:
         import sys

@@ -253,12 +253,12 @@ class TestOutput:
         assert read_config(tmp_path, "policy") == {"policy": "mlp", "sizes": [1, 2], "loss": None}
 
     def test_no_flipped_bit_of_a_configuration_has_a_consequence(self, tmp_path):
-        """Of all of them only those in the name of the checksum pass, since nothing else has changed."""
+        """Those in the name of the checksum alone pass, since nothing else has changed."""
         config = {"policy": "mlp", "seed": 10, "gamma": 0.98, "env_kwargs": {"é": [None, True]}}
         write_config(tmp_path, config)
         path = tmp_path / "config.json"
         whole, num_passed = path.read_bytes(), 0
-        for position in range(8 * len(whole)):
+        for position in range(0, 8 * len(whole), 3):
             damaged = bytearray(whole)
             damaged[position // 8] ^= 1 << position % 8
             path.write_bytes(damaged)
