@@ -18,7 +18,7 @@ from ssm_metarl_gym.agents.meta_training.dynamics_objective import DynamicsOptio
 from ssm_metarl_gym.experiments.logs import make_logger
 
 ENV_ID = "ssm_metarl/CartPolePolarity-v0"
-TINY = {"window": 4, "meta_batch_size": 8, "num_streams": 30, "stream_length": 16}
+TINY = {"window": 4, "meta_batch_size": 4, "num_streams": 8, "stream_length": 16}
 
 
 def make_model(adapts="last_layer", width=8):
