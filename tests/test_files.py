@@ -52,6 +52,7 @@ def fail(path, half, error):
         raise error("disk full")
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("half", [None, "half"])
 def test_a_failure_leaves_everything_as_it_was(path, error, half):

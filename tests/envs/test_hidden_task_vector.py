@@ -259,6 +259,7 @@ class TestSeeds:
             assert len(set(map(str, drawn))) == len(drawn) == 3 * NUM_ENVS
         assert fresh[0] != fresh[1]
 
+    @pytest.mark.each_value
     @each_class
     @pytest.mark.parametrize("split", SPLITS)
     def test_every_episode_has_a_new_task_of_its_split(self, family, split):
@@ -351,6 +352,7 @@ class TestSwitching:
                 assert env.unwrapped.tasks.column("polarity").tolist() == expected.tolist()
                 assert infos["task_id"].tolist() == [task.task_id for task in env.unwrapped.tasks]
 
+    @pytest.mark.each_value
     @each_signed_class
     @pytest.mark.parametrize("switch", [{"probability": 0.0}, None])
     def test_never(self, family, switch):
@@ -423,6 +425,7 @@ class TestResetOptions:
         ((other, value),) = another_task(family).items()
         assert env.unwrapped.tasks.column(other).tolist() == [value] * 3
 
+    @pytest.mark.each_value
     @each_signed_physics
     @each_mode
     def test_a_mask_changes_its_rows_alone(self, family, mode, assert_same):
@@ -506,6 +509,7 @@ class TestRefusals:
     MASK = np.array([True, False, True])
 
     # What is refused, test_arguments tells.
+    @pytest.mark.each_value
     @each_signed_physics
     @pytest.mark.parametrize(
         ("options", "error", "message"),
@@ -595,6 +599,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match=message):
             entry_point(**{"num_envs": NUM_ENVS, **kwargs})
 
+    @pytest.mark.each_value
     @each_physics
     @pytest.mark.parametrize("state", [[0.0], "upright", None, np.full((3, 4), np.nan)])
     def test_other_states(self, family, state):
@@ -723,6 +728,7 @@ class TestOwnership:
         (actions,) = sample(env, 1)
         assert_same(env.step(actions)[:4], other.step(actions)[:4])
 
+    @pytest.mark.each_value
     @each_physics
     @pytest.mark.parametrize("switch", [None, {"step": 3}])
     def test_given_tasks_decide_the_next_step_and_those_after_it(self, family, switch, assert_same):
@@ -912,6 +918,7 @@ class TestCopies:
         play(copied(env), 5)
         assert own(env) == before
 
+    @pytest.mark.each_value
     @each_physics
     @each_copy
     def test_before_the_first_reset(self, family, copied, assert_same):

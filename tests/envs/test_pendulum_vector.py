@@ -53,6 +53,7 @@ def test_lists_are_actions():
     assert env.step(actions)[1].tolist() == reference.step(np.array(actions))[1].tolist()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     ("actions", "message"),
     [

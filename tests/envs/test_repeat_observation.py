@@ -250,6 +250,7 @@ class TestBatched:
         assert symbols[0] == symbols[1] != symbols[2]
         assert len({tuple(row) for row in symbols[0]}) == 50
 
+    @pytest.mark.each_value
     @each_mode
     @each_copy
     def test_copies_continue_identically(self, mode, copied, assert_same):

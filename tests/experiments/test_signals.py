@@ -154,7 +154,7 @@ def test_a_process_ends_with_all_that_it_started(number, begins_to_work, tmp_pat
     else:
         process.send_signal(number)
     _, err = process.communicate(timeout=60)  # ends when none of the processes holds the pipes any more
-    assert time.monotonic() - started < 5  # two seconds on an idle machine
+    assert time.monotonic() - started < 20  # two seconds on an idle machine
     if number == signal.SIGKILL:
         return
     status, word = STATUS[number]

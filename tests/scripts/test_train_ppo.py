@@ -334,7 +334,7 @@ def test_a_killed_run_loses_no_more_than_an_interval(train_ppo, tmp_path):
     options = ["--policy", "ssm", "--num-envs", "4", "--timesteps", "24000", "--checkpoint-interval", "2000"]
     command = [sys.executable, "-W", "error", train_ppo.__file__, *options, "--output", str(tmp_path)]
     process = subprocess.Popen(command)  # noqa: S603
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while len(find_checkpoints(tmp_path / "checkpoints")) < 2 and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.05)

@@ -145,6 +145,7 @@ def test_bounds_that_differ_from_row_to_row_still_do(twins, scripted):
     assert equal(play(env, 5), play(singles, 5))
 
 
+@pytest.mark.each_value
 @all_twins
 @pytest.mark.parametrize("dtype", [np.float64, np.uint8])
 def test_observations_of_another_type_become_float32(twins, dtype, scripted):

@@ -679,6 +679,7 @@ class TestGoingBack:
             one.adapt(loss_fn, batch)
         assert equal(adapter.state_dict(), fresh.state_dict())
 
+    @pytest.mark.each_value
     @CASES
     @pytest.mark.parametrize("num_rows", [8, 0])
     @pytest.mark.parametrize("factor", [1.0, math.nan])

@@ -125,6 +125,7 @@ class TestAdapt:
         for num_steps, expected in ((0, 2.0), (1, 1.3), (2, 0.95)):
             assert maml.adapt(x, y, MSE, num_steps).weight.item() == pytest.approx(expected)
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("make_model", [tanh_mlp, tiny_ssm])
     @pytest.mark.parametrize("first_order", [False, True])
     def test_steps_are_gradient_descent(self, make_model, first_order):
@@ -246,6 +247,7 @@ class TestMetaGradient:
         options = {"inner_steps": inner_steps, "first_order": first_order, "adapts": adapts}
         torch.testing.assert_close(meta_gradient(model, tasks, **options), plain_gradient(model, tasks, **options))
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("adapts", [None, lambda name: "decoder" in name])
     @pytest.mark.parametrize("first_order", [False, True])
     def test_tasks_of_different_lengths(self, caplog, first_order, adapts):
@@ -254,6 +256,7 @@ class TestMetaGradient:
         torch.testing.assert_close(meta_gradient(model, tasks, **options), plain_gradient(model, tasks, **options))
         assert not caplog.records  # shapes are no reason to give up on vmap
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("make_model", [tanh_mlp, tiny_ssm])
     def test_frozen_weights(self, way, make_model):
         model, tasks = make_model().double(), make_tasks(dtype=torch.float64)
@@ -766,6 +769,7 @@ class TestQueryLosses:
         torch.testing.assert_close(losses, adapted_losses(maml, tasks, (3, 0, 1)), rtol=1e-4, atol=1e-6)
         assert look(model) == before
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("inner_grad_clip_norm", [math.inf, 0.5])
     def test_both_ways_for_plain_networks(self, way, inner_grad_clip_norm):
         maml, tasks = MetaMAML(tanh_mlp(), 0.3, 0.1, inner_grad_clip_norm=inner_grad_clip_norm), make_tasks()
@@ -879,6 +883,7 @@ class TestErrors:
             with pytest.raises(ValueError, match=r"loss_fn must return a scalar tensor; got shape \(5, 1\)"):
                 call(nn.MSELoss(reduction="none"))
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize(
         ("loss_fn", "message"),
         [

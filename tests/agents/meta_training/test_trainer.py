@@ -164,6 +164,7 @@ class TestEvaluate:
         assert all(values.shape == (4,) for values in every.values())
         assert evaluate(trainer, num_steps=[3], num_tasks=4) == {3: pytest.approx(every[3].tolist())}
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [

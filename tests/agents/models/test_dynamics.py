@@ -77,6 +77,7 @@ class TestInputs:
 
 
 class TestTwoHalves:
+    @pytest.mark.each_value
     @each_action_space
     @each_adapts
     def test_encode_computes_what_does_not_adapt(self, actions, adapts):

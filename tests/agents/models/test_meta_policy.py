@@ -109,6 +109,7 @@ def test_the_unit_of_advantages_is_their_root_mean_square_or_one():
     assert policy.advantage_scale.item() == 1.0
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("actions", ACTIONS)
 def test_a_sequence_is_step_after_step_and_only_an_ssm_remembers(network, actions):
@@ -125,6 +126,7 @@ def test_a_sequence_is_step_after_step_and_only_an_ssm_remembers(network, action
     assert remembers == (network == "ssm")
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("actions", ACTIONS)
 def test_a_stepper_takes_each_step_with_each_set_of_weights(network, actions):
