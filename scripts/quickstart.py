@@ -17,10 +17,11 @@ from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
 if __name__ == "__main__":
     end_on_signals()
 
+import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ from ssm_metarl_gym.experiments.command_line import option, parse_options
 from ssm_metarl_gym.experiments.evaluation import Rewards, evaluate, mean_curve, returns_of
 from ssm_metarl_gym.experiments.jobs import Job, add_progress, run_jobs
 from ssm_metarl_gym.experiments.pictures import draw_curves, film, save_film
-from ssm_metarl_gym.experiments.report import Estimate, estimate, format_markdown
+from ssm_metarl_gym.experiments.report import estimate, format_markdown
 from ssm_metarl_gym.experiments.runs import Stopwatch, hold_output
 from ssm_metarl_gym.experiments.sb3_training import save_agent
 from ssm_metarl_gym.files import replacing, write_json
@@ -80,7 +81,7 @@ ROLLOUT_LENGTH = 32
 EVALUATION_SEED = 1_000_000
 # An update of the meta-training takes about as long as so many steps.
 STEPS_PER_UPDATE = 300
-NUM_STREAMS = 1000
+NUM_STREAMS, STREAM_LENGTH = 1000, 64
 META_UPDATES = 1500
 REFERENCE_UPDATES = 2000
 FILES = ("results.json", "switch.png", "comparison.gif")
@@ -118,6 +119,7 @@ class Options:
 
     quick: bool = option(False, "fewer steps and tasks, the same story")
     seed: int = option(0, "seeds everything: one seed gives one result", least=0, below=1_000_000)
+    seeds: int = option(1, "number of seeds, from --seed on, each in a folder of its own", least=1, below=1_000)
     output: Path = option(
         Path("output/quickstart"), "folder for the results", check=partial(check_output_folder, file_names=FILES)
     )
@@ -215,7 +217,8 @@ def meta_train(env_id: str, options: Options) -> float:
     """Meta-train the model of the dynamics, and fit the reference to the nominal physics; the CPU seconds they took."""
     stopwatch = Stopwatch()
     torch.manual_seed(options.seed)
-    trainer = MetaTrainer(env_id, make_model(env_id), seed=options.seed, num_streams=NUM_STREAMS, inner_steps=3)
+    streams = {"num_streams": NUM_STREAMS, "stream_length": STREAM_LENGTH}
+    trainer = MetaTrainer(env_id, make_model(env_id), seed=options.seed, inner_steps=3, **streams)
     trainer.learn(choose_budget(options).meta_updates, callback=lambda trainer, loss: add_progress(STEPS_PER_UPDATE))
     folder = folder_of(env_id, options)
     trainer.save(folder / "dynamics.pt")
@@ -285,7 +288,8 @@ def count_steps(budget: Budget) -> int:
 
 def make_row(agent: str, env_id: str, split: str, rewards: Rewards, options: Options) -> dict[str, Any]:
     """What results.json holds of an agent in a split."""
-    mean_return = estimate([returns_of(rewards)], options.seed)
+    returns = returns_of(rewards)
+    mean_return = estimate([returns], options.seed)
     return {
         "name": agent,
         "env": env_id,
@@ -293,11 +297,12 @@ def make_row(agent: str, env_id: str, split: str, rewards: Rewards, options: Opt
         **mean_return.to_dict("mean_return"),
         "num_tasks": len(rewards),
         "seed": options.seed,
+        "returns": returns,
     }
 
 
 def make_costs(results: dict[Job, Any], budget: Budget) -> list[dict[str, Any]]:
-    """What each agent cost: CPU seconds of its training, and steps on tasks of the family."""
+    """What each agent cost: CPU seconds of its training, and steps on tasks of the family, of the model at random."""
     seconds = {job.arguments[:-1]: spent for job, spent in results.items() if job.work is not evaluate_agent}
     return [
         {
@@ -306,6 +311,7 @@ def make_costs(results: dict[Job, Any], budget: Budget) -> list[dict[str, Any]]:
             "steps": budget.steps[env_id][policy],
             "steps_on_the_family": 0 if policy == "nominal" else budget.steps[env_id][policy],
             "cpu_seconds": seconds[policy, env_id],
+            "steps_of_the_model_on_the_family": NUM_STREAMS * STREAM_LENGTH if uses_model(agent) else 0,
             "cpu_seconds_of_the_model": seconds[env_id,] if uses_model(agent) else 0.0,
         }
         for agent, policy in AGENTS.items()
@@ -313,15 +319,23 @@ def make_costs(results: dict[Job, Any], budget: Budget) -> list[dict[str, Any]]:
     ]
 
 
-def format_table(env_id: str, rows: list[dict[str, Any]], costs: list[dict[str, Any]]) -> str:
-    """The table of an environment in Markdown."""
-    lines = []
-    for cost in costs:
-        if cost["env"] == env_id:
-            returns = {row["split"]: row for row in rows if (row["name"], row["env"]) == (cost["name"], env_id)}
-            cells = [f"{Estimate(row['mean_return'], row['ci_low'], row['ci_high']):.1f}" for row in returns.values()]
-            lines.append([f"{LABELS[cost['name']]} (`{cost['name']}`)", *cells, f"{cost['steps_on_the_family']:,}"])
-    return format_markdown([env_id.removeprefix("ssm_metarl/"), *SPLITS, "steps on the family"], lines)
+def show_tables(rows: list[dict[str, Any]], costs: list[dict[str, Any]]) -> None:
+    """Print a table for each environment, with intervals over seeds where there are several."""
+    header = ["", *SPLITS, "steps of the policy on the family", "of the model"]
+    seeds = sorted({row["seed"] for row in rows})
+    of_what = f"{len(seeds)} seeds" if len(seeds) > 1 else "tasks"
+    print(f"\nMean return over {rows[0]['num_tasks']} held-out tasks, with 95 % intervals over {of_what}:")
+    for env_id in RECIPES:
+        lines = []
+        for agent, label in LABELS.items():
+            own = [row for row in rows if (row["name"], row["env"]) == (agent, env_id)]
+            returns = [[row["returns"] for row in own if row["split"] == split] for split in SPLITS]
+            cost = next(cost for cost in costs if (cost["name"], cost["env"]) == (agent, env_id))
+            estimates = [f"{estimate(of_split, seeds[0]):.1f}" for of_split in returns]
+            steps = [f"{cost[f'steps_{whose}on_the_family']:,}" for whose in ("", "of_the_model_")]
+            lines.append([f"{label} (`{agent}`)", *estimates, *steps])
+        header[0] = env_id.removeprefix("ssm_metarl/")
+        print(f"\n{format_markdown(header, lines)}")
 
 
 def draw_switch(rewards: dict[tuple[str, str, str], Rewards], path: Path) -> None:
@@ -331,7 +345,7 @@ def draw_switch(rewards: dict[tuple[str, str, str], Rewards], path: Path) -> Non
         label: {titles[env_id]: mean_curve(rewards[agent, env_id, "switch"]) for env_id in RECIPES}
         for agent, label in LABELS.items()
     }
-    draw_curves(curves, dict.fromkeys(titles.values(), SWITCH_STEP), path)
+    draw_curves(curves, dict.fromkeys(titles.values(), SWITCH_STEP), path, same_scale=False)
 
 
 def film_comparison(options: Options) -> None:
@@ -355,41 +369,56 @@ def film_comparison(options: Options) -> None:
     save_film(options.output / "comparison.gif", *films)
 
 
-@stoppable()
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the whole comparison."""
-    options = parse_options(Options, arguments, description=__doc__)
-    torch.set_num_threads(1)
-    with hold_output(options.output):
-        run(options)
-
-
-def run(options: Options) -> None:
-    """Train and evaluate, in a folder that no other process writes to, and show what came of it."""
+def run(options: Options) -> dict[str, Any]:
+    """Train and evaluate with one seed, draw what came of it, and write and give the results."""
     started = time.perf_counter()
-    (options.output / "results.json").unlink(missing_ok=True)  # those of an earlier run would mislead
     for env_id in RECIPES:
-        folder_of(env_id, options).mkdir(exist_ok=True)
+        folder_of(env_id, options).mkdir(parents=True, exist_ok=True)
     budget = choose_budget(options)
-    results = run_jobs(plan_jobs(options), count_steps(budget), "training and evaluating")
+    outcomes = run_jobs(plan_jobs(options), count_steps(budget), "training and evaluating")
 
     rewards = {
         (*job.arguments[:2], split): of_split
-        for job, by_split in results.items()
+        for job, by_split in outcomes.items()
         if job.work is evaluate_agent
         for split, of_split in by_split.items()
     }
-    rows = [make_row(*key, of_tasks, options) for key, of_tasks in rewards.items()]
-    costs = make_costs(results, budget)
     draw_switch(rewards, options.output / "switch.png")
     film_comparison(options)
-    seconds = round(time.perf_counter() - started, 1)
-    write_json(
-        options.output / "results.json", {"rows": rows, "costs": costs, "budget": asdict(budget), "seconds": seconds}
-    )
-    print(f"\nMean return over {budget.num_tasks} held-out tasks, with 95 % intervals over tasks:")
-    for env_id in RECIPES:
-        print(f"\n{format_table(env_id, rows, costs)}")
+    results = {
+        "rows": [make_row(*key, of_tasks, options) for key, of_tasks in rewards.items()],
+        "costs": make_costs(outcomes, budget),
+        "budget": asdict(budget),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    write_json(options.output / "results.json", results)
+    return results
+
+
+def finished_results(options: Options) -> dict[str, Any] | None:
+    """The results of a run with the same budget that has ended, None where there are none."""
+    try:
+        results: dict[str, Any] = json.loads((options.output / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return results if results.get("budget") == asdict(choose_budget(options)) else None
+
+
+@stoppable()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the whole comparison, with one seed or several; of several, those that are finished are kept."""
+    options = parse_options(Options, arguments, description=__doc__)
+    torch.set_num_threads(1)
+    with hold_output(options.output):
+        if options.seeds == 1:
+            (options.output / "results.json").unlink(missing_ok=True)  # those of an earlier run would mislead
+            results = [run(options)]
+        else:
+            seeds = range(options.seed, options.seed + options.seeds)
+            runs = [replace(options, seed=seed, seeds=1, output=options.output / f"seed-{seed}") for seed in seeds]
+            results = [finished_results(each) or run(each) for each in runs]
+    show_tables([row for each in results for row in each["rows"]], results[0]["costs"])
+    seconds = sum(each["seconds"] for each in results)
     print(f"\n{seconds:.0f} s; results.json, switch.png and comparison.gif are in {options.output}")
 
 

@@ -14,7 +14,7 @@ from ssm_metarl_gym.experiments.jobs import Job
 CARTPOLE, PENDULUM = "ssm_metarl/CartPolePolarity-v0", "ssm_metarl/PendulumPolarity-v0"
 AGENTS = ("nominal", "corrected", "adapted_predictions", "oracle")
 SPLITS = ("interpolation", "extrapolation", "switch", "nominal")
-ROW_KEYS = ("name", "env", "split", "mean_return", "ci_low", "ci_high", "num_tasks", "seed")
+ROW_KEYS = ("name", "env", "split", "mean_return", "ci_low", "ci_high", "num_tasks", "seed", "returns")
 FILES = {"results.json", "switch.png", "comparison.gif", "CartPolePolarity", "PendulumPolarity"}
 # Three predicted changes of three numbers or two of four, and the hidden parameters.
 WIDTHS = {
@@ -50,15 +50,15 @@ def test_help_names_every_option(quickstart, capsys):
         quickstart.main(["--help"])
     assert exit_info.value.code == 0
     options = {f"--{name.replace('_', '-')}" for name in quickstart.Options.__dataclass_fields__}
-    assert options == {"--quick", "--seed", "--output", "--num-tasks", "--percent"}
+    assert options == {"--quick", "--seed", "--output", "--num-tasks", "--percent", "--seeds"}
     assert set(capsys.readouterr().out.split()) >= options
 
 
 def test_every_option_arrives(quickstart, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert parse_options(quickstart.Options, [], description="") == quickstart.Options()
-    line = f"--quick --seed 3 --output {tmp_path / 'a' / 'b'} --num-tasks 2 --percent 1"
-    expected = quickstart.Options(True, 3, tmp_path / "a" / "b", 2, 1)
+    line = f"--quick --seed 3 --seeds 2 --output {tmp_path / 'a' / 'b'} --num-tasks 2 --percent 1"
+    expected = quickstart.Options(True, 3, 2, tmp_path / "a" / "b", 2, 1)
     assert parse_options(quickstart.Options, line.split(), description="") == expected
 
 
@@ -133,37 +133,74 @@ def test_what_is_needed_comes_first(quickstart):
         assert acted_by[agent, PENDULUM] == {(quickstart.meta_train, PENDULUM), (quickstart.train, "nominal")}
 
 
-def test_the_table_shows_returns_and_what_they_cost_on_the_family(quickstart):
-    options = quickstart.Options(seed=7)
+def make_results(quickstart, options):
+    """Results of an agent that gets its number and the seed in one task of each split, and 1 in the other."""
     rows = [
-        quickstart.make_row(agent, env_id, split, [[float(i)], [i + 1.0, 1.0]], options)
+        quickstart.make_row(agent, env_id, split, [[float(i)], [options.seed, 1.0]], options)
         for i, agent in enumerate(AGENTS)
         for env_id in WIDTHS
         for split in SPLITS
     ]
-    assert tuple(rows[0]) == ROW_KEYS
-    assert [rows[0][key] for key in ROW_KEYS if not key.startswith("ci_")] == [
-        "nominal",
-        CARTPOLE,
-        "interpolation",
-        1.0,
-        2,
-        7,
-    ]
-    results = {Job(quickstart.meta_train, (env_id, options)): 2.0 for env_id in WIDTHS}
-    results |= {
+    outcomes = {Job(quickstart.meta_train, (env_id, options)): 2.0 for env_id in WIDTHS}
+    outcomes |= {
         Job(quickstart.train, (policy, env_id, options)): 3.0
         for env_id, recipe in quickstart.RECIPES.items()
         for policy in recipe.steps
     }
-    costs = quickstart.make_costs(results, quickstart.choose_budget(options))
-    assert [cost["cpu_seconds_of_the_model"] for cost in costs if cost["env"] == CARTPOLE] == [0.0, 2.0, 2.0, 0.0]
-    header, _, *lines = quickstart.format_table(CARTPOLE, rows, costs).splitlines()
-    assert header == f"| CartPolePolarity-v0 | {' | '.join(SPLITS)} | steps on the family |"
-    assert [line.split(" | ")[-1] for line in lines[:2]] == ["0 |"] * 2
-    assert [line.split(" | ")[1].split()[0] for line in lines] == ["1.0", "2.0", "3.0", "4.0"]
-    for line, agent in zip(lines, AGENTS, strict=True):
-        assert f"(`{agent}`)" in line
+    budget = quickstart.choose_budget(options)
+    return {
+        "rows": rows,
+        "costs": quickstart.make_costs(outcomes, budget),
+        "budget": quickstart.asdict(budget),
+        "seconds": 5.0,
+    }
+
+
+def test_results_hold_returns_and_what_they_cost(quickstart):
+    results = make_results(quickstart, quickstart.Options(seed=7))
+    row = results["rows"][0]
+    assert tuple(row) == ROW_KEYS
+    assert [row[key] for key in ("name", "env", "split", "mean_return", "num_tasks", "seed")] == [
+        *("nominal", CARTPOLE, "interpolation"),
+        *(4.0, 2, 7),
+    ]
+    assert row["returns"] == [0.0, 8.0]
+    costs = [cost for cost in results["costs"] if cost["env"] == CARTPOLE]
+    assert [cost["cpu_seconds_of_the_model"] for cost in costs] == [0.0, 2.0, 2.0, 0.0]
+    assert [cost["steps_on_the_family"] > 0 for cost in costs] == [False, False, True, True]
+    assert [cost["steps_of_the_model_on_the_family"] for cost in costs] == [0, 64_000, 64_000, 0]
+
+
+def test_a_run_of_several_seeds_goes_on_where_it_was_and_shows_their_means(quickstart, tmp_path, monkeypatch, capsys):
+    begun = []
+
+    def run(options):
+        begun.append(options.seed)
+        if options.seed == 4 and begun.count(4) == 1:
+            raise KeyboardInterrupt
+        results = make_results(quickstart, options)
+        options.output.mkdir(exist_ok=True)
+        quickstart.write_json(options.output / "results.json", results)
+        return results
+
+    monkeypatch.setattr(quickstart, "run", run)
+    command = ["--seed", "3", "--seeds", "3", "--output", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        quickstart.main(command)
+    quickstart.main(command)
+    assert begun == [3, 4, 4, 5]
+    lines = capsys.readouterr().out.splitlines()
+    assert "Mean return over 2 held-out tasks, with 95 % intervals over 3 seeds:" in lines
+    start = lines.index(
+        f"| PendulumPolarity-v0 | {' | '.join(SPLITS)} | steps of the policy on the family | of the model |"
+    )
+    for i, (line, agent) in enumerate(zip(lines[start + 2 :], AGENTS, strict=False)):
+        cells = line.split(" | ")
+        assert f"(`{agent}`)" in cells[0]
+        # The mean of the seeds 3, 4 and 5, and Student's interval.
+        assert cells[1] == f"{(i + 5) / 2:.1f} [{(i + 5) / 2 - 1.242:.1f}, {(i + 5) / 2 + 1.242:.1f}]"
+    quickstart.main([*command, "--percent", "1"])  # another budget
+    assert begun[4:] == [3, 4, 5]
 
 
 @pytest.mark.parametrize("env_id", WIDTHS)
