@@ -76,7 +76,9 @@ class OnlineAdaptation(
         error_floor: The least value of that mean.
 
     Attributes:
+        arguments: What it was made with, beside the environment and the adapter.
         adapter: The adapter of this environment alone.
+        source: The same at its source.
         model: Its model, which adapts.
         options: What is adapted to, and when.
         verdict: What the last transition was, an outlier, a change or neither.
@@ -108,31 +110,30 @@ class OnlineAdaptation(
         # One of its own: environments that shared one would adapt to each other's tasks, and the model of a trainer
         # would no longer be the one that was trained.
         adapter = copy_module(adapter)
-        gym.utils.RecordConstructorArgs.__init__(
-            self,
-            adapter=adapter,
-            window=window,
-            every=every,
-            warmup=warmup,
-            restore=restore,
-            loss_fn=loss_fn,
-            observe_predictions=observe_predictions,
-            probe_actions=probe_actions,
-            clip=clip,
-            outlier_error=outlier_error,
-            change_ratio=change_ratio,
-            error_start=error_start,
-            error_decay=error_decay,
-            error_floor=error_floor,
-        )
+        self.arguments: dict[str, Any] = {
+            "window": window,
+            "every": every,
+            "warmup": warmup,
+            "restore": restore,
+            "loss_fn": loss_fn,
+            "observe_predictions": observe_predictions,
+            "probe_actions": probe_actions,
+            "clip": clip,
+            "outlier_error": outlier_error,
+            "change_ratio": change_ratio,
+            "error_start": error_start,
+            "error_decay": error_decay,
+            "error_floor": error_floor,
+        }
+        gym.utils.RecordConstructorArgs.__init__(self, adapter=adapter, **self.arguments)
         super().__init__(env)
         self.options = OnlineOptions(window, every, warmup, restore, loss_fn, clip)
         self.adapter = adapter
         name = type(self).__name__
         self.model = check_adapted_model(name, adapter, env.observation_space, env.action_space)
-        source = copy_module(adapter)
-        source.reset()
-        self._source_model = cast("DynamicsModel", source.model)
+        self.source = copy_module(adapter)
+        self.source.reset()
+        self._source_model = cast("DynamicsModel", self.source.model)
         self._fallback = SourceFallback(1)
         self._probes = np.empty((0, *(env.action_space.shape or ())), dtype=env.action_space.dtype)
         if observe_predictions:

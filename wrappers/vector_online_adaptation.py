@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter
 from ssm_metarl_gym.agents.adaptation.recursive_rows import make_adapter_rows
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
+from ssm_metarl_gym.agents.stateless import copy_module
 from ssm_metarl_gym.wrappers.adapted_model import (
     OnlineOptions,
     check_adapted_model,
@@ -71,7 +72,9 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         error_floor: The least value of that mean.
 
     Attributes:
+        arguments: What it was made with, beside the environments and the adapter.
         adapter: The weights of all rows.
+        source: The adapter that was given, at its source.
         model: The model whose weights these are, itself with those of the source.
         options: What is adapted to, and when.
         verdict: What the last transition of each row was, an outlier, a change or neither.
@@ -101,28 +104,29 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         error_decay: float = 0.98,
         error_floor: float = 0.001,
     ) -> None:
-        gym.utils.RecordConstructorArgs.__init__(
-            self,
-            adapter=adapter,
-            window=window,
-            every=every,
-            warmup=warmup,
-            restore=restore,
-            loss_fn=loss_fn,
-            observe_predictions=observe_predictions,
-            probe_actions=probe_actions,
-            clip=clip,
-            outlier_error=outlier_error,
-            change_ratio=change_ratio,
-            error_start=error_start,
-            error_decay=error_decay,
-            error_floor=error_floor,
-        )
+        self.arguments: dict[str, Any] = {
+            "window": window,
+            "every": every,
+            "warmup": warmup,
+            "restore": restore,
+            "loss_fn": loss_fn,
+            "observe_predictions": observe_predictions,
+            "probe_actions": probe_actions,
+            "clip": clip,
+            "outlier_error": outlier_error,
+            "change_ratio": change_ratio,
+            "error_start": error_start,
+            "error_decay": error_decay,
+            "error_floor": error_floor,
+        }
+        gym.utils.RecordConstructorArgs.__init__(self, adapter=adapter, **self.arguments)
         super().__init__(env)
         self.options = OnlineOptions(window, every, warmup, restore, loss_fn, clip)
         name = type(self).__name__
         check_adapted_model(name, adapter, env.single_observation_space, env.single_action_space)
-        self.adapter = make_adapter_rows(adapter, self.num_envs)
+        self.source = copy_module(adapter)
+        self.source.reset()
+        self.adapter = make_adapter_rows(self.source, self.num_envs)
         self.model = cast("DynamicsModel", self.adapter.model)
         self._fallback = SourceFallback(self.num_envs)
         self._rows = OnlineRows(self.adapter, self.options)
