@@ -61,6 +61,8 @@ class _Correction:
         self.rows = Corrector(copy_module(reference).eval(), action_space, adapter.num_rows, **options)
         self._options = options
         self._online = env
+        # The adapted model itself, also where its wrapper falls back to the source: of these physics the source knows
+        # nothing, and whether the adapted model does is for the gate to say, which asks the reference.
         self._model = env.model
         # Adapts by the same steps on the same inputs, to what the reference would have done.
         self._twin = adapter
@@ -281,7 +283,9 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
         return cls(OnlineAdaptation(env, saved.adapter, **saved.online), saved.reference, **saved.correction)
 
     def _predict(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
-        return self._online.predict(observations[0], actions[0])[None]
+        encoded = encode_rows(self._online.model, observations, actions)
+        predicted: Tensor = self._online.model(encoded[0])
+        return predicted[None]
 
 
 class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstructorArgs):
@@ -347,7 +351,7 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
     def step(self, actions: Any) -> tuple[Floats, Any, Any, Any, dict[str, Any]]:
         """Take the corrected actions in every row."""
         asked = np.asarray(actions)
-        taken, is_open = self._correction.act(self._online.predict, self._shown[:, : self._dim], asked)
+        taken, is_open = self._correction.act(self._predict, self._shown[:, : self._dim], asked)
         self._asked = asked
         self._is_open = is_open
         shown, rewards, terminations, truncations, infos = super().step(taken if is_open.any() else actions)
@@ -370,6 +374,10 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
         spaces = env.single_observation_space, env.single_action_space
         saved = read_correction(path, *spaces, core=core, loss_fn=loss_fn)
         return cls(VectorOnlineAdaptation(env, saved.adapter, **saved.online), saved.reference, **saved.correction)
+
+    def _predict(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
+        predicted: Tensor = self._online.adapter.predict(encode_rows(self._online.model, observations, actions))
+        return predicted
 
     def _begin(self, rows: Flags, observations: Floats) -> None:
         self._correction.begin(rows)
