@@ -152,7 +152,8 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
     Two gates let the policy's own action pass, bit for bit. One is closed while the reference predicts recent
     transitions as well as the adapted model does: nothing has changed. The other, of a ``Box`` of actions, is closed
     while actions do at least what they do in the reference: what has changed is not what the policy does, and a policy
-    that copes with it by itself is not to be disturbed. No reward is used.
+    that copes with it by itself is not to be disturbed. It takes the more to open it the less was seen. No reward is
+    used.
 
     ``info["correction"]`` holds, at every step, ``asked`` and ``taken`` (actions), ``gate_open``, ``adapted_error`` and
     ``reference_error`` (running means of the squared one-step errors, in variances of the change; None at first) and
@@ -174,6 +175,8 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
         gate: How many times as large as that of the adapted model the error of the reference must be.
         effect_gate: What actions do must fall below this share of what they do in the reference. inf leaves this to
             the first gate alone.
+        prior_steps: How many steps of evidence it takes to believe half of that: what actions do counts as the mean of
+            the estimate, once for each step of the episode, and of 1, so many times.
         decay: Decay of the running means.
         regularisation: Weight of the squared size of the action, in half ranges of a ``Box``, beside the squared error
             of the prediction, in variances of the change.
@@ -191,6 +194,7 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
         match: Literal["change", "effect"] | None = None,
         gate: float = 1.5,
         effect_gate: float = 0.9,
+        prior_steps: float = 16.0,
         decay: float = 0.9,
         regularisation: float = 0.005,
     ) -> None:
@@ -198,6 +202,7 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
             "match": match,
             "gate": gate,
             "effect_gate": effect_gate,
+            "prior_steps": prior_steps,
             "decay": decay,
             "regularisation": regularisation,
         }
@@ -297,6 +302,7 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
         match: What is to be as it was.
         gate: How many times as large the error of the reference must be.
         effect_gate: Below which share of what they do in the reference actions are corrected.
+        prior_steps: How many steps of evidence it takes to believe half of that.
         decay: Decay of the running means.
         regularisation: Weight of the squared size of the action.
 
@@ -312,6 +318,7 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
         match: Literal["change", "effect"] | None = None,
         gate: float = 1.5,
         effect_gate: float = 0.9,
+        prior_steps: float = 16.0,
         decay: float = 0.9,
         regularisation: float = 0.005,
     ) -> None:
@@ -319,6 +326,7 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
             "match": match,
             "gate": gate,
             "effect_gate": effect_gate,
+            "prior_steps": prior_steps,
             "decay": decay,
             "regularisation": regularisation,
         }
