@@ -94,6 +94,13 @@ LINES = {
         f"--seed {HUGE}",
         "--fast",
     ],
+    "lost_adapter": [
+        "--percent-left-out 101",
+        "--percent-left-out .5",
+        "--num-tasks 1",
+        f"--steps {HUGE}",
+        "--seed -1",
+    ],
     "meta_train": [
         *BAD_FOLDERS,
         "--output taken",
