@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
-from ssm_metarl_gym.checks import check_choice, check_integer
+from ssm_metarl_gym.checks import check_choice, check_integer, check_number
 
 __all__ = ["OnlineOptions", "check_adapted_model", "encode_rows", "parse_probes", "with_predictions"]
 
@@ -27,6 +27,7 @@ class OnlineOptions:
         restore: When the adapter goes back to the source: ``"episode"``, ``"call"`` or ``"never"``.
         loss_fn: The loss of the transitions of one environment.
         clip: Bound of the predictions that are shown.
+        leave_out: The share of episodes whose predictions are not shown.
 
     Raises:
         ValueError: An option is outside its range.
@@ -38,6 +39,7 @@ class OnlineOptions:
     restore: str
     loss_fn: Callable[[Any, Tensor], Tensor]
     clip: float
+    leave_out: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("window", "every", "warmup"):
@@ -47,6 +49,7 @@ class OnlineOptions:
         check_choice("restore", self.restore, ["episode", "call", "never"])
         if not self.clip > 0.0:
             raise ValueError(f"clip must be > 0; got {self.clip!r}.")
+        check_number("leave_out", self.leave_out, ("a number in [0, 1]", lambda value: 0.0 <= value <= 1.0))
 
 
 def encode_rows(model: DynamicsModel, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:

@@ -15,6 +15,7 @@ from ssm_metarl_gym.agents.adaptation.adapter import Adapter
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.stateless import copy_module
 from ssm_metarl_gym.wrappers.adapted_model import OnlineOptions, check_adapted_model, parse_probes, with_predictions
+from ssm_metarl_gym.wrappers.left_out import LeftOutEpisodes
 from ssm_metarl_gym.wrappers.source_fallback import SourceFallback
 from ssm_metarl_gym.wrappers.surprises import Surprises, Verdict
 
@@ -47,8 +48,8 @@ class OnlineAdaptation(
     None where none was judged), ``loss`` (after adapting; None where nothing was adapted), ``steps`` and
     ``rejected_steps`` (since the source was last restored), ``distance`` (of the weights from the source, relative),
     ``num_transitions`` (in the window), ``cut_calls`` (that a budget of the adapter ended, since the source was last
-    restored), ``source_used`` (for now), and ``num_source_used``, ``num_outliers`` and ``num_changes`` (in this
-    episode).
+    restored), ``source_used`` (for now), ``left_out`` (whether the predictions of the episode are), and
+    ``num_source_used``, ``num_outliers`` and ``num_changes`` (in this episode).
 
     Example:
         >>> trainer = MetaTrainer("ssm_metarl/CartPolePolarity-v0").learn(800)
@@ -68,6 +69,9 @@ class OnlineAdaptation(
         probe_actions: The actions to predict for; None for every action of a ``Discrete`` space and for the lowest, the
             zero and the highest action of a ``Box``.
         clip: Bound of the predictions, in standard deviations of the change.
+        leave_out: The share of episodes whose predictions are all zero. A policy that was trained with 0.2 or so does
+            without where there are none; 1 is what such a policy sees that has lost its adapter. Whether an episode is
+            left out is drawn from a stream that follows from the seed of ``reset``.
         outlier_error: The error, in variances, beyond which a transition is left out as an outlier; inf for none but
             those whose error is not finite.
         change_ratio: The multiple of the running mean beyond which an error is a surprise; inf for no surprises.
@@ -101,6 +105,7 @@ class OnlineAdaptation(
         observe_predictions: bool = False,
         probe_actions: Sequence[Any] | None = None,
         clip: float = 5.0,
+        leave_out: float = 0.0,
         outlier_error: float = 50.0,
         change_ratio: float = 20.0,
         error_start: float = 0.02,
@@ -119,6 +124,7 @@ class OnlineAdaptation(
             "observe_predictions": observe_predictions,
             "probe_actions": probe_actions,
             "clip": clip,
+            "leave_out": leave_out,
             "outlier_error": outlier_error,
             "change_ratio": change_ratio,
             "error_start": error_start,
@@ -127,7 +133,7 @@ class OnlineAdaptation(
         }
         gym.utils.RecordConstructorArgs.__init__(self, adapter=adapter, **self.arguments)
         super().__init__(env)
-        self.options = OnlineOptions(window, every, warmup, restore, loss_fn, clip)
+        self.options = OnlineOptions(window, every, warmup, restore, loss_fn, clip, leave_out)
         self.adapter = adapter
         name = type(self).__name__
         self.model = check_adapted_model(name, adapter, env.observation_space, env.action_space)
@@ -135,6 +141,7 @@ class OnlineAdaptation(
         self.source.reset()
         self._source_model = cast("DynamicsModel", self.source.model)
         self._fallback = SourceFallback(1)
+        self._left_out = LeftOutEpisodes(1, leave_out)
         self._probes = np.empty((0, *(env.action_space.shape or ())), dtype=env.action_space.dtype)
         if observe_predictions:
             self._probes = parse_probes(env.action_space, probe_actions)
@@ -171,6 +178,7 @@ class OnlineAdaptation(
     ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
         """Start an episode with an empty window and, unless ``restore="never"``, the source weights."""
         self._observation = None
+        self._left_out.seed(seed, np.array([True]))
         observation, info = self.env.reset(seed=seed, options=options)
         if self.options.restore != "never":
             self.adapter.reset()
@@ -206,6 +214,7 @@ class OnlineAdaptation(
         self._transitions.clear()
         self._surprises.forget(np.array([True]))
         self._fallback.forget(np.array([True]))
+        self._left_out.begin(np.array([True]))
         self.verdict = Verdict.nothing(1)  # on the last transition
         self._num_steps = 0
         self._num_outliers = 0
@@ -262,6 +271,8 @@ class OnlineAdaptation(
             return observation
         with torch.no_grad():
             predictions = self._predict(encoded_probes).float().clamp(-self.options.clip, self.options.clip)
+        if self._left_out.rows[0]:
+            predictions = torch.zeros_like(predictions)
         shown = np.concatenate([observation, predictions.flatten().cpu().numpy()])
         return shown.astype(self.observation_space.dtype, copy=False)
 
@@ -282,6 +293,7 @@ class OnlineAdaptation(
             "cut_calls": stats.cut_calls,
             "source_used": bool(self._fallback.used[0]),
             "num_source_used": int(self._fallback.num_used[0]),
+            "left_out": bool(self._left_out.rows[0]),
             "num_transitions": len(self._transitions),
             "num_outliers": self._num_outliers,
             "num_changes": self._num_changes,

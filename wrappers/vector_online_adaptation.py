@@ -23,6 +23,7 @@ from ssm_metarl_gym.wrappers.adapted_model import (
     with_predictions,
 )
 from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation
+from ssm_metarl_gym.wrappers.left_out import LeftOutEpisodes
 from ssm_metarl_gym.wrappers.online_rows import OnlineRows
 from ssm_metarl_gym.wrappers.source_fallback import SourceFallback
 from ssm_metarl_gym.wrappers.surprises import Surprises, Verdict
@@ -65,6 +66,8 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         observe_predictions: Whether the predictions join the observation.
         probe_actions: The actions to predict for.
         clip: Bound of the predictions.
+        leave_out: The share of episodes whose predictions are all zero, drawn for row i of a reset with seed s as by a
+            single wrapper that is reset with the seed s + i.
         outlier_error: The error beyond which a transition is left out.
         change_ratio: The multiple of the running mean beyond which an error is a surprise.
         error_start: The running mean at the start of an episode and after a change.
@@ -98,6 +101,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         observe_predictions: bool = False,
         probe_actions: Sequence[Any] | None = None,
         clip: float = 5.0,
+        leave_out: float = 0.0,
         outlier_error: float = 50.0,
         change_ratio: float = 20.0,
         error_start: float = 0.02,
@@ -113,6 +117,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
             "observe_predictions": observe_predictions,
             "probe_actions": probe_actions,
             "clip": clip,
+            "leave_out": leave_out,
             "outlier_error": outlier_error,
             "change_ratio": change_ratio,
             "error_start": error_start,
@@ -121,7 +126,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         }
         gym.utils.RecordConstructorArgs.__init__(self, adapter=adapter, **self.arguments)
         super().__init__(env)
-        self.options = OnlineOptions(window, every, warmup, restore, loss_fn, clip)
+        self.options = OnlineOptions(window, every, warmup, restore, loss_fn, clip, leave_out)
         name = type(self).__name__
         check_adapted_model(name, adapter, env.single_observation_space, env.single_action_space)
         self.source = copy_module(adapter)
@@ -129,6 +134,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         self.adapter = make_adapter_rows(self.source, self.num_envs)
         self.model = cast("DynamicsModel", self.adapter.model)
         self._fallback = SourceFallback(self.num_envs)
+        self._left_out = LeftOutEpisodes(self.num_envs, leave_out)
         self._rows = OnlineRows(self.adapter, self.options)
         self._surprises = Surprises(
             self.num_envs,
@@ -173,6 +179,8 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Floats, dict[str, Any]]:
         """Start an episode in every row, or in those of ``options["reset_mask"]``, with an empty window."""
+        mask = (options or {}).get("reset_mask")
+        self._left_out.seed(seed, np.ones(self.num_envs, dtype=np.bool_) if mask is None else np.asarray(mask))
         shown, infos = super().reset(seed=seed, options=options)
         return shown, infos | {"adaptation": self._report()}
 
@@ -189,6 +197,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         self._rows.begin(rows)
         self._surprises.forget(rows)
         self._fallback.forget(rows)
+        self._left_out.begin(rows)
         self._errors[rows] = np.nan
         self._num_outliers[rows] = 0
         self._num_changes[rows] = 0
@@ -238,6 +247,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
                 observations, np.broadcast_to(self._probes, (self.num_envs, *self._probes.shape))
             )
             self._shown[:, dim:] = predictions.clamp(-self.options.clip, self.options.clip).flatten(1).cpu().numpy()
+            self._shown[self._left_out.rows, dim:] = 0.0
 
     def _report(self) -> dict[str, Any]:
         stats = self.adapter.stats
@@ -250,6 +260,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
             "cut_calls": stats.cut_calls.numpy().copy(),
             "source_used": self._fallback.used,
             "num_source_used": self._fallback.num_used.copy(),
+            "left_out": self._left_out.rows.copy(),
             "num_transitions": self._rows.num_transitions(),
             "num_outliers": self._num_outliers.copy(),
             "num_changes": self._num_changes.copy(),

@@ -95,6 +95,13 @@ LINES = {
         "--fast",
     ],
     "keep_your_policy": [*BAD_FOLDERS, "--studies mian", "--seeds 0", f"--num-tasks {HUGE}", "--num-tasks 1"],
+    "lost_adapter": [
+        "--percent-left-out 101",
+        "--percent-left-out .5",
+        "--num-tasks 1",
+        f"--steps {HUGE}",
+        "--seed -1",
+    ],
     "meta_train": [
         *BAD_FOLDERS,
         "--output taken",
