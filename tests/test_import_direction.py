@@ -47,7 +47,7 @@ ALLOWED = {
         "agents.models",
         "agents.ssm",
     },
-    "wrappers": {"agents.adaptation", "agents.models", "agents.stateless", "checks", "envs", "envs.making"},
+    "wrappers": {"agents.adaptation", "agents.models", "agents.stateless", "checks", "envs", "envs.making", "seeding"},
     "experiments": {"_version", "agents.models", "checks", "envs", "envs.making", "files", "wrappers"},
 }
 # What is not of agents or wrappers must not pull in torch: the environments are usable without it.

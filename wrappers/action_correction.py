@@ -1,7 +1,8 @@
 """Keeping a policy in physics that it was not trained in: its actions, corrected by the adapted model."""
 
 import math
-from typing import Any, Literal, SupportsFloat, cast
+from collections.abc import Sequence
+from typing import Any, Final, Literal, SupportsFloat, cast
 
 import gymnasium as gym
 import numpy as np
@@ -14,6 +15,7 @@ from ssm_metarl_gym.agents.adaptation.recursive_rows import make_adapter_rows
 from ssm_metarl_gym.agents.adaptation.rows import AdapterRows
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.stateless import copy_module
+from ssm_metarl_gym.wrappers.action_maps import MapCorrector
 from ssm_metarl_gym.wrappers.adapted_model import encode_rows
 from ssm_metarl_gym.wrappers.corrector import Corrector
 from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation
@@ -26,6 +28,10 @@ __all__ = ["ActionCorrection", "VectorActionCorrection"]
 Flags = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
 
+# Of the squared size of an action beside the squared error of what it is to do: of a prediction, of a mapped action.
+_REGULARISATION: Final = 0.005
+_MAP_REGULARISATION: Final = 0.02
+
 
 class _Correction:
     """What both wrappers do: N rows, of which a single environment is one."""
@@ -34,27 +40,22 @@ class _Correction:
         self,
         wrapper: object,
         env: OnlineAdaptation | VectorOnlineAdaptation,
-        reference: DynamicsModel,
+        reference: DynamicsModel | None,
         action_space: gym.Space[Any],
         adapter: AdapterRows,
-        **options: Any,
+        options: dict[str, Any],
     ) -> None:
-        if not isinstance(reference, DynamicsModel):
-            raise ValueError(
-                f"{type(wrapper).__name__} needs a DynamicsModel as reference; got {type(reference).__name__}. "
-                "Make one with MetaTrainer.reference()."
-            )
-        if (
-            reference.action_space != env.model.action_space
-            or reference.observation_dim != env.model.observation_dim
-            or not torch.allclose(reference.target_scale, env.model.target_scale)
-        ):
-            raise ValueError(
-                "the reference must be made for the spaces and have the normalisation of the model that adapts; it is "
-                f"for {reference.observation_dim} observations and {reference.action_space}, the model for "
-                f"{env.model.observation_dim} and {env.model.action_space}. Make it with MetaTrainer.reference()."
-            )
-        self.rows = Corrector(copy_module(reference).eval(), action_space, adapter.num_rows, **options)
+        source = cast("DynamicsModel", adapter.model)
+        of_maps = {name: options[name] for name in ("map_gate", "exploration")}
+        options = {name: value for name, value in options.items() if name not in of_maps}
+        if reference is not None or source.adapts != "action_map":
+            reference = _check_reference(type(wrapper).__name__, reference, source)
+            options["regularisation"] = _or_else(options["regularisation"], _REGULARISATION)
+            self.rows = Corrector(copy_module(reference).eval(), action_space, adapter.num_rows, **options)
+        else:
+            reference = copy_module(source).eval()
+            options["regularisation"] = _or_else(options["regularisation"], _MAP_REGULARISATION)
+            self.rows = MapCorrector(env.adapter, reference, action_space, adapter.num_rows, **of_maps, **options)
         self._online = env
         self._model = env.model
         # Adapts by the same steps on the same inputs, to what the reference would have done.
@@ -71,9 +72,7 @@ class _Correction:
             if self.rows.compares_effects:
                 self.rows.compare_effects(predict, self._predict_twin, seen, asked, sees)
             is_open = self.rows.is_open() & sees
-            taken = asked.copy()
-            if is_open.any():
-                taken[is_open] = self.rows.correct(predict, seen, asked)[is_open]
+            taken = self.rows.correct(predict, seen, asked, is_open) if is_open.any() else asked.copy()
             reference = self.rows.reference
             self._predicted = torch.stack(
                 [
@@ -108,6 +107,12 @@ class _Correction:
             encoded = self._model.encode(observations, taken)
             self._twin_rows.advance(encoded, self._predicted[1], going, kept, verdict.changes)
 
+    def seed(self, seeds: Sequence[int | None]) -> None:
+        """Seed what is random in each row that has a seed."""
+        for row, seed in enumerate(seeds):
+            if seed is not None:
+                self.rows.seed(row, seed)
+
     def begin(self, rows: Flags) -> None:
         """Forget what these rows ``[N]`` have seen."""
         self.rows.begin(rows)
@@ -127,6 +132,30 @@ class _Correction:
             "reference_error": self.rows.reference_error.copy(),
             "effect": self.rows.effect.copy(),
         }
+
+
+def _check_reference(wrapper_name: str, reference: DynamicsModel | None, source: DynamicsModel) -> DynamicsModel:
+    """The reference of a wrapper, which must be like the source of the model that adapts."""
+    if not isinstance(reference, DynamicsModel):
+        raise ValueError(
+            f"{wrapper_name} needs a DynamicsModel as reference; got {type(reference).__name__}. Make one with "
+            "MetaTrainer.reference(). (A model that adapts an action map needs none.)"
+        )
+    if (
+        reference.action_space != source.action_space
+        or reference.observation_dim != source.observation_dim
+        or not torch.allclose(reference.target_scale, source.target_scale)
+    ):
+        raise ValueError(
+            "the reference must be made for the spaces and have the normalisation of the model that adapts; it is "
+            f"for {reference.observation_dim} observations and {reference.action_space}, the model for "
+            f"{source.observation_dim} and {source.action_space}. Make it with MetaTrainer.reference()."
+        )
+    return reference
+
+
+def _or_else(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
 class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordConstructorArgs):
@@ -176,20 +205,24 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
     def __init__(
         self,
         env: OnlineAdaptation,
-        reference: DynamicsModel,
+        reference: DynamicsModel | None = None,
         *,
         match: Literal["change", "effect"] | None = None,
         gate: float = 1.5,
         effect_gate: float = 0.9,
+        map_gate: float = 6.0,
         decay: float = 0.9,
-        regularisation: float = 0.005,
+        regularisation: float | None = None,
+        exploration: float = 0.05,
     ) -> None:
         options: dict[str, Any] = {
             "match": match,
             "gate": gate,
             "effect_gate": effect_gate,
+            "map_gate": map_gate,
             "decay": decay,
             "regularisation": regularisation,
+            "exploration": exploration,
         }
         gym.utils.RecordConstructorArgs.__init__(self, reference=reference, **options)
         super().__init__(env)
@@ -198,12 +231,13 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
         self._online = env
         self._dim = env.model.observation_dim
         self._correction = _Correction(
-            self, env, reference, env.action_space, make_adapter_rows(env.adapter, 1), **options
+            self, env, reference, env.action_space, make_adapter_rows(env.adapter, 1), options
         )
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
         """Start an episode with both gates closed."""
         observation, info = self.env.reset(seed=seed, options=options)
+        self._correction.seed([seed])
         self._correction.begin(np.ones(1, dtype=np.bool_))
         self._observation = observation[: self._dim].copy()
         return observation, info
@@ -256,20 +290,24 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
     def __init__(
         self,
         env: VectorOnlineAdaptation,
-        reference: DynamicsModel,
+        reference: DynamicsModel | None = None,
         *,
         match: Literal["change", "effect"] | None = None,
         gate: float = 1.5,
         effect_gate: float = 0.9,
+        map_gate: float = 6.0,
         decay: float = 0.9,
-        regularisation: float = 0.005,
+        regularisation: float | None = None,
+        exploration: float = 0.05,
     ) -> None:
         options: dict[str, Any] = {
             "match": match,
             "gate": gate,
             "effect_gate": effect_gate,
+            "map_gate": map_gate,
             "decay": decay,
             "regularisation": regularisation,
+            "exploration": exploration,
         }
         gym.utils.RecordConstructorArgs.__init__(self, reference=reference, **options)
         super().__init__(env)
@@ -281,9 +319,18 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
         self._dim = env.model.observation_dim
         twin = copy_module(env.adapter)
         twin.reset()
-        self._correction = _Correction(self, env, reference, env.single_action_space, twin, **options)
+        self._correction = _Correction(self, env, reference, env.single_action_space, twin, options)
         shape = cast("tuple[int, ...]", env.observation_space.shape)
         self._shown = np.zeros(shape, dtype=env.observation_space.dtype)
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Floats, dict[str, Any]]:
+        """Start an episode in every row, or in those of ``options["reset_mask"]``, with the gates closed."""
+        shown, infos = super().reset(seed=seed, options=options)
+        # As Gymnasium seeds rows, so that each is that of a single wrapper.
+        self._correction.seed([seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed or ())
+        return shown, infos
 
     def step(self, actions: Any) -> tuple[Floats, Any, Any, Any, dict[str, Any]]:
         """Take the corrected actions in every row."""

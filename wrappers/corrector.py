@@ -89,6 +89,9 @@ class Corrector:
         for mean in (self.adapted_error, self.reference_error, self.effect):
             mean[rows] = np.nan
 
+    def seed(self, row: int, seed: int) -> None:
+        """Seed what is random in a row, which is nothing here."""
+
     @property
     def compares_effects(self) -> bool:
         """Whether the gate asks what actions do, which takes a twin: not of choices, and not where it is inf."""
@@ -140,12 +143,18 @@ class Corrector:
         effect = ((now * before).sum(1).double() / size.clamp(min=1e-12)).numpy()
         self._move(self.effect, effect, rows & (size > 1e-12).numpy())
 
-    def correct(self, predict: Predict, observations: npt.NDArray[Any], asked: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The actions that do now what the asked ones would do in the reference, ``[N ...]``, whatever the gate."""
+    def correct(
+        self, predict: Predict, observations: npt.NDArray[Any], asked: npt.NDArray[Any], rows: Flags
+    ) -> npt.NDArray[Any]:
+        """The actions that do now what the asked ones would do in the reference, ``[N ...]``, whatever the gate.
+
+        Those of other rows than ``rows`` ``[N]`` are the asked ones.
+        """
+        taken = asked.copy()
         with torch.no_grad():
-            if self._is_discrete:
-                return self._nearest_choice(predict, observations, asked)
-            return self._least_squares(predict, observations, asked)
+            find = self._nearest_choice if self._is_discrete else self._least_squares
+            taken[rows] = find(predict, observations, asked)[rows]
+        return taken
 
     def _nearest_choice(
         self, predict: Predict, observations: npt.NDArray[Any], asked: npt.NDArray[Any]
