@@ -1,80 +1,116 @@
-"""An ordinary SB3 policy copes with physics it was never told about, because it adapts online.
+"""Keep your policy: an SB3 policy of one physics, put unchanged behind two wrappers, survives physics it never saw.
 
-Meta-trains a model of the dynamics on the training tasks of CartPolePolarity (hidden masses, lengths and forces, and a
-hidden sign of the force), then trains Stable-Baselines3's own PPO("MlpPolicy") four times from the same seed, each
-time on another observation, and evaluates each on tasks that it has never met:
+For CartPolePolarity and PendulumPolarity (hidden masses, lengths and forces, and a hidden sign of the action) this
+trains Stable-Baselines3's own PPO("MlpPolicy") in the nominal physics alone and meta-trains a model of the dynamics on
+training tasks. Then it compares, on tasks that none of them has met:
 
-    mlp                  the plain observation
-    frozen_predictions   and what the model predicts for each action, the model standing still
-    adapted_predictions  and what the model predicts, adapted online by Adapter.adapt within the episode
-    oracle               and the hidden parameters themselves
+    nominal              the policy as it is
+    corrected            the same policy, its actions corrected by the model, which adapts online
+    adapted_predictions  another PPO, trained on the family, that sees what the adapted model predicts for its actions
+    oracle               another PPO, trained on the family, that is told the hidden parameters
 
-Writes results.json, switch.png, comparison.gif, the model and the four policies into the output folder.
+Writes results.json, switch.png, comparison.gif, and a folder with the model and the policies of each environment.
 """
 
-from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable, worker_pool
+from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
 
 if __name__ == "__main__":
     end_on_signals()
 
+import json
 import math
-import multiprocessing
-import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch
+from gymnasium.vector import AutoresetMode
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from torch import nn
-from tqdm import tqdm
 
 import ssm_metarl_gym  # noqa: F401 - registers the environments
 from ssm_metarl_gym.agents import Adapter, DynamicsModel, MetaTrainer
+from ssm_metarl_gym.envs.making import make_rows
 from ssm_metarl_gym.experiments.checks import check_output_folder
 from ssm_metarl_gym.experiments.command_line import option, parse_options
 from ssm_metarl_gym.experiments.evaluation import Rewards, evaluate, mean_curve, returns_of
+from ssm_metarl_gym.experiments.jobs import Job, add_progress, run_jobs
 from ssm_metarl_gym.experiments.pictures import draw_curves, film, save_film
-from ssm_metarl_gym.experiments.report import Estimate, estimate, format_markdown
-from ssm_metarl_gym.experiments.runs import hold_output
+from ssm_metarl_gym.experiments.report import estimate, format_markdown
+from ssm_metarl_gym.experiments.runs import Stopwatch, hold_output
+from ssm_metarl_gym.experiments.sb3_training import save_agent
 from ssm_metarl_gym.files import replacing, write_json
-from ssm_metarl_gym.wrappers import OnlineAdaptation
+from ssm_metarl_gym.wrappers import (
+    ActionCorrection,
+    OnlineAdaptation,
+    SB3VecEnv,
+    VectorActionCorrection,
+    VectorOnlineAdaptation,
+)
 
-ENV_ID = "ssm_metarl/CartPolePolarity-v0"
-# The longest job first, so that the others fill the second core.
-AGENTS = ("adapted_predictions", "frozen_predictions", "mlp", "oracle")
+# What is trained, and which of it an agent acts by.
+AGENTS = {
+    "nominal": "nominal",
+    "corrected": "nominal",
+    "adapted_predictions": "adapted_predictions",
+    "oracle": "oracle",
+}
 LABELS = {
-    "mlp": "plain PPO",
-    "frozen_predictions": "predictions, frozen",
-    "adapted_predictions": "predictions, adapted online",
+    "nominal": "policy of the nominal physics",
+    "corrected": "the same, corrected",
+    "adapted_predictions": "adapted predictions",
     "oracle": "told the parameters",
 }
-FILES = ("results.json", "switch.png", "comparison.gif", "dynamics.pt", *(f"{agent}.zip" for agent in AGENTS))
-CORES = ("ssm", "tanh")
 SWITCH_STEP = 100
 SPLITS: dict[str, dict[str, Any]] = {
     "interpolation": {"split": "interpolation"},
     "extrapolation": {"split": "extrapolation"},
     "switch": {"split": "interpolation", "switch": {"step": SWITCH_STEP}},
+    "nominal": {"task": {}},
 }
-# Brings positions, speeds, angles and angular speeds to a similar size, as PPO likes them.
-OBSERVATION_SCALE = np.array([0.5, 0.5, 5.0, 0.7], dtype=np.float32)
-REWARD_SCALE = 0.05
+EPISODE_LENGTH = 200
 NUM_TRAINING_ENVS = 64
-ROLLOUT_LENGTH = 64
-TRIAL_LENGTH = 200
-# The tasks of one evaluation job: small enough that all cores finish at about the same time.
-CHUNK = 10
+ROLLOUT_LENGTH = 32
 EVALUATION_SEED = 1_000_000
+# An update of the meta-training takes about as long as so many steps.
+STEPS_PER_UPDATE = 300
+NUM_STREAMS = 1000
+META_UPDATES = 1500
+REFERENCE_UPDATES = 2000
+FILES = ("results.json", "switch.png", "comparison.gif")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the environments need different values of: of PPO, and how many steps each policy takes."""
+
+    learning_rate: float
+    gamma: float
+    ent_coef: float
+    steps: dict[str, int]
+
+
+RECIPES = {
+    "ssm_metarl/CartPolePolarity-v0": Recipe(
+        learning_rate=1.5e-3,
+        gamma=0.98,
+        ent_coef=0.01,
+        steps={"nominal": 150_000, "adapted_predictions": 150_000, "oracle": 200_000},
+    ),
+    "ssm_metarl/PendulumPolarity-v0": Recipe(
+        learning_rate=1e-3,
+        gamma=0.95,
+        ent_coef=0.0,
+        steps={"nominal": 300_000, "adapted_predictions": 300_000, "oracle": 400_000},
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -83,49 +119,90 @@ class Options:
 
     quick: bool = option(False, "fewer steps and tasks, the same story")
     seed: int = option(0, "seeds everything: one seed gives one result", least=0, below=1_000_000)
+    seeds: int = option(1, "number of seeds, from --seed on, each in a folder of its own", least=1, below=1_000)
     output: Path = option(
         Path("output/quickstart"), "folder for the results", check=partial(check_output_folder, file_names=FILES)
     )
     num_tasks: int | None = option(None, "tasks per split (default: 100, quick: 20)", least=2, below=100_000)
-    core: str = option("ssm", "core of the dynamics model, where tanh is a network of two layers", choices=CORES)
-    ppo_steps: int | None = option(None, "steps of each PPO (default: 40960, quick: 24576)", least=1)
+    percent: int | None = option(
+        None, "steps and updates, in per cent of the full ones (default: 100, quick: 35)", least=1, below=1_000
+    )
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is done: streams and updates of the meta-training, steps and batch of each PPO, tasks of a split."""
+    """How much is done: updates of the meta-training, steps of each policy by environment, tasks of a split."""
 
-    num_streams: int
     meta_updates: int
-    ppo_steps: int
-    ppo_batch_size: int
+    steps: dict[str, dict[str, int]]
     num_tasks: int
 
 
-FULL_BUDGET = Budget(num_streams=1000, meta_updates=300, ppo_steps=40_960, ppo_batch_size=1024, num_tasks=100)
-QUICK_BUDGET = Budget(num_streams=400, meta_updates=150, ppo_steps=24_576, ppo_batch_size=512, num_tasks=20)
+def choose_budget(options: Options) -> Budget:
+    """What the command line asks for; PPO takes whole rollouts, so that steps are rounded up to them."""
+    percent = options.percent or (35 if options.quick else 100)
+    rollout = NUM_TRAINING_ENVS * ROLLOUT_LENGTH
+    return Budget(
+        meta_updates=math.ceil(META_UPDATES * percent / 100),
+        steps={
+            env_id: {
+                policy: math.ceil(steps * percent / 100 / rollout) * rollout for policy, steps in recipe.steps.items()
+            }
+            for env_id, recipe in RECIPES.items()
+        },
+        num_tasks=options.num_tasks or (20 if options.quick else 100),
+    )
 
 
-def make_model(core: str) -> DynamicsModel:
+def folder_of(env_id: str, options: Options) -> Path:
+    """Where the model and the policies of an environment lie."""
+    return options.output / env_id.removeprefix("ssm_metarl/").removesuffix("-v0")
+
+
+def make_model(env_id: str) -> DynamicsModel:
     """The untrained model: it adapts its last layer only, so that a step of adaptation is cheap."""
-    env = gym.make(ENV_ID)
-    input_dim = DynamicsModel.input_dim(env.observation_space, env.action_space)
-    tanh = nn.Sequential(nn.Linear(input_dim, 64), nn.Tanh(), nn.Linear(64, 32), nn.Tanh())
-    return DynamicsModel(env.observation_space, env.action_space, tanh if core == "tanh" else None)
+    env = gym.make(env_id)
+    width = DynamicsModel.input_dim(env.observation_space, env.action_space)
+    core = nn.Sequential(nn.Linear(width, 64), nn.Tanh(), nn.Linear(64, 32), nn.Tanh())
+    return DynamicsModel(env.observation_space, env.action_space, core)
 
 
-def make_env(agent: str, trainer: MetaTrainer, **env_kwargs: Any) -> gym.Env[Any, Any]:
-    """The environment as an agent sees it; rewards are not scaled yet."""
-    env = gym.make(ENV_ID, context="visible" if agent == "oracle" else "hidden", **env_kwargs)
-    if agent.endswith("predictions"):
-        config = trainer.adaptation_config()
-        if agent == "frozen_predictions":
-            config = replace(config, trust_region_eps=0.0)
-        env = OnlineAdaptation(env, Adapter(trainer.model, config), observe_predictions=True)
-    width = env.observation_space.shape[0]
-    scale = np.concatenate([OBSERVATION_SCALE, np.ones(width - len(OBSERVATION_SCALE), dtype=np.float32)])
-    space = gym.spaces.Box(-np.inf, np.inf, shape=(width,), dtype=np.float32)
-    return Monitor(gym.wrappers.TransformObservation(env, lambda observation: observation * scale, space))
+def load_trainer(env_id: str, options: Options) -> MetaTrainer:
+    """The meta-trained model and how it was trained."""
+    return MetaTrainer.load(folder_of(env_id, options) / "dynamics.pt", make_model(env_id))
+
+
+def load_reference(env_id: str, options: Options) -> DynamicsModel:
+    """The model of the nominal physics, which the policy knows."""
+    reference = make_model(env_id)
+    reference.load_state_dict(torch.load(folder_of(env_id, options) / "reference.pt", weights_only=True))
+    return reference
+
+
+def uses_model(agent: str) -> bool:
+    """Whether an agent stands on the model of the dynamics."""
+    return agent in ("corrected", "adapted_predictions")
+
+
+def make_env(agent: str, env_id: str, num_rows: int, options: Options, **env_kwargs: Any) -> VecEnv:
+    """Rows of an environment as an agent sees them, all of them stepped, adapted and corrected together."""
+    context = "visible" if agent == "oracle" else "hidden"
+    env = make_rows(env_id, num_rows, autoreset_mode=AutoresetMode.SAME_STEP, context=context, **env_kwargs)
+    if uses_model(agent):
+        trainer = load_trainer(env_id, options)
+        adapter = Adapter(trainer.model, trainer.adaptation_config())
+        env = VectorOnlineAdaptation(env, adapter, observe_predictions=agent == "adapted_predictions")
+        if agent == "corrected":
+            env = VectorActionCorrection(env, load_reference(env_id, options))
+    return SB3VecEnv(env)
+
+
+def load_policy(agent: str, env_id: str, env: VecEnv, options: Options) -> tuple[PPO, VecEnv]:
+    """The policy that an agent acts by, and the environment with the observations scaled as it knows them."""
+    folder = folder_of(env_id, options) / AGENTS[agent]
+    env = VecNormalize.load(str(folder / "vecnormalize.pkl"), env)
+    env.training = env.norm_reward = False
+    return PPO.load(folder / "model.zip", device="cpu"), env
 
 
 class CountSteps(BaseCallback):
@@ -136,185 +213,209 @@ class CountSteps(BaseCallback):
         return True
 
 
-def train(agent: str, budget: Budget, options: Options) -> None:
-    """Train one policy and save it."""
-    trainer = load_trainer(options)
+def meta_train(env_id: str, options: Options) -> float:
+    """Meta-train the model of the dynamics, and fit the reference to the nominal physics; the CPU seconds they took."""
+    stopwatch = Stopwatch()
+    torch.manual_seed(options.seed)
+    trainer = MetaTrainer(env_id, make_model(env_id), seed=options.seed, num_streams=NUM_STREAMS, inner_steps=3)
+    trainer.learn(choose_budget(options).meta_updates, callback=lambda trainer, loss: add_progress(STEPS_PER_UPDATE))
+    folder = folder_of(env_id, options)
+    trainer.save(folder / "dynamics.pt")
+    reference = trainer.reference(num_updates=REFERENCE_UPDATES, seed=options.seed)
+    with replacing(folder / "reference.pt") as temporary:
+        torch.save(reference.state_dict(), temporary)
+    return stopwatch.read()["cpu_seconds"]
 
-    def make_training_env() -> gym.Env[Any, Any]:
-        env = make_env(agent, trainer, split="train")
-        return gym.wrappers.TransformReward(env, lambda reward: REWARD_SCALE * reward)
 
+def train(policy: str, env_id: str, options: Options) -> float:
+    """Train one policy, in the nominal physics or on the training tasks, and save it; the CPU seconds that it took."""
+    stopwatch = Stopwatch()
+    recipe = RECIPES[env_id]
+    folder = folder_of(env_id, options) / policy
+    folder.mkdir(exist_ok=True)
+    env_kwargs: dict[str, Any] = {"task": {}} if policy == "nominal" else {"split": "train"}
+    env = VecNormalize(make_env(policy, env_id, NUM_TRAINING_ENVS, options, **env_kwargs), gamma=recipe.gamma)
     model = PPO(
         "MlpPolicy",
-        DummyVecEnv([make_training_env] * NUM_TRAINING_ENVS),
+        env,
         n_steps=ROLLOUT_LENGTH,
-        batch_size=budget.ppo_batch_size,
+        batch_size=NUM_TRAINING_ENVS * ROLLOUT_LENGTH // 4,
         n_epochs=8,
-        learning_rate=lambda remaining: 3e-3 * (0.1 + 0.9 * remaining),
-        gamma=0.98,
-        ent_coef=0.01,
+        learning_rate=LinearSchedule(recipe.learning_rate, 0.1 * recipe.learning_rate, 1.0),
+        gamma=recipe.gamma,
+        ent_coef=recipe.ent_coef,
         seed=options.seed,
         device="cpu",
     )
-    # SB3 seeds environment i with seed + i: without this, neighbouring seeds would share most of their tasks.
-    model.get_env().seed(1000 * options.seed)
-    model.learn(budget.ppo_steps, callback=CountSteps())
-    with replacing(options.output / f"{agent}.zip") as temporary:
-        model.save(temporary)
+    model.learn(choose_budget(options).steps[env_id][policy], callback=CountSteps())
+    save_agent(model, folder)
+    return stopwatch.read()["cpu_seconds"]
 
 
-def evaluate_tasks(agent: str, split: str, tasks: range, options: Options) -> Rewards:
-    """The rewards of a saved policy in a trial of each of some numbered tasks, the same ones for every agent."""
-    trainer = load_trainer(options)
-    env = DummyVecEnv([lambda: make_env(agent, trainer, **SPLITS[split])] * len(tasks))
-    model = PPO.load(options.output / f"{agent}.zip", device="cpu")
-    rewards = evaluate(model, env, seed=EVALUATION_SEED + 1000 * options.seed + tasks.start)
-    add_progress(sum(map(len, rewards)))
+def evaluate_agent(agent: str, env_id: str, options: Options) -> dict[str, Rewards]:
+    """The rewards of an agent in one episode of each task, by split; every agent meets the same tasks."""
+    rewards = {}
+    for split, env_kwargs in SPLITS.items():
+        env = make_env(agent, env_id, choose_budget(options).num_tasks, options, **env_kwargs)
+        rewards[split] = evaluate(*load_policy(agent, env_id, env, options), seed=EVALUATION_SEED + options.seed)
+        add_progress(sum(map(len, rewards[split])))
     return rewards
 
 
-def run_jobs(options: Options, budget: Budget) -> dict[tuple[str, str], Rewards]:
-    """Train and evaluate all agents on all cores: the rewards of each agent on each split, a row for each task."""
-    counter = multiprocessing.get_context("spawn").Value("Q", 0)
-    num_workers = min(len(AGENTS), os.cpu_count() or 1)
-    total = len(AGENTS) * (budget.ppo_steps + len(SPLITS) * budget.num_tasks * TRIAL_LENGTH)
-    chunks = [range(start, min(start + CHUNK, budget.num_tasks)) for start in range(0, budget.num_tasks, CHUNK)]
-    with (
-        tqdm(total=total, desc="training and evaluating", unit="step", unit_scale=True, mininterval=2.0) as bar,
-        worker_pool(num_workers, initializer=start_worker, initargs=(counter,)) as pool,
-    ):
-        trainings: dict[Future[Any], str] = {pool.submit(train, agent, budget, options): agent for agent in AGENTS}
-        evaluations: dict[tuple[str, str, range], Future[Rewards]] = {}
-        pending: set[Future[Any]] = set(trainings)
-        while pending:
-            done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-            bar.update(counter.value - bar.n)
-            for job in done:
-                job.result()  # raises what the job raised
-                if job in trainings:
-                    agent = trainings[job]
-                    keys = [(agent, split, tasks) for split in SPLITS for tasks in chunks]
-                    evaluations |= {key: pool.submit(evaluate_tasks, *key, options) for key in keys}
-                    pending |= {evaluations[key] for key in keys}
-    # In the order of the tasks, whichever job ended first: one seed gives one result.
-    return {
-        (agent, split): [row for tasks in chunks for row in evaluations[agent, split, tasks].result()]
-        for split in SPLITS
-        for agent in LABELS
+def plan_jobs(options: Options) -> list[Job]:
+    """All jobs, the most urgent ones first: those that others wait for, and of the rest the longest."""
+    models = {env_id: Job(meta_train, (env_id, options)) for env_id in RECIPES}
+    policies = {
+        (policy, env_id): Job(train, (policy, env_id, options), (model,) if uses_model(policy) else ())
+        for policy in ("adapted_predictions", "nominal", "oracle")
+        for env_id, model in models.items()
     }
+    evaluations = [
+        Job(evaluate_agent, (agent, env_id, options), (models[env_id], policies[policy, env_id]))
+        for agent, policy in AGENTS.items()
+        for env_id in RECIPES
+    ]
+    return [*models.values(), *policies.values(), *evaluations]
 
 
-def start_worker(counter: Any) -> None:
-    """Prepare a worker: one thread for each process, and the counter of the progress bar."""
-    global _counter
-    _counter = counter
-    torch.set_num_threads(1)
+def count_steps(budget: Budget) -> int:
+    """All steps that the jobs tell the progress bar of."""
+    evaluated = len(AGENTS) * len(RECIPES) * len(SPLITS) * budget.num_tasks * EPISODE_LENGTH
+    trained = sum(sum(by_policy.values()) for by_policy in budget.steps.values())
+    return evaluated + trained + len(RECIPES) * budget.meta_updates * STEPS_PER_UPDATE
 
 
-def add_progress(steps: int) -> None:
-    """Tell the progress bar of steps taken."""
-    with _counter.get_lock():
-        _counter.value += steps
-
-
-def make_row(agent: str, split: str, mean_return: Estimate, num_tasks: int, seed: int) -> dict[str, Any]:
+def make_row(agent: str, env_id: str, split: str, rewards: Rewards, options: Options) -> dict[str, Any]:
     """What results.json holds of an agent in a split."""
+    returns = returns_of(rewards)
+    mean_return = estimate([returns], options.seed)
     return {
         "name": agent,
+        "env": env_id,
         "split": split,
         **mean_return.to_dict("mean_return"),
-        "num_tasks": num_tasks,
-        "seed": seed,
+        "num_tasks": len(rewards),
+        "seed": options.seed,
+        "returns": returns,
     }
 
 
-def format_table(returns: dict[tuple[str, str], Estimate]) -> str:
-    """The table in Markdown, and how much of the gap from plain to told each observation closes."""
-    rows = [
-        [f"{label} (`{agent}`)", *(format(returns[agent, split], ".1f") for split in SPLITS)]
-        for agent, label in LABELS.items()
+def make_costs(results: dict[Job, Any], budget: Budget) -> list[dict[str, Any]]:
+    """What each agent cost: CPU seconds of its training, and steps on tasks of the family."""
+    seconds = {job.arguments[:-1]: spent for job, spent in results.items() if job.work is not evaluate_agent}
+    return [
+        {
+            "name": agent,
+            "env": env_id,
+            "steps": budget.steps[env_id][policy],
+            "steps_on_the_family": 0 if policy == "nominal" else budget.steps[env_id][policy],
+            "cpu_seconds": seconds[policy, env_id],
+            "cpu_seconds_of_the_model": seconds[env_id,] if uses_model(agent) else 0.0,
+        }
+        for agent, policy in AGENTS.items()
+        for env_id in RECIPES
     ]
-    for agent in ("frozen_predictions", "adapted_predictions"):
-        shares = []
-        for split in SPLITS:
-            plain, told, own = (returns[each, split].mean for each in ("mlp", "oracle", agent))
-            shares.append(f"{100 * (own - plain) / (told - plain):.0f} %" if told > plain else "no gap")
-        rows.append([f"gap closed by `{agent}`", *shares])
-    return format_markdown(["observation of PPO", *SPLITS], rows)
 
 
-def load_trainer(options: Options) -> MetaTrainer:
-    """The meta-trained model and how it was trained."""
-    return MetaTrainer.load(options.output / "dynamics.pt", make_model(options.core))
+def show_tables(rows: list[dict[str, Any]], costs: list[dict[str, Any]]) -> None:
+    """Print a table for each environment, with intervals over seeds where there are several."""
+    header = ["", *SPLITS, "steps on the family"]
+    seeds = sorted({row["seed"] for row in rows})
+    of_what = f"{len(seeds)} seeds" if len(seeds) > 1 else "tasks"
+    print(f"\nMean return over {rows[0]['num_tasks']} held-out tasks, with 95 % intervals over {of_what}:")
+    for env_id in RECIPES:
+        lines = []
+        for agent, label in LABELS.items():
+            own = [row for row in rows if (row["name"], row["env"]) == (agent, env_id)]
+            returns = [[row["returns"] for row in own if row["split"] == split] for split in SPLITS]
+            cost = next(cost for cost in costs if (cost["name"], cost["env"]) == (agent, env_id))
+            estimates = [f"{estimate(of_split, seeds[0]):.1f}" for of_split in returns]
+            lines.append([f"{label} (`{agent}`)", *estimates, f"{cost['steps_on_the_family']:,}"])
+        header[0] = env_id.removeprefix("ssm_metarl/")
+        print(f"\n{format_markdown(header, lines)}")
 
 
-def draw_switch(rewards: dict[tuple[str, str], Rewards], path: Path) -> None:
+def draw_switch(rewards: dict[tuple[str, str, str], Rewards], path: Path) -> None:
     """The mean reward of the last five steps, before and after the switch."""
-    title = f"held-out tasks; the force changes its sign after step {SWITCH_STEP}"
-    curves = {label: {title: mean_curve(rewards[agent, "switch"])} for agent, label in LABELS.items()}
-    draw_curves(curves, {title: SWITCH_STEP}, path)
+    titles = {env_id: f"{env_id.removeprefix('ssm_metarl/')}, held-out tasks" for env_id in RECIPES}
+    curves = {
+        label: {titles[env_id]: mean_curve(rewards[agent, env_id, "switch"]) for env_id in RECIPES}
+        for agent, label in LABELS.items()
+    }
+    draw_curves(curves, dict.fromkeys(titles.values(), SWITCH_STEP), path, same_scale=False)
 
 
 def film_comparison(options: Options) -> None:
-    """The plain policy beside the adapting one on the same hidden task, whose sign flips half-way."""
-    trainer = load_trainer(options)
+    """The same frozen policy as it is and corrected, on the same hidden task, whose sign flips half-way."""
+    env_id = next(iter(RECIPES))
+    trainer = load_trainer(env_id, options)
+
+    def make_filmed_env(agent: str) -> gym.Env[Any, Any]:
+        env = gym.make(env_id, render_mode="rgb_array", **SPLITS["switch"])
+        if agent == "nominal":
+            return env
+        env = OnlineAdaptation(env, Adapter(trainer.model, trainer.adaptation_config()))
+        return ActionCorrection(env, load_reference(env_id, options))
+
     films = []
-    for agent in ("mlp", "adapted_predictions"):
-        env = DummyVecEnv([lambda agent=agent: make_env(agent, trainer, render_mode="rgb_array", **SPLITS["switch"])])
-        model = PPO.load(options.output / f"{agent}.zip", device="cpu")
-        films.append(film(model, env, LABELS[agent], seed=EVALUATION_SEED))
+    for agent in ("nominal", "corrected"):
+        env: VecEnv = DummyVecEnv([partial(make_filmed_env, agent)])
+        policy, env = load_policy(agent, env_id, env, options)
+        films.append(film(policy, env, LABELS[agent], seed=EVALUATION_SEED))
         env.close()
     save_film(options.output / "comparison.gif", *films)
 
 
-def choose_budget(options: Options) -> Budget:
-    """What the command line leaves of the budget."""
-    budget = QUICK_BUDGET if options.quick else FULL_BUDGET
-    # PPO takes whole rollouts, so what is asked for is rounded up.
-    num_rollouts = math.ceil((options.ppo_steps or budget.ppo_steps) / ROLLOUT_LENGTH / NUM_TRAINING_ENVS)
-    return replace(
-        budget,
-        num_tasks=options.num_tasks or budget.num_tasks,
-        ppo_steps=num_rollouts * ROLLOUT_LENGTH * NUM_TRAINING_ENVS,
-    )
+def run(options: Options) -> dict[str, Any]:
+    """Train and evaluate with one seed, draw what came of it, and write and give the results."""
+    started = time.perf_counter()
+    for env_id in RECIPES:
+        folder_of(env_id, options).mkdir(parents=True, exist_ok=True)
+    budget = choose_budget(options)
+    outcomes = run_jobs(plan_jobs(options), count_steps(budget), "training and evaluating")
+
+    rewards = {
+        (*job.arguments[:2], split): of_split
+        for job, by_split in outcomes.items()
+        if job.work is evaluate_agent
+        for split, of_split in by_split.items()
+    }
+    draw_switch(rewards, options.output / "switch.png")
+    film_comparison(options)
+    results = {
+        "rows": [make_row(*key, of_tasks, options) for key, of_tasks in rewards.items()],
+        "costs": make_costs(outcomes, budget),
+        "budget": asdict(budget),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    write_json(options.output / "results.json", results)
+    return results
+
+
+def finished_results(options: Options) -> dict[str, Any] | None:
+    """The results of a run with the same budget that has ended, None where there are none."""
+    try:
+        results: dict[str, Any] = json.loads((options.output / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return results if results.get("budget") == asdict(choose_budget(options)) else None
 
 
 @stoppable()
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the whole comparison."""
+    """Run the whole comparison, with one seed or several; of several, those that are finished are kept."""
     options = parse_options(Options, arguments, description=__doc__)
     torch.set_num_threads(1)
     with hold_output(options.output):
-        run(options)
-
-
-def run(options: Options) -> None:
-    """Meta-train, train and evaluate, in a folder that no other process writes to."""
-    started = time.perf_counter()
-    (options.output / "results.json").unlink(missing_ok=True)  # those of an earlier run would mislead
-    budget = choose_budget(options)
-
-    # Meta-train the model of the dynamics, which the agents of predictions share.
-    torch.manual_seed(options.seed)
-    trainer = MetaTrainer(ENV_ID, make_model(options.core), seed=options.seed, num_streams=budget.num_streams)
-    trainer.learn(budget.meta_updates, progress_bar=True)
-    trainer.save(options.output / "dynamics.pt")
-    before, after = (errors.mean() for errors in trainer.evaluate("interpolation", (0, 1)).values())
-    print(f"prediction error on held-out tasks: {before:.3f} before adapting, {after:.3f} after", flush=True)
-
-    # Train and evaluate the four policies, on all cores.
-    rewards = run_jobs(options, budget)
-    returns = {key: estimate([returns_of(of_tasks)], options.seed) for key, of_tasks in rewards.items()}
-
-    # Show what came of it.
-    draw_switch(rewards, options.output / "switch.png")
-    film_comparison(options)
-    seconds = round(time.perf_counter() - started, 1)
-    rows = [make_row(*key, mean_return, budget.num_tasks, options.seed) for key, mean_return in returns.items()]
-    results = {"rows": rows, "core": options.core, "budget": asdict(budget), "seconds": seconds}
-    write_json(options.output / "results.json", results)
-    print(f"\nMean return over {budget.num_tasks} held-out tasks, of 200 at most, with 95 % intervals over tasks:\n")
-    print(format_table(returns))
+        if options.seeds == 1:
+            (options.output / "results.json").unlink(missing_ok=True)  # those of an earlier run would mislead
+            results = [run(options)]
+        else:
+            seeds = range(options.seed, options.seed + options.seeds)
+            runs = [replace(options, seed=seed, seeds=1, output=options.output / f"seed-{seed}") for seed in seeds]
+            results = [finished_results(each) or run(each) for each in runs]
+    show_tables([row for each in results for row in each["rows"]], results[0]["costs"])
+    seconds = sum(each["seconds"] for each in results)
     print(f"\n{seconds:.0f} s; results.json, switch.png and comparison.gif are in {options.output}")
 
 

@@ -45,7 +45,11 @@ def draw_returns(
 
 
 def draw_curves(
-    curves: Mapping[str, Mapping[str, npt.NDArray[np.float64]]], changes: Mapping[str, int], path: Path
+    curves: Mapping[str, Mapping[str, npt.NDArray[np.float64]]],
+    changes: Mapping[str, int],
+    path: Path,
+    *,
+    same_scale: bool = True,
 ) -> None:
     """Draw the mean reward of the last five steps over the steps of an episode.
 
@@ -53,9 +57,11 @@ def draw_curves(
         curves: The mean reward at each step, ``Float[T]``, by agent and split.
         changes: The step at which the hidden task changes, of those splits in which it does.
         path: Where the picture goes.
+        same_scale: Whether all splits have rewards of one kind.
     """
     splits = list(next(iter(curves.values())))
-    figure, all_axes = _subplots(len(splits), (max(7.0, 4.5 * len(splits)), 3.5), layout="constrained")
+    size = (max(7.0, 4.5 * len(splits)), 3.5)
+    figure, all_axes = _subplots(len(splits), size, sharey=same_scale, layout="constrained")
     for split, axes in zip(splits, all_axes, strict=True):
         for agent, by_split in curves.items():
             width = min(_SMOOTHED_STEPS, len(by_split[split]))
@@ -105,10 +111,10 @@ def save_film(path: Path, *films: Sequence[npt.NDArray[np.uint8]]) -> None:
         first.save(temporary, save_all=True, append_images=others, duration=40, loop=0)
 
 
-def _subplots(columns: int, size: tuple[float, float], **arguments: Any) -> tuple[Any, Sequence[Any]]:
+def _subplots(columns: int, size: tuple[float, float], *, sharey: bool = True, **arguments: Any) -> tuple[Any, Sequence[Any]]:
     # Not by pyplot, which would choose a backend for the whole process and keep the figure.
     figure = _import("matplotlib.figure", "matplotlib").Figure(figsize=size, **arguments)
-    return figure, figure.subplots(1, columns, sharey=True, squeeze=False)[0]
+    return figure, figure.subplots(1, columns, sharey=sharey, squeeze=False)[0]
 
 
 def _import(module: str, package: str) -> Any:

@@ -114,10 +114,11 @@ LINES = {
     "quickstart": [
         *BAD_FOLDERS,
         "--output taken",
-        "--core lstm",
+        "--core tanh",
         "--num-tasks 1",
         f"--num-tasks {HUGE}",
-        f"--ppo-steps {HUGE}",
+        "--percent 0",
+        f"--percent {HUGE}",
         "--seed -1",
         "--quick maybe",
     ],

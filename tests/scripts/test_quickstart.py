@@ -1,33 +1,26 @@
-import contextlib
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from ssm_metarl_gym.agents import MetaTrainer
 from ssm_metarl_gym.experiments.command_line import parse_options
-from ssm_metarl_gym.experiments.report import Estimate
+from ssm_metarl_gym.experiments.jobs import Job
 
-ENV_ID = "ssm_metarl/CartPolePolarity-v0"
-# Plain, with four predicted changes for each of two actions, and with the four hidden parameters.
-WIDTHS = {"mlp": 4, "frozen_predictions": 12, "adapted_predictions": 12, "oracle": 8}
-SPLITS = ("interpolation", "extrapolation", "switch")
-ROW_KEYS = ("name", "split", "mean_return", "ci_low", "ci_high", "num_tasks", "seed")
-FILES = {"results.json", "switch.png", "comparison.gif", "dynamics.pt", *(f"{agent}.zip" for agent in WIDTHS)}
-
-every_agent = pytest.mark.parametrize("agent", WIDTHS)
-every_split = pytest.mark.parametrize("split", SPLITS)
-
-
-@pytest.fixture(scope="module")
-def script(checkout):
-    return checkout / "scripts" / "quickstart.py"
+CARTPOLE, PENDULUM = "ssm_metarl/CartPolePolarity-v0", "ssm_metarl/PendulumPolarity-v0"
+AGENTS = ("nominal", "corrected", "adapted_predictions", "oracle")
+SPLITS = ("interpolation", "extrapolation", "switch", "nominal")
+ROW_KEYS = ("name", "env", "split", "mean_return", "ci_low", "ci_high", "num_tasks", "seed", "returns")
+FILES = {"results.json", "switch.png", "comparison.gif", "CartPolePolarity", "PendulumPolarity"}
+# Three predicted changes of three numbers or two of four, and the hidden parameters.
+WIDTHS = {
+    CARTPOLE: {"nominal": 4, "corrected": 4, "adapted_predictions": 12, "oracle": 8},
+    PENDULUM: {"nominal": 3, "corrected": 3, "adapted_predictions": 12, "oracle": 6},
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +30,19 @@ def quickstart(load_script):
 
 
 @pytest.fixture(scope="module")
-def trainer(quickstart):
-    torch.manual_seed(0)
-    return MetaTrainer(ENV_ID, quickstart.make_model("ssm"), num_streams=4, stream_length=32).learn(1)
-
-
-def play(env, num_steps):
-    """The first steps of an episode, as pairs of observation and info, under actions that are always the same."""
-    yield env.reset(seed=5)
-    for action in np.random.default_rng(0).integers(2, size=num_steps):
-        observation, _, _, _, info = env.step(action)
-        yield observation, info
+def options(quickstart, tmp_path_factory):
+    """Options whose folder holds models that have hardly learned anything."""
+    output = tmp_path_factory.mktemp("quickstart")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quickstart, "add_progress", lambda steps: None)
+        patch.setattr(quickstart, "META_UPDATES", 1)
+        patch.setattr(quickstart, "REFERENCE_UPDATES", 1)
+        patch.setattr(quickstart, "NUM_STREAMS", 4)
+        options = quickstart.Options(output=output, num_tasks=3)
+        for env_id in quickstart.RECIPES:
+            quickstart.folder_of(env_id, options).mkdir()
+            assert quickstart.meta_train(env_id, options) > 0.0
+    return options
 
 
 def test_help_names_every_option(quickstart, capsys):
@@ -55,29 +50,21 @@ def test_help_names_every_option(quickstart, capsys):
         quickstart.main(["--help"])
     assert exit_info.value.code == 0
     options = {f"--{name.replace('_', '-')}" for name in quickstart.Options.__dataclass_fields__}
-    assert options >= {"--quick", "--seed", "--output", "--num-tasks"}
-    words = set(capsys.readouterr().out.split())
-    assert words >= options
+    assert options == {"--quick", "--seed", "--output", "--num-tasks", "--percent", "--seeds"}
+    assert set(capsys.readouterr().out.split()) >= options
 
 
 def test_every_option_arrives(quickstart, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert parse_options(quickstart.Options, [], description="") == quickstart.Options()
-    line = f"--quick --seed 3 --output {tmp_path / 'a' / 'b'} --num-tasks 2 --core tanh --ppo-steps 1"
-    expected = quickstart.Options(True, 3, tmp_path / "a" / "b", 2, "tanh", 1)
+    line = f"--quick --seed 3 --seeds 2 --output {tmp_path / 'a' / 'b'} --num-tasks 2 --percent 1"
+    expected = quickstart.Options(True, 3, 2, tmp_path / "a" / "b", 2, 1)
     assert parse_options(quickstart.Options, line.split(), description="") == expected
 
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [
-        ("--seed", "-1"),
-        ("--seed", "1000000"),
-        ("--seed", "1.5"),
-        ("--num-tasks", "1"),
-        ("--ppo-steps", "0"),
-        ("--core", "gru"),
-    ],
+    [("--seed", "-1"), ("--seed", "1000000"), ("--seed", "1.5"), ("--num-tasks", "1"), ("--percent", "0")],
 )
 def test_a_bad_value_is_named_and_nothing_is_written(quickstart, option, value, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_info:
@@ -104,137 +91,146 @@ def test_an_output_that_cannot_be_written_is_named_and_nothing_is_written(quicks
 
 
 def test_the_results_of_an_earlier_run_are_removed_and_nothing_else(quickstart, tmp_path, monkeypatch):
-    class Interrupted:
-        def __init__(self, *args, **kwargs):
-            raise KeyboardInterrupt
+    def interrupt(*args):
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(quickstart, "MetaTrainer", Interrupted)
+    monkeypatch.setattr(quickstart, "run_jobs", interrupt)
     for name in ("results.json", "notes.txt"):
         (tmp_path / name).write_text("old")
     with pytest.raises(SystemExit) as exit_info:
         quickstart.main(["--output", str(tmp_path)])
     assert exit_info.value.code == 130
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["notes.txt"]
 
 
-def test_a_row_is_what_results_json_holds(quickstart):
-    row = quickstart.make_row("mlp", "switch", Estimate(2.0, 1.0, 3.0), 5, 7)
-    assert row == dict(zip(ROW_KEYS, ("mlp", "switch", 2.0, 1.0, 3.0, 5, 7), strict=True))
+def test_steps_are_rounded_up_to_whole_rollouts(quickstart):
+    rollout = 64 * 32
+    full, quick, least = (
+        quickstart.choose_budget(quickstart.Options(**chosen)) for chosen in ({}, {"quick": True}, {"percent": 1})
+    )
+    assert (full.num_tasks, quick.num_tasks) == (100, 20)
+    for env_id, recipe in quickstart.RECIPES.items():
+        for policy, steps in recipe.steps.items():
+            assert steps <= full.steps[env_id][policy] < steps + rollout
+            assert quick.steps[env_id][policy] % rollout == 0
+            assert quick.steps[env_id][policy] < full.steps[env_id][policy]
+            assert least.steps[env_id][policy] < steps / 100 + rollout
+    assert 1 <= least.meta_updates < quick.meta_updates < full.meta_updates
 
 
-@pytest.mark.parametrize(("asked", "steps"), [(None, 24576), (1, 4096), (4096, 4096), (4097, 8192)])
-def test_steps_are_rounded_up_to_whole_rollouts(quickstart, asked, steps):
-    budget = quickstart.choose_budget(quickstart.Options(quick=True, ppo_steps=asked))
-    assert (budget.ppo_steps, budget.num_tasks) == (steps, 20)
-    assert quickstart.choose_budget(quickstart.Options(num_tasks=3)).num_tasks == 3
-
-
-def test_the_rows_do_not_depend_on_which_job_ends_first(quickstart, monkeypatch, tmp_path):
-    class Pool:
-        """Runs each job at once."""
-
-        def __init__(self):
-            self.futures = []
-
-        def submit(self, job, *args):
-            future = quickstart.Future()
-            future.number = len(self.futures)
-            self.futures.append(future)
-            future.set_result(job(*args))
-            return future
-
-    def rows(first):
-        def wait(pending, **kwargs):
-            done = first(pending, key=lambda future: future.number)
-            return {done}, pending - {done}
-
-        monkeypatch.setattr(quickstart, "wait", wait)
-        return list(quickstart.run_jobs(options, budget).items())
-
-    def evaluate_tasks(agent, split, tasks, options):
-        return [[float(task) ** 2] for task in tasks]
-
-    monkeypatch.setattr(quickstart, "worker_pool", lambda *args, **kwargs: contextlib.nullcontext(Pool()))
-    monkeypatch.setattr(quickstart, "train", lambda agent, budget, options: agent)
-    monkeypatch.setattr(quickstart, "evaluate_tasks", evaluate_tasks)
-    options = quickstart.Options(output=tmp_path)
-    budget = quickstart.replace(quickstart.QUICK_BUDGET, num_tasks=25)
-    assert rows(first=min) == rows(first=max)
-
-
-def test_the_table_tells_the_share_of_the_gap_that_is_closed(quickstart):
-    means = {
-        "mlp": (100.0, 0.0, 10.0),
-        "frozen_predictions": (105.0, -5.0, 20.0),
-        "adapted_predictions": (190.0, 60.0, 30.0),
-        "oracle": (200.0, 50.0, 10.0),
+def test_what_is_needed_comes_first(quickstart):
+    jobs = quickstart.plan_jobs(quickstart.Options())
+    for job in jobs:
+        assert all(jobs.index(before) < jobs.index(job) for before in job.after)
+    acted_by = {
+        (job.arguments[0], job.arguments[1]): {(before.work, before.arguments[0]) for before in job.after}
+        for job in jobs
+        if job.work is quickstart.evaluate_agent
     }
-    returns = {
-        (agent, split): Estimate(mean, mean - 1.25, mean + 2.0)
-        for agent in means
-        for split, mean in zip(SPLITS, means[agent], strict=True)
-    }
-    lines = quickstart.format_table(returns).splitlines()
-    assert lines == [
-        "| observation of PPO | interpolation | extrapolation | switch |",
-        "| --- | --- | --- | --- |",
-        "| plain PPO (`mlp`) | 100.0 [98.8, 102.0] | 0.0 [-1.2, 2.0] | 10.0 [8.8, 12.0] |",
-        "| predictions, frozen (`frozen_predictions`) | 105.0 [103.8, 107.0] | -5.0 [-6.2, -3.0] | 20.0 [18.8, 22.0] |",
-        "| predictions, adapted online (`adapted_predictions`) "
-        "| 190.0 [188.8, 192.0] | 60.0 [58.8, 62.0] | 30.0 [28.8, 32.0] |",
-        "| told the parameters (`oracle`) | 200.0 [198.8, 202.0] | 50.0 [48.8, 52.0] | 10.0 [8.8, 12.0] |",
-        "| gap closed by `frozen_predictions` | 5 % | -10 % | no gap |",
-        "| gap closed by `adapted_predictions` | 90 % | 120 % | no gap |",
+    assert set(acted_by) == {(agent, env_id) for agent in AGENTS for env_id in WIDTHS}
+    # One policy, as it is and corrected.
+    for agent in ("nominal", "corrected"):
+        assert acted_by[agent, PENDULUM] == {(quickstart.meta_train, PENDULUM), (quickstart.train, "nominal")}
+
+
+def make_results(quickstart, options):
+    """Results of an agent that gets its number and the seed in one task of each split, and 1 in the other."""
+    rows = [
+        quickstart.make_row(agent, env_id, split, [[float(i)], [options.seed, 1.0]], options)
+        for i, agent in enumerate(AGENTS)
+        for env_id in WIDTHS
+        for split in SPLITS
     ]
+    outcomes = {Job(quickstart.meta_train, (env_id, options)): 2.0 for env_id in WIDTHS}
+    outcomes |= {
+        Job(quickstart.train, (policy, env_id, options)): 3.0
+        for env_id, recipe in quickstart.RECIPES.items()
+        for policy in recipe.steps
+    }
+    budget = quickstart.choose_budget(options)
+    return {
+        "rows": rows,
+        "costs": quickstart.make_costs(outcomes, budget),
+        "budget": quickstart.asdict(budget),
+        "seconds": 5.0,
+    }
 
 
-@every_agent
-@every_split
-def test_every_agent_meets_the_same_task_and_sees_the_scaled_plain_observation_first(quickstart, trainer, agent, split):
-    kwargs = quickstart.SPLITS[split]
-    env = quickstart.make_env(agent, trainer, **kwargs)
-    assert env.observation_space.shape == (WIDTHS[agent],)
-    num_steps = 105 if split == "switch" else 12
-    steps, plain_steps = play(env, num_steps), play(gym.make(ENV_ID, **kwargs), num_steps)
-    signs = []
-    for (observation, info), (plain, plain_info) in zip(steps, plain_steps, strict=True):
-        assert env.observation_space.contains(observation)
-        np.testing.assert_array_equal(observation[:4], plain * quickstart.OBSERVATION_SCALE)
-        assert info["task_params"] == plain_info["task_params"]
-        signs.append(info["task_params"]["polarity"])
-    # Of the next step: after 100 steps, the next one has the other sign.
-    switches = np.flatnonzero(np.diff(signs)) + 1
-    assert switches.tolist() == ([100] if split == "switch" else [])
+def test_results_hold_returns_and_what_they_cost(quickstart):
+    results = make_results(quickstart, quickstart.Options(seed=7))
+    row = results["rows"][0]
+    assert tuple(row) == ROW_KEYS
+    assert [row[key] for key in ("name", "env", "split", "mean_return", "num_tasks", "seed")] == [
+        *("nominal", CARTPOLE, "interpolation"),
+        *(4.0, 2, 7),
+    ]
+    assert row["returns"] == [0.0, 8.0]
+    costs = [cost for cost in results["costs"] if cost["env"] == CARTPOLE]
+    assert [cost["cpu_seconds_of_the_model"] for cost in costs] == [0.0, 2.0, 2.0, 0.0]
+    assert [cost["steps_on_the_family"] > 0 for cost in costs] == [False, False, True, True]
 
 
-@pytest.mark.parametrize(("agent", "changes"), [("frozen_predictions", False), ("adapted_predictions", True)])
-def test_only_the_adapting_agent_changes_the_weights(quickstart, trainer, agent, changes):
-    source = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+def test_a_run_of_several_seeds_goes_on_where_it_was_and_shows_their_means(quickstart, tmp_path, monkeypatch, capsys):
+    begun = []
 
-    def is_source(model):
-        return all(torch.equal(value, source[name]) for name, value in model.state_dict().items())
+    def run(options):
+        begun.append(options.seed)
+        if options.seed == 4 and begun.count(4) == 1:
+            raise KeyboardInterrupt
+        results = make_results(quickstart, options)
+        options.output.mkdir(exist_ok=True)
+        quickstart.write_json(options.output / "results.json", results)
+        return results
 
-    env = quickstart.make_env(agent, trainer, split="interpolation")
-    adapter = env.get_wrapper_attr("adapter")
-    stands_still = [is_source(adapter.model) for _ in play(env, 20)]
-    assert len(stands_still) == 21
-    if changes:
-        assert stands_still[0]
-        assert not stands_still[-1]
-    else:
-        assert all(stands_still)
-    assert is_source(trainer.model)
+    monkeypatch.setattr(quickstart, "run", run)
+    command = ["--seed", "3", "--seeds", "3", "--output", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        quickstart.main(command)
+    quickstart.main(command)
+    assert begun == [3, 4, 4, 5]
+    lines = capsys.readouterr().out.splitlines()
+    assert "Mean return over 2 held-out tasks, with 95 % intervals over 3 seeds:" in lines
+    start = lines.index(f"| PendulumPolarity-v0 | {' | '.join(SPLITS)} | steps on the family |")
+    for i, (line, agent) in enumerate(zip(lines[start + 2 :], AGENTS, strict=False)):
+        cells = line.split(" | ")
+        assert f"(`{agent}`)" in cells[0]
+        # The mean of the seeds 3, 4 and 5, and Student's interval.
+        assert cells[1] == f"{(i + 5) / 2:.1f} [{(i + 5) / 2 - 1.242:.1f}, {(i + 5) / 2 + 1.242:.1f}]"
+    quickstart.main([*command, "--percent", "1"])  # another budget
+    assert begun[4:] == [3, 4, 5]
 
 
-def test_frozen_and_adapted_predictions_part_once_there_is_something_to_adapt_to(quickstart, trainer):
-    agents = [quickstart.make_env(f"{kind}_predictions", trainer) for kind in ("frozen", "adapted")]
-    (frozen, *frozen_later), (adapted, *adapted_later) = ([seen for seen, _ in play(env, 10)] for env in agents)
-    np.testing.assert_array_equal(frozen, adapted)
-    assert not np.allclose(frozen_later[-1], adapted_later[-1])
+@pytest.mark.parametrize("env_id", WIDTHS)
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_agent_meets_the_same_tasks(quickstart, options, env_id, split):
+    tasks = []
+    for agent, width in WIDTHS[env_id].items():
+        env = quickstart.make_env(agent, env_id, 3, options, **quickstart.SPLITS[split])
+        assert env.observation_space.shape == (width,)
+        env.seed(5)
+        env.reset()
+        tasks.append(env.reset_infos)
+        env.close()
+    hidden = [[info["task_params"] for info in infos] for infos in tasks]
+    assert hidden.count(hidden[0]) == len(AGENTS)
+    differ = hidden[0][0] != hidden[0][1]
+    assert differ == (split != "nominal")
+
+
+def test_only_what_is_corrected_takes_other_actions(quickstart, options):
+    actions = np.random.default_rng(0).uniform(-1.0, 1.0, (20, 3, 1)).astype(np.float32)
+    env = quickstart.make_env("corrected", PENDULUM, 3, options, split="extrapolation")
+    env.reset()
+    asked = []
+    for action in actions:
+        _, _, _, infos = env.step(action)
+        asked.append([info["correction"]["asked"] for info in infos])
+    np.testing.assert_array_equal(asked, actions)
 
 
 def test_the_picture_of_the_switch_is_a_png(quickstart, tmp_path):
-    rewards = {(agent, "switch"): np.random.default_rng(0).random((3, 200)).tolist() for agent in WIDTHS}
+    rng = np.random.default_rng(0)
+    rewards = {(agent, env_id, "switch"): rng.random((3, 200)).tolist() for agent in AGENTS for env_id in WIDTHS}
     quickstart.draw_switch(rewards, tmp_path / "switch.png")
     assert [path.name for path in tmp_path.iterdir()] == ["switch.png"]
     with Image.open(tmp_path / "switch.png") as image:
@@ -243,11 +239,11 @@ def test_the_picture_of_the_switch_is_a_png(quickstart, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_whole_script_writes_everything_it_promises(script, checkout, tmp_path):
+def test_the_whole_script_writes_everything_it_promises(checkout, tmp_path):
     output = tmp_path / "output"
-    arguments = f"--quick --num-tasks 2 --ppo-steps 1 --seed 3 --output {output}".split()
+    arguments = f"--num-tasks 2 --percent 1 --seed 3 --output {output}".split()
     done = subprocess.run(  # noqa: S603
-        [sys.executable, str(script), *arguments],
+        [sys.executable, str(checkout / "scripts" / "quickstart.py"), *arguments],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(checkout)},
         text=True,
@@ -257,9 +253,11 @@ def test_the_whole_script_writes_everything_it_promises(script, checkout, tmp_pa
     assert {path.name for path in output.iterdir()} == FILES
     assert list(tmp_path.iterdir()) == [output]
 
-    rows = json.loads((output / "results.json").read_text())["rows"]
-    assert sorted((row["name"], row["split"]) for row in rows) == sorted((a, s) for a in WIDTHS for s in SPLITS)
-    for row in rows:
+    results = json.loads((output / "results.json").read_text())
+    assert sorted((row["name"], row["env"], row["split"]) for row in results["rows"]) == sorted(
+        (agent, env_id, split) for agent in AGENTS for env_id in WIDTHS for split in SPLITS
+    )
+    for row in results["rows"]:
         assert tuple(row) == ROW_KEYS
         assert (row["num_tasks"], row["seed"]) == (2, 3)
         assert row["ci_low"] <= row["mean_return"] <= row["ci_high"] <= 200
@@ -268,5 +266,8 @@ def test_the_whole_script_writes_everything_it_promises(script, checkout, tmp_pa
             image.verify()
         with Image.open(output / name) as image:
             assert getattr(image, "n_frames", 1) >= least_frames
-    for name in (*WIDTHS, *SPLITS):
+    for folder in ("CartPolePolarity", "PendulumPolarity"):
+        found = {path.relative_to(output / folder).parts[0] for path in Path(output / folder).rglob("*")}
+        assert found == {"dynamics.pt", "reference.pt", "nominal", "adapted_predictions", "oracle"}
+    for name in (*AGENTS, *SPLITS):
         assert name in done.stdout

@@ -16,7 +16,6 @@ pytestmark = [
 TINY_META = '{"meta_batch_size": 2, "num_streams": 8, "stream_length": 32}'
 # What is begun, how it is known to be at work, and what is said of how to go on.
 CASES = {
-    "meta-training": (["quickstart.py", "--quick"], "update/s, loss=", ""),
     "workers": (["quickstart.py", "--quick"], "training and evaluating:   0%", ""),
     "train_ppo": (["train_ppo.py", "--num-envs", "4", "--checkpoint-interval", "1"], " timesteps, ", "timestep "),
     "meta_train": (["meta_train.py", "--options", TINY_META, "--log-interval", "1"], "updates_per_second", "update 0"),

@@ -1,0 +1,36 @@
+import os
+import time
+
+import pytest
+
+from ssm_metarl_gym.experiments.jobs import Job, add_progress, run_jobs
+
+
+def note(folder, name, seconds=0.0):
+    """Leave a file when the work is done; what lay there when it began, and who did it."""
+    before = sorted(os.listdir(folder))
+    time.sleep(seconds)
+    (folder / name).touch()
+    add_progress(3)
+    return before, os.getpid()
+
+
+def fail():
+    raise ValueError("it cannot be done")
+
+
+def test_a_job_begins_when_those_before_it_have_ended(tmp_path, capsys):
+    first = Job(note, (tmp_path, "first", 0.3))
+    second = Job(note, (tmp_path, "second", 0.1))
+    both = Job(note, (tmp_path, "both"), (first, second))
+    results = run_jobs([both, second, first], 9, "working")
+    assert list(results) == [both, second, first]
+    assert results[both][0] == ["first", "second"]
+    assert all(process != os.getpid() for _, process in results.values())
+    assert "working: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_what_a_job_raises_is_raised_here():
+    with pytest.raises(ValueError, match="it cannot be done"):
+        run_jobs([Job(fail, ())], 1, "working")
