@@ -162,7 +162,8 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
     """Replaces each action by the one whose effect *now* is what the action had in the physics it was learned in.
 
     Around :class:`OnlineAdaptation`, whose model adapts to the physics at hand, and with a *reference*, a model of the
-    physics that a policy was trained in (:meth:`MetaTrainer.reference`). The policy stays as it is, and so do spaces,
+    physics that a policy was trained in (:meth:`MetaTrainer.reference`; a model that adapts an action map is its own).
+    The policy stays as it is, and so do spaces,
     rewards and flags: whatever has ``predict`` runs in it. The wanted change is what the reference predicts for the
     action that was asked for; the action taken is the one for which the adapted model predicts that. (Christiano et al.
     2016, https://arxiv.org/abs/1610.03518, find it by a learned inverse model; Hanna and Stone 2017, grounded action
@@ -172,6 +173,12 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
     transitions as well as the adapted model does: nothing has changed. The other, of a ``Box`` of actions, is closed
     while actions do at least what they do in the reference: what has changed is not what the policy does, and a policy
     that copes with it by itself is not to be disturbed. No reward is used.
+
+    **An action map** (``DynamicsModel(adapts="action_map")``) needs no search. Without a ``reference``, that of the
+    model is the model itself with the map A of its source, the identity of one that was fitted, and the action taken is
+    ``argmin_u |A u - u_asked|^2 + regularisation |u|^2``. Of a :class:`KalmanAdapter`, which knows how sure it is of A,
+    the gate is another one: open while A deviates significantly from the identity. While that is so and A is known
+    badly (a variance of more than 0.05 on average, where the prior is 1), a little noise explores what actions do.
 
     ``info["correction"]`` holds, at every step, ``asked`` and ``taken`` (actions), ``gate_open``, ``adapted_error`` and
     ``reference_error`` (running means of the squared one-step errors, in variances of the change; None at first) and
@@ -186,16 +193,21 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
 
     Args:
         env: The environment, wrapped by :class:`OnlineAdaptation`.
-        reference: The model of the physics that the policy knows. The wrapper works on a copy.
+        reference: The model of the physics that the policy knows. The wrapper works on a copy. None for an action map.
         match: What is to be as it was: the whole ``"change"`` of the observation, or only what the action adds to it,
             the ``"effect"``. None for ``"effect"`` of ``Discrete`` actions, which can add nothing else, and
             ``"change"`` of a ``Box``.
         gate: How many times as large as that of the adapted model the error of the reference must be.
         effect_gate: What actions do must fall below this share of what they do in the reference. inf leaves this to
             the first gate alone.
+        map_gate: How many times as large as its uncertainty explains the squared deviation of an action map from the
+            identity must be, the mean over its entries.
         decay: Decay of the running means.
         regularisation: Weight of the squared size of the action, in half ranges of a ``Box``, beside the squared error
-            of the prediction, in variances of the change.
+            of the prediction, in variances of the change, or of the mapped action, in half ranges. None for 0.005 and
+            0.02.
+        exploration: Standard deviation of the noise while an action map is known badly, in half ranges. Its stream is
+            seeded by ``reset``.
 
     Raises:
         ValueError: The environment is not so wrapped, the reference is not like the model that adapts, the actions are
@@ -280,8 +292,11 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
         match: What is to be as it was.
         gate: How many times as large the error of the reference must be.
         effect_gate: Below which share of what they do in the reference actions are corrected.
+        map_gate: From which deviation on an action map is corrected.
         decay: Decay of the running means.
         regularisation: Weight of the squared size of the action.
+        exploration: Standard deviation of the noise while an action map is known badly. Row i explores as a single
+            environment does whose seed is greater by i.
 
     Raises:
         ValueError: As for :class:`ActionCorrection`.

@@ -17,6 +17,7 @@ from ssm_metarl_gym.wrappers.adapted_model import (
     OnlineOptions,
     check_adapted_model,
     encode_rows,
+    parse_change_ratio,
     parse_probes,
     with_predictions,
 )
@@ -94,7 +95,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         probe_actions: Sequence[Any] | None = None,
         clip: float = 5.0,
         outlier_error: float = 50.0,
-        change_ratio: float = 20.0,
+        change_ratio: float | None = None,
         error_start: float = 0.02,
         error_decay: float = 0.98,
         error_floor: float = 0.001,
@@ -126,7 +127,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         self._surprises = Surprises(
             self.num_envs,
             outlier_error=outlier_error,
-            change_ratio=change_ratio,
+            change_ratio=parse_change_ratio(change_ratio, adapter),
             error_start=error_start,
             error_decay=error_decay,
             error_floor=error_floor,

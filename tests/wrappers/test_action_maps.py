@@ -25,7 +25,7 @@ class Plane(gym.Env):
     def __init__(self, matrix=((1.0, 0.0), (0.0, 1.0)), noise=0.01):
         self.observation_space = spaces.Box(-np.inf, np.inf, (2,))
         self.action_space = spaces.Box(-1.0, 1.0, (2,))
-        self._matrix, self._noise = np.array(matrix), noise
+        self.matrix, self._noise = np.array(matrix), noise
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -33,7 +33,7 @@ class Plane(gym.Env):
         return self._position.astype(np.float32), {}
 
     def step(self, action):
-        self._position = self._position + self._matrix @ action + self._noise * self.np_random.normal(size=2)
+        self._position = self._position + self.matrix @ action + self._noise * self.np_random.normal(size=2)
         return self._position.astype(np.float32), 0.0, False, False, {}
 
 
@@ -112,6 +112,17 @@ class TestGate:
 
     def test_it_corrects_nothing_where_it_is_infinite(self):
         assert not any(report["gate_open"] for report in reports_of(wrap(REVERSED, map_gate=np.inf)))
+
+
+def test_a_change_is_told_by_the_filter_alone_which_keeps_its_map():
+    env = wrap(np.eye(2))
+    reports_of(env)
+    env.unwrapped.matrix = np.array(REVERSED)
+    *_, info = [env.step(action)[-1] for action in asked_actions(8, seed=1)]
+    assert env.env.adapter.stats.covariance_resets == 1
+    assert info["adaptation"]["num_changes"] == 0
+    assert info["adaptation"]["num_transitions"] == 16  # of the window, which was not cleared
+    np.testing.assert_allclose(env.env.model.action_map.detach(), REVERSED, atol=0.1)
 
 
 class TestExploration:
