@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -35,8 +35,8 @@ import torch
 
 from ssm_metarl_gym.agents import DynamicsModel, KalmanAdapter
 from ssm_metarl_gym.checks import check_choice
-from ssm_metarl_gym.experiments.checks import check_output_folder
-from ssm_metarl_gym.experiments.command_line import option, parse_options, refusing
+from ssm_metarl_gym.experiments.checks import check_env, check_output_folder
+from ssm_metarl_gym.experiments.command_line import option, parse_options
 from ssm_metarl_gym.experiments.report import estimate, format_markdown
 from ssm_metarl_gym.experiments.runs import hold_output
 from ssm_metarl_gym.experiments.saved_agents import SavedAgent, read_run
@@ -129,15 +129,8 @@ def make_env(env_id: str, matrices: Floats) -> gym.Env[Any, Any]:
     return HiddenMotors(gym.make(env_id, max_episode_steps=num_steps), matrices, num_steps)
 
 
-@dataclass(frozen=True)
-class Nominal:
-    """What is known of the environment as it is.
-
-    Attributes:
-        policy: The policy.
-        env: Environments as the policy sees them: a ``VecNormalize``.
-        model: The model of the dynamics.
-    """
+class Nominal(NamedTuple):
+    """A policy, environments as it sees them (a ``VecNormalize``), and the model of the dynamics in them."""
 
     policy: Any
     env: Any
@@ -177,8 +170,10 @@ def find_policies(options: Options) -> list[SavedAgent]:
     """The runs that were given, or else those of all environments and seeds.
 
     Raises:
-        ValueError: A folder is not that of a finished run in one of the environments.
+        ValueError: A folder is not that of a finished run in one of the environments, or MuJoCo is missing.
     """
+    for env_id in options.envs:
+        check_env(env_id, {}, "--envs")
     folders = options.policy_folders
     if not folders:
         names = [(env_id, str(seed)) for seed in range(options.seeds) for env_id in options.envs]
@@ -233,10 +228,9 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run every agent in every condition, and print the table."""
     torch.set_num_threads(1)
-    options = parse_options(Options, arguments, description=__doc__)
+    options = parse_options(Options, arguments, description=__doc__, check=find_policies)
+    agents = find_policies(options)
     with hold_output(options.output):
-        with refusing():
-            agents = find_policies(options)
         path = options.output / "results.jsonl"
         rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         for key, get_returns in all_runs(agents, options):
