@@ -7,7 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ELEMENTWISE", "ELEMENTWISE_FUNCTIONS", "checked_loss", "is_mean_over_elements", "masked_loss"]
+__all__ = [
+    "ELEMENTWISE",
+    "ELEMENTWISE_FUNCTIONS",
+    "MaskedLoss",
+    "checked_loss",
+    "has_known_slopes",
+    "is_mean_over_elements",
+    "masked_loss",
+]
 
 # Means over elements. Torch broadcasts them, with a warning, over predictions and targets that do not match.
 ELEMENTWISE: Final = (nn.HuberLoss, nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)
@@ -28,11 +36,8 @@ def checked_loss(loss_fn: Any, prediction: Any, target: Tensor) -> Tensor:
         )
         raise ValueError(f"loss_fn must be a function of a prediction and a target; got {got}. Use e.g. {fix}.")
     elementwise = isinstance(loss_fn, ELEMENTWISE) or loss_fn in ELEMENTWISE_FUNCTIONS
-    if elementwise and isinstance(prediction, Tensor) and prediction.shape != target.shape:
-        raise ValueError(
-            f"predictions and targets must have the same shape; got {tuple(prediction.shape)} and "
-            f"{tuple(target.shape)}. Reshape the targets."
-        )
+    if elementwise and isinstance(prediction, Tensor):
+        _check_shapes(prediction, target)
     loss = loss_fn(prediction, target)
     if not isinstance(loss, Tensor) or loss.ndim or loss.is_complex():
         got = repr(loss)
@@ -73,3 +78,59 @@ def masked_loss(loss_fn: Any, prediction: Any, target: Tensor, mask: Tensor) -> 
     elements = tuple(range(mask.ndim - 1, losses.ndim))
     total: Tensor = torch.where(counted, losses, 0.0).sum(elements)
     return total if getattr(loss_fn, "reduction", "mean") == "sum" else total / counted.sum(elements)
+
+
+def has_known_slopes(loss_fn: Any) -> bool:
+    """Whether :class:`MaskedLoss` takes a loss."""
+    return is_mean_over_elements(loss_fn) and getattr(loss_fn, "reduction", "mean") in ("mean", "sum")
+
+
+class MaskedLoss:
+    """:func:`masked_loss` as a function of the predictions alone, and with its slopes, without a graph.
+
+    Args:
+        loss_fn: The loss, for which :func:`has_known_slopes` holds.
+        targets: ``Float[B N D]``.
+        mask: ``Bool[B N]``, of which some is true in every row.
+    """
+
+    def __init__(self, loss_fn: Any, targets: Tensor, mask: Tensor) -> None:
+        self._loss_fn = loss_fn
+        self._targets = targets
+        self._mask = mask[..., None]
+        is_sum = getattr(loss_fn, "reduction", "mean") == "sum"
+        self._num_elements = (
+            torch.ones(1, dtype=torch.long) if is_sum else mask.sum(1) * targets.shape[-1]
+        )  # that the loss is a mean of
+
+    def __call__(self, predictions: Tensor) -> tuple[Tensor, Tensor]:
+        """The losses and their slopes by the predictions: ``Float[B N D]`` -> ``Float[B]`` and ``Float[B N D]``."""
+        _check_shapes(predictions, self._targets)
+        errors = torch.where(self._mask, predictions - self._targets, 0.0)
+        values, slopes = _values_and_slopes(self._loss_fn, errors)
+        return values.sum((1, 2)) / self._num_elements, slopes / self._num_elements[:, None, None]
+
+
+def _values_and_slopes(loss_fn: Any, error: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of every element, and its slope."""
+    if isinstance(loss_fn, nn.MSELoss) or loss_fn is F.mse_loss:
+        return error.square(), 2.0 * error
+    # Huber's loss is quadratic up to a bound and linear beyond it; the others are its kin.
+    bound, scale = 0.0, 1.0
+    if isinstance(loss_fn, nn.HuberLoss) or loss_fn is F.huber_loss:
+        bound = getattr(loss_fn, "delta", 1.0)
+    elif isinstance(loss_fn, nn.SmoothL1Loss) or loss_fn is F.smooth_l1_loss:
+        bound = getattr(loss_fn, "beta", 1.0)
+        scale = 1.0 / bound if bound else 1.0
+    if not bound:
+        return error.abs(), error.sign()
+    ends = error.clamp(-bound, bound)
+    return scale * ends * (error - 0.5 * ends), scale * ends
+
+
+def _check_shapes(prediction: Tensor, target: Tensor) -> None:
+    if prediction.shape != target.shape:
+        raise ValueError(
+            f"predictions and targets must have the same shape; got {tuple(prediction.shape)} and "
+            f"{tuple(target.shape)}. Reshape the targets."
+        )

@@ -12,9 +12,12 @@ training tasks. Then it compares, on tasks that none of them has met:
 Writes results.json, switch.png, comparison.gif, and a folder with the model and the policies of each environment.
 """
 
-from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+import signal
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it without a traceback from here on
+    from ssm_metarl_gym.experiments.signals import end_on_signals
+
     end_on_signals()
 
 import json
@@ -46,6 +49,7 @@ from ssm_metarl_gym.experiments.pictures import draw_curves, film, save_film
 from ssm_metarl_gym.experiments.report import estimate, format_markdown
 from ssm_metarl_gym.experiments.runs import Stopwatch, hold_output
 from ssm_metarl_gym.experiments.sb3_training import save_agent
+from ssm_metarl_gym.experiments.signals import stoppable
 from ssm_metarl_gym.files import replacing, write_json
 from ssm_metarl_gym.wrappers import (
     ActionCorrection,
@@ -81,7 +85,7 @@ ROLLOUT_LENGTH = 32
 EVALUATION_SEED = 1_000_000
 # An update of the meta-training takes about as long as so many steps.
 STEPS_PER_UPDATE = 300
-NUM_STREAMS = 1000
+NUM_STREAMS, STREAM_LENGTH = 1000, 64
 META_UPDATES = 1500
 REFERENCE_UPDATES = 2000
 FILES = ("results.json", "switch.png", "comparison.gif")
@@ -217,7 +221,8 @@ def meta_train(env_id: str, options: Options) -> float:
     """Meta-train the model of the dynamics, and fit the reference to the nominal physics; the CPU seconds they took."""
     stopwatch = Stopwatch()
     torch.manual_seed(options.seed)
-    trainer = MetaTrainer(env_id, make_model(env_id), seed=options.seed, num_streams=NUM_STREAMS, inner_steps=3)
+    streams = {"num_streams": NUM_STREAMS, "stream_length": STREAM_LENGTH}
+    trainer = MetaTrainer(env_id, make_model(env_id), seed=options.seed, inner_steps=3, **streams)
     trainer.learn(choose_budget(options).meta_updates, callback=lambda trainer, loss: add_progress(STEPS_PER_UPDATE))
     folder = folder_of(env_id, options)
     trainer.save(folder / "dynamics.pt")
@@ -301,7 +306,7 @@ def make_row(agent: str, env_id: str, split: str, rewards: Rewards, options: Opt
 
 
 def make_costs(results: dict[Job, Any], budget: Budget) -> list[dict[str, Any]]:
-    """What each agent cost: CPU seconds of its training, and steps on tasks of the family."""
+    """What each agent cost: CPU seconds of its training, and steps on tasks of the family, of the model at random."""
     seconds = {job.arguments[:-1]: spent for job, spent in results.items() if job.work is not evaluate_agent}
     return [
         {
@@ -310,6 +315,7 @@ def make_costs(results: dict[Job, Any], budget: Budget) -> list[dict[str, Any]]:
             "steps": budget.steps[env_id][policy],
             "steps_on_the_family": 0 if policy == "nominal" else budget.steps[env_id][policy],
             "cpu_seconds": seconds[policy, env_id],
+            "steps_of_the_model_on_the_family": NUM_STREAMS * STREAM_LENGTH if uses_model(agent) else 0,
             "cpu_seconds_of_the_model": seconds[env_id,] if uses_model(agent) else 0.0,
         }
         for agent, policy in AGENTS.items()
@@ -319,7 +325,7 @@ def make_costs(results: dict[Job, Any], budget: Budget) -> list[dict[str, Any]]:
 
 def show_tables(rows: list[dict[str, Any]], costs: list[dict[str, Any]]) -> None:
     """Print a table for each environment, with intervals over seeds where there are several."""
-    header = ["", *SPLITS, "steps on the family"]
+    header = ["", *SPLITS, "steps of the policy on the family", "of the model"]
     seeds = sorted({row["seed"] for row in rows})
     of_what = f"{len(seeds)} seeds" if len(seeds) > 1 else "tasks"
     print(f"\nMean return over {rows[0]['num_tasks']} held-out tasks, with 95 % intervals over {of_what}:")
@@ -330,7 +336,8 @@ def show_tables(rows: list[dict[str, Any]], costs: list[dict[str, Any]]) -> None
             returns = [[row["returns"] for row in own if row["split"] == split] for split in SPLITS]
             cost = next(cost for cost in costs if (cost["name"], cost["env"]) == (agent, env_id))
             estimates = [f"{estimate(of_split, seeds[0]):.1f}" for of_split in returns]
-            lines.append([f"{label} (`{agent}`)", *estimates, f"{cost['steps_on_the_family']:,}"])
+            steps = [f"{cost[f'steps_{whose}on_the_family']:,}" for whose in ("", "of_the_model_")]
+            lines.append([f"{label} (`{agent}`)", *estimates, *steps])
         header[0] = env_id.removeprefix("ssm_metarl/")
         print(f"\n{format_markdown(header, lines)}")
 

@@ -15,7 +15,7 @@ from ssm_metarl_gym.agents.adaptation.recursive_rows import make_adapter_rows
 from ssm_metarl_gym.agents.adaptation.rows import AdapterRows
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.stateless import copy_module
-from ssm_metarl_gym.wrappers.action_maps import MapCorrector
+from ssm_metarl_gym.wrappers.action_maps import MAP_OPTIONS, MapCorrector
 from ssm_metarl_gym.wrappers.adapted_model import encode_rows
 from ssm_metarl_gym.wrappers.corrector import Corrector
 from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation
@@ -46,16 +46,15 @@ class _Correction:
         options: dict[str, Any],
     ) -> None:
         source = cast("DynamicsModel", adapter.model)
-        of_maps = {name: options[name] for name in ("map_gate", "exploration")}
-        options = {name: value for name, value in options.items() if name not in of_maps}
-        if reference is not None or source.adapts != "action_map":
-            reference = _check_reference(type(wrapper).__name__, reference, source)
-            options["regularisation"] = _or_else(options["regularisation"], _REGULARISATION)
-            self.rows = Corrector(copy_module(reference).eval(), action_space, adapter.num_rows, **options)
+        reference = _check_reference(type(wrapper).__name__, reference, source)
+        of_maps = source.adapts == reference.adapts == "action_map"
+        if options["regularisation"] is None:
+            options = options | {"regularisation": _MAP_REGULARISATION if of_maps else _REGULARISATION}
+        own = copy_module(reference).eval(), action_space, adapter.num_rows
+        if of_maps:
+            self.rows: Corrector = MapCorrector(env.adapter, *own, **options)
         else:
-            reference = copy_module(source).eval()
-            options["regularisation"] = _or_else(options["regularisation"], _MAP_REGULARISATION)
-            self.rows = MapCorrector(env.adapter, reference, action_space, adapter.num_rows, **of_maps, **options)
+            self.rows = Corrector(*own, **{name: options[name] for name in options if name not in MAP_OPTIONS})
         self._online = env
         self._model = env.model
         # Adapts by the same steps on the same inputs, to what the reference would have done.
@@ -135,7 +134,9 @@ class _Correction:
 
 
 def _check_reference(wrapper_name: str, reference: DynamicsModel | None, source: DynamicsModel) -> DynamicsModel:
-    """The reference of a wrapper, which must be like the source of the model that adapts."""
+    """The reference of a wrapper, which must be like the source of the model that adapts, and may be that of a map."""
+    if reference is None and source.adapts == "action_map":
+        return source
     if not isinstance(reference, DynamicsModel):
         raise ValueError(
             f"{wrapper_name} needs a DynamicsModel as reference; got {type(reference).__name__}. Make one with "
@@ -154,10 +155,6 @@ def _check_reference(wrapper_name: str, reference: DynamicsModel | None, source:
     return reference
 
 
-def _or_else(value: float | None, default: float) -> float:
-    return default if value is None else value
-
-
 class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordConstructorArgs):
     """Replaces each action by the one whose effect *now* is what the action had in the physics it was learned in.
 
@@ -172,10 +169,11 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
     Two gates let the policy's own action pass, bit for bit. One is closed while the reference predicts recent
     transitions as well as the adapted model does: nothing has changed. The other, of a ``Box`` of actions, is closed
     while actions do at least what they do in the reference: what has changed is not what the policy does, and a policy
-    that copes with it by itself is not to be disturbed. No reward is used.
+    that copes with it by itself is not to be disturbed. It takes the more to open it the less was seen. No reward is
+    used.
 
-    **An action map** (``DynamicsModel(adapts="action_map")``) needs no search. Without a ``reference``, that of the
-    model is the model itself with the map A of its source, the identity of one that was fitted, and the action taken is
+    **An action map** (``DynamicsModel(adapts="action_map")``) needs no search. The reference is the model itself with
+    the map A of its source, the identity of one that was fitted, and the action taken is
     ``argmin_u |A u - u_asked|^2 + regularisation |u|^2``. Of a :class:`KalmanAdapter`, which knows how sure it is of A,
     the gate is another one: open while A deviates significantly from the identity. While that is so and A is known
     badly (a variance of more than 0.05 on average, where the prior is 1), a little noise explores what actions do.
@@ -193,13 +191,16 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
 
     Args:
         env: The environment, wrapped by :class:`OnlineAdaptation`.
-        reference: The model of the physics that the policy knows. The wrapper works on a copy. None for an action map.
+        reference: The model of the physics that the policy knows. The wrapper works on a copy. None for an action map,
+            whose reference differs in the map alone.
         match: What is to be as it was: the whole ``"change"`` of the observation, or only what the action adds to it,
             the ``"effect"``. None for ``"effect"`` of ``Discrete`` actions, which can add nothing else, and
             ``"change"`` of a ``Box``.
         gate: How many times as large as that of the adapted model the error of the reference must be.
         effect_gate: What actions do must fall below this share of what they do in the reference. inf leaves this to
             the first gate alone.
+        prior_steps: How many steps of evidence it takes to believe half of that: what actions do counts as the mean of
+            the estimate, once for each step of the episode, and of 1, so many times.
         map_gate: How many times as large as its uncertainty explains the squared deviation of an action map from the
             identity must be, the mean over its entries.
         decay: Decay of the running means.
@@ -222,6 +223,7 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
         match: Literal["change", "effect"] | None = None,
         gate: float = 1.5,
         effect_gate: float = 0.9,
+        prior_steps: float = 16.0,
         map_gate: float = 6.0,
         decay: float = 0.9,
         regularisation: float | None = None,
@@ -231,6 +233,7 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
             "match": match,
             "gate": gate,
             "effect_gate": effect_gate,
+            "prior_steps": prior_steps,
             "map_gate": map_gate,
             "decay": decay,
             "regularisation": regularisation,
@@ -292,6 +295,7 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
         match: What is to be as it was.
         gate: How many times as large the error of the reference must be.
         effect_gate: Below which share of what they do in the reference actions are corrected.
+        prior_steps: How many steps of evidence it takes to believe half of that.
         map_gate: From which deviation on an action map is corrected.
         decay: Decay of the running means.
         regularisation: Weight of the squared size of the action.
@@ -310,6 +314,7 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
         match: Literal["change", "effect"] | None = None,
         gate: float = 1.5,
         effect_gate: float = 0.9,
+        prior_steps: float = 16.0,
         map_gate: float = 6.0,
         decay: float = 0.9,
         regularisation: float | None = None,
@@ -319,6 +324,7 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
             "match": match,
             "gate": gate,
             "effect_gate": effect_gate,
+            "prior_steps": prior_steps,
             "map_gate": map_gate,
             "decay": decay,
             "regularisation": regularisation,

@@ -19,8 +19,9 @@ from ssm_metarl_gym.checks import Rule, check_fields
 from ssm_metarl_gym.seeding import seed_sequence
 from ssm_metarl_gym.wrappers.corrector import Corrector, Flags, Predict
 
-__all__ = ["MapCorrector", "MapEstimates", "deviation", "undo_maps"]
+__all__ = ["MAP_OPTIONS", "MapCorrector", "MapEstimates", "deviation", "undo_maps"]
 
+MAP_OPTIONS: Final = ("map_gate", "exploration")  # beside those of Corrector
 _KNOWN_VARIANCE: Final = 0.05  # of an entry of a map, on average: below it, there is nothing to explore
 _RULES: Final[dict[str, Rule]] = {
     "map_gate": ("a number >= 0 (inf corrects nothing)", lambda value: value >= 0.0),

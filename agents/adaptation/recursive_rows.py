@@ -83,8 +83,8 @@ class RecursiveRows(AdapterRows):
         stats.empty_calls += rows & ~mask.any(dim=1)
         for name, count in zip(COUNTS, self.state.counts.unbind(1), strict=True):
             getattr(stats, name).copy_(count)
-        stats.distance.copy_(self._distances(self._weights))
-        self._track(torch.arange(self.num_rows), before, ~before.isnan())
+        stats.distance.copy_(torch.from_numpy(self._distances(self._weights)))
+        self._track(slice(None), before.numpy(), ~before.isnan().numpy())
         return self._measure(loss_fn, states, targets, finite, measured)
 
     def _measure(
@@ -92,8 +92,8 @@ class RecursiveRows(AdapterRows):
     ) -> Tensor:
         """The loss of each row ``Float64[N]`` over the transitions of the mask, nan where it is not finite."""
         losses = torch.full((self.num_rows,), torch.nan, dtype=torch.float64)
-        for index, losses_of in self._losses(loss_fn, states, targets, mask, rows):
-            losses[index] = self._evaluate(losses_of, self._weights[index], with_gradient=False)[0]
+        for index, objective in self._objectives(loss_fn, states, targets, mask, rows.numpy()):
+            losses[index] = objective(self._weights[index], with_gradient=False)[0].double()
         return torch.where(losses.isfinite(), losses, torch.nan)
 
 

@@ -1,22 +1,37 @@
 """Bounded adaptation of many copies of a module, each to data of its own, all together."""
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Final, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter
+from ssm_metarl_gym.agents.adaptation.batched_network import find_network
 from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig
 from ssm_metarl_gym.agents.adaptation.trust_region import moving_moments
-from ssm_metarl_gym.agents.losses import checked_loss, is_mean_over_elements, masked_loss
+from ssm_metarl_gym.agents.losses import MaskedLoss, checked_loss, is_mean_over_elements, masked_loss
 from ssm_metarl_gym.agents.stateless import StatelessModule, attributes_kept
 
 __all__ = ["AdapterRows", "RowStats"]
+
+Flags: TypeAlias = npt.NDArray[np.bool_]
+Floats: TypeAlias = npt.NDArray[np.float64]
+# Some of the rows: their indices, or a slice where all of it are meant.
+Rows: TypeAlias = npt.NDArray[np.int64] | slice
+# Float[R W], and whether the gradient is wanted -> the losses Float[R], and the gradient Float[R W].
+Objective: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
+
+# Measured: so many weights at once stay in the cache of a core while steps are taken on them.
+_CACHED_NUMBERS: Final = 2**18
+_LEAST_ROWS: Final = 32  # below which more is spent on calls than on numbers
 
 
 @dataclass
@@ -99,12 +114,12 @@ class AdapterRows:
                 f"{', '.join(sorted(map(str, dtypes)))}. Use the model's float() first."
             )
         self._shapes = {name: parameter.shape for name, parameter in parameters.items()}
-        # All that adapts of many models is one linear layer, for which a batched product takes the place of vmap.
-        layer = getattr(self.model, "adapted_layer", self.model)
-        self._is_linear = type(layer) is nn.Linear and len(parameters) == 2 and layer.bias is not None
+        # Of plain networks, batched products take the place of vmap and autograd.
+        self._network = find_network(self.model)
         self._source = torch.cat([parameter.flatten() for parameter in parameters.values()])  # W
         self._source_norm = float(torch.linalg.vector_norm(self._source))
         self._weights = self._source.repeat(num_rows, 1)  # N W
+        self._num_rows_in_cache = max(_LEAST_ROWS, _CACHED_NUMBERS // len(self._source))
         self.stats = RowStats.zeros(num_rows)
 
     def predict(self, states: Tensor) -> Any:
@@ -127,6 +142,7 @@ class AdapterRows:
         self.stats.reset(rows)
 
     @torch.inference_mode(False)
+    @torch.no_grad()
     def adapt(
         self,
         loss_fn: Callable[[Any, Tensor], Tensor],
@@ -153,133 +169,160 @@ class AdapterRows:
             for tensor in (batch_dict["states"], batch_dict["targets"])
         )
         mask = torch.ones(targets.shape[:2], dtype=torch.bool) if mask is None else torch.as_tensor(mask)
-        rows = torch.ones(self.num_rows, dtype=torch.bool) if rows is None else torch.as_tensor(rows)
-        empty = rows & ~mask.any(dim=1)
-        self.stats.calls += rows
-        self.stats.empty_calls += empty
+        asked = np.ones(self.num_rows, dtype=np.bool_) if rows is None else np.asarray(rows)
+        empty = asked & ~mask.any(dim=1).numpy()
+        self.stats.calls.numpy()[asked] += 1
+        self.stats.empty_calls.numpy()[empty] += 1
         losses = torch.full((self.num_rows,), math.nan, dtype=torch.float64)
-        for index, losses_of in self._losses(loss_fn, states, targets, mask, rows & ~empty):
-            losses[index] = self._descend(losses_of, index)
+        with np.errstate(all="ignore"):  # what is not finite is no step
+            for index, objective in self._objectives(loss_fn, states, targets, mask, asked & ~empty):
+                losses.numpy()[index] = self._descend(objective, index)
         return losses
 
-    def _losses(
-        self, loss_fn: Callable[[Any, Tensor], Tensor], states: Tensor, targets: Tensor, mask: Tensor, rows: Tensor
-    ) -> Iterator[tuple[Tensor, Callable[[Tensor], Tensor]]]:
-        """The rows that can be computed together, and their losses as a function of their weights ``Float[R W]``."""
-        for index, x, y, m in _groups(states, targets, mask, rows, is_mean_over_elements(loss_fn)):
-
-            def losses_of(weights: Tensor, x: Tensor = x, y: Tensor = y, m: Tensor | None = m) -> Tensor:
-                predictions = self._forward(weights, x)
-                if m is not None:
-                    return masked_loss(loss_fn, predictions, y, m)
-                result: Tensor = vmap(lambda prediction, y: checked_loss(loss_fn, prediction, y))(predictions, y)
-                return result
-
-            yield index, losses_of
+    def _objectives(
+        self, loss_fn: Callable[[Any, Tensor], Tensor], states: Tensor, targets: Tensor, mask: Tensor, rows: Flags
+    ) -> Iterator[tuple[Rows, Objective]]:
+        """The rows that can be computed together, and their losses and gradients as a function of their weights."""
+        network = self._network if states.ndim == 3 else None
+        if network is not None and network.knows_gradient(loss_fn):
+            for index, x, y, m in _in_parts(states, targets, mask, rows, self._num_rows_in_cache):
+                yield index, functools.partial(network.losses, MaskedLoss(loss_fn, y, m), x)
+            return
+        # What is masked can be left out of a mean over elements; any other loss takes rows of one length together.
+        groups: Iterator[tuple[Rows, Tensor, Tensor, Tensor | None]] = (
+            _in_parts(states, targets, mask, rows, self.num_rows)
+            if is_mean_over_elements(loss_fn)
+            else _by_length(states, targets, mask, rows)
+        )
+        for index, x, y, counted in groups:
+            yield index, functools.partial(self._differentiate, loss_fn, x, y, counted)
 
     def _forward(self, weights: Tensor, states: Tensor) -> Any:
         """``Float[N W]`` and ``Float[N P ...]`` -> the predictions of each row."""
+        if self._network is not None and states.ndim == 3:
+            return self._network(weights, states)
         parts = weights.split([shape.numel() for shape in self._shapes.values()], dim=1)
         named = {
             name: part.unflatten(1, shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
         }
-        if self._is_linear:
-            weight, bias = named.values()
-            return torch.baddbmm(bias[:, None], states, weight.transpose(1, 2))
         with attributes_kept(self.model):
             return vmap(lambda named, x: self._module(named, (x,)))(named, states)
 
-    def _descend(self, losses_of: Callable[[Tensor], Tensor], index: Tensor) -> Tensor:
-        """Take the steps of these rows, and put what happened into their statistics: ``Float64[R]``."""
+    def _differentiate(
+        self,
+        loss_fn: Callable[[Any, Tensor], Tensor],
+        states: Tensor,
+        targets: Tensor,
+        mask: Tensor | None,
+        weights: Tensor,
+        *,
+        with_gradient: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Any loss of each row ``Float[R]``, and its gradient ``Float[R W]`` where that is wanted, by autograd."""
+        with torch.set_grad_enabled(with_gradient):
+            weights = weights.detach().clone().requires_grad_(with_gradient)
+            predictions = self._forward(weights, states)
+            if mask is not None:
+                losses = masked_loss(loss_fn, predictions, targets, mask)
+            else:
+                losses = vmap(lambda prediction, y: checked_loss(loss_fn, prediction, y))(predictions, targets)
+            if not with_gradient:
+                return losses, weights
+            # The rows do not depend on each other: the gradient of the sum holds that of each.
+            (gradients,) = torch.autograd.grad(losses.sum(), weights)
+        return losses.detach(), gradients
+
+    def _descend(self, objective: Objective, index: Rows) -> Floats:
+        """Take the steps of these rows, and put what happened into their statistics: ``Float64[R]``, the losses."""
         cfg, stats = self.cfg, self.stats
         num_steps = 0 if cfg.lr == 0.0 or cfg.trust_region_eps == 0.0 else cfg.max_steps_per_call
         weights = self._weights[index]  # R W
-        first, gradients = self._evaluate(losses_of, weights, with_gradient=num_steps > 0)
-        losses = first
-        going = torch.isfinite(first)
+        tensor, gradients = objective(weights, with_gradient=num_steps > 0)
+        first = losses = tensor.double().numpy()
+        going: Flags = np.isfinite(first)
         for step in range(num_steps):
             candidates, clipped, projected, possible = self._step(weights, gradients)
             going_on = going & possible
-            candidates = torch.where(going_on[:, None], candidates, weights)
-            after, gradients = self._evaluate(losses_of, candidates, with_gradient=step + 1 < num_steps)
+            candidates = _where_rows(going_on, candidates, weights)
+            tensor, gradients = objective(candidates, with_gradient=step + 1 < num_steps)
+            after = tensor.double().numpy()
             # A step is accepted where all is finite still; elsewhere the row stays where it was before the step.
-            accepted = going_on & torch.isfinite(after)
-            weights = torch.where(accepted[:, None], candidates, weights)
-            losses = torch.where(accepted, after, torch.where(going, math.nan, losses))
-            stats.steps[index] += accepted
-            stats.clipped_steps[index] += accepted & clipped
-            stats.projected_steps[index] += accepted & projected
+            accepted = going_on & np.isfinite(after)
+            weights = _where_rows(accepted, candidates, weights)
+            losses = np.where(accepted, after, np.where(going, np.nan, losses))
+            stats.steps.numpy()[index] += accepted
+            stats.clipped_steps.numpy()[index] += accepted & clipped
+            stats.projected_steps.numpy()[index] += accepted & projected
             going = accepted
-        losses = torch.where(torch.isfinite(losses), losses, math.nan)
-        undone = torch.isnan(losses)
-        stats.rejected_steps[index] += undone
+        losses = np.where(np.isfinite(losses), losses, np.nan)
+        undone = np.isnan(losses)
+        stats.rejected_steps.numpy()[index] += undone
         self._track(index, first, ~undone)
         self._weights[index] = weights
-        stats.distance[index] = self._distances(weights)
+        stats.distance.numpy()[index] = self._distances(weights)
         return losses
 
-    def _distances(self, weights: Tensor) -> Tensor:
+    def _distances(self, weights: Tensor) -> Floats:
         """The distances of ``Float[R W]`` from the source, relative to its norm: ``Float64[R]``."""
-        offset = torch.linalg.vector_norm((weights - self._source).double(), dim=1)
-        return offset / self._source_norm if self._source_norm else torch.where(offset > 0.0, math.inf, 0.0)
+        offset: Floats = torch.linalg.vector_norm(weights - self._source, dim=1).double().numpy()
+        return offset / self._source_norm if self._source_norm else np.where(offset > 0.0, np.inf, 0.0)
 
-    def _evaluate(
-        self, losses_of: Callable[[Tensor], Tensor], weights: Tensor, *, with_gradient: bool
-    ) -> tuple[Tensor, Tensor]:
-        """The loss of each row ``Float64[R]``, and its gradient ``Float[R W]`` where that is wanted."""
-        with torch.inference_mode(False), torch.set_grad_enabled(with_gradient):
-            weights = weights.detach().clone().requires_grad_(with_gradient)
-            losses = losses_of(weights)
-            if not with_gradient:
-                return losses.double(), weights
-            # The rows do not depend on each other: the gradient of the sum holds that of each.
-            (gradients,) = torch.autograd.grad(losses.sum(), weights)
-        return losses.detach().double(), gradients
-
-    def _step(self, weights: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _step(self, weights: Tensor, gradients: Tensor) -> tuple[Tensor, Flags, Flags, Flags]:
         """One clipped and projected step of each row: where it leads, was it clipped, projected, is it finite?"""
-        slope = torch.linalg.vector_norm(gradients, dim=1)
+        cfg, finfo = self.cfg, torch.finfo(weights.dtype)
+        slope = torch.linalg.vector_norm(gradients, dim=1).numpy()
         # Clip the gradient to its largest norm, and descend.
-        clipped = slope > self.cfg.grad_clip_norm
-        lr = torch.where(clipped, self.cfg.lr * (self.cfg.grad_clip_norm / slope), self.cfg.lr)
-        weights = weights - lr[:, None] * gradients
+        lr = min(cfg.lr, finfo.max) * np.minimum(1.0, cfg.grad_clip_norm / slope)
+        weights = torch.addcmul(weights, torch.from_numpy(lr)[:, None], gradients, value=-1.0)
         # Project onto the ball around the source.
         offset = weights - self._source
-        distance = torch.linalg.vector_norm(offset, dim=1)
-        radius = self.cfg.trust_region_eps * self._source_norm if self.cfg.trust_region_eps < math.inf else math.inf
+        norms = torch.linalg.vector_norm(offset, dim=1)
+        distance = norms.numpy()
+        radius = cfg.trust_region_eps * self._source_norm if cfg.trust_region_eps < math.inf else math.inf
         projected = distance > radius
         if projected.any():
             # It ends inside by what rounding can add, so that the weights cannot leave the ball.
-            inner = max(radius - torch.finfo(weights.dtype).eps * (self._source_norm + radius), 0.0)
-            pulled = self._source + offset * (inner / distance.double()).to(offset.dtype)[:, None]
-            weights = torch.where(projected[:, None], pulled, weights)
-        return weights, clipped, projected, torch.isfinite(slope) & torch.isfinite(distance)
+            inner = max(radius - finfo.eps * (self._source_norm + radius), 0.0)
+            pulled = self._source + offset * (inner / norms.double()).to(offset.dtype)[:, None]
+            weights = torch.where(torch.from_numpy(projected)[:, None], pulled, weights)
+        return weights, slope > cfg.grad_clip_norm, projected, np.isfinite(slope) & np.isfinite(distance)
 
-    def _track(self, index: Tensor, losses: Tensor, counted: Tensor) -> None:
+    def _track(self, index: Rows, losses: Floats, counted: Flags) -> None:
         """Move the running mean and variance towards the losses before adaptation, where they are finite."""
-        stats = self.stats
-        mean, variance = stats.loss_mean[index], stats.loss_variance[index]
-        moved = moving_moments(mean, variance, losses, self.cfg.ema_decay)
-        new = torch.isnan(mean)
-        stats.loss_mean[index] = torch.where(counted, torch.where(new, losses, moved[0]), mean)
-        stats.loss_variance[index] = torch.where(counted & ~new, moved[1], variance)
+        means, variances = self.stats.loss_mean.numpy(), self.stats.loss_variance.numpy()
+        mean, variance = means[index], variances[index]
+        moved_mean, moved_variance = moving_moments(mean, variance, losses, self.cfg.ema_decay)
+        new = np.isnan(mean)
+        means[index], variances[index] = (
+            np.where(counted, np.where(new, losses, moved_mean), mean),
+            np.where(counted & ~new, moved_variance, variance),
+        )
 
 
-def _groups(
-    states: Tensor, targets: Tensor, mask: Tensor, rows: Tensor, by_mask: bool
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
-    """The rows that can be computed together: their indices, states, targets, and a mask where there is one.
+def _where_rows(rows: Flags, new: Tensor, old: Tensor) -> Tensor:
+    """``new`` in these rows ``Bool[R]``, ``old`` in the others; most often it is all of them."""
+    return new if rows.all() else torch.where(torch.from_numpy(rows)[:, None], new, old)
 
-    Where a loss is a mean over elements, what is masked can be left out of it. Any other takes together the rows that
-    have equally many transitions.
-    """
-    if by_mask:
-        index = rows.nonzero()[:, 0]
-        if len(index):
-            yield index, states[index], targets[index], mask[index]
-        return
-    lengths = mask.sum(dim=1)
-    for length in lengths[rows].unique().tolist():
-        index = (rows & (lengths == length)).nonzero()[:, 0]
+
+def _in_parts(
+    states: Tensor, targets: Tensor, mask: Tensor, rows: Flags, size: int
+) -> Iterator[tuple[Rows, Tensor, Tensor, Tensor]]:
+    """So many rows after the other as ``size`` says: which they are, their states, targets and masks."""
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
+        index = part if rows[part].all() else start + rows[part].nonzero()[0]
+        x, m = states[index], mask[index]
+        if len(m):
+            # What is not there may be anything, and the gradient of what does not count is 0 times that.
+            yield index, x.masked_fill(~m.view(*m.shape, *[1] * (x.ndim - 2)), 0), targets[index], m
+
+
+def _by_length(
+    states: Tensor, targets: Tensor, mask: Tensor, rows: Flags
+) -> Iterator[tuple[Rows, Tensor, Tensor, Tensor | None]]:
+    """The rows that have equally many transitions: which they are, their states and targets, of which all count."""
+    lengths = mask.sum(dim=1).numpy()
+    for length in np.unique(lengths[rows]).tolist():
+        (index,) = (rows & (lengths == length)).nonzero()
         x, y = (tensor[index][mask[index]].unflatten(0, (len(index), length)) for tensor in (states, targets))
         yield index, x, y, None

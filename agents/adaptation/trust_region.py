@@ -3,12 +3,14 @@
 import math
 from typing import NamedTuple, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 __all__ = ["TrustRegion", "moving_moments", "pull_back", "trust_region"]
 
-Number = TypeVar("Number", float, Tensor)
+Number = TypeVar("Number", float, Tensor, npt.NDArray[np.float64])
 
 
 class TrustRegion(NamedTuple):

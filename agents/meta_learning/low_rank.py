@@ -2,22 +2,17 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Final, TypeAlias
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ssm_metarl_gym.agents.layers import Layer, layers_in_sequence
 from ssm_metarl_gym.agents.meta_learning.inner_loop import InnerLoop
 
 __all__ = ["LowRankNetwork", "find_layers"]
 
-Layer: TypeAlias = tuple[str, nn.Module]  # the prefix of its parameters' names, and the layer
-
-# Modules without parameters that treat every number alike.
-_ELEMENTWISE: Final = (
-    nn.ELU, nn.GELU, nn.Hardtanh, nn.Identity, nn.LeakyReLU, nn.Mish, nn.ReLU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Tanh
-)  # fmt: skip
 # Measured: with more rows of support sets than so many times the layers' own rank, writing the weights out is faster.
 _WORTH_IT: Final = 2.5
 
@@ -28,31 +23,11 @@ def find_layers(inner: InnerLoop) -> list[Layer] | None:
     It must be nothing but linear and elementwise layers in sequence, none used twice, with fixed step sizes and without
     clipping; and where the bias of a layer adapts, so must its weight.
     """
-    layers = _flatten(inner.model, "")
+    layers = layers_in_sequence(inner.model)
     if layers is None or inner.rates or inner.grad_clip_norm < math.inf:
         return None
-    parameters = [parameter for _, layer in layers for parameter in layer.parameters()]
-    shared = len({id(parameter) for parameter in parameters}) < len(parameters)
     half = any(f"{name}bias" in inner.adapted and f"{name}weight" not in inner.adapted for name, _ in layers)
-    return None if shared or half else layers
-
-
-def _flatten(module: nn.Module, prefix: str) -> list[Layer] | None:
-    """The layers of a network in the order of their calls; None where it is not known what it computes."""
-    # Exact types only: a subclass, a hook, a parametrisation or a replaced method may compute anything. What works in
-    # place overwrites the outputs by which the loss is differentiated.
-    changed = (*module._forward_hooks, *module._forward_pre_hooks, *module._backward_hooks, *module._backward_pre_hooks)
-    if changed or "forward" in vars(module) or getattr(module, "inplace", False):
-        return None
-    if type(module) is not nn.Sequential:
-        return [(prefix, module)] if type(module) in (nn.Linear, *_ELEMENTWISE) else None
-    layers: list[Layer] = []
-    for name, child in module._modules.items():  # and not named_children(), which leaves out what is used again
-        part = None if child is None else _flatten(child, f"{prefix}{name}.")
-        if part is None:
-            return None
-        layers += part
-    return layers
+    return None if half else layers
 
 
 class LowRankNetwork:

@@ -180,9 +180,11 @@ class DynamicsModel(nn.Module):
         return centre[:, 0], (slopes.mT[..., None] * actions[:, None, None]).flatten(2)
 
     @property
-    def adapted_layer(self) -> nn.Linear | None:
-        """All that ``forward`` computes where only the last layer adapts, None elsewhere."""
-        return self.head if self.adapts == "last_layer" else None
+    def adapted_network(self) -> nn.Module | None:
+        """All that ``forward`` computes, as a network: head, or core and head; None for an action map."""
+        if self.adapts == "action_map":
+            return None
+        return self.head if self.adapts == "last_layer" else nn.Sequential(self.core, self.head)
 
     def prepare_to_adapt(self) -> None:
         """Go to evaluation mode, and let exactly those parameters require a gradient that adapt at test time."""

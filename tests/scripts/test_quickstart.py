@@ -168,6 +168,7 @@ def test_results_hold_returns_and_what_they_cost(quickstart):
     costs = [cost for cost in results["costs"] if cost["env"] == CARTPOLE]
     assert [cost["cpu_seconds_of_the_model"] for cost in costs] == [0.0, 2.0, 2.0, 0.0]
     assert [cost["steps_on_the_family"] > 0 for cost in costs] == [False, False, True, True]
+    assert [cost["steps_of_the_model_on_the_family"] for cost in costs] == [0, 64_000, 64_000, 0]
 
 
 def test_a_run_of_several_seeds_goes_on_where_it_was_and_shows_their_means(quickstart, tmp_path, monkeypatch, capsys):
@@ -190,7 +191,9 @@ def test_a_run_of_several_seeds_goes_on_where_it_was_and_shows_their_means(quick
     assert begun == [3, 4, 4, 5]
     lines = capsys.readouterr().out.splitlines()
     assert "Mean return over 2 held-out tasks, with 95 % intervals over 3 seeds:" in lines
-    start = lines.index(f"| PendulumPolarity-v0 | {' | '.join(SPLITS)} | steps on the family |")
+    start = lines.index(
+        f"| PendulumPolarity-v0 | {' | '.join(SPLITS)} | steps of the policy on the family | of the model |"
+    )
     for i, (line, agent) in enumerate(zip(lines[start + 2 :], AGENTS, strict=False)):
         cells = line.split(" | ")
         assert f"(`{agent}`)" in cells[0]

@@ -174,9 +174,17 @@ def test_the_map_of_the_source_is_what_the_policy_knows():
     assert not any(report["gate_open"] for report in reports)
 
 
-def test_a_reference_that_is_given_is_matched_by_search():
-    reports = reports_of(wrap(REVERSED, reference=make_model(), effect_gate=np.inf, regularisation=0.0))
-    np.testing.assert_allclose(REVERSED @ reports[-1]["taken"], reports[-1]["asked"], atol=0.1)
+def test_a_reference_with_a_map_is_met_in_closed_form_and_any_other_by_search():
+    reference = make_model()
+    with torch.no_grad():
+        reference.action_map.copy_(-torch.eye(2))
+    search = DynamicsModel(Plane().observation_space, Plane().action_space, nn.Identity())
+    with torch.no_grad():
+        search.head.weight.copy_(torch.tensor([[0.0, 0.0, -1.0, 0.0], [0.0, 0.0, 0.0, -1.0]]))
+        search.head.bias.zero_()
+    for given in (reference, search):
+        reports = reports_of(wrap(REVERSED, reference=given, effect_gate=np.inf, regularisation=0.0))
+        np.testing.assert_allclose(REVERSED @ reports[-1]["taken"], -reports[-1]["asked"], atol=0.1)
 
 
 @pytest.mark.parametrize("env", [wrap(REVERSED), wrap_rows([REVERSED, np.eye(2)])], ids=["one", "rows"])

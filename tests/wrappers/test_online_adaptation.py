@@ -69,6 +69,7 @@ def predict(model, observation, probes):
         return model(model.encode(np.tile(observation, (len(probes), 1)), np.array(probes))).flatten().numpy()
 
 
+@pytest.mark.each_value
 @both_envs
 @pytest.mark.parametrize("observe_predictions", [False, True])
 def test_rewards_flags_and_the_wrapped_observation_stay_as_they_are(env_id, observe_predictions, rollout):
@@ -81,6 +82,7 @@ def test_rewards_flags_and_the_wrapped_observation_stay_as_they_are(env_id, obse
     assert [rest for _, *rest in wrapped] == [rest for _, *rest in plain]
 
 
+@pytest.mark.each_value
 @both_envs
 @both_ways
 @pytest.mark.parametrize("restore", ["episode", "call", "never"])
@@ -187,6 +189,7 @@ PROBES = [
 ]
 
 
+@pytest.mark.each_value
 @both_ways
 @pytest.mark.parametrize(("space", "given", "probes"), PROBES)
 def test_the_predictions_are_those_of_the_adapted_model_for_every_probe(scripted, space, given, probes, adapts):
@@ -224,6 +227,7 @@ def test_no_observation_loses_precision(scripted, dtype):
         assert env.observation_space.contains(observation)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("env_id", "adapts"), [(CARTPOLE, "all"), (PENDULUM, "last_layer")])
 @pytest.mark.parametrize("bounds", [replace(BOUNDS, lr=0.0), replace(BOUNDS, trust_region_eps=0.0)])
 def test_a_frozen_model_predicts_what_the_source_does(env_id, adapts, bounds, rollout):
@@ -477,6 +481,7 @@ def test_a_seed_determines_everything(env_id, rollout):
     assert rollout(wrap(env_id, observe_predictions=True), 15, seed=4) == first
 
 
+@pytest.mark.each_value
 @both_ways
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_it_works_without_autograd(adapts, mode, rollout):
@@ -496,6 +501,7 @@ def test_a_model_that_keeps_what_it_computed_can_be_adapted():
     assert wrapped.model.seen == model.seen
 
 
+@pytest.mark.each_value
 @both_envs
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])  # noqa: S301
 def test_a_copy_in_mid_episode_goes_on_alone(env_id, clone):
@@ -520,6 +526,7 @@ def test_the_caller_may_change_what_it_got_and_what_it_gave(scripted):
     assert calls[-1][1:] == ([[1, 0], [2, 0]], [[1], [2]])
 
 
+@pytest.mark.each_value
 @both_envs
 @both_ways
 @pytest.mark.usefixtures("fast_windows")

@@ -70,6 +70,7 @@ def largest_deviation(prediction, target):
     return (prediction - target).abs().amax()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 @pytest.mark.parametrize(
     ("adapts", "options", "loss_fn"),

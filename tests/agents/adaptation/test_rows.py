@@ -21,8 +21,11 @@ def worst(prediction, target):
 
 
 def make_model(kind, dtype=torch.float32):
-    layers = {"linear": [nn.Linear(3, 2)], "network": [nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)]}[kind]
-    return nn.Sequential(*layers).to(dtype) if kind == "network" else layers[0].to(dtype)
+    if kind == "linear":
+        return nn.Linear(3, 2).to(dtype)
+    # The one is computed by batched products, the other by vmap.
+    between = {"network": [nn.Tanh()], "normalised": [nn.LayerNorm(4), nn.Tanh()]}[kind]
+    return nn.Sequential(nn.Linear(3, 4), *between, nn.Linear(4, 2)).to(dtype)
 
 
 def make_batch(masked=True, dtype=torch.float32):
@@ -41,7 +44,8 @@ def assert_rows_are_those_of(rows, singles, states):
         assert own == pytest.approx(dataclasses.asdict(single.stats), rel=1e-4, abs=1e-5, nan_ok=True)
 
 
-@pytest.mark.parametrize("kind", ["linear", "network"])
+@pytest.mark.each_value
+@pytest.mark.parametrize("kind", ["linear", "network", "normalised"])
 @pytest.mark.parametrize("loss_fn", [nn.MSELoss(), nn.SmoothL1Loss(reduction="sum"), worst])
 @pytest.mark.parametrize(
     "changes",
@@ -95,6 +99,37 @@ def test_shared_parts_and_attributes_are_left_as_they_were():
     assert rows.model.seen is None
     assert rows.model.again is rows.model.layer
     assert isinstance(rows.model.layer.weight, nn.Parameter)
+
+
+def test_many_rows_are_computed_in_parts():
+    model = nn.Linear(100, 80)  # of which 70 rows do not fit into the cache of a core
+    adapter = Adapter(model, dataclasses.replace(BOUNDS, trust_region_eps=0.02))
+    rows = AdapterRows(adapter, 70)
+    batch = {"states": torch.randn(70, K, 100), "targets": torch.randn(70, K, 80)}
+    mask, chosen = torch.rand(70, K) < 0.8, torch.arange(70) % 9 != 4
+    mask[50] = False
+    for _ in range(2):
+        losses = rows.adapt(nn.MSELoss(), batch, mask=mask, rows=chosen)
+    assert torch.equal(losses.isfinite(), chosen & mask.any(dim=1))
+    for i in (0, 31, 33, 40, 50, 69):
+        single = copy.deepcopy(adapter)
+        for _ in range(2 * chosen[i]):
+            single.adapt(nn.MSELoss(), {name: part[i][mask[i]] for name, part in batch.items()})
+        own = {name: value[i].item() for name, value in vars(rows.stats).items()}
+        assert own == pytest.approx(dataclasses.asdict(single.stats), rel=1e-4, abs=1e-5, nan_ok=True)
+
+
+@pytest.mark.parametrize("kind", ["linear", "network"])
+def test_what_the_mask_leaves_out_may_be_anything(kind):
+    rows = AdapterRows(Adapter(make_model(kind), BOUNDS), N)
+    expected = copy.deepcopy(rows)
+    batch, mask = make_batch()
+    losses = expected.adapt(nn.MSELoss(), batch, mask=mask)
+    for part in batch.values():
+        part[~mask] = math.nan
+    assert torch.equal(rows.adapt(nn.MSELoss(), batch, mask=mask).nan_to_num(), losses.nan_to_num())
+    states = torch.randn(N, K, 3)
+    assert torch.equal(rows.predict(states), expected.predict(states))
 
 
 def test_rows_that_do_not_adapt_stay_as_they_are():

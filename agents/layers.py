@@ -1,0 +1,45 @@
+"""What is known of plain networks: the layers that they apply one after the other, and nothing else."""
+
+from typing import Final, TypeAlias
+
+from torch import nn
+
+__all__ = ["Layer", "layers_in_sequence"]
+
+Layer: TypeAlias = tuple[str, nn.Module]  # the prefix of its parameters' names, and the layer
+
+# Modules without parameters that treat every number alike.
+_ELEMENTWISE: Final = (
+    nn.ELU, nn.GELU, nn.Hardtanh, nn.Identity, nn.LeakyReLU, nn.Mish, nn.ReLU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Tanh
+)  # fmt: skip
+
+
+def layers_in_sequence(module: nn.Module, prefix: str = "") -> list[Layer] | None:
+    """The layers of a network in the order of their calls; None where it is not known what it computes.
+
+    It must be nothing but linear and elementwise layers in sequence, which share no parameter.
+
+    Args:
+        module: The network.
+        prefix: Of the names of its parameters.
+    """
+    layers = _flatten(module, prefix)
+    parameters = [parameter for _, layer in layers or [] for parameter in layer.parameters()]
+    return layers if len({id(parameter) for parameter in parameters}) == len(parameters) else None
+
+
+def _flatten(module: nn.Module, prefix: str) -> list[Layer] | None:
+    # Exact types only: a subclass, a hook, a parametrisation or a replaced method may compute anything. What works in
+    # place overwrites the outputs by which the loss is differentiated.
+    changed = (*module._forward_hooks, *module._forward_pre_hooks, *module._backward_hooks, *module._backward_pre_hooks)
+    if changed or "forward" in vars(module) or getattr(module, "inplace", False):
+        return None
+    if type(module) is not nn.Sequential:
+        return [(prefix, module)] if type(module) in (nn.Linear, *_ELEMENTWISE) else None
+    layers: list[Layer] = []
+    for name, child in module._modules.items():  # and not named_children(), which leaves out what is used again
+        part = None if child is None else _flatten(child, f"{prefix}{name}.")
+        if part is None:
+            return None
+        layers += part
+    return layers

@@ -1,0 +1,52 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ssm_metarl_gym.agents.losses import MaskedLoss, has_known_slopes, masked_loss
+
+LOSSES = [
+    nn.MSELoss(),
+    nn.MSELoss(reduction="sum"),
+    nn.L1Loss(),
+    nn.HuberLoss(delta=0.4),
+    nn.SmoothL1Loss(beta=0.3, reduction="sum"),
+    nn.SmoothL1Loss(beta=0.0),
+    F.mse_loss,
+    F.l1_loss,
+    F.huber_loss,
+    F.smooth_l1_loss,
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("loss_fn", LOSSES, ids=str)
+def test_losses_and_slopes_are_those_of_autograd(loss_fn, dtype):
+    torch.manual_seed(0)
+    predictions, targets = 2.0 * torch.randn(2, 3, 4, 5, dtype=dtype)
+    mask = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 1], [0, 0, 1, 0]], dtype=torch.bool)
+    targets[1, 0] = torch.nan  # where nothing counts
+    predictions[1, 1] = targets[1, 1]  # where a slope may be ambiguous
+    predictions.requires_grad_()
+    expected = masked_loss(loss_fn, predictions, targets, mask)
+    (slopes,) = torch.autograd.grad(expected.sum(), predictions)
+    assert has_known_slopes(loss_fn)
+    losses, own = MaskedLoss(loss_fn, targets, mask)(predictions.detach())
+    torch.testing.assert_close(losses, expected.detach())
+    torch.testing.assert_close(own[mask], slopes[mask])
+    assert (own[~mask] == 0.0).all()
+
+
+class Weighted(nn.MSELoss):
+    """May compute anything."""
+
+
+@pytest.mark.parametrize("loss_fn", [Weighted(), nn.MSELoss(reduction="none"), nn.CrossEntropyLoss(), F.cross_entropy])
+def test_other_losses_have_no_known_slopes(loss_fn):
+    assert not has_known_slopes(loss_fn)
+
+
+def test_two_shapes_are_refused():
+    loss = MaskedLoss(F.mse_loss, torch.zeros(2, 3, 4), torch.ones(2, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"must have the same shape; got \(2, 3, 1\) and \(2, 3, 4\)"):
+        loss(torch.zeros(2, 3, 1))
