@@ -25,7 +25,7 @@ class Plane(gym.Env):
     def __init__(self, matrix=((1.0, 0.0), (0.0, 1.0)), noise=0.01):
         self.observation_space = spaces.Box(-np.inf, np.inf, (2,))
         self.action_space = spaces.Box(-1.0, 1.0, (2,))
-        self.matrix, self._noise = np.array(matrix), noise
+        self.matrix, self._noise, self.fails = np.array(matrix), noise, False
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -34,7 +34,8 @@ class Plane(gym.Env):
 
     def step(self, action):
         self._position = self._position + self.matrix @ action + self._noise * self.np_random.normal(size=2)
-        return self._position.astype(np.float32), 0.0, False, False, {}
+        shown = np.where(self.fails, np.nan, self._position).astype(np.float32)
+        return shown, 0.0, False, False, {}
 
 
 def make_model(variance=1e-4):
@@ -198,6 +199,20 @@ def test_copies_go_on_alike(env):
     ]
     np.testing.assert_array_equal(runs[0], runs[1])
     np.testing.assert_array_equal(runs[0], runs[2])
+
+
+def test_a_row_that_asks_for_nan_does_not_spoil_the_others():
+    envs = wrap_rows([REVERSED, REVERSED], exploration=0.0)
+    envs.reset(seed=0)
+    for action in asked_actions(10):
+        envs.step(np.tile(action, (2, 1)))
+    # A sensor fails, and the policy makes of it what it may.
+    envs.unwrapped.envs[0].unwrapped.fails = True
+    envs.step(np.full((2, 2), 0.4, dtype=np.float32))
+    *_, infos = envs.step(np.array([[np.nan, np.nan], [0.4, 0.4]], dtype=np.float32))
+    report = infos["correction"]
+    assert report["gate_open"].tolist() == [False, True]
+    np.testing.assert_allclose(REVERSED @ report["taken"][1], [0.4, 0.4], atol=0.05)
 
 
 class TestRefuses:
