@@ -11,9 +11,12 @@ Policies and models are trained once for each seed and lie in the output folder;
 evaluation, as soon as it is known. The same command again goes on, and prints the tables.
 """
 
-from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+import signal
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it without a traceback from here on
+    from ssm_metarl_gym.experiments.signals import end_on_signals
+
     end_on_signals()
 
 import json
@@ -39,6 +42,7 @@ from ssm_metarl_gym.experiments.command_line import option, parse_options
 from ssm_metarl_gym.experiments.evaluation import evaluate, returns_of
 from ssm_metarl_gym.experiments.report import estimate, format_markdown
 from ssm_metarl_gym.experiments.runs import hold_output
+from ssm_metarl_gym.experiments.signals import stoppable
 from ssm_metarl_gym.files import replacing
 from ssm_metarl_gym.wrappers import SB3VecEnv, VectorActionCorrection, VectorOnlineAdaptation, make_sb3_env
 

@@ -1,7 +1,8 @@
 """Keeping a policy in physics that it was not trained in: its actions, corrected by the adapted model."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final, Literal, SupportsFloat, cast
 
 import gymnasium as gym
@@ -9,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from gymnasium.vector import AutoresetMode
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import Self
 
 from ssm_metarl_gym.agents.adaptation.recursive_rows import make_adapter_rows
 from ssm_metarl_gym.agents.adaptation.rows import AdapterRows
@@ -17,6 +19,7 @@ from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.stateless import copy_module
 from ssm_metarl_gym.wrappers.action_maps import MAP_OPTIONS, MapCorrector
 from ssm_metarl_gym.wrappers.adapted_model import encode_rows
+from ssm_metarl_gym.wrappers.correction_archive import SavedCorrection, read_correction, write_correction
 from ssm_metarl_gym.wrappers.corrector import Corrector
 from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation
 from ssm_metarl_gym.wrappers.online_adaptation import OnlineAdaptation
@@ -55,6 +58,7 @@ class _Correction:
             self.rows: Corrector = MapCorrector(env.adapter, *own, **options)
         else:
             self.rows = Corrector(*own, **{name: options[name] for name in options if name not in MAP_OPTIONS})
+        self._options = options
         self._online = env
         self._model = env.model
         # Adapts by the same steps on the same inputs, to what the reference would have done.
@@ -67,7 +71,7 @@ class _Correction:
         with torch.no_grad():
             # A sensor that fails for a moment says nothing of what an action would do: there the asked one is taken.
             sees: Flags = np.all(np.isfinite(observations), axis=1)
-            seen = np.where(sees[:, None], observations, np.float32(0.0))
+            seen = np.where(sees[:, None], observations, 0.0).astype(observations.dtype)
             if self.rows.compares_effects:
                 self.rows.compare_effects(predict, self._predict_twin, seen, asked, sees)
             is_open = self.rows.is_open() & sees
@@ -111,6 +115,11 @@ class _Correction:
         for row, seed in enumerate(seeds):
             if seed is not None:
                 self.rows.seed(row, seed)
+
+    def save(self, path: str | Path) -> None:
+        """Write what both wrappers are made of."""
+        online = self._online
+        write_correction(path, SavedCorrection(online.source, self.rows.reference, online.arguments, self._options))
 
     def begin(self, rows: Flags) -> None:
         """Forget what these rows ``[N]`` have seen."""
@@ -273,6 +282,47 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
             row[name] = None if math.isnan(row[name]) else row[name]
         return observation, reward, terminated, truncated, info | {"correction": row}
 
+    def save(self, path: str | Path) -> None:
+        """Write all that stands between the policy and the environment to one file; a missing folder is made.
+
+        These are both models and the options of both wrappers, without what was adapted to: :meth:`load` begins at the
+        source. :class:`VectorActionCorrection` reads and writes the same files.
+
+        Args:
+            path: The file.
+
+        Raises:
+            ValueError: The adapter is of a class of one's own.
+        """
+        self._correction.save(path)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        env: gym.Env[Floats, Any],
+        *,
+        core: nn.Module | None = None,
+        loss_fn: Callable[[Any, Tensor], Tensor] | None = None,
+    ) -> Self:
+        """Wrap an environment in what was saved, :class:`OnlineAdaptation` and this; no code from the file is run.
+
+        Args:
+            path: The file.
+            env: The environment, not wrapped by :class:`OnlineAdaptation` yet.
+            core: A module that is built like the cores of both models; None for the default cores and other simple
+                ones, which the file describes: an :class:`SSM`, or a sequence of ``Linear``, ``Tanh``, ``ReLU`` and
+                ``SiLU``.
+            loss_fn: The loss; None for the one that the file names, a mean over elements of torch's.
+
+        Raises:
+            ValueError: The file is damaged or another file, the environment has other spaces, or a core or a loss must
+                be given.
+            OSError: The file cannot be read.
+        """
+        saved = read_correction(path, env.observation_space, env.action_space, core=core, loss_fn=loss_fn)
+        return cls(OnlineAdaptation(env, saved.adapter, **saved.online), saved.reference, **saved.correction)
+
     def _predict(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
         return self._online.predict(observations[0], actions[0])[None]
 
@@ -361,6 +411,24 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
         self._is_open = is_open
         shown, rewards, terminations, truncations, infos = super().step(taken if is_open.any() else actions)
         return shown, rewards, terminations, truncations, infos | {"correction": self._report}
+
+    def save(self, path: str | Path) -> None:
+        """Write what :meth:`ActionCorrection.save` writes."""
+        self._correction.save(path)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        env: gym.vector.VectorEnv[Any, Any, Any],
+        *,
+        core: nn.Module | None = None,
+        loss_fn: Callable[[Any, Tensor], Tensor] | None = None,
+    ) -> Self:
+        """Wrap vector environments in what was saved, as :meth:`ActionCorrection.load` does a single one."""
+        spaces = env.single_observation_space, env.single_action_space
+        saved = read_correction(path, *spaces, core=core, loss_fn=loss_fn)
+        return cls(VectorOnlineAdaptation(env, saved.adapter, **saved.online), saved.reference, **saved.correction)
 
     def _begin(self, rows: Flags, observations: Floats) -> None:
         self._correction.begin(rows)

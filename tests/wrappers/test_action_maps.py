@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
 from torch import nn
 
 from ssm_metarl_gym.agents import AdaptationConfig, Adapter, DynamicsModel, KalmanAdapter
@@ -20,21 +21,21 @@ GRADIENTS = AdaptationConfig(
 
 
 class Plane(gym.Env):
-    """A point that moves by a hidden matrix times the action, and a little by itself."""
+    """A point that moves by a hidden matrix times the action, and a little by itself, in double precision."""
 
     def __init__(self, matrix=((1.0, 0.0), (0.0, 1.0)), noise=0.01):
-        self.observation_space = spaces.Box(-np.inf, np.inf, (2,))
+        self.observation_space = spaces.Box(-np.inf, np.inf, (2,), dtype=np.float64)
         self.action_space = spaces.Box(-1.0, 1.0, (2,))
         self.matrix, self._noise, self.fails = np.array(matrix), noise, False
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self._position = self.np_random.normal(size=2)
-        return self._position.astype(np.float32), {}
+        return self._position.copy(), {}
 
     def step(self, action):
         self._position = self._position + self.matrix @ action + self._noise * self.np_random.normal(size=2)
-        shown = np.where(self.fails, np.nan, self._position).astype(np.float32)
+        shown = np.where(self.fails, np.nan, self._position)
         return shown, 0.0, False, False, {}
 
 
@@ -100,6 +101,24 @@ class TestGate:
         reports = reports_of(wrap(np.eye(2)), 60)
         assert not any(report["gate_open"] for report in reports)
         assert all(np.array_equal(report["asked"], report["taken"]) for report in reports)
+
+    @pytest.mark.parametrize("mode", list(AutoresetMode))
+    def test_observations_in_double_precision_stay_bit_for_bit(self, mode):
+        def make(wrapped):
+            make_one = functools.partial(gym.wrappers.TimeLimit, Plane(), 4)
+            envs = gym.vector.SyncVectorEnv([make_one], autoreset_mode=mode)
+            return (
+                VectorActionCorrection(VectorOnlineAdaptation(envs, KalmanAdapter(make_model()))) if wrapped else envs
+            )
+
+        plain, wrapped = make(False), make(True)
+        np.testing.assert_array_equal(plain.reset(seed=0)[0], wrapped.reset(seed=0)[0], strict=True)
+        for action in asked_actions(3 if mode is AutoresetMode.DISABLED else 12):
+            expected, *_, expected_infos = plain.step(action[None])
+            observations, *_, infos = wrapped.step(action[None])
+            np.testing.assert_array_equal(observations, expected, strict=True)
+            if "final_obs" in expected_infos:
+                np.testing.assert_array_equal(infos["final_obs"][0], expected_infos["final_obs"][0], strict=True)
 
     @pytest.mark.parametrize("matrix", [REVERSED, [[1.0, 0.0], [0.0, 0.6]]])
     def test_a_hidden_map_is_undone_after_a_few_steps(self, matrix):
@@ -213,6 +232,16 @@ def test_a_row_that_asks_for_nan_does_not_spoil_the_others():
     report = infos["correction"]
     assert report["gate_open"].tolist() == [False, True]
     np.testing.assert_allclose(REVERSED @ report["taken"][1], [0.4, 0.4], atol=0.05)
+
+
+@pytest.mark.parametrize("adapter", [None, Adapter(make_model(), GRADIENTS)], ids=["kalman", "gradients"])
+def test_a_saved_correction_goes_on_alike(tmp_path, adapter):
+    env = wrap(REVERSED, adapter=adapter)
+    env.save(tmp_path / "correction.pt")
+    again = ActionCorrection.load(tmp_path / "correction.pt", Plane(REVERSED), core=nn.Identity())
+    for one, two in zip(reports_of(env), reports_of(again), strict=True):
+        np.testing.assert_array_equal(one["taken"], two["taken"])
+        assert one["gate_open"] == two["gate_open"]
 
 
 class TestRefuses:

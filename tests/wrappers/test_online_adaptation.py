@@ -21,7 +21,19 @@ CARTPOLE_SPACE = gym.make(CARTPOLE).observation_space
 BOUNDS = AdaptationConfig(
     lr=0.1, grad_clip_norm=1.0, trust_region_eps=0.5, ema_decay=0.9, entropy_weight=0.0, max_steps_per_call=2
 )
-REPORT = {"error", "loss", "steps", "rejected_steps", "distance", "num_transitions", "num_outliers", "num_changes"}
+REPORT = {
+    "error",
+    "loss",
+    "steps",
+    "rejected_steps",
+    "distance",
+    "cut_calls",
+    "source_used",
+    "num_source_used",
+    "num_transitions",
+    "num_outliers",
+    "num_changes",
+}
 # A model with random weights is surprised by everything.
 NEVER_SURPRISED = {"outlier_error": math.inf, "change_ratio": math.inf}
 
@@ -95,6 +107,7 @@ def test_it_does_what_one_would_do_by_hand(env_id, adapts, restore, schedule, nu
     env = wrap(env_id, adapts, restore=restore, observe_predictions=True, clip=0.7, **schedule, **NEVER_SURPRISED)
     window, every, warmup = ({"window": 16, "every": 1, "warmup": 1} | schedule).values()
     plain, adapter = gym.make(env_id), Adapter(copy.deepcopy(env.model), BOUNDS)
+    source = copy.deepcopy(env.model)
     probes = [0, 1] if env_id == CARTPOLE else [[-1.0], [0.0], [1.0]]
     env.action_space.seed(0)
     for episode in range(2):
@@ -102,9 +115,9 @@ def test_it_does_what_one_would_do_by_hand(env_id, adapts, restore, schedule, nu
         shown, _ = env.reset(seed=episode)
         if restore != "never":
             adapter.reset()
-        transitions = []
+        transitions, means, source_used, num_source_used = [], None, False, 0
         for step in range(num_steps):
-            expected = predict(adapter.model, before, probes).clip(-0.7, 0.7)
+            expected = predict(source if source_used else adapter.model, before, probes).clip(-0.7, 0.7)
             np.testing.assert_allclose(shown[len(before) :], expected, rtol=1e-4, atol=1e-5)
             action = env.action_space.sample()
             shown, *_, info = env.step(action)
@@ -114,7 +127,11 @@ def test_it_does_what_one_would_do_by_hand(env_id, adapts, restore, schedule, nu
             error = loss = None
             if not plain_info.get("restarted"):
                 target = adapter.model.targets(before[None], after[None]).numpy()
-                error = np.square(predict(adapter.model, before, [action]) - target).mean()
+                errors = [np.square(predict(one, before, [action]) - target).mean() for one in (adapter.model, source)]
+                error = errors[0]
+                means = np.array(errors) if means is None else 0.9 * means + 0.1 * np.array(errors)
+                source_used = means[0] > 1.01 * means[1]
+                num_source_used += source_used
             if len(transitions) >= warmup and (step + 1) % every == 0:
                 if restore == "call":
                     adapter.reset()
@@ -128,6 +145,9 @@ def test_it_does_what_one_would_do_by_hand(env_id, adapts, restore, schedule, nu
                 "steps": adapter.stats.steps,
                 "rejected_steps": 0,
                 "distance": pytest.approx(adapter.stats.distance, rel=1e-3),
+                "cut_calls": 0,
+                "source_used": source_used,
+                "num_source_used": num_source_used,
                 "num_transitions": min(len(transitions), window),
                 "num_outliers": 0,
                 "num_changes": 0,
