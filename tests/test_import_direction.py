@@ -60,6 +60,7 @@ ALLOWED = {
         "checks",
         "envs",
         "envs.making",
+        "seeding",
     },
     "experiments": {"_version", "agents.models", "checks", "envs", "envs.making", "files", "wrappers"},
 }

@@ -1,8 +1,9 @@
 """What the wrappers of one environment and of many ask of the model that they adapt, and of what they show of it."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +11,20 @@ from gymnasium import spaces
 from torch import Tensor
 
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter
+from ssm_metarl_gym.agents.adaptation.kalman import KalmanAdapter
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.checks import check_choice, check_integer, check_number
 
-__all__ = ["OnlineOptions", "check_adapted_model", "encode_rows", "parse_probes", "with_predictions"]
+__all__ = [
+    "OnlineOptions",
+    "check_adapted_model",
+    "encode_rows",
+    "parse_change_ratio",
+    "parse_probes",
+    "with_predictions",
+]
+
+_CHANGE_RATIO: Final = 20.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,17 @@ def check_adapted_model(
             f"{action_space}; it is for {model.observation_dim} observations and {model.action_space}."
         )
     return model
+
+
+def parse_change_ratio(given: float | None, adapter: Adapter) -> float:
+    """The error that is a surprise, as a multiple of the mean; None for the default, of a filter none at all.
+
+    A Kalman filter has a rule of its own for changes, by which it keeps its mean: going back to the source as well
+    would only throw away what it knows.
+    """
+    if given is not None:
+        return given
+    return math.inf if isinstance(adapter, KalmanAdapter) else _CHANGE_RATIO
 
 
 def parse_probes(space: spaces.Space[Any], given: Sequence[Any] | None) -> npt.NDArray[Any]:

@@ -95,6 +95,9 @@ class Corrector:
             mean[rows] = np.nan
         self._num_steps[rows] = 0
 
+    def seed(self, row: int, seed: int) -> None:
+        """Seed what is random in a row, which is nothing here."""
+
     @property
     def compares_effects(self) -> bool:
         """Whether the gate asks what actions do, which takes a twin: not of choices, and not where it is inf."""
@@ -152,12 +155,18 @@ class Corrector:
         rows = rows & (size > 1e-12).numpy() & np.isfinite(effect)
         self.effect[rows] = effect[rows]
 
-    def correct(self, predict: Predict, observations: npt.NDArray[Any], asked: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The actions that do now what the asked ones would do in the reference, ``[N ...]``, whatever the gate."""
+    def correct(
+        self, predict: Predict, observations: npt.NDArray[Any], asked: npt.NDArray[Any], rows: Flags
+    ) -> npt.NDArray[Any]:
+        """The actions that do now what the asked ones would do in the reference, ``[N ...]``, whatever the gate.
+
+        Those of other rows than ``rows`` ``[N]`` are the asked ones.
+        """
+        taken = asked.copy()
         with torch.no_grad():
-            if self._is_discrete:
-                return self._nearest_choice(predict, observations, asked)
-            return self._least_squares(predict, observations, asked)
+            find = self._nearest_choice if self._is_discrete else self._least_squares
+            taken[rows] = find(predict, observations, asked)[rows]
+        return taken
 
     def _nearest_choice(
         self, predict: Predict, observations: npt.NDArray[Any], asked: npt.NDArray[Any]

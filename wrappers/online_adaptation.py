@@ -14,7 +14,13 @@ from torch.nn import functional as F
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.stateless import copy_module
-from ssm_metarl_gym.wrappers.adapted_model import OnlineOptions, check_adapted_model, parse_probes, with_predictions
+from ssm_metarl_gym.wrappers.adapted_model import (
+    OnlineOptions,
+    check_adapted_model,
+    parse_change_ratio,
+    parse_probes,
+    with_predictions,
+)
 from ssm_metarl_gym.wrappers.left_out import LeftOutEpisodes
 from ssm_metarl_gym.wrappers.source_fallback import SourceFallback
 from ssm_metarl_gym.wrappers.surprises import Surprises, Verdict
@@ -74,7 +80,8 @@ class OnlineAdaptation(
             left out is drawn from a stream that follows from the seed of ``reset``.
         outlier_error: The error, in variances, beyond which a transition is left out as an outlier; inf for none but
             those whose error is not finite.
-        change_ratio: The multiple of the running mean beyond which an error is a surprise; inf for no surprises.
+        change_ratio: The multiple of the running mean beyond which an error is a surprise; inf for no surprises. None
+            for 20, and for inf with a :class:`KalmanAdapter`, which tells changes by itself and keeps what it knows.
         error_start: The running mean of the errors at the start of an episode, and after a change at least.
         error_decay: The decay of that mean, in [0, 1).
         error_floor: The least value of that mean.
@@ -107,7 +114,7 @@ class OnlineAdaptation(
         clip: float = 5.0,
         leave_out: float = 0.0,
         outlier_error: float = 50.0,
-        change_ratio: float = 20.0,
+        change_ratio: float | None = None,
         error_start: float = 0.02,
         error_decay: float = 0.98,
         error_floor: float = 0.001,
@@ -149,7 +156,7 @@ class OnlineAdaptation(
         self._surprises = Surprises(
             1,
             outlier_error=outlier_error,
-            change_ratio=change_ratio,
+            change_ratio=parse_change_ratio(change_ratio, adapter),
             error_start=error_start,
             error_decay=error_decay,
             error_floor=error_floor,

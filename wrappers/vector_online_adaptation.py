@@ -19,6 +19,7 @@ from ssm_metarl_gym.wrappers.adapted_model import (
     OnlineOptions,
     check_adapted_model,
     encode_rows,
+    parse_change_ratio,
     parse_probes,
     with_predictions,
 )
@@ -103,7 +104,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         clip: float = 5.0,
         leave_out: float = 0.0,
         outlier_error: float = 50.0,
-        change_ratio: float = 20.0,
+        change_ratio: float | None = None,
         error_start: float = 0.02,
         error_decay: float = 0.98,
         error_floor: float = 0.001,
@@ -139,7 +140,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         self._surprises = Surprises(
             self.num_envs,
             outlier_error=outlier_error,
-            change_ratio=change_ratio,
+            change_ratio=parse_change_ratio(change_ratio, adapter),
             error_start=error_start,
             error_decay=error_decay,
             error_floor=error_floor,
@@ -156,8 +157,9 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
             self.single_observation_space = with_predictions(env.single_observation_space, len(self._probes), clip)
             self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, self.num_envs)
         n, dim = self.num_envs, self.model.observation_dim
-        self._observations = np.zeros((n, dim), dtype=np.float32)
-        self._shown = np.zeros((n, dim * (1 + len(self._probes))), dtype=np.float32)
+        dtype = self.single_observation_space.dtype  # what is shown is as exact as what is wrapped
+        self._observations = np.zeros((n, dim), dtype=dtype)
+        self._shown = np.zeros((n, dim * (1 + len(self._probes))), dtype=dtype)
 
     def predict(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
         """The change of the observation that the model in use of each row predicts, normalised.
@@ -221,7 +223,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         if self.verdict.changes.any():
             now = self._measure(self.adapter.predict, encoded, targets)
             self.errors_after = np.where(self.verdict.changes, now, self.errors_after)
-        self._observations = np.array(observations, dtype=np.float32)
+        self._observations = np.array(observations, dtype=self._observations.dtype)
         self._show()
 
     def _predict_by_source(self, encoded: Tensor) -> Tensor:

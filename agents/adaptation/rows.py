@@ -130,6 +130,14 @@ class AdapterRows:
         with torch.no_grad():
             return self._forward(self._weights, states)
 
+    def weights(self) -> dict[str, Tensor]:
+        """The weights of each row by the names of the parameters, ``{name: Float[N ...]}``."""
+        parts = self._weights.split([shape.numel() for shape in self._shapes.values()], dim=1)
+        return {
+            name: part.unflatten(1, shape).clone()
+            for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
+        }
+
     def reset(self, rows: Tensor | None = None) -> None:
         """Go back to the source in these rows ``Bool[N]``, in all where it is None."""
         rows = torch.ones(self.num_rows, dtype=torch.bool) if rows is None else torch.as_tensor(rows)

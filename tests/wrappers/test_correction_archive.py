@@ -67,7 +67,14 @@ MAKERS = {  # environment, core, what adapts, adapter, options of the online wra
         {"loss_fn": F.l1_loss, "observe_predictions": True, "probe_actions": [[0.1], np.array([-0.5])]},
         {"match": "effect", "regularisation": 0.1},
     ),
-    "filter": (PENDULUM, None, "action_map", lambda m: KalmanAdapter(m, noise_scale=2.0), {"warmup": 2}, {}),
+    "filter": (
+        PENDULUM,
+        None,
+        "action_map",
+        lambda m: KalmanAdapter(m, noise_scale=2.0),
+        {"warmup": 2},
+        {"map_gate": 0.0},
+    ),
 }
 ways = pytest.mark.parametrize("way", list(MAKERS))
 

@@ -40,7 +40,10 @@ def predict_by(model):
 
 def correct(space, reference, adapted, asked, **options):
     corrector = Corrector(reference, space, len(asked), **OPTIONS | options)
-    return corrector.correct(predict_by(adapted), np.zeros((len(asked), 2), dtype=np.float32), np.asarray(asked))
+    rows = np.ones(len(asked), dtype=np.bool_)
+    return corrector.correct(
+        predict_by(adapted), np.zeros((len(asked), 2), dtype=np.float32), np.asarray(asked, space.dtype), rows
+    )
 
 
 PLANE = spaces.Box(-1.0, 1.0, (2,))
