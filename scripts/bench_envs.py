@@ -12,9 +12,12 @@ other side over ours in two neighbouring chunks; shown are the median over all p
 With --memory-steps the script shows instead how much memory the process holds while a batched CartPole is stepped.
 """
 
-from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+import signal
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it without a traceback from here on
+    from ssm_metarl_gym.experiments.signals import end_on_signals
+
     end_on_signals()
 
 import itertools
@@ -34,6 +37,7 @@ from ssm_metarl_gym.experiments.checks import check_output_file
 from ssm_metarl_gym.experiments.command_line import option, parse_options
 from ssm_metarl_gym.experiments.measuring import Comparison, compare_in_turns, resident_memory, show_comparisons
 from ssm_metarl_gym.experiments.runs import find_versions
+from ssm_metarl_gym.experiments.signals import stoppable
 from ssm_metarl_gym.files import write_json
 from ssm_metarl_gym.tasks.families import FAMILIES
 from ssm_metarl_gym.wrappers import SB3VecEnv

@@ -14,9 +14,12 @@ of chunks, and 10 and 90 % quantiles. With --memory, what MetaMAML holds instead
 What is not installed is left out: python -m pip install learn2learn higher torchopt
 """
 
-from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable, worker_pool
+import signal
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it without a traceback from here on
+    from ssm_metarl_gym.experiments.signals import end_on_signals
+
     end_on_signals()
 
 import copy
@@ -36,6 +39,7 @@ from ssm_metarl_gym.experiments.checks import check_output_file
 from ssm_metarl_gym.experiments.command_line import option, parse_options
 from ssm_metarl_gym.experiments.measuring import Comparison, compare_in_turns, peak_memory, show_comparisons
 from ssm_metarl_gym.experiments.report import print_markdown
+from ssm_metarl_gym.experiments.signals import stoppable, worker_pool
 from ssm_metarl_gym.files import write_json
 
 INNER_STEPS, INNER_LR = 5, 0.01

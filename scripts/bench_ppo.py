@@ -11,9 +11,12 @@ The sides learn in turns, one rollout and its epochs each, timed in CPU seconds;
 neighbouring turns, and 10 and 90 % quantiles.
 """
 
-from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+import signal
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it without a traceback from here on
+    from ssm_metarl_gym.experiments.signals import end_on_signals
+
     end_on_signals()
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +34,7 @@ from ssm_metarl_gym.agents import SSMPPO
 from ssm_metarl_gym.experiments.checks import check_output_file
 from ssm_metarl_gym.experiments.command_line import option, parse_options
 from ssm_metarl_gym.experiments.measuring import Comparison, compare_in_turns, show_comparisons
+from ssm_metarl_gym.experiments.signals import stoppable
 from ssm_metarl_gym.files import write_json
 
 # What we aim for: how many times as fast SSMPPO is as each of the others.

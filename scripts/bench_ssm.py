@@ -12,9 +12,12 @@ torch.nn.LSTMCell (the stepper also against SSM.step) for one step of one row wi
 turns, a short chunk of calls each; shown are the median over all pairs of chunks, and 10 and 90 % quantiles.
 """
 
-from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+import signal
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it without a traceback from here on
+    from ssm_metarl_gym.experiments.signals import end_on_signals
+
     end_on_signals()
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +33,7 @@ from ssm_metarl_gym.agents.ssm.scan import by_doubling, linear_recurrence
 from ssm_metarl_gym.experiments.checks import check_output_file
 from ssm_metarl_gym.experiments.command_line import option, parse_options
 from ssm_metarl_gym.experiments.measuring import Comparison, compare_in_turns, show_comparisons
+from ssm_metarl_gym.experiments.signals import stoppable
 from ssm_metarl_gym.files import write_json
 
 # What we aim for, by the other side, the number of steps and ours.

@@ -11,9 +11,12 @@ The trained models lie in the output folder; those that are there are not traine
 train some of the seeds, and the last command prints the table of all of them.
 """
 
-from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+import signal
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it without a traceback from here on
+    from ssm_metarl_gym.experiments.signals import end_on_signals
+
     end_on_signals()
 
 import json
@@ -32,6 +35,7 @@ from ssm_metarl_gym.experiments.checks import check_env, check_output_folder, ex
 from ssm_metarl_gym.experiments.command_line import option, parse_options
 from ssm_metarl_gym.experiments.evaluation import held_out_splits
 from ssm_metarl_gym.experiments.report import estimate, format_markdown
+from ssm_metarl_gym.experiments.signals import stoppable
 from ssm_metarl_gym.files import write_json
 
 METHODS = ("multi-task", "meta-learned")

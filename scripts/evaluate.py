@@ -11,9 +11,12 @@ Prints a table, and writes it with every return as results.md, results.json, ret
 folder. SB3's archives hold pickles, which run code when they are loaded: evaluate only agents that you trust.
 """
 
-from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+import signal
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it without a traceback from here on
+    from ssm_metarl_gym.experiments.signals import end_on_signals
+
     end_on_signals()
 
 import itertools
@@ -45,6 +48,7 @@ from ssm_metarl_gym.experiments.evaluation import (
 from ssm_metarl_gym.experiments.pictures import draw_curves, draw_returns, film, save_film
 from ssm_metarl_gym.experiments.runs import hold_output
 from ssm_metarl_gym.experiments.saved_agents import ALGORITHMS, SavedAgent, read_archive, read_run
+from ssm_metarl_gym.experiments.signals import stoppable
 from ssm_metarl_gym.files import replacing, write_json
 
 SPLITS = ("train", "interpolation", "extrapolation", "switch", "default")

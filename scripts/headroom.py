@@ -12,9 +12,12 @@ A search finds a lower bound of what its class of controllers can do, and the cl
 Prints a table, and writes it with every return as headroom.md and headroom.json into the output folder.
 """
 
-from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable, worker_pool
+import signal
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it without a traceback from here on
+    from ssm_metarl_gym.experiments.signals import end_on_signals
+
     end_on_signals()
 
 import time
@@ -35,6 +38,7 @@ from ssm_metarl_gym.experiments.checks import check_env, check_output_folder
 from ssm_metarl_gym.experiments.command_line import option, parse_options
 from ssm_metarl_gym.experiments.report import estimate, format_markdown
 from ssm_metarl_gym.experiments.runs import hold_output
+from ssm_metarl_gym.experiments.signals import stoppable, worker_pool
 from ssm_metarl_gym.files import replacing, write_json
 from ssm_metarl_gym.tasks.families import FAMILIES
 from ssm_metarl_gym.tasks.task import TaskBatch

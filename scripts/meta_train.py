@@ -10,9 +10,12 @@ processes, which share the tasks of every update:
     torchrun --nproc-per-node 2 scripts/meta_train.py --updates 1000
 """
 
-from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+import signal
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it without a traceback from here on
+    from ssm_metarl_gym.experiments.signals import end_on_signals
+
     end_on_signals()
 
 import contextlib
@@ -39,6 +42,7 @@ from ssm_metarl_gym.experiments.command_line import option, parse_options, refus
 from ssm_metarl_gym.experiments.evaluation import held_out_splits
 from ssm_metarl_gym.experiments.logs import make_logger
 from ssm_metarl_gym.experiments.report import Estimate, estimate, format_markdown
+from ssm_metarl_gym.experiments.signals import stoppable
 from ssm_metarl_gym.files import write_json
 
 OBJECTIVES = {"dynamics": "loss", "policy": "return"}  # and what is evaluated

@@ -12,9 +12,12 @@ training tasks. Then it compares, on tasks that none of them has met:
 Writes results.json, switch.png, comparison.gif, and a folder with the model and the policies of each environment.
 """
 
-from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+import signal
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it without a traceback from here on
+    from ssm_metarl_gym.experiments.signals import end_on_signals
+
     end_on_signals()
 
 import json
@@ -46,6 +49,7 @@ from ssm_metarl_gym.experiments.pictures import draw_curves, film, save_film
 from ssm_metarl_gym.experiments.report import estimate, format_markdown
 from ssm_metarl_gym.experiments.runs import Stopwatch, hold_output
 from ssm_metarl_gym.experiments.sb3_training import save_agent
+from ssm_metarl_gym.experiments.signals import stoppable
 from ssm_metarl_gym.files import replacing, write_json
 from ssm_metarl_gym.wrappers import (
     ActionCorrection,

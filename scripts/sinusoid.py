@@ -17,9 +17,12 @@ Each gets as many updates, with the same points. Intervals are 95 %: over the me
 there are several, else over the waves (bootstrap).
 """
 
-from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+import signal
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it without a traceback from here on
+    from ssm_metarl_gym.experiments.signals import end_on_signals
+
     end_on_signals()
 
 import time
@@ -38,6 +41,7 @@ from ssm_metarl_gym.agents.meta_learning.maml import MetaTask
 from ssm_metarl_gym.experiments.checks import check_output_file
 from ssm_metarl_gym.experiments.command_line import option, parse_options
 from ssm_metarl_gym.experiments.report import estimate, print_markdown
+from ssm_metarl_gym.experiments.signals import stoppable
 from ssm_metarl_gym.files import replacing, write_json
 
 mpl.use("Agg")

@@ -10,9 +10,12 @@ The run lies in one folder: config.json, progress.csv (and TensorBoard's files),
 and vecnormalize.pkl, which evaluate.py reads. The same command again goes on from the last checkpoint.
 """
 
-from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+import signal
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it without a traceback from here on
+    from ssm_metarl_gym.experiments.signals import end_on_signals
+
     end_on_signals()
 
 import contextlib
@@ -45,6 +48,7 @@ from ssm_metarl_gym.experiments.sb3_training import (
     save_agent,
     staying_finite,
 )
+from ssm_metarl_gym.experiments.signals import stoppable
 from ssm_metarl_gym.wrappers import make_sb3_env
 
 # The algorithm, its policy and what the policy sees.

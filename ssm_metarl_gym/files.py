@@ -22,6 +22,7 @@ __all__ = [
     "check_checksums",
     "check_zip",
     "flush",
+    "in_json",
     "replacing",
     "sweep",
     "temporary_beside",
@@ -128,20 +129,21 @@ def write_json(path: str | Path, value: Any) -> None:
         OSError: As :func:`replacing`.
         TypeError: The value holds something else that JSON cannot hold; nothing is written.
     """
-    text = json.dumps(_in_json(value), indent=2, allow_nan=False) + "\n"
+    text = json.dumps(in_json(value), indent=2, allow_nan=False) + "\n"
     with replacing(path) as temporary:
         temporary.write_text(text)
 
 
-def _in_json(value: Any) -> Any:
+def in_json(value: Any) -> Any:
+    """A value as :func:`write_json` writes it, and as it comes back."""
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {name: _in_json(part) for name, part in value.items()}
+        return {name: in_json(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_in_json(part) for part in value]
+        return [in_json(part) for part in value]
     return value
 
 

@@ -1,7 +1,9 @@
 """Settings that must precede the first import of pygame and torch, and what several test modules share."""
 
+import gc
 import json
 import os
+from collections import defaultdict
 from pathlib import Path
 
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
@@ -9,6 +11,29 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch reads it at import: small
 
 import pytest
 from gymnasium.envs.classic_control import CartPoleEnv, PendulumEnv
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of the combinations of a test marked ``each_value``, take few that show each value, and make the others slow."""
+    combinations = defaultdict(dict)
+    for item in items:
+        if item.get_closest_marker("each_value") and not item.get_closest_marker("slow"):
+            values = {(name, id(value)) for name, value in item.callspec.params.items()}
+            combinations[item.nodeid.partition("[")[0]][item] = values
+    for values_of in combinations.values():
+        unseen = set().union(*values_of.values())
+        while unseen:
+            item = max(values_of, key=lambda item, values_of=values_of, unseen=unseen: len(values_of[item] & unseen))
+            unseen -= values_of.pop(item)
+        for item in values_of:
+            item.add_marker("slow")
+
+
+def pytest_collection_finish():
+    """What was imported stays: spare every later search for garbage the way through it, a tenth of all the time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,7 @@ def fail(path, half, error):
         raise error("disk full")
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("half", [None, "half"])
 def test_a_failure_leaves_everything_as_it_was(path, error, half):
@@ -117,7 +118,8 @@ class TestTemporaryNames:
             second.write_text("second")
         assert contents(path.parent) == {path.name: "first"}
 
-    def test_what_a_killed_process_left_is_deleted(self, path):
+    def test_what_a_killed_process_left_is_deleted(self, tmp_path):
+        path = tmp_path / "results.tar.json"
         code = (
             "import os, sys, pathlib; from ssm_metarl_gym.files import temporary_beside\n"
             "temporary = temporary_beside(pathlib.Path(sys.argv[1])); temporary.write_text('half')\n"

@@ -1,20 +1,25 @@
 """Keeping a policy in physics that it was not trained in: its actions, corrected by the adapted model."""
 
 import math
-from typing import Any, Literal, SupportsFloat, cast
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal, SupportsFloat, cast
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
 from gymnasium.vector import AutoresetMode
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import Self
 
 from ssm_metarl_gym.agents.adaptation.recursive_rows import make_adapter_rows
 from ssm_metarl_gym.agents.adaptation.rows import AdapterRows
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.stateless import copy_module
+from ssm_metarl_gym.wrappers.action_maps import MAP_OPTIONS, MapCorrector
 from ssm_metarl_gym.wrappers.adapted_model import encode_rows
+from ssm_metarl_gym.wrappers.correction_archive import SavedCorrection, read_correction, write_correction
 from ssm_metarl_gym.wrappers.corrector import Corrector
 from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation
 from ssm_metarl_gym.wrappers.online_adaptation import OnlineAdaptation
@@ -26,6 +31,10 @@ __all__ = ["ActionCorrection", "VectorActionCorrection"]
 Flags = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
 
+# Of the squared size of an action beside the squared error of what it is to do: of a prediction, of a mapped action.
+_REGULARISATION: Final = 0.005
+_MAP_REGULARISATION: Final = 0.02
+
 
 class _Correction:
     """What both wrappers do: N rows, of which a single environment is one."""
@@ -34,28 +43,25 @@ class _Correction:
         self,
         wrapper: object,
         env: OnlineAdaptation | VectorOnlineAdaptation,
-        reference: DynamicsModel,
+        reference: DynamicsModel | None,
         action_space: gym.Space[Any],
         adapter: AdapterRows,
-        **options: Any,
+        options: dict[str, Any],
     ) -> None:
-        if not isinstance(reference, DynamicsModel):
-            raise ValueError(
-                f"{type(wrapper).__name__} needs a DynamicsModel as reference; got {type(reference).__name__}. "
-                "Make one with MetaTrainer.reference()."
-            )
-        if (
-            reference.action_space != env.model.action_space
-            or reference.observation_dim != env.model.observation_dim
-            or not torch.allclose(reference.target_scale, env.model.target_scale)
-        ):
-            raise ValueError(
-                "the reference must be made for the spaces and have the normalisation of the model that adapts; it is "
-                f"for {reference.observation_dim} observations and {reference.action_space}, the model for "
-                f"{env.model.observation_dim} and {env.model.action_space}. Make it with MetaTrainer.reference()."
-            )
-        self.rows = Corrector(copy_module(reference).eval(), action_space, adapter.num_rows, **options)
+        source = cast("DynamicsModel", adapter.model)
+        reference = _check_reference(type(wrapper).__name__, reference, source)
+        of_maps = source.adapts == reference.adapts == "action_map"
+        if options["regularisation"] is None:
+            options = options | {"regularisation": _MAP_REGULARISATION if of_maps else _REGULARISATION}
+        own = copy_module(reference).eval(), action_space, adapter.num_rows
+        if of_maps:
+            self.rows: Corrector = MapCorrector(env.adapter, *own, **options)
+        else:
+            self.rows = Corrector(*own, **{name: options[name] for name in options if name not in MAP_OPTIONS})
+        self._options = options
         self._online = env
+        # The adapted model itself, also where its wrapper falls back to the source: of these physics the source knows
+        # nothing, and whether the adapted model does is for the gate to say, which asks the reference.
         self._model = env.model
         # Adapts by the same steps on the same inputs, to what the reference would have done.
         self._twin = adapter
@@ -67,13 +73,11 @@ class _Correction:
         with torch.no_grad():
             # A sensor that fails for a moment says nothing of what an action would do: there the asked one is taken.
             sees: Flags = np.all(np.isfinite(observations), axis=1)
-            seen = np.where(sees[:, None], observations, np.float32(0.0))
+            seen = np.where(sees[:, None], observations, 0.0).astype(observations.dtype)
             if self.rows.compares_effects:
                 self.rows.compare_effects(predict, self._predict_twin, seen, asked, sees)
             is_open = self.rows.is_open() & sees
-            taken = asked.copy()
-            if is_open.any():
-                taken[is_open] = self.rows.correct(predict, seen, asked)[is_open]
+            taken = self.rows.correct(predict, seen, asked, is_open) if is_open.any() else asked.copy()
             reference = self.rows.reference
             self._predicted = torch.stack(
                 [
@@ -108,6 +112,17 @@ class _Correction:
             encoded = self._model.encode(observations, taken)
             self._twin_rows.advance(encoded, self._predicted[1], going, kept, verdict.changes)
 
+    def seed(self, seeds: Sequence[int | None]) -> None:
+        """Seed what is random in each row that has a seed."""
+        for row, seed in enumerate(seeds):
+            if seed is not None:
+                self.rows.seed(row, seed)
+
+    def save(self, path: str | Path) -> None:
+        """Write what both wrappers are made of."""
+        online = self._online
+        write_correction(path, SavedCorrection(online.source, self.rows.reference, online.arguments, self._options))
+
     def begin(self, rows: Flags) -> None:
         """Forget what these rows ``[N]`` have seen."""
         self.rows.begin(rows)
@@ -129,11 +144,34 @@ class _Correction:
         }
 
 
+def _check_reference(wrapper_name: str, reference: DynamicsModel | None, source: DynamicsModel) -> DynamicsModel:
+    """The reference of a wrapper, which must be like the source of the model that adapts, and may be that of a map."""
+    if reference is None and source.adapts == "action_map":
+        return source
+    if not isinstance(reference, DynamicsModel):
+        raise ValueError(
+            f"{wrapper_name} needs a DynamicsModel as reference; got {type(reference).__name__}. Make one with "
+            "MetaTrainer.reference(). (A model that adapts an action map needs none.)"
+        )
+    if (
+        reference.action_space != source.action_space
+        or reference.observation_dim != source.observation_dim
+        or not torch.allclose(reference.target_scale, source.target_scale)
+    ):
+        raise ValueError(
+            "the reference must be made for the spaces and have the normalisation of the model that adapts; it is "
+            f"for {reference.observation_dim} observations and {reference.action_space}, the model for "
+            f"{source.observation_dim} and {source.action_space}. Make it with MetaTrainer.reference()."
+        )
+    return reference
+
+
 class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordConstructorArgs):
     """Replaces each action by the one whose effect *now* is what the action had in the physics it was learned in.
 
     Around :class:`OnlineAdaptation`, whose model adapts to the physics at hand, and with a *reference*, a model of the
-    physics that a policy was trained in (:meth:`MetaTrainer.reference`). The policy stays as it is, and so do spaces,
+    physics that a policy was trained in (:meth:`MetaTrainer.reference`; a model that adapts an action map is its own).
+    The policy stays as it is, and so do spaces,
     rewards and flags: whatever has ``predict`` runs in it. The wanted change is what the reference predicts for the
     action that was asked for; the action taken is the one for which the adapted model predicts that. (Christiano et al.
     2016, https://arxiv.org/abs/1610.03518, find it by a learned inverse model; Hanna and Stone 2017, grounded action
@@ -142,7 +180,14 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
     Two gates let the policy's own action pass, bit for bit. One is closed while the reference predicts recent
     transitions as well as the adapted model does: nothing has changed. The other, of a ``Box`` of actions, is closed
     while actions do at least what they do in the reference: what has changed is not what the policy does, and a policy
-    that copes with it by itself is not to be disturbed. No reward is used.
+    that copes with it by itself is not to be disturbed. It takes the more to open it the less was seen. No reward is
+    used.
+
+    **An action map** (``DynamicsModel(adapts="action_map")``) needs no search. The reference is the model itself with
+    the map A of its source, the identity of one that was fitted, and the action taken is
+    ``argmin_u |A u - u_asked|^2 + regularisation |u|^2``. Of a :class:`KalmanAdapter`, which knows how sure it is of A,
+    the gate is another one: open while A deviates significantly from the identity. While that is so and A is known
+    badly (a variance of more than 0.05 on average, where the prior is 1), a little noise explores what actions do.
 
     ``info["correction"]`` holds, at every step, ``asked`` and ``taken`` (actions), ``gate_open``, ``adapted_error`` and
     ``reference_error`` (running means of the squared one-step errors, in variances of the change; None at first) and
@@ -157,16 +202,24 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
 
     Args:
         env: The environment, wrapped by :class:`OnlineAdaptation`.
-        reference: The model of the physics that the policy knows. The wrapper works on a copy.
+        reference: The model of the physics that the policy knows. The wrapper works on a copy. None for an action map,
+            whose reference differs in the map alone.
         match: What is to be as it was: the whole ``"change"`` of the observation, or only what the action adds to it,
             the ``"effect"``. None for ``"effect"`` of ``Discrete`` actions, which can add nothing else, and
             ``"change"`` of a ``Box``.
         gate: How many times as large as that of the adapted model the error of the reference must be.
         effect_gate: What actions do must fall below this share of what they do in the reference. inf leaves this to
             the first gate alone.
+        prior_steps: How many steps of evidence it takes to believe half of that: what actions do counts as the mean of
+            the estimate, once for each step of the episode, and of 1, so many times.
+        map_gate: How many times as large as its uncertainty explains the squared deviation of an action map from the
+            identity must be, the mean over its entries.
         decay: Decay of the running means.
         regularisation: Weight of the squared size of the action, in half ranges of a ``Box``, beside the squared error
-            of the prediction, in variances of the change.
+            of the prediction, in variances of the change, or of the mapped action, in half ranges. None for 0.005 and
+            0.02.
+        exploration: Standard deviation of the noise while an action map is known badly, in half ranges. Its stream is
+            seeded by ``reset``.
 
     Raises:
         ValueError: The environment is not so wrapped, the reference is not like the model that adapts, the actions are
@@ -176,20 +229,26 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
     def __init__(
         self,
         env: OnlineAdaptation,
-        reference: DynamicsModel,
+        reference: DynamicsModel | None = None,
         *,
         match: Literal["change", "effect"] | None = None,
         gate: float = 1.5,
         effect_gate: float = 0.9,
+        prior_steps: float = 16.0,
+        map_gate: float = 6.0,
         decay: float = 0.9,
-        regularisation: float = 0.005,
+        regularisation: float | None = None,
+        exploration: float = 0.05,
     ) -> None:
         options: dict[str, Any] = {
             "match": match,
             "gate": gate,
             "effect_gate": effect_gate,
+            "prior_steps": prior_steps,
+            "map_gate": map_gate,
             "decay": decay,
             "regularisation": regularisation,
+            "exploration": exploration,
         }
         gym.utils.RecordConstructorArgs.__init__(self, reference=reference, **options)
         super().__init__(env)
@@ -198,12 +257,13 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
         self._online = env
         self._dim = env.model.observation_dim
         self._correction = _Correction(
-            self, env, reference, env.action_space, make_adapter_rows(env.adapter, 1), **options
+            self, env, reference, env.action_space, make_adapter_rows(env.adapter, 1), options
         )
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
         """Start an episode with both gates closed."""
         observation, info = self.env.reset(seed=seed, options=options)
+        self._correction.seed([seed])
         self._correction.begin(np.ones(1, dtype=np.bool_))
         self._observation = observation[: self._dim].copy()
         return observation, info
@@ -224,8 +284,51 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
             row[name] = None if math.isnan(row[name]) else row[name]
         return observation, reward, terminated, truncated, info | {"correction": row}
 
+    def save(self, path: str | Path) -> None:
+        """Write all that stands between the policy and the environment to one file; a missing folder is made.
+
+        These are both models and the options of both wrappers, without what was adapted to: :meth:`load` begins at the
+        source. :class:`VectorActionCorrection` reads and writes the same files.
+
+        Args:
+            path: The file.
+
+        Raises:
+            ValueError: The adapter is of a class of one's own.
+        """
+        self._correction.save(path)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        env: gym.Env[Floats, Any],
+        *,
+        core: nn.Module | None = None,
+        loss_fn: Callable[[Any, Tensor], Tensor] | None = None,
+    ) -> Self:
+        """Wrap an environment in what was saved, :class:`OnlineAdaptation` and this; no code from the file is run.
+
+        Args:
+            path: The file.
+            env: The environment, not wrapped by :class:`OnlineAdaptation` yet.
+            core: A module that is built like the cores of both models; None for the default cores and other simple
+                ones, which the file describes: an :class:`SSM`, or a sequence of ``Linear``, ``Tanh``, ``ReLU`` and
+                ``SiLU``.
+            loss_fn: The loss; None for the one that the file names, a mean over elements of torch's.
+
+        Raises:
+            ValueError: The file is damaged or another file, the environment has other spaces, or a core or a loss must
+                be given.
+            OSError: The file cannot be read.
+        """
+        saved = read_correction(path, env.observation_space, env.action_space, core=core, loss_fn=loss_fn)
+        return cls(OnlineAdaptation(env, saved.adapter, **saved.online), saved.reference, **saved.correction)
+
     def _predict(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
-        return self._online.predict(observations[0], actions[0])[None]
+        encoded = encode_rows(self._online.model, observations, actions)
+        predicted: Tensor = self._online.model(encoded[0])
+        return predicted[None]
 
 
 class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstructorArgs):
@@ -246,8 +349,12 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
         match: What is to be as it was.
         gate: How many times as large the error of the reference must be.
         effect_gate: Below which share of what they do in the reference actions are corrected.
+        prior_steps: How many steps of evidence it takes to believe half of that.
+        map_gate: From which deviation on an action map is corrected.
         decay: Decay of the running means.
         regularisation: Weight of the squared size of the action.
+        exploration: Standard deviation of the noise while an action map is known badly. Row i explores as a single
+            environment does whose seed is greater by i.
 
     Raises:
         ValueError: As for :class:`ActionCorrection`.
@@ -256,20 +363,26 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
     def __init__(
         self,
         env: VectorOnlineAdaptation,
-        reference: DynamicsModel,
+        reference: DynamicsModel | None = None,
         *,
         match: Literal["change", "effect"] | None = None,
         gate: float = 1.5,
         effect_gate: float = 0.9,
+        prior_steps: float = 16.0,
+        map_gate: float = 6.0,
         decay: float = 0.9,
-        regularisation: float = 0.005,
+        regularisation: float | None = None,
+        exploration: float = 0.05,
     ) -> None:
         options: dict[str, Any] = {
             "match": match,
             "gate": gate,
             "effect_gate": effect_gate,
+            "prior_steps": prior_steps,
+            "map_gate": map_gate,
             "decay": decay,
             "regularisation": regularisation,
+            "exploration": exploration,
         }
         gym.utils.RecordConstructorArgs.__init__(self, reference=reference, **options)
         super().__init__(env)
@@ -281,18 +394,49 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
         self._dim = env.model.observation_dim
         twin = copy_module(env.adapter)
         twin.reset()
-        self._correction = _Correction(self, env, reference, env.single_action_space, twin, **options)
+        self._correction = _Correction(self, env, reference, env.single_action_space, twin, options)
         shape = cast("tuple[int, ...]", env.observation_space.shape)
         self._shown = np.zeros(shape, dtype=env.observation_space.dtype)
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Floats, dict[str, Any]]:
+        """Start an episode in every row, or in those of ``options["reset_mask"]``, with the gates closed."""
+        shown, infos = super().reset(seed=seed, options=options)
+        # As Gymnasium seeds rows, so that each is that of a single wrapper.
+        self._correction.seed([seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed or ())
+        return shown, infos
 
     def step(self, actions: Any) -> tuple[Floats, Any, Any, Any, dict[str, Any]]:
         """Take the corrected actions in every row."""
         asked = np.asarray(actions)
-        taken, is_open = self._correction.act(self._online.predict, self._shown[:, : self._dim], asked)
+        taken, is_open = self._correction.act(self._predict, self._shown[:, : self._dim], asked)
         self._asked = asked
         self._is_open = is_open
         shown, rewards, terminations, truncations, infos = super().step(taken if is_open.any() else actions)
         return shown, rewards, terminations, truncations, infos | {"correction": self._report}
+
+    def save(self, path: str | Path) -> None:
+        """Write what :meth:`ActionCorrection.save` writes."""
+        self._correction.save(path)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        env: gym.vector.VectorEnv[Any, Any, Any],
+        *,
+        core: nn.Module | None = None,
+        loss_fn: Callable[[Any, Tensor], Tensor] | None = None,
+    ) -> Self:
+        """Wrap vector environments in what was saved, as :meth:`ActionCorrection.load` does a single one."""
+        spaces = env.single_observation_space, env.single_action_space
+        saved = read_correction(path, *spaces, core=core, loss_fn=loss_fn)
+        return cls(VectorOnlineAdaptation(env, saved.adapter, **saved.online), saved.reference, **saved.correction)
+
+    def _predict(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
+        predicted: Tensor = self._online.adapter.predict(encode_rows(self._online.model, observations, actions))
+        return predicted
 
     def _begin(self, rows: Flags, observations: Floats) -> None:
         self._correction.begin(rows)

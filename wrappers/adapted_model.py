@@ -1,8 +1,9 @@
 """What the wrappers of one environment and of many ask of the model that they adapt, and of what they show of it."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +11,20 @@ from gymnasium import spaces
 from torch import Tensor
 
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter
+from ssm_metarl_gym.agents.adaptation.kalman import KalmanAdapter
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
-from ssm_metarl_gym.checks import check_choice, check_integer
+from ssm_metarl_gym.checks import check_choice, check_integer, check_number
 
-__all__ = ["OnlineOptions", "check_adapted_model", "encode_rows", "parse_probes", "with_predictions"]
+__all__ = [
+    "OnlineOptions",
+    "check_adapted_model",
+    "encode_rows",
+    "parse_change_ratio",
+    "parse_probes",
+    "with_predictions",
+]
+
+_CHANGE_RATIO: Final = 20.0
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,7 @@ class OnlineOptions:
         restore: When the adapter goes back to the source: ``"episode"``, ``"call"`` or ``"never"``.
         loss_fn: The loss of the transitions of one environment.
         clip: Bound of the predictions that are shown.
+        leave_out: The share of episodes whose predictions are not shown.
 
     Raises:
         ValueError: An option is outside its range.
@@ -38,6 +50,7 @@ class OnlineOptions:
     restore: str
     loss_fn: Callable[[Any, Tensor], Tensor]
     clip: float
+    leave_out: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("window", "every", "warmup"):
@@ -47,6 +60,7 @@ class OnlineOptions:
         check_choice("restore", self.restore, ["episode", "call", "never"])
         if not self.clip > 0.0:
             raise ValueError(f"clip must be > 0; got {self.clip!r}.")
+        check_number("leave_out", self.leave_out, ("a number in [0, 1]", lambda value: 0.0 <= value <= 1.0))
 
 
 def encode_rows(model: DynamicsModel, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
@@ -78,6 +92,17 @@ def check_adapted_model(
             f"{action_space}; it is for {model.observation_dim} observations and {model.action_space}."
         )
     return model
+
+
+def parse_change_ratio(given: float | None, adapter: Adapter) -> float:
+    """The error that is a surprise, as a multiple of the mean; None for the default, of a filter none at all.
+
+    A Kalman filter has a rule of its own for changes, by which it keeps its mean: going back to the source as well
+    would only throw away what it knows.
+    """
+    if given is not None:
+        return given
+    return math.inf if isinstance(adapter, KalmanAdapter) else _CHANGE_RATIO
 
 
 def parse_probes(space: spaces.Space[Any], given: Sequence[Any] | None) -> npt.NDArray[Any]:

@@ -24,6 +24,7 @@ _ITERATIONS: Final = 2  # of Gauss and Newton: from a good start the models bend
 _RULES: Final[dict[str, Rule]] = {
     "gate": ("a number >= 0 (inf corrects nothing)", lambda value: value >= 0.0),
     "effect_gate": ("a number (inf leaves it to the other gate)", lambda value: not math.isnan(value)),
+    "prior_steps": ("a finite number >= 0", lambda value: 0.0 <= value < math.inf),
     "decay": ("a number in [0, 1)", lambda value: 0.0 <= value < 1.0),
     "regularisation": ("a finite number >= 0", lambda value: 0.0 <= value < math.inf),
 }
@@ -39,6 +40,7 @@ class Corrector:
         match: See :class:`ActionCorrection`, and so for all that follow.
         gate: How many times as large the error of the reference must be.
         effect_gate: Below which effect a ``Box`` of actions is corrected.
+        prior_steps: How many steps of evidence it takes to believe half of what the models say of the effect.
         decay: Decay of the running means.
         regularisation: Weight of the size of an action of a ``Box``, in half ranges, beside the error of a prediction.
 
@@ -49,8 +51,8 @@ class Corrector:
         adapted_error: ``Float64[N]``, running mean of the adapted model's squared one-step errors, in variances of the
             change, each measured before it was adapted to; nan at first.
         reference_error: ``Float64[N]``, that of the reference.
-        effect: ``Float64[N]``, running mean of what actions do, in units of what they do in the reference; nan at first
-            and where effects are not compared.
+        effect: ``Float64[N]``, what actions do, in units of what they do in the reference, as far as it is believed;
+            nan at first and where effects are not compared.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Corrector:
         match: str | None,
         gate: float,
         effect_gate: float,
+        prior_steps: float,
         decay: float,
         regularisation: float,
     ) -> None:
@@ -76,6 +79,7 @@ class Corrector:
         self.reference = reference
         self.gate = gate
         self.effect_gate = effect_gate
+        self.prior_steps = prior_steps
         self.decay = decay
         self.regularisation = regularisation
         check_fields(self, _RULES)
@@ -83,11 +87,16 @@ class Corrector:
         self.adapted_error = np.full(num_rows, np.nan)
         self.reference_error = np.full(num_rows, np.nan)
         self.effect = np.full(num_rows, np.nan)
+        self._num_steps = np.zeros(num_rows, dtype=np.int64)
 
     def begin(self, rows: Flags) -> None:
         """Forget what these rows ``[N]`` have seen."""
         for mean in (self.adapted_error, self.reference_error, self.effect):
             mean[rows] = np.nan
+        self._num_steps[rows] = 0
+
+    def seed(self, row: int, seed: int) -> None:
+        """Seed what is random in a row, which is nothing here."""
 
     @property
     def compares_effects(self) -> bool:
@@ -107,6 +116,7 @@ class Corrector:
         """Move the running means of these rows ``[N]`` towards the errors ``Float64[N]`` of a step, where finite."""
         for mean, error in ((self.adapted_error, adapted_error), (self.reference_error, reference_error)):
             self._move(mean, error, rows)
+        self._num_steps += rows
 
     @torch.no_grad()
     def compare_effects(
@@ -117,17 +127,19 @@ class Corrector:
         asked: npt.NDArray[Any],
         rows: Flags,
     ) -> None:
-        """Move the running mean of what actions do, by the asked ones at their full size there and back.
+        """Estimate what actions do, by the asked ones at their full size there and back.
 
         Both models have adapted alike, one to what happened and one to what the reference would have done: what
-        adapting in few steps leaves out is left out by both.
+        adapting in few steps leaves out is left out by both. A few steps do not tell a weaker motor from a stronger
+        load, so the ratio ``e`` of the effects is shrunk towards 1, as the mean of n steps that say ``e`` and of
+        ``prior_steps`` that say 1.
 
         Args:
             predict: The adapted model.
             predict_twin: The twin.
             observations: ``Float[N D]``.
             asked: The actions that were asked for, ``Float[N A]``.
-            rows: ``Bool[N]``, whose mean moves.
+            rows: ``Bool[N]``, for which it is estimated.
         """
         half, middle = (self._space.high - self._space.low) / 2, (self._space.high + self._space.low) / 2
         scaled = (asked - middle) / half  # N A
@@ -137,15 +149,24 @@ class Corrector:
         repeated = np.repeat(observations[:, None], 2, axis=1)
         now, before = (_difference(model(repeated, probes)) for model in (predict, predict_twin))
         size = before.square().sum(1).double()
-        effect = ((now * before).sum(1).double() / size.clamp(min=1e-12)).numpy()
-        self._move(self.effect, effect, rows & (size > 1e-12).numpy())
+        ratio = ((now * before).sum(1).double() / size.clamp(min=1e-12)).numpy()
+        weight = self._num_steps / np.maximum(self._num_steps + self.prior_steps, 1.0)
+        effect = 1.0 + weight * (ratio - 1.0)
+        rows = rows & (size > 1e-12).numpy() & np.isfinite(effect)
+        self.effect[rows] = effect[rows]
 
-    def correct(self, predict: Predict, observations: npt.NDArray[Any], asked: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The actions that do now what the asked ones would do in the reference, ``[N ...]``, whatever the gate."""
+    def correct(
+        self, predict: Predict, observations: npt.NDArray[Any], asked: npt.NDArray[Any], rows: Flags
+    ) -> npt.NDArray[Any]:
+        """The actions that do now what the asked ones would do in the reference, ``[N ...]``, whatever the gate.
+
+        Those of other rows than ``rows`` ``[N]`` are the asked ones.
+        """
+        taken = asked.copy()
         with torch.no_grad():
-            if self._is_discrete:
-                return self._nearest_choice(predict, observations, asked)
-            return self._least_squares(predict, observations, asked)
+            find = self._nearest_choice if self._is_discrete else self._least_squares
+            taken[rows] = find(predict, observations, asked)[rows]
+        return taken
 
     def _nearest_choice(
         self, predict: Predict, observations: npt.NDArray[Any], asked: npt.NDArray[Any]

@@ -72,7 +72,7 @@ class VectorEpisodeObservation(gym.vector.VectorWrapper):
         ended, restarted = np.logical_or(terminations, truncations), self._restarted(infos)
         if self._mode is AutoresetMode.SAME_STEP and ended.any():
             # First show where the step led, which for a row that ended is told by infos alone, then begin anew.
-            last = np.array(observations, dtype=np.float32)
+            last = np.array(observations)
             last[ended] = np.stack(infos["final_obs"][ended])
             restarted = np.where(ended, self._restarted(infos.get("final_info", {})), restarted)
             self._advance(actions, rewards, last, restarted)

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, SupportsFloat
+from typing import Any, Literal, SupportsFloat, cast
 
 import gymnasium as gym
 import numpy as np
@@ -12,8 +12,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter
+from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.stateless import copy_module
-from ssm_metarl_gym.wrappers.adapted_model import OnlineOptions, check_adapted_model, parse_probes, with_predictions
+from ssm_metarl_gym.wrappers.adapted_model import (
+    OnlineOptions,
+    check_adapted_model,
+    parse_change_ratio,
+    parse_probes,
+    with_predictions,
+)
+from ssm_metarl_gym.wrappers.left_out import LeftOutEpisodes
+from ssm_metarl_gym.wrappers.source_fallback import SourceFallback
 from ssm_metarl_gym.wrappers.surprises import Surprises, Verdict
 
 __all__ = ["OnlineAdaptation"]
@@ -34,6 +43,9 @@ class OnlineAdaptation(
     the window; two in a row are a *change* of the physics: the window keeps these two only, and the weights go back to
     the source, unless ``restore="never"``.
 
+    While the running mean of the adapted model's errors is above that of the source's, predictions are those of the
+    source: those that are shown, and those of :meth:`predict`.
+
     With ``observe_predictions`` the observation is ``Float[D + K D]``: the wrapped one, and behind it what the adapted
     model predicts for each of K probe actions, in their order: the normalised change of the observation, clipped. So an
     ordinary, memoryless policy sees what each action would do *now*; train it with the wrapper in place.
@@ -41,7 +53,9 @@ class OnlineAdaptation(
     ``info["adaptation"]`` holds, at every step, ``error`` (of the adapted model before it adapts to the transition;
     None where none was judged), ``loss`` (after adapting; None where nothing was adapted), ``steps`` and
     ``rejected_steps`` (since the source was last restored), ``distance`` (of the weights from the source, relative),
-    ``num_transitions`` (in the window), ``num_outliers`` and ``num_changes`` (in this episode).
+    ``num_transitions`` (in the window), ``cut_calls`` (that a budget of the adapter ended, since the source was last
+    restored), ``source_used`` (for now), ``left_out`` (whether the predictions of the episode are), and
+    ``num_source_used``, ``num_outliers`` and ``num_changes`` (in this episode).
 
     Example:
         >>> trainer = MetaTrainer("ssm_metarl/CartPolePolarity-v0").learn(800)
@@ -61,16 +75,22 @@ class OnlineAdaptation(
         probe_actions: The actions to predict for; None for every action of a ``Discrete`` space and for the lowest, the
             zero and the highest action of a ``Box``.
         clip: Bound of the predictions, in standard deviations of the change.
+        leave_out: The share of episodes whose predictions are all zero. A policy that was trained with 0.2 or so does
+            without where there are none; 1 is what such a policy sees that has lost its adapter. Whether an episode is
+            left out is drawn from a stream that follows from the seed of ``reset``.
         outlier_error: The error, in variances, beyond which a transition is left out as an outlier; inf for none but
             those whose error is not finite.
-        change_ratio: The multiple of the running mean beyond which an error is a surprise; inf for no surprises.
+        change_ratio: The multiple of the running mean beyond which an error is a surprise; inf for no surprises. None
+            for 20, and for inf with a :class:`KalmanAdapter`, which tells changes by itself and keeps what it knows.
         error_start: The running mean of the errors at the start of an episode, and after a change at least.
         error_decay: The decay of that mean, in [0, 1).
         error_floor: The least value of that mean.
 
     Attributes:
+        arguments: What it was made with, beside the environment and the adapter.
         adapter: The adapter of this environment alone.
-        model: Its model.
+        source: The same at its source.
+        model: Its model, which adapts.
         options: What is adapted to, and when.
         verdict: What the last transition was, an outlier, a change or neither.
         errors_after: ``Float64[1]``, the error on the transition that told of the last change, once adapted to it.
@@ -92,8 +112,9 @@ class OnlineAdaptation(
         observe_predictions: bool = False,
         probe_actions: Sequence[Any] | None = None,
         clip: float = 5.0,
+        leave_out: float = 0.0,
         outlier_error: float = 50.0,
-        change_ratio: float = 20.0,
+        change_ratio: float | None = None,
         error_start: float = 0.02,
         error_decay: float = 0.98,
         error_floor: float = 0.001,
@@ -101,28 +122,33 @@ class OnlineAdaptation(
         # One of its own: environments that shared one would adapt to each other's tasks, and the model of a trainer
         # would no longer be the one that was trained.
         adapter = copy_module(adapter)
-        gym.utils.RecordConstructorArgs.__init__(
-            self,
-            adapter=adapter,
-            window=window,
-            every=every,
-            warmup=warmup,
-            restore=restore,
-            loss_fn=loss_fn,
-            observe_predictions=observe_predictions,
-            probe_actions=probe_actions,
-            clip=clip,
-            outlier_error=outlier_error,
-            change_ratio=change_ratio,
-            error_start=error_start,
-            error_decay=error_decay,
-            error_floor=error_floor,
-        )
+        self.arguments: dict[str, Any] = {
+            "window": window,
+            "every": every,
+            "warmup": warmup,
+            "restore": restore,
+            "loss_fn": loss_fn,
+            "observe_predictions": observe_predictions,
+            "probe_actions": probe_actions,
+            "clip": clip,
+            "leave_out": leave_out,
+            "outlier_error": outlier_error,
+            "change_ratio": change_ratio,
+            "error_start": error_start,
+            "error_decay": error_decay,
+            "error_floor": error_floor,
+        }
+        gym.utils.RecordConstructorArgs.__init__(self, adapter=adapter, **self.arguments)
         super().__init__(env)
-        self.options = OnlineOptions(window, every, warmup, restore, loss_fn, clip)
+        self.options = OnlineOptions(window, every, warmup, restore, loss_fn, clip, leave_out)
         self.adapter = adapter
         name = type(self).__name__
         self.model = check_adapted_model(name, adapter, env.observation_space, env.action_space)
+        self.source = copy_module(adapter)
+        self.source.reset()
+        self._source_model = cast("DynamicsModel", self.source.model)
+        self._fallback = SourceFallback(1)
+        self._left_out = LeftOutEpisodes(1, leave_out)
         self._probes = np.empty((0, *(env.action_space.shape or ())), dtype=env.action_space.dtype)
         if observe_predictions:
             self._probes = parse_probes(env.action_space, probe_actions)
@@ -130,7 +156,7 @@ class OnlineAdaptation(
         self._surprises = Surprises(
             1,
             outlier_error=outlier_error,
-            change_ratio=change_ratio,
+            change_ratio=parse_change_ratio(change_ratio, adapter),
             error_start=error_start,
             error_decay=error_decay,
             error_floor=error_floor,
@@ -142,7 +168,7 @@ class OnlineAdaptation(
         self._forget()
 
     def predict(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
-        """The change of the observation that the adapted model predicts, normalised.
+        """The change of the observation that the model in use, the adapted one or the source, predicts, normalised.
 
         Args:
             observations: ``Float[B D]``.
@@ -152,14 +178,14 @@ class OnlineAdaptation(
             ``Float[B D]``.
         """
         with torch.no_grad():
-            predictions: Tensor = self.model(self.model.encode(observations, actions))
-        return predictions
+            return self._predict(self.model.encode(observations, actions))
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
         """Start an episode with an empty window and, unless ``restore="never"``, the source weights."""
         self._observation = None
+        self._left_out.seed(seed, np.array([True]))
         observation, info = self.env.reset(seed=seed, options=options)
         if self.options.restore != "never":
             self.adapter.reset()
@@ -186,7 +212,7 @@ class OnlineAdaptation(
         if len(self._transitions) >= self.options.warmup and self._num_steps % self.options.every == 0:
             loss = self._adapt()
         if self.verdict.changes[0]:
-            self.errors_after[0] = self._measure(*self._transitions[-1])
+            self.errors_after[0] = self._measure(self.model, *self._transitions[-1])
         info = info | {"adaptation": self._report(error, loss)}
         return self._observe(observation, encoded_probes), reward, terminated, truncated, info
 
@@ -194,6 +220,8 @@ class OnlineAdaptation(
         """Begin an episode."""
         self._transitions.clear()
         self._surprises.forget(np.array([True]))
+        self._fallback.forget(np.array([True]))
+        self._left_out.begin(np.array([True]))
         self.verdict = Verdict.nothing(1)  # on the last transition
         self._num_steps = 0
         self._num_outliers = 0
@@ -216,8 +244,11 @@ class OnlineAdaptation(
 
     def _join(self, encoded: Tensor, target: Tensor) -> float:
         """Judge a transition by the model's error, which is returned, and let it join the window."""
-        error = self._measure(encoded, target)
-        self.verdict = self._surprises.judge(np.array([error]), np.array([True]))
+        error = self._measure(self.model, encoded, target)
+        errors, rows = np.array([error]), np.array([True])
+        self.verdict = self._surprises.judge(errors, rows)
+        source_errors = np.array([self._measure(self._source_model, encoded, target)])
+        self._fallback.learn(errors, source_errors, rows, self.verdict)
         outlier, change = (bool(flags[0]) for flags in self.verdict)
         if outlier:
             self._num_outliers += 1
@@ -231,16 +262,24 @@ class OnlineAdaptation(
                 self.adapter.reset()
         return error
 
-    def _measure(self, encoded: Tensor, target: Tensor) -> float:
-        """The squared error of the model on a transition."""
+    def _measure(self, model: DynamicsModel, encoded: Tensor, target: Tensor) -> float:
+        """The squared error of a model on a transition."""
         with torch.no_grad():
-            return float((self.model(encoded) - target).float().square().mean())
+            return float((model(encoded) - target).float().square().mean())
+
+    def _predict(self, encoded: Tensor) -> Tensor:
+        """What the model in use predicts, ``Float[B F]`` -> ``Float[B D]``."""
+        model = self._source_model if self._fallback.used[0] else self.model
+        predictions: Tensor = model(encoded)
+        return predictions
 
     def _observe(self, observation: npt.NDArray[np.float32], encoded_probes: Tensor) -> npt.NDArray[np.float32]:
         if not len(self._probes):
             return observation
         with torch.no_grad():
-            predictions = self.model(encoded_probes).float().clamp(-self.options.clip, self.options.clip)
+            predictions = self._predict(encoded_probes).float().clamp(-self.options.clip, self.options.clip)
+        if self._left_out.rows[0]:
+            predictions = torch.zeros_like(predictions)
         shown = np.concatenate([observation, predictions.flatten().cpu().numpy()])
         return shown.astype(self.observation_space.dtype, copy=False)
 
@@ -258,6 +297,10 @@ class OnlineAdaptation(
             "steps": stats.steps,
             "rejected_steps": stats.rejected_steps,
             "distance": stats.distance,
+            "cut_calls": stats.cut_calls,
+            "source_used": bool(self._fallback.used[0]),
+            "num_source_used": int(self._fallback.num_used[0]),
+            "left_out": bool(self._left_out.rows[0]),
             "num_transitions": len(self._transitions),
             "num_outliers": self._num_outliers,
             "num_changes": self._num_changes,

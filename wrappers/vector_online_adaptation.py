@@ -6,6 +6,7 @@ from typing import Any, Literal, cast
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,15 +14,19 @@ from torch.nn import functional as F
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter
 from ssm_metarl_gym.agents.adaptation.recursive_rows import make_adapter_rows
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
+from ssm_metarl_gym.agents.stateless import copy_module
 from ssm_metarl_gym.wrappers.adapted_model import (
     OnlineOptions,
     check_adapted_model,
     encode_rows,
+    parse_change_ratio,
     parse_probes,
     with_predictions,
 )
 from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation
+from ssm_metarl_gym.wrappers.left_out import LeftOutEpisodes
 from ssm_metarl_gym.wrappers.online_rows import OnlineRows
+from ssm_metarl_gym.wrappers.source_fallback import SourceFallback
 from ssm_metarl_gym.wrappers.surprises import Surprises, Verdict
 
 __all__ = ["VectorOnlineAdaptation"]
@@ -62,6 +67,8 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         observe_predictions: Whether the predictions join the observation.
         probe_actions: The actions to predict for.
         clip: Bound of the predictions.
+        leave_out: The share of episodes whose predictions are all zero, drawn for row i of a reset with seed s as by a
+            single wrapper that is reset with the seed s + i.
         outlier_error: The error beyond which a transition is left out.
         change_ratio: The multiple of the running mean beyond which an error is a surprise.
         error_start: The running mean at the start of an episode and after a change.
@@ -69,8 +76,10 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         error_floor: The least value of that mean.
 
     Attributes:
+        arguments: What it was made with, beside the environments and the adapter.
         adapter: The weights of all rows.
-        model: The model whose weights these are.
+        source: The adapter that was given, at its source.
+        model: The model whose weights these are, itself with those of the source.
         options: What is adapted to, and when.
         verdict: What the last transition of each row was, an outlier, a change or neither.
         errors_after: ``Float64[N]``, the error on the transition that told of a row's last change, once adapted to it.
@@ -93,40 +102,45 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         observe_predictions: bool = False,
         probe_actions: Sequence[Any] | None = None,
         clip: float = 5.0,
+        leave_out: float = 0.0,
         outlier_error: float = 50.0,
-        change_ratio: float = 20.0,
+        change_ratio: float | None = None,
         error_start: float = 0.02,
         error_decay: float = 0.98,
         error_floor: float = 0.001,
     ) -> None:
-        gym.utils.RecordConstructorArgs.__init__(
-            self,
-            adapter=adapter,
-            window=window,
-            every=every,
-            warmup=warmup,
-            restore=restore,
-            loss_fn=loss_fn,
-            observe_predictions=observe_predictions,
-            probe_actions=probe_actions,
-            clip=clip,
-            outlier_error=outlier_error,
-            change_ratio=change_ratio,
-            error_start=error_start,
-            error_decay=error_decay,
-            error_floor=error_floor,
-        )
+        self.arguments: dict[str, Any] = {
+            "window": window,
+            "every": every,
+            "warmup": warmup,
+            "restore": restore,
+            "loss_fn": loss_fn,
+            "observe_predictions": observe_predictions,
+            "probe_actions": probe_actions,
+            "clip": clip,
+            "leave_out": leave_out,
+            "outlier_error": outlier_error,
+            "change_ratio": change_ratio,
+            "error_start": error_start,
+            "error_decay": error_decay,
+            "error_floor": error_floor,
+        }
+        gym.utils.RecordConstructorArgs.__init__(self, adapter=adapter, **self.arguments)
         super().__init__(env)
-        self.options = OnlineOptions(window, every, warmup, restore, loss_fn, clip)
+        self.options = OnlineOptions(window, every, warmup, restore, loss_fn, clip, leave_out)
         name = type(self).__name__
         check_adapted_model(name, adapter, env.single_observation_space, env.single_action_space)
-        self.adapter = make_adapter_rows(adapter, self.num_envs)
+        self.source = copy_module(adapter)
+        self.source.reset()
+        self.adapter = make_adapter_rows(self.source, self.num_envs)
         self.model = cast("DynamicsModel", self.adapter.model)
+        self._fallback = SourceFallback(self.num_envs)
+        self._left_out = LeftOutEpisodes(self.num_envs, leave_out)
         self._rows = OnlineRows(self.adapter, self.options)
         self._surprises = Surprises(
             self.num_envs,
             outlier_error=outlier_error,
-            change_ratio=change_ratio,
+            change_ratio=parse_change_ratio(change_ratio, adapter),
             error_start=error_start,
             error_decay=error_decay,
             error_floor=error_floor,
@@ -143,11 +157,12 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
             self.single_observation_space = with_predictions(env.single_observation_space, len(self._probes), clip)
             self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, self.num_envs)
         n, dim = self.num_envs, self.model.observation_dim
-        self._observations = np.zeros((n, dim), dtype=np.float32)
-        self._shown = np.zeros((n, dim * (1 + len(self._probes))), dtype=np.float32)
+        dtype = self.single_observation_space.dtype  # what is shown is as exact as what is wrapped
+        self._observations = np.zeros((n, dim), dtype=dtype)
+        self._shown = np.zeros((n, dim * (1 + len(self._probes))), dtype=dtype)
 
     def predict(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
-        """The change of the observation that the adapted model of each row predicts, normalised.
+        """The change of the observation that the model in use of each row predicts, normalised.
 
         Args:
             observations: ``Float[N P D]``.
@@ -156,13 +171,18 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         Returns:
             ``Float[N P D]``.
         """
-        predictions: Tensor = self.adapter.predict(encode_rows(self.model, observations, actions))
+        encoded = encode_rows(self.model, observations, actions)
+        predictions: Tensor = self.adapter.predict(encoded)
+        if (used := self._fallback.used).any():
+            predictions[used] = self._predict_by_source(encoded[used])
         return predictions
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Floats, dict[str, Any]]:
         """Start an episode in every row, or in those of ``options["reset_mask"]``, with an empty window."""
+        mask = (options or {}).get("reset_mask")
+        self._left_out.seed(seed, np.ones(self.num_envs, dtype=np.bool_) if mask is None else np.asarray(mask))
         shown, infos = super().reset(seed=seed, options=options)
         return shown, infos | {"adaptation": self._report()}
 
@@ -178,6 +198,8 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         self._final_report = self._report()
         self._rows.begin(rows)
         self._surprises.forget(rows)
+        self._fallback.forget(rows)
+        self._left_out.begin(rows)
         self._errors[rows] = np.nan
         self._num_outliers[rows] = 0
         self._num_changes[rows] = 0
@@ -190,21 +212,31 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         # A row that only begins its episode on this step makes no transition.
         going = ~self._ended if self._mode is AutoresetMode.NEXT_STEP else np.ones_like(self._ended)
         judged = going & ~restarted
-        errors = self._measure(encoded, targets)
+        errors = self._measure(self.adapter.predict, encoded, targets)
         self._errors = np.where(judged, errors, np.nan)
         self.verdict = self._surprises.judge(errors, judged)
+        source_errors = self._measure(self._predict_by_source, encoded, targets)
+        self._fallback.learn(errors, source_errors, judged, self.verdict)
         self._num_outliers += self.verdict.outliers
         self._num_changes += self.verdict.changes
         self._rows.advance(encoded, targets, going, judged & ~self.verdict.outliers, self.verdict.changes)
         if self.verdict.changes.any():
-            now = self._measure(encoded, targets)
+            now = self._measure(self.adapter.predict, encoded, targets)
             self.errors_after = np.where(self.verdict.changes, now, self.errors_after)
-        self._observations = np.array(observations, dtype=np.float32)
+        self._observations = np.array(observations, dtype=self._observations.dtype)
         self._show()
 
-    def _measure(self, encoded: Tensor, targets: Tensor) -> npt.NDArray[np.float64]:
-        """The squared error of each row's model on its last transition, ``Float64[N]``."""
-        predictions: Tensor = self.adapter.predict(encoded[:, None])[:, 0]
+    def _predict_by_source(self, encoded: Tensor) -> Tensor:
+        """``Float[N P F]`` -> ``Float[N P D]``."""
+        with torch.no_grad():
+            predictions: Tensor = self.model(encoded.flatten(0, 1)).unflatten(0, encoded.shape[:2])
+        return predictions
+
+    def _measure(
+        self, predict: Callable[[Tensor], Tensor], encoded: Tensor, targets: Tensor
+    ) -> npt.NDArray[np.float64]:
+        """The squared errors of predictions, ``Float[N P F]`` -> ``Float[N P D]``, on the last transitions: ``[N]``."""
+        predictions = predict(encoded[:, None])[:, 0]
         errors: npt.NDArray[np.float64] = (predictions - targets).float().square().mean(-1).double().numpy()
         return errors
 
@@ -217,6 +249,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
                 observations, np.broadcast_to(self._probes, (self.num_envs, *self._probes.shape))
             )
             self._shown[:, dim:] = predictions.clamp(-self.options.clip, self.options.clip).flatten(1).cpu().numpy()
+            self._shown[self._left_out.rows, dim:] = 0.0
 
     def _report(self) -> dict[str, Any]:
         stats = self.adapter.stats
@@ -226,6 +259,10 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
             "steps": stats.steps.numpy().copy(),
             "rejected_steps": stats.rejected_steps.numpy().copy(),
             "distance": stats.distance.numpy().copy(),
+            "cut_calls": stats.cut_calls.numpy().copy(),
+            "source_used": self._fallback.used,
+            "num_source_used": self._fallback.num_used.copy(),
+            "left_out": self._left_out.rows.copy(),
             "num_transitions": self._rows.num_transitions(),
             "num_outliers": self._num_outliers.copy(),
             "num_changes": self._num_changes.copy(),

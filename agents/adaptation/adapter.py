@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from typing_extensions import Self
 
 from ssm_metarl_gym.agents.adaptation.batch import LinAlgError, constant, is_of_numbers, parse_batch
+from ssm_metarl_gym.agents.adaptation.budget import StepTimer, check_budget
 from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig, AdapterStats, parse_stats
 from ssm_metarl_gym.agents.adaptation.draws import DrawsApart
 from ssm_metarl_gym.agents.adaptation.module_state import ModuleSnapshot, ModuleState, set_evaluation, set_training
@@ -81,16 +82,21 @@ class Adapter:
         model: The module to adapt, in place. Two adapters must not share it, and its modules and parameters must stay
             what they are: for a model that was changed make a new adapter.
         cfg: The bounds.
+        budget_ms: The milliseconds that a call of :meth:`adapt` may take; None for no bound. No step begins that would
+            end later if it took as long as the longest one before it in the call. With a budget, results depend on the
+            machine and on what else it does.
 
     Raises:
-        ValueError: No parameter of the model requires a gradient, or one of those is not finite.
+        ValueError: No parameter of the model requires a gradient, one of those is not finite, or an argument is outside
+            its range.
     """
 
-    def __init__(self, model: nn.Module, cfg: AdaptationConfig) -> None:
+    def __init__(self, model: nn.Module, cfg: AdaptationConfig, *, budget_ms: float | None = None) -> None:
         if not isinstance(cfg, AdaptationConfig):
             raise ValueError(f"cfg must be an AdaptationConfig; got {cfg!r}.")
         self.model = model
         self.cfg = cfg
+        self.budget_ms = check_budget(budget_ms)
         self._state = ModuleState(model)
         self._weights = self._state.weights
         self._draws = DrawsApart(one.device for one in self._weights.parameters if one.is_cuda)
@@ -120,6 +126,7 @@ class Adapter:
                 model or the loss. Or the model is no longer made of the parameters that it had at construction.
         """
         self._state.check()
+        timer = StepTimer(self.budget_ms)
         before_call = self._before_call = self._snapshot()
         states, targets = parse_batch(batch_dict)
         if len(states) == 0:
@@ -131,7 +138,7 @@ class Adapter:
             try:
                 with torch.inference_mode(False), torch.enable_grad(), apart:
                     set_evaluation(training)
-                    return self._descend(loss_fn, constant(states), constant(targets), before_call)
+                    return self._descend(loss_fn, constant(states), constant(targets), before_call, timer)
             finally:
                 self._leave(training)
         except BaseException as error:
@@ -220,11 +227,16 @@ class Adapter:
         return twin
 
     def _descend(
-        self, loss_fn: Callable[[Any, Tensor], Tensor], states: Tensor, targets: Tensor, before_call: AdapterSnapshot
+        self,
+        loss_fn: Callable[[Any, Tensor], Tensor],
+        states: Tensor,
+        targets: Tensor,
+        before_call: AdapterSnapshot,
+        timer: StepTimer,
     ) -> float:
         """Take the steps, and put what happened into the statistics."""
         steps: list[_Step] = []
-        first_loss, loss = self._take_steps(loss_fn, states, targets, before_call, steps)
+        first_loss, loss = self._take_steps(loss_fn, states, targets, before_call, timer, steps)
         stats = self._stats
         changes: dict[str, Any] = {"calls": stats.calls + 1}
         if steps:
@@ -236,6 +248,8 @@ class Adapter:
             # Away from a source of zeros, any distance is infinitely many times its norm.
             relative = offset / self._region.norm if self._region.norm else math.inf
             changes["distance"] = relative if offset else 0.0
+        if timer.ran_out:
+            changes["cut_calls"] = stats.cut_calls + 1
         if math.isnan(loss):
             changes["rejected_steps"] = stats.rejected_steps + 1
         else:
@@ -249,6 +263,7 @@ class Adapter:
         states: Tensor,
         targets: Tensor,
         before_call: AdapterSnapshot,
+        timer: StepTimer,
         steps: list[_Step],
     ) -> tuple[float, float]:
         """The losses before the first step and after the last, nan where the last was undone.
@@ -261,7 +276,7 @@ class Adapter:
         last_good = before_call.module
         first_loss, objective = self._evaluate(loss_fn, states, targets, with_gradient=num_steps > 0)
         loss = first_loss
-        while len(steps) < num_steps and not math.isnan(loss):
+        while len(steps) < num_steps and not math.isnan(loss) and timer.has_time():
             if steps:
                 last_good = ModuleSnapshot(steps[-1].weights, steps[-1].held, self._state.buffers())
             step = self._step(objective, last_good.weights)

@@ -72,6 +72,7 @@ class AdapterStats:
         loss_variance: Running variance of the same.
         distance: Distance of the weights from the source, relative to the norm of the source.
         covariance_resets: How often the covariance of an adapter in closed form was put back to its prior.
+        cut_calls: Calls whose ``budget_ms`` left no time for the next step.
     """
 
     calls: int = 0
@@ -84,6 +85,7 @@ class AdapterStats:
     loss_variance: float = 0.0
     distance: float = 0.0
     covariance_resets: int = 0
+    cut_calls: int = 0
 
 
 def parse_stats(stored: Mapping[str, Any]) -> AdapterStats:

@@ -124,6 +124,11 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         rows = self._by_name(self._filter.covariance.diagonal(dim1=-2, dim2=-1))
         return {name: row[0].clone() for name, row in rows.items()}
 
+    @property
+    def covariance(self) -> Tensor:
+        """How uncertain the weights are together, in the order of ``filtered_parameters``: ``Float64[W W]``."""
+        return self._filter.covariance[0].clone()
+
     def initial_state(self, num_rows: int = 1) -> KalmanState:
         """The prior, in each of ``num_rows`` rows."""
         mean = self._region.source.double().expand(num_rows, -1)

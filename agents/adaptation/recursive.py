@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter, AdapterSnapshot
 from ssm_metarl_gym.agents.adaptation.batch import finite_rows, num_shared_rows, row_bytes
+from ssm_metarl_gym.agents.adaptation.budget import StepTimer
 from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig
 from ssm_metarl_gym.agents.adaptation.trust_region import pull_back
 
@@ -215,7 +216,12 @@ class RecursiveAdapter(Adapter, Generic[State]):
         return finite_rows(weights.to(narrowest))
 
     def _descend(
-        self, loss_fn: Callable[[Any, Tensor], Tensor], states: Tensor, targets: Tensor, before_call: AdapterSnapshot
+        self,
+        loss_fn: Callable[[Any, Tensor], Tensor],
+        states: Tensor,
+        targets: Tensor,
+        before_call: AdapterSnapshot,
+        timer: StepTimer,
     ) -> float:
         """Take in the rows that are new, and put what happened into the statistics."""
         finite = finite_rows(states, targets)

@@ -15,6 +15,7 @@ from torch.func import vmap
 
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter
 from ssm_metarl_gym.agents.adaptation.batched_network import find_network
+from ssm_metarl_gym.agents.adaptation.budget import StepTimer
 from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig
 from ssm_metarl_gym.agents.adaptation.trust_region import moving_moments
 from ssm_metarl_gym.agents.losses import MaskedLoss, checked_loss, is_mean_over_elements, masked_loss
@@ -49,6 +50,7 @@ class RowStats:
         loss_variance: ``Float64[N]``, running variance of the same.
         distance: ``Float64[N]``, of the weights from the source, relative to the norm of the source.
         covariance_resets: ``Int[N]``, how often the covariance of an adapter in closed form was put back to its prior.
+        cut_calls: ``Int[N]``, calls whose ``budget_ms`` left no time for the row's next step.
     """
 
     calls: Tensor
@@ -61,6 +63,7 @@ class RowStats:
     loss_variance: Tensor
     distance: Tensor
     covariance_resets: Tensor
+    cut_calls: Tensor
 
     @classmethod
     def zeros(cls, num_rows: int) -> "RowStats":
@@ -79,9 +82,9 @@ class AdapterRows:
     """What an :class:`Adapter` does to a module, for N rows at once: each has weights of its own and its own batch.
 
     Row by row the result is that of N adapters, up to rounding. Every bound of :class:`AdaptationConfig` holds for
-    each row by itself, and a step of one row that is not finite is undone for that row alone. Averaged weights are not
-    kept. The weights are those of the parameters that require a gradient; everything else, buffers included, is shared
-    and stays as it is, in evaluation mode.
+    each row by itself, and a step of one row that is not finite is undone for that row alone. ``budget_ms`` is the time
+    of a call for all rows together. Averaged weights are not kept. The weights are those of the parameters that require
+    a gradient; everything else, buffers included, is shared and stays as it is, in evaluation mode.
 
     Args:
         adapter: The adapter, whose source the rows start from. It and its model stay as they are.
@@ -127,6 +130,14 @@ class AdapterRows:
         with torch.no_grad():
             return self._forward(self._weights, states)
 
+    def weights(self) -> dict[str, Tensor]:
+        """The weights of each row by the names of the parameters, ``{name: Float[N ...]}``."""
+        parts = self._weights.split([shape.numel() for shape in self._shapes.values()], dim=1)
+        return {
+            name: part.unflatten(1, shape).clone()
+            for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
+        }
+
     def reset(self, rows: Tensor | None = None) -> None:
         """Go back to the source in these rows ``Bool[N]``, in all where it is None."""
         rows = torch.ones(self.num_rows, dtype=torch.bool) if rows is None else torch.as_tensor(rows)
@@ -155,6 +166,7 @@ class AdapterRows:
             ``Float64[N]``, the loss of each row after its last accepted step; nan where a step was undone, where there
             was no transition and where the row does not adapt.
         """
+        timer = StepTimer(self._adapter.budget_ms)
         # Autograd cannot save tensors of inference mode.
         states, targets = (
             tensor.clone() if tensor.is_inference() else tensor
@@ -168,7 +180,7 @@ class AdapterRows:
         losses = torch.full((self.num_rows,), math.nan, dtype=torch.float64)
         with np.errstate(all="ignore"):  # what is not finite is no step
             for index, objective in self._objectives(loss_fn, states, targets, mask, asked & ~empty):
-                losses.numpy()[index] = self._descend(objective, index)
+                losses.numpy()[index] = self._descend(objective, index, timer)
         return losses
 
     def _objectives(
@@ -224,7 +236,7 @@ class AdapterRows:
             (gradients,) = torch.autograd.grad(losses.sum(), weights)
         return losses.detach(), gradients
 
-    def _descend(self, objective: Objective, index: Rows) -> Floats:
+    def _descend(self, objective: Objective, index: Rows, timer: StepTimer) -> Floats:
         """Take the steps of these rows, and put what happened into their statistics: ``Float64[R]``, the losses."""
         cfg, stats = self.cfg, self.stats
         num_steps = 0 if cfg.lr == 0.0 or cfg.trust_region_eps == 0.0 else cfg.max_steps_per_call
@@ -233,6 +245,9 @@ class AdapterRows:
         first = losses = tensor.double().numpy()
         going: Flags = np.isfinite(first)
         for step in range(num_steps):
+            if not timer.has_time():
+                stats.cut_calls.numpy()[index] += going
+                break
             candidates, clipped, projected, possible = self._step(weights, gradients)
             going_on = going & possible
             candidates = _where_rows(going_on, candidates, weights)

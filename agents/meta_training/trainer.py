@@ -14,8 +14,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig
+from ssm_metarl_gym.agents.archive import read_archive, write_archive
 from ssm_metarl_gym.agents.meta_learning.distributed import rank, world_size
-from ssm_metarl_gym.agents.meta_training.archive import check_module, read_archive, to_plain_values, write_archive
+from ssm_metarl_gym.agents.meta_training.archive import check_module, to_plain_values
 from ssm_metarl_gym.agents.meta_training.dynamics_objective import DynamicsOptions
 from ssm_metarl_gym.agents.meta_training.objectives import OBJECTIVES, Objective, default_model
 from ssm_metarl_gym.agents.meta_training.policy_objective import PolicyObjective
@@ -29,6 +30,7 @@ __all__ = ["MetaTrainer"]
 
 _EVALUATED_STEPS: Final = (0, 1, 3, 5, 10)
 # What every file of a trainer holds.
+_FORMAT: Final = 2
 _STORED: Final = ("env_id", "objective", "env_kwargs", "seed", "options", "num_updates", "model", "state")
 
 
@@ -304,7 +306,7 @@ class MetaTrainer:
             "state": self._objective.state_dict(),
             "unlogged": list(self._unlogged),
         }
-        write_archive(path, state)
+        write_archive(path, state, _FORMAT)
 
     @classmethod
     def load(
@@ -330,7 +332,7 @@ class MetaTrainer:
             OSError: The file cannot be read.
         """
         source = path if isinstance(path, str | Path) else "what was read"
-        state = read_archive(path, source, _STORED)
+        state = read_archive(path, source, _STORED, version=_FORMAT, written_by="MetaTrainer.save")
         env_id, objective, env_kwargs, seed = (state[name] for name in _STORED[:4])
         check_choice(f"the objective of {source}", objective, list(OBJECTIVES))
         check_module(env_id, source, allowed_modules)

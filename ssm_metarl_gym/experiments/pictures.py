@@ -111,7 +111,9 @@ def save_film(path: Path, *films: Sequence[npt.NDArray[np.uint8]]) -> None:
         first.save(temporary, save_all=True, append_images=others, duration=40, loop=0)
 
 
-def _subplots(columns: int, size: tuple[float, float], *, sharey: bool = True, **arguments: Any) -> tuple[Any, Sequence[Any]]:
+def _subplots(
+    columns: int, size: tuple[float, float], *, sharey: bool = True, **arguments: Any
+) -> tuple[Any, Sequence[Any]]:
     # Not by pyplot, which would choose a backend for the whole process and keep the figure.
     figure = _import("matplotlib.figure", "matplotlib").Figure(figsize=size, **arguments)
     return figure, figure.subplots(1, columns, sharey=sharey, squeeze=False)[0]

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -20,6 +21,7 @@ from ssm_metarl_gym.files import (
     check_checksums,
     check_zip,
     flush,
+    in_json,
     sweep,
     temporary_beside,
     write_checksums,
@@ -38,6 +40,7 @@ __all__ = [
     "find_whole_checkpoint",
     "hold_output",
     "how_to_go_on",
+    "load_config",
     "lock_run",
     "read_config",
     "save_checkpoint",
@@ -224,25 +227,55 @@ def read_config(folder: Path, key: str) -> dict[str, Any] | None:
     """The configuration of the run in a folder, None where there is none.
 
     Raises:
-        ValueError: It cannot be read, or is one of something else: it lacks ``key``.
+        ValueError: It cannot be read, is damaged, or is one of something else: it lacks ``key``.
     """
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = load_config(path)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}). Give another --output.") from error
-    except (ValueError, RecursionError):  # no JSON, no text, or brackets in brackets in brackets
-        config = None
-    if not isinstance(config, dict) or key not in config:
+    if config is None or key not in config:
         raise ValueError(f"--output must be a new folder or that of a run; {folder}/config.json is of something else.")
     return config
 
 
+def load_config(path: Path) -> dict[str, Any] | None:
+    """A configuration that :func:`write_config` wrote, None where the file holds no object in JSON.
+
+    Runs of version 0.1.0 have no checksum: theirs is taken as it is.
+
+    Raises:
+        ValueError: It is damaged, or was edited.
+        OSError: It cannot be read.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):  # no JSON, no text, or brackets in brackets in brackets
+        return None
+    if not isinstance(config, dict):
+        return None
+    # What is last and as long as a checksum is one, whatever a flipped bit has made of its name.
+    name, checksum = next(reversed(config.items()), ("", None))
+    if isinstance(checksum, str) and len(checksum) == 64:
+        del config[name]
+        if checksum != _checksum(config):
+            raise ValueError(
+                f"{path} must be as the run wrote it; by its checksum it is damaged, or was edited. Copy it again, or "
+                f"delete its last entry, {name!r}, to use it as it is."
+            )
+    return config
+
+
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write config.json."""
-    write_json(folder / "config.json", config)
+    """Write config.json, and in it as its last entry the checksum of all others."""
+    config = in_json(config)
+    write_json(folder / "config.json", {**config, "checksum": _checksum(config)})
+
+
+def _checksum(config: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def check_output(folder: Path, wanted: Mapping[str, Any], key: str) -> None:

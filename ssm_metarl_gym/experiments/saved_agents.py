@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from ssm_metarl_gym.checks import check_choice
 from ssm_metarl_gym.experiments.checks import explaining
+from ssm_metarl_gym.experiments.runs import load_config
 from ssm_metarl_gym.experiments.sb3_training import MODEL_FILES
 from ssm_metarl_gym.files import check_checksums, check_zip
 from ssm_metarl_gym.wrappers import make_sb3_env
@@ -132,12 +133,10 @@ def read_run(folder: Path) -> SavedAgent:
     """
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = load_config(path)
     except OSError as error:
         raise ValueError(f"a folder must be one of train_ppo.py, with its config.json; got {folder}.") from error
-    except (ValueError, RecursionError):
-        config = None
-    if not isinstance(config, dict):
+    if config is None:
         raise ValueError(f"{path} is damaged: it is no object in JSON. {_COPY_AGAIN}")
     if not config.get("finished"):
         raise ValueError(f"a run must be finished; {folder} is not. The same command of train_ppo.py goes on with it.")

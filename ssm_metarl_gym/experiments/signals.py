@@ -1,13 +1,18 @@
 """How a script ends early: with a sentence, the right status, and the processes that it started.
 
-A script handles Ctrl-C and SIGTERM from its first line on, while its imports take seconds, and then around its work::
+A script handles SIGTERM and Ctrl-C from its first line on, while its imports take seconds, and then around its work::
 
-    from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+    import signal
 
     if __name__ == "__main__":
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it without a traceback from here on
+        from ssm_metarl_gym.experiments.signals import end_on_signals
+
         end_on_signals()
 
     import torch
+
+    from ssm_metarl_gym.experiments.signals import stoppable, worker_pool
 
     @stoppable()
     def main():

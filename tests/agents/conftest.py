@@ -14,7 +14,7 @@ from ssm_metarl_gym.agents.stateless import copy_module
 
 @pytest.fixture(autouse=True)
 def _seed():
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed remembers each call, for devices that are to come
 
 
 @pytest.fixture(scope="session")

@@ -89,8 +89,8 @@ def paths_in_archive(file):
     ("algorithm", "policy", "space", "policy_kwargs"),
     [
         (SSMPPO, "SSMPolicy", WINDOW, SMALL | EXTRACTOR),
-        (SSMPPO, "MultiInputSSMPolicy", spaces.Dict(a=VECTOR), SMALL),
-        (SSMPPO, "CnnSSMPolicy", IMAGE, SMALL),
+        pytest.param(SSMPPO, "MultiInputSSMPolicy", spaces.Dict(a=VECTOR), SMALL, marks=pytest.mark.slow),
+        pytest.param(SSMPPO, "CnnSSMPolicy", IMAGE, SMALL, marks=pytest.mark.slow),
         (PPO, "MlpPolicy", WINDOW, EXTRACTOR),
     ],
 )

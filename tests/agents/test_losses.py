@@ -20,7 +20,7 @@ LOSSES = [
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("loss_fn", LOSSES, ids=str)
+@pytest.mark.parametrize("loss_fn", LOSSES)
 def test_losses_and_slopes_are_those_of_autograd(loss_fn, dtype):
     torch.manual_seed(0)
     predictions, targets = 2.0 * torch.randn(2, 3, 4, 5, dtype=dtype)

@@ -263,6 +263,7 @@ def assert_as_before(model, before, *, values=True):
 
 
 class TestAttributes:
+    @pytest.mark.each_value
     @pytest.mark.parametrize("used", [False, True])
     @pytest.mark.parametrize("make_model", STATEFUL, ids=lambda make: make.__name__)
     def test_they_are_as_they_were(self, make_model, used):

@@ -145,6 +145,7 @@ def test_whole_numbers_of_any_type_are_actions(dtype):
     assert env.step(given)[0].tolist() == reference.step(actions)[0].tolist()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     ("actions", "message"),
     [

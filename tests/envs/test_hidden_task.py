@@ -50,6 +50,7 @@ def another_task(family):
 
 
 class TestDrawing:
+    @pytest.mark.each_value
     @each_physics
     @pytest.mark.parametrize("split", SPLITS)
     def test_every_episode_has_a_new_task_of_its_split(self, family, split):
@@ -139,6 +140,7 @@ class TestSwitching:
                 expected = -sign if step >= 3 else sign
                 assert env.unwrapped.task.polarity == info["task_params"]["polarity"] == expected
 
+    @pytest.mark.each_value
     @each_signed_physics
     @pytest.mark.parametrize(("switch", "flips"), [({"probability": 1.0}, 6), ({"probability": 0.0}, 0), (None, 0)])
     def test_always_or_never(self, family, switch, flips):
@@ -170,6 +172,7 @@ class TestSwitching:
 
 
 class TestObserving:
+    @pytest.mark.each_value
     @pytest.mark.parametrize(
         ("family", "task", "expected"),
         [
@@ -233,6 +236,7 @@ class TestObserving:
 
 @pytest.mark.usefixtures("fast_windows")
 class TestCopies:
+    @pytest.mark.each_value
     @pytest.mark.parametrize(
         "copy",
         [deepcopy, lambda env: pickle.loads(pickle.dumps(env))],  # noqa: S301
@@ -308,6 +312,7 @@ class TestRendering:
 
 
 class TestBadInput:
+    @pytest.mark.each_value
     @each_signed_physics
     @pytest.mark.parametrize(
         ("kwargs", "message"),
@@ -354,6 +359,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match="family must be one of "):
             make(family, family=type(task).__name__.removesuffix("Task"))
 
+    @pytest.mark.each_value
     @each_signed_physics
     @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, "long"])
     def test_attributes(self, family, value):
@@ -427,6 +433,7 @@ class TestGivenFamilies:
             env = make("CartPole", family=GIVEN[-1].to_dict(), split=split).unwrapped
             assert {env.reset() and env.task for _ in range(100)} == set(tasks)
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("split", ["train", "extrapolation"])
     @pytest.mark.parametrize("train", [DISTRIBUTION, TRAIN])
     def test_visible_parameters_are_scaled_over_what_is_trained_on(self, train, split):
@@ -446,6 +453,7 @@ class TestGivenFamilies:
         env = make("CartPole", family=DISTRIBUTION.to_dict(), context="visible", task=task)
         assert env.reset()[0][4:] == pytest.approx([0, 0.5, -1], abs=1e-6)
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("given", GIVEN)
     @pytest.mark.parametrize("kwargs", [{}, {"context": "visible", "switch": {"step": 3}}])
     def test_a_spec_in_json_makes_the_same_environment(self, given, kwargs, rollout):
@@ -546,16 +554,19 @@ class TestOwnEnvironments:
         for name in ("Hill", "Arm"):
             del gym.registry[f"tests/{name}-v0"]
 
+    @pytest.mark.each_value
     @each_own
     @pytest.mark.parametrize("kwargs", OWN_OPTIONS)
     def test_gymnasium_finds_no_fault(self, name, family, kwargs):
         check_env(gym.make(f"tests/{name}-v0", **kwargs).unwrapped)
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("switch", [{"step": 2}, {"probability": 1.0}])
     @pytest.mark.parametrize("context", ["hidden", "visible"])
     def test_gymnasium_finds_no_fault_with_a_switch(self, switch, context):
         check_env(gym.make("tests/Arm-v0", switch=switch, context=context).unwrapped)
 
+    @pytest.mark.each_value
     @each_own
     @pytest.mark.parametrize("kwargs", OWN_OPTIONS)
     def test_a_spec_in_json_makes_the_same_environment(self, name, family, kwargs, rollout):
@@ -564,6 +575,7 @@ class TestOwnEnvironments:
         assert copy.spec == env.spec
         assert rollout(copy, 60, seed=1) == rollout(env, 60, seed=1) != rollout(env, 60, seed=2)
 
+    @pytest.mark.each_value
     @each_own
     @pytest.mark.parametrize("copy", [deepcopy, lambda env: pickle.loads(pickle.dumps(env))])  # noqa: S301
     def test_copies_continue_identically(self, name, family, copy, rollout):

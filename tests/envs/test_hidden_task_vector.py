@@ -95,6 +95,7 @@ def ends(history):
 
 
 class TestEqualToSingleEnvironments:
+    @pytest.mark.each_value
     @each_class
     @each_mode
     @pytest.mark.parametrize(
@@ -175,6 +176,7 @@ class TestEqualToSingleEnvironments:
                 row.unwrapped.task = task
         assert 2 <= num_flips <= 14  # 7.2 expected, standard deviation 2.2
 
+    @pytest.mark.each_value
     @each_class
     @each_mode
     @pytest.mark.parametrize(
@@ -232,6 +234,7 @@ class TestEqualToSingleEnvironments:
 
 
 class TestSeeds:
+    @pytest.mark.each_value
     @each_class
     @each_mode
     def test_one_seed_gives_one_result(self, family, mode, assert_same):
@@ -256,6 +259,7 @@ class TestSeeds:
             assert len(set(map(str, drawn))) == len(drawn) == 3 * NUM_ENVS
         assert fresh[0] != fresh[1]
 
+    @pytest.mark.each_value
     @each_class
     @pytest.mark.parametrize("split", SPLITS)
     def test_every_episode_has_a_new_task_of_its_split(self, family, split):
@@ -348,6 +352,7 @@ class TestSwitching:
                 assert env.unwrapped.tasks.column("polarity").tolist() == expected.tolist()
                 assert infos["task_id"].tolist() == [task.task_id for task in env.unwrapped.tasks]
 
+    @pytest.mark.each_value
     @each_signed_class
     @pytest.mark.parametrize("switch", [{"probability": 0.0}, None])
     def test_never(self, family, switch):
@@ -384,6 +389,7 @@ class TestResetOptions:
         "PointNavigation": [PointNavigationTask(0.3, -0.4), PointNavigationTask(), PointNavigationTask(goal_y=-0.2)],
     }
 
+    @pytest.mark.each_value
     @each_physics
     @pytest.mark.parametrize(
         "given",
@@ -419,6 +425,7 @@ class TestResetOptions:
         ((other, value),) = another_task(family).items()
         assert env.unwrapped.tasks.column(other).tolist() == [value] * 3
 
+    @pytest.mark.each_value
     @each_signed_physics
     @each_mode
     def test_a_mask_changes_its_rows_alone(self, family, mode, assert_same):
@@ -502,6 +509,7 @@ class TestRefusals:
     MASK = np.array([True, False, True])
 
     # What is refused, test_arguments tells.
+    @pytest.mark.each_value
     @each_signed_physics
     @pytest.mark.parametrize(
         ("options", "error", "message"),
@@ -524,6 +532,7 @@ class TestRefusals:
         assert env.np_random_seed == 0
         assert_same(play(env, 8), play(twin, 8))
 
+    @pytest.mark.each_value
     @each_physics
     @pytest.mark.parametrize(
         ("seed", "error"), [([0, 1, 2], ValueError), (1.0, ValueError), ("1", ValueError), (-1, gym.error.Error)]
@@ -590,6 +599,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match=message):
             entry_point(**{"num_envs": NUM_ENVS, **kwargs})
 
+    @pytest.mark.each_value
     @each_physics
     @pytest.mark.parametrize("state", [[0.0], "upright", None, np.full((3, 4), np.nan)])
     def test_other_states(self, family, state):
@@ -639,6 +649,7 @@ class TestTimeLimit:
 
 
 class TestOwnership:
+    @pytest.mark.each_value
     @each_class
     @each_mode
     def test_what_is_returned_may_be_written(self, family, mode, assert_same):
@@ -670,6 +681,7 @@ class TestOwnership:
 
         assert_same(history(spoil=True), history(spoil=False))
 
+    @pytest.mark.each_value
     @each_class
     @each_mode
     @pytest.mark.parametrize("copied", [False, True])
@@ -716,6 +728,7 @@ class TestOwnership:
         (actions,) = sample(env, 1)
         assert_same(env.step(actions)[:4], other.step(actions)[:4])
 
+    @pytest.mark.each_value
     @each_physics
     @pytest.mark.parametrize("switch", [None, {"step": 3}])
     def test_given_tasks_decide_the_next_step_and_those_after_it(self, family, switch, assert_same):
@@ -775,6 +788,7 @@ class TestPrecision:
 
 
 class TestRendering:
+    @pytest.mark.each_value
     @each_physics
     @each_mode
     def test_frames_are_those_of_single_environments(self, family, mode, leader_and_rows):
@@ -866,6 +880,7 @@ class TestRendering:
 
 
 class TestCopies:
+    @pytest.mark.each_value
     @each_class
     @each_mode
     @each_copy
@@ -880,6 +895,7 @@ class TestCopies:
         assert own(twin) == own(env)
         assert_same(play(twin, 20), play(env, 20))
 
+    @pytest.mark.each_value
     @each_physics
     @each_copy
     def test_go_on_after_a_picture(self, family, copied, assert_same):
@@ -902,6 +918,7 @@ class TestCopies:
         play(copied(env), 5)
         assert own(env) == before
 
+    @pytest.mark.each_value
     @each_physics
     @each_copy
     def test_before_the_first_reset(self, family, copied, assert_same):
@@ -917,6 +934,7 @@ class TestSpec:
         {"switch": {"probability": 0.5}, "dtype": "float32", "max_episode_steps": None},
     ]
 
+    @pytest.mark.each_value
     @each_class
     @pytest.mark.parametrize("kwargs", KWARGS)
     def test_in_json_makes_the_same_environment(self, family, kwargs, assert_same):

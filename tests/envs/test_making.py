@@ -25,6 +25,7 @@ def test_only_ids_of_this_package_have_a_batched_form(env_id, expected):
     assert has_batched_form(env_id) is expected
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("mode", AutoresetMode)
 @pytest.mark.parametrize(
     ("env_id", "env_type"),

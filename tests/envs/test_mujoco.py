@@ -216,6 +216,7 @@ class TestFamilies:
 
 
 class TestEnvironments:
+    @pytest.mark.each_value
     @each_family
     @pytest.mark.parametrize("kwargs", [{}, {"context": "visible", "split": "interpolation"}])
     def test_checkers_find_no_fault(self, family, kwargs):
@@ -236,6 +237,7 @@ class TestEnvironments:
         assert rollout(env, 30, seed=1) == first
         assert rollout(env, 30, seed=2) != first
 
+    @pytest.mark.each_value
     @each_family
     @pytest.mark.parametrize(
         "copy",
@@ -304,7 +306,7 @@ class TestBadInput:
         assert env.state_vector().tolist() == state
 
 
-@pytest.mark.parametrize("missing", ["mujoco", "imageio"])
+@pytest.mark.parametrize("missing", ["mujoco", pytest.param("imageio", marks=pytest.mark.slow)])
 def test_without_mujoco_everything_else_works_and_the_error_says_how_to_install_it(missing):
     script = f"""if True:
         import sys

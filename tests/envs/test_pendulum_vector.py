@@ -28,6 +28,7 @@ def test_is_what_make_vec_makes():
     assert env.metadata["render_modes"] == ["rgb_array"]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int64])
 @pytest.mark.parametrize("scale", [0.9, 1.7])  # beyond the bounds too
 def test_actions_of_any_type_act_as_on_single_environments(dtype, scale, leader_and_rows, play_both):
@@ -52,6 +53,7 @@ def test_lists_are_actions():
     assert env.step(actions)[1].tolist() == reference.step(np.array(actions))[1].tolist()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     ("actions", "message"),
     [

@@ -22,6 +22,7 @@ def test_is_what_make_vec_makes():
     assert env.metadata["render_modes"] == ["rgb_array"]
 
 
+@pytest.mark.each_value
 @each_mode
 @pytest.mark.parametrize("on_failure", ["terminate", "restart"])
 def test_rows_that_reach_their_goal_end_as_single_environments_do(mode, on_failure, leader_and_rows, assert_same):
@@ -44,6 +45,7 @@ def test_rows_that_reach_their_goal_end_as_single_environments_do(mode, on_failu
     assert not terminations[:, 2].any()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int64])
 @pytest.mark.parametrize("scale", [0.9, 1.7])  # beyond the bounds too
 def test_actions_of_any_type_act_as_on_single_environments(dtype, scale, leader_and_rows, play_both):
@@ -79,6 +81,7 @@ def test_the_actions_of_the_caller_stay_as_they_are():
     assert actions.tolist() == [[5.0, 5.0]] * 3
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     ("actions", "message"),
     [

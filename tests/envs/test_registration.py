@@ -179,6 +179,7 @@ def test_gymnasium_imports_the_plugin_by_its_name_and_without_torch():
     subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)  # noqa: S603
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("env_id", [*(f"ssm_metarl/{name}-v0" for name in DEFAULTS), PROBE])
 @pytest.mark.parametrize("wrap", [lambda env: env, TransitionObservation, lambda env: HistoryWindow(env, 2)])
 def test_scaling_by_bounds_loses_nothing_or_is_refused(env_id, wrap):

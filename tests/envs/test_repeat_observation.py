@@ -209,6 +209,7 @@ class TestBatched:
         assert type(gym.make_vec(ENV_ID, 2)) is RepeatObservationVectorEnv
         assert type(gym.make_vec(ENV_ID, 2, vectorization_mode="sync")) is SyncVectorEnv
 
+    @pytest.mark.each_value
     @each_mode
     @pytest.mark.parametrize("kwargs", [{}, {"max_episode_steps": 4}, {"max_episode_steps": 1}])
     def test_is_equal_to_single_environments(self, mode, kwargs, assert_same):
@@ -249,6 +250,7 @@ class TestBatched:
         assert symbols[0] == symbols[1] != symbols[2]
         assert len({tuple(row) for row in symbols[0]}) == 50
 
+    @pytest.mark.each_value
     @each_mode
     @each_copy
     def test_copies_continue_identically(self, mode, copied, assert_same):

@@ -1,8 +1,11 @@
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
+from ssm_metarl_gym.experiments import jobs
 from ssm_metarl_gym.experiments.jobs import Job, add_progress, run_jobs
 
 
@@ -19,14 +22,23 @@ def fail():
     raise ValueError("it cannot be done")
 
 
-def test_a_job_begins_when_those_before_it_have_ended(tmp_path, capsys):
+@contextmanager
+def threads(num_workers, **initialising):
+    """In place of processes, which take seconds to import PyTorch."""
+    with ThreadPoolExecutor(num_workers, **initialising) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("pool", [threads, pytest.param(jobs.worker_pool, marks=pytest.mark.slow)])
+def test_a_job_begins_when_those_before_it_have_ended(tmp_path, capsys, monkeypatch, pool):
+    monkeypatch.setattr(jobs, "worker_pool", pool)
     first = Job(note, (tmp_path, "first", 0.3))
     second = Job(note, (tmp_path, "second", 0.1))
     both = Job(note, (tmp_path, "both"), (first, second))
     results = run_jobs([both, second, first], 9, "working")
     assert list(results) == [both, second, first]
     assert results[both][0] == ["first", "second"]
-    assert all(process != os.getpid() for _, process in results.values())
+    assert all((process == os.getpid()) == (pool is threads) for _, process in results.values())
     assert "working: 100%" in capsys.readouterr().err
 
 

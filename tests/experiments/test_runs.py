@@ -248,6 +248,40 @@ class TestOutput:
         with pytest.raises(ValueError, match=r"config\.json is of something else"):
             read_config(tmp_path, "objective")
 
+    def test_what_json_does_not_hold_comes_back_as_it_is_written(self, tmp_path):
+        write_config(tmp_path, {"policy": "mlp", "sizes": (1, np.int64(2)), "loss": float("nan")})
+        assert read_config(tmp_path, "policy") == {"policy": "mlp", "sizes": [1, 2], "loss": None}
+
+    def test_no_flipped_bit_of_a_configuration_has_a_consequence(self, tmp_path):
+        """Those in the name of the checksum alone pass, since nothing else has changed."""
+        config = {"policy": "mlp", "seed": 10, "gamma": 0.98, "env_kwargs": {"é": [None, True]}}
+        write_config(tmp_path, config)
+        path = tmp_path / "config.json"
+        whole, num_passed = path.read_bytes(), 0
+        for position in range(0, 8 * len(whole), 3):
+            damaged = bytearray(whole)
+            damaged[position // 8] ^= 1 << position % 8
+            path.write_bytes(damaged)
+            try:
+                assert read_config(tmp_path, "policy") == config
+            except ValueError:
+                continue
+            num_passed += 1
+        assert 0 < num_passed <= 8 * len("checksum")
+
+    def test_what_was_edited_is_refused_with_the_way_out(self, tmp_path):
+        write_config(tmp_path, {"policy": "mlp", "seed": 3})
+        path = tmp_path / "config.json"
+        path.write_text(path.read_text().replace("3", "4", 1))
+        with pytest.raises(
+            ValueError, match=r"config\.json must be as .* delete its last entry, .checksum., to use it"
+        ):
+            read_config(tmp_path, "policy")
+        config = json.loads(path.read_text())
+        del config["checksum"]
+        path.write_text(json.dumps(config))
+        assert read_config(tmp_path, "policy") == {"policy": "mlp", "seed": 4}
+
     def test_a_missing_folder_is_none_of_another_run(self, tmp_path):
         check_output(tmp_path / "a" / "b", {"seed": 3}, "policy")
         assert not list(tmp_path.iterdir())

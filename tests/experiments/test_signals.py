@@ -104,8 +104,8 @@ def test_a_signal_waits_until_the_processes_are_started(monkeypatch, capsys):
 
 
 def test_a_pool_ends_when_its_work_is_done():
-    with worker_pool(2) as pool:
-        jobs = [pool.submit(time.sleep, 0.1) for _ in range(3)]
+    with worker_pool(1) as pool:
+        jobs = [pool.submit(time.sleep, 0.1) for _ in range(2)]
         pid = pool.submit(os.getpid)
     assert all(job.done() for job in jobs)
     assert not is_running(pid.result())
@@ -154,7 +154,7 @@ def test_a_process_ends_with_all_that_it_started(number, begins_to_work, tmp_pat
     else:
         process.send_signal(number)
     _, err = process.communicate(timeout=60)  # ends when none of the processes holds the pipes any more
-    assert time.monotonic() - started < 5  # two seconds on an idle machine
+    assert time.monotonic() - started < 20  # two seconds on an idle machine
     if number == signal.SIGKILL:
         return
     status, word = STATUS[number]

@@ -21,7 +21,9 @@ def without_packages(bench_maml, monkeypatch):
     monkeypatch.setattr(bench_maml.importlib.util, "find_spec", lambda name: None)
 
 
-@pytest.mark.parametrize(("make", "shape"), [("make_mlp", (3, 4)), ("make_ssm", (1, 2, 4))])
+@pytest.mark.parametrize(
+    ("make", "shape"), [("make_mlp", (3, 4)), pytest.param("make_ssm", (1, 2, 4), marks=pytest.mark.slow)]
+)
 def test_all_sides_have_the_gradient_of_finite_differences(bench_maml, make, shape):
     torch.manual_seed(0)
     model, tasks = getattr(bench_maml, make)(4), bench_maml.make_tasks(2, shape)

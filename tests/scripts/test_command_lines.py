@@ -94,6 +94,26 @@ LINES = {
         f"--seed {HUGE}",
         "--fast",
     ],
+    "hidden_motors": [
+        *BAD_FOLDERS,
+        "",
+        "--output taken",
+        "--envs Ant-v5",
+        "--seeds 0",
+        f"--tasks {HUGE}",
+        "--transitions 99",
+        "--policy-folders nowhere",
+        "--policy-folders half_a_run",
+        "--policy-folders run_without_model",
+    ],
+    "keep_your_policy": [*BAD_FOLDERS, "--studies mian", "--seeds 0", f"--num-tasks {HUGE}", "--num-tasks 1"],
+    "lost_adapter": [
+        "--percent-left-out 101",
+        "--percent-left-out .5",
+        "--num-tasks 1",
+        f"--steps {HUGE}",
+        "--seed -1",
+    ],
     "meta_train": [
         *BAD_FOLDERS,
         "--output taken",
@@ -184,7 +204,8 @@ def folder(tmp_path, monkeypatch):
     }.items():
         (tmp_path / f"{name}.py").write_text(code)
     (tmp_path / "folder").mkdir()
-    for name in ("config.json", "model.zip", "model.pt", "progress.csv", "results.json", "headroom.json", "switch.png"):
+    files = ("config.json", "model.zip", "model.pt", "progress.csv", "results.json", "results.jsonl", "headroom.json")
+    for name in (*files, "switch.png"):
         (tmp_path / "taken" / name).mkdir(parents=True)
     configs = {
         "not_of_a_run": {"name": "something else"},

@@ -35,7 +35,7 @@ def output(evaluate, runs, tmp_path_factory):
     """The results of all runs."""
     folder = tmp_path_factory.mktemp("results")
     agents = [str(runs / name) for name in ("mlp-0", "ssm-0", "mlp-1")]
-    evaluate.main([*agents, "--num-tasks", "5", "--output", str(folder)])
+    evaluate.main([*agents, "--num-tasks", "3", "--output", str(folder)])
     return folder
 
 
@@ -87,15 +87,15 @@ class TestResults:
         assert results["splits"]["switch"] == {"split": "interpolation", "switch": {"step": 30}}
         for agent in results["agents"]:
             assert list(agent["returns"]) == SPLITS
-            assert all(len(returns) == 5 and max(returns) <= 60 for returns in agent["returns"].values())
+            assert all(len(returns) == 3 and max(returns) <= 60 for returns in agent["returns"].values())
 
     def test_the_returns_are_those_that_sb3_finds(self, results, runs):
-        env = make_sb3_env(ENV_ID, 5, observation="transition", split="extrapolation", max_episode_steps=60)
+        env = make_sb3_env(ENV_ID, 3, observation="transition", split="extrapolation", max_episode_steps=60)
         env = VecNormalize.load(str(runs / "ssm-0" / "vecnormalize.pkl"), env)
         env.training = env.norm_reward = False
         env.seed(1_000_000)
         model = SSMPPO.load(runs / "ssm-0" / "model.zip", device="cpu")
-        returns, _ = evaluate_policy(model, env, 5, return_episode_rewards=True)
+        returns, _ = evaluate_policy(model, env, 3, return_episode_rewards=True)
         # All trials are equally long, so that SB3 has them in the order of the rows too.
         assert results["agents"][1]["returns"]["extrapolation"] == pytest.approx(returns)
 
@@ -119,7 +119,7 @@ class TestResults:
     def test_one_seed_gives_one_result_and_another_one_other_tasks(self, evaluate, runs, results, tmp_path, capsys):
         returns = []
         for seed in ("0", "1"):
-            options = ["--splits", "interpolation", "--num-tasks", "5", "--output", str(tmp_path / seed)]
+            options = ["--splits", "interpolation", "--num-tasks", "3", "--output", str(tmp_path / seed)]
             evaluate.main([str(runs / "ssm-0"), "--seed", seed, *options])
             returns.append(json.loads((tmp_path / seed / "results.json").read_text())["agents"][0]["returns"])
         assert returns[0]["interpolation"] == results["agents"][1]["returns"]["interpolation"]
@@ -179,7 +179,7 @@ class TestAgents:
 
     def test_an_archive_is_evaluated_as_a_run_is(self, evaluate, runs, results, tmp_path):
         options = ["--algorithm", "PPO", "--env", ENV_ID, "--vecnormalize", str(runs / "mlp-0" / "vecnormalize.pkl")]
-        options += ["--splits", "switch", "--env-kwargs", '{"max_episode_steps": 60}', "--num-tasks", "5"]
+        options += ["--splits", "switch", "--env-kwargs", '{"max_episode_steps": 60}', "--num-tasks", "3"]
         evaluate.main([str(runs / "mlp-0" / "model.zip"), *options, "--output", str(tmp_path)])
         found = json.loads((tmp_path / "results.json").read_text())
         assert found["agents"][0]["returns"]["switch"] == results["agents"][0]["returns"]["switch"]

@@ -180,7 +180,7 @@ def test_its_workers_end_with_it(headroom, tmp_path, number, status):
     else:
         process.send_signal(number)
     _, rest = process.communicate(timeout=60)  # ends when none of them holds the pipe any more
-    assert time.monotonic() - started < 5  # two seconds on an idle machine
+    assert time.monotonic() - started < 20  # two seconds on an idle machine
     assert process.returncode == status
     assert b"Traceback" not in rest
     assert list(tmp_path.iterdir()) == []

@@ -274,9 +274,10 @@ def command(meta_train, checkout, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(checkout))
 
     def make(folder, *arguments, num_processes=None):
-        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={num_processes}"] if num_processes else []
+        # Standalone, it finds a free port, which other tests do not use at the same time.
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
         script = [meta_train.__file__, *LONG, *arguments, "--output", str(tmp_path / folder)]
-        return [sys.executable, "-W", "error", *launcher, *script]
+        return [sys.executable, "-W", "error", *(launcher if num_processes else []), *script]
 
     return make
 
@@ -291,7 +292,7 @@ def workers(launcher):
     return found
 
 
-def wait_for(condition, process, seconds=120):
+def wait_for(condition, process, seconds=600):
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None
@@ -375,7 +376,7 @@ def test_a_dead_worker_ends_the_run_and_the_same_command_goes_on(meta_train, com
             pids |= workers(process.pid)
             assert sorted(pids) == [0, 1]
             os.kill(pids[victim], signal.SIGKILL)
-            output, _ = process.communicate(timeout=60)
+            output, _ = process.communicate(timeout=300)
             assert process.returncode != 0
             assert not any(Path(f"/proc/{pid}").exists() for pid in pids.values())
         reached = last_of(folder / "checkpoints")

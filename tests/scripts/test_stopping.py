@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM end a script in the midst of its work, with a sentence, its status and all of its processes."""
 
+import ast
 import os
 import signal
 import subprocess
@@ -9,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc"),
-]
+SCRIPTS = sorted(path.name for path in (Path(__file__).parents[2] / "scripts").glob("*.py"))
+# What is imported after the first line and before the work, the last one among the imports of the script itself.
+STAGES = ("ssm_metarl_gym._version", "numpy", "gymnasium", "ssm_metarl_gym.experiments.signals", "tyro")
 TINY_META = '{"meta_batch_size": 2, "num_streams": 8, "stream_length": 32}'
 # What is begun, how it is known to be at work, and what is said of how to go on.
 CASES = {
@@ -21,6 +21,36 @@ CASES = {
     "meta_train": (["meta_train.py", "--options", TINY_META, "--log-interval", "1"], "updates_per_second", "update 0"),
     "evaluate": (["evaluate.py", "run", "--num-tasks", "5000"], "evaluating:   0%", ""),
 }
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_first_lines_of_a_script_end_it_at_ctrl_c(checkout, script):
+    """There is a traceback before them alone, while Python itself starts."""
+    _, *statements = ast.parse((checkout / "scripts" / script).read_text()).body
+    imported, block = (ast.unparse(statement).splitlines() for statement in statements[:2])
+    assert imported == ["import signal"]
+    assert block[:2] == ["if __name__ == '__main__':", "    signal.signal(signal.SIGINT, signal.SIG_DFL)"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="needs signals of Unix")
+@pytest.mark.parametrize(("script", "stage"), [(script, STAGES[i % len(STAGES)]) for i, script in enumerate(SCRIPTS)])
+def test_a_script_that_is_being_imported(checkout, script, stage, tmp_path):
+    process = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-X", "importtime", str(checkout / "scripts" / script), "--help"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(checkout)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
+    assert any(line.partition("| ")[2].split("|")[-1].strip() == stage for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    # A shell knows both as 130; handlers are set when the package is there.
+    assert process.returncode in (-signal.SIGINT, 130)
+    assert "Traceback" not in said
 
 
 def descendants(process):
@@ -32,6 +62,8 @@ def descendants(process):
     return found
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("case", CASES)
 def test_a_script_that_is_at_work(checkout, make_run, case, number, tmp_path):

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from ssm_metarl_gym.agents import SSMPPO, SSMFeaturesExtractor
 from ssm_metarl_gym.experiments.command_line import parse_options
-from ssm_metarl_gym.experiments.runs import find_checkpoints, lock_run
+from ssm_metarl_gym.experiments.runs import find_checkpoints, lock_run, read_config, write_config
 from ssm_metarl_gym.experiments.saved_agents import find_algorithm
 from ssm_metarl_gym.wrappers import make_sb3_env
 
@@ -252,8 +252,7 @@ class TestResume:
         return tmp_path / "run"
 
     def test_the_same_command_goes_on(self, train_ppo, interrupted, run, monkeypatch, capsys):
-        path = interrupted / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"versions": {"torch": "0.1"}}))
+        write_config(interrupted, read_config(interrupted, "policy") | {"versions": {"torch": "0.1"}})
         seeds = []
         set_random_seed = PPO.set_random_seed
         monkeypatch.setattr(
@@ -272,7 +271,7 @@ class TestResume:
         assert log[-1]["train/learning_rate"] == expected[-1]["train/learning_rate"]
         assert PPO.load(folder / "model.zip", device="cpu").num_timesteps == 80
         # The configuration is still that of the beginning.
-        config = json.loads(path.read_text())
+        config = read_config(interrupted, "policy")
         assert config["finished"]
         assert config["versions"] == {"torch": "0.1"}
 
@@ -335,7 +334,7 @@ def test_a_killed_run_loses_no_more_than_an_interval(train_ppo, tmp_path):
     options = ["--policy", "ssm", "--num-envs", "4", "--timesteps", "24000", "--checkpoint-interval", "2000"]
     command = [sys.executable, "-W", "error", train_ppo.__file__, *options, "--output", str(tmp_path)]
     process = subprocess.Popen(command)  # noqa: S603
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while len(find_checkpoints(tmp_path / "checkpoints")) < 2 and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.05)

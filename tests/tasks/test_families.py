@@ -34,6 +34,7 @@ class TestCatalogue:
         without = [name for name, family in FAMILIES.items() if family.splits != list(SPLITS)]
         assert without == ["HalfCheetahDir", "AntDir"]  # there are no directions but those to train on
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize(("family", "split"), EACH_SPLIT)
     def test_splits_are_what_they_say(self, family, split):
         drawn = list(family.distribution(split).sample_batch(family.generator(split, 0), 50))

@@ -128,6 +128,7 @@ class TestMarginals:
         with pytest.raises(ValueError, match=r"needs at least one (interval|value)"):
             make((1, 10**400))
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("marginal", [SPLIT, LOG_SPLIT, Choice(1, 2)])
     @pytest.mark.parametrize("rng", [0, None, np.random, np.random.PCG64(0)])
     def test_draws_need_a_generator(self, marginal, rng):

@@ -90,6 +90,7 @@ class TestTask:
         task.to_dict()["length"] = 7.0
         assert task == CartPoleTask()
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, "heavy", None, True, [1.0]])
     @pytest.mark.parametrize(("task_type", "name"), POSITIVE_PARAMETERS)
     def test_refuses_what_is_not_positive_and_finite(self, task_type, name, value):

@@ -67,6 +67,7 @@ def test_an_open_gate_changes_actions_within_the_space(env_id):
     assert all(env.action_space.contains(report["taken"]) for report in reports)
 
 
+@pytest.mark.each_value
 @both_envs
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_every_row_is_that_of_a_single_wrapper(env_id, mode):
@@ -96,6 +97,7 @@ def test_every_row_is_that_of_a_single_wrapper(env_id, mode):
     assert num_open > 5
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("num_envs", [None, 2])
 def test_where_a_sensor_fails_the_asked_action_is_taken(bad, num_envs):
@@ -147,6 +149,7 @@ def test_gymnasium_takes_it_for_an_environment(env_id):
     assert env.action_space == gym.make(env_id).action_space
 
 
+@pytest.mark.each_value
 @both_envs
 @pytest.mark.parametrize("num_envs", [None, 3])
 def test_copies_go_on_alike(env_id, num_envs):

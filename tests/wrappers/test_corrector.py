@@ -7,7 +7,14 @@ from torch import nn
 from ssm_metarl_gym.agents import DynamicsModel
 from ssm_metarl_gym.wrappers.corrector import Corrector
 
-OPTIONS = {"match": None, "gate": 1.5, "effect_gate": 0.9, "decay": 0.5, "regularisation": 0.0}
+OPTIONS = {
+    "match": None,
+    "gate": 1.5,
+    "effect_gate": 0.9,
+    "prior_steps": 0.0,
+    "decay": 0.5,
+    "regularisation": 0.0,
+}
 ALL = np.ones(1, dtype=np.bool_)
 
 
@@ -33,7 +40,10 @@ def predict_by(model):
 
 def correct(space, reference, adapted, asked, **options):
     corrector = Corrector(reference, space, len(asked), **OPTIONS | options)
-    return corrector.correct(predict_by(adapted), np.zeros((len(asked), 2), dtype=np.float32), np.asarray(asked))
+    rows = np.ones(len(asked), dtype=np.bool_)
+    return corrector.correct(
+        predict_by(adapted), np.zeros((len(asked), 2), dtype=np.float32), np.asarray(asked, space.dtype), rows
+    )
 
 
 PLANE = spaces.Box(-1.0, 1.0, (2,))
@@ -143,6 +153,38 @@ class TestGates:
         np.testing.assert_allclose(corrector.effect, [effect, np.nan], rtol=1e-5)
         assert corrector.is_open().tolist() == [is_open, False]
 
+    @pytest.mark.parametrize(
+        ("effect", "believed"),
+        # After n steps (4 + n e) / (4 + n): of 0.5, below 0.9 from the second step on, 2 * 0.5 / 6 short of 1.
+        [(-1.0, [1.0, 0.6, 1 / 3, 1 / 7]), (0.5, [1.0, 0.9, 5 / 6, 11 / 14]), (0.8, [1.0, 0.96, 14 / 15, 32 / 35])],
+    )
+    def test_the_effect_is_believed_step_by_step(self, effect, believed):
+        corrector = self.make(prior_steps=4.0, gate=1.5)
+        now, reference = linear_model(PLANE, (effect * np.eye(2)).tolist()), linear_model(PLANE, IDENTITY)
+        here, asked = np.zeros((2, 2), np.float32), np.array([[0.3, -0.9], [0.3, -0.9]], dtype=np.float32)
+
+        def compare(rows):
+            corrector.compare_effects(predict_by(now), predict_by(reference), here, asked, np.array(rows))
+
+        for expected in believed:
+            compare([True, True])
+            np.testing.assert_allclose(corrector.effect, [expected, 1.0], rtol=1e-5)  # no step of the second row counts
+            corrector.learn(np.array([1.0, 1.0]), np.array([2.0, 2.0]), np.array([True, False]))
+            assert corrector.is_open().tolist() == [expected < 0.9 - 1e-6, False]
+        # In other physics the evidence of the old ones does not count.
+        corrector.begin(np.array([True, False]))
+        np.testing.assert_allclose(corrector.effect, [np.nan, 1.0])
+        compare([True, True])
+        np.testing.assert_allclose(corrector.effect, [1.0, 1.0])
+
+    def test_where_actions_do_nothing_in_the_reference_the_estimate_stays(self):
+        corrector = self.make()
+        corrector.learn(np.ones(2), np.ones(2), ALL.repeat(2))
+        useless, asked = linear_model(PLANE, np.zeros((2, 2))), np.array([[0.3, -0.9], [1.0, 0.0]], dtype=np.float32)
+        arguments = np.zeros((2, 2), np.float32), asked, np.array([True, True])
+        corrector.compare_effects(predict_by(linear_model(PLANE, IDENTITY)), predict_by(useless), *arguments)
+        np.testing.assert_array_equal(corrector.effect, [np.nan, np.nan])
+
 
 @pytest.mark.parametrize(
     ("space", "options", "message"),
@@ -151,6 +193,7 @@ class TestGates:
         (spaces.MultiDiscrete([2, 2]), {}, "must be Discrete, or of a bounded one-dimensional Box"),
         (PLANE, {"match": "affect"}, "match must be one of .* Did you mean 'effect'"),
         (PLANE, {"gate": -1.0}, r"gate must be a number >= 0 .*; got -1\.0"),
+        (PLANE, {"prior_steps": np.inf}, "prior_steps must be a finite number >= 0"),
         (PLANE, {"decay": 1.0}, r"decay must be a number in \[0, 1\)"),
         (PLANE, {"regularisation": np.nan}, "regularisation must be a finite number"),
     ],

@@ -75,6 +75,7 @@ def equal(one, other):
     return type(one) is type(other) and one == other
 
 
+@pytest.mark.each_value
 @all_modes
 @pytest.mark.parametrize(
     ("env_id", "twins"),
@@ -110,6 +111,7 @@ def test_a_batched_row_is_bit_identical_to_a_wrapped_single_environment(env_id, 
     assert any(np.any(infos.get("restarted", False)) for *_, infos in history) == ("Polarity" in env_id)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "ssm_metarl/CartPole-v0", "ssm_metarl/Pendulum-v0"])
 @all_twins
 def test_a_natively_batched_environment_is_wrapped_too(env_id, twins):
@@ -143,6 +145,7 @@ def test_bounds_that_differ_from_row_to_row_still_do(twins, scripted):
     assert equal(play(env, 5), play(singles, 5))
 
 
+@pytest.mark.each_value
 @all_twins
 @pytest.mark.parametrize("dtype", [np.float64, np.uint8])
 def test_observations_of_another_type_become_float32(twins, dtype, scripted):
@@ -156,6 +159,7 @@ def test_observations_of_another_type_become_float32(twins, dtype, scripted):
     assert all(env.observation_space.contains(observations) for observations, *_ in history)
 
 
+@pytest.mark.each_value
 @all_twins
 @pytest.mark.parametrize(
     ("over", "mode"),
@@ -177,6 +181,7 @@ def test_gymnasiums_wrappers_work_over_them(twins, over, mode):
     assert equal(steps(env), steps(singles))
 
 
+@pytest.mark.each_value
 @all_modes
 @all_twins
 def test_nothing_returned_is_shared(mode, twins):

@@ -21,7 +21,20 @@ CARTPOLE_SPACE = gym.make(CARTPOLE).observation_space
 BOUNDS = AdaptationConfig(
     lr=0.1, grad_clip_norm=1.0, trust_region_eps=0.5, ema_decay=0.9, entropy_weight=0.0, max_steps_per_call=2
 )
-REPORT = {"error", "loss", "steps", "rejected_steps", "distance", "num_transitions", "num_outliers", "num_changes"}
+REPORT = {
+    "error",
+    "loss",
+    "steps",
+    "rejected_steps",
+    "distance",
+    "cut_calls",
+    "source_used",
+    "left_out",
+    "num_source_used",
+    "num_transitions",
+    "num_outliers",
+    "num_changes",
+}
 # A model with random weights is surprised by everything.
 NEVER_SURPRISED = {"outlier_error": math.inf, "change_ratio": math.inf}
 
@@ -69,6 +82,7 @@ def predict(model, observation, probes):
         return model(model.encode(np.tile(observation, (len(probes), 1)), np.array(probes))).flatten().numpy()
 
 
+@pytest.mark.each_value
 @both_envs
 @pytest.mark.parametrize("observe_predictions", [False, True])
 def test_rewards_flags_and_the_wrapped_observation_stay_as_they_are(env_id, observe_predictions, rollout):
@@ -81,6 +95,7 @@ def test_rewards_flags_and_the_wrapped_observation_stay_as_they_are(env_id, obse
     assert [rest for _, *rest in wrapped] == [rest for _, *rest in plain]
 
 
+@pytest.mark.each_value
 @both_envs
 @both_ways
 @pytest.mark.parametrize("restore", ["episode", "call", "never"])
@@ -93,6 +108,7 @@ def test_it_does_what_one_would_do_by_hand(env_id, adapts, restore, schedule, nu
     env = wrap(env_id, adapts, restore=restore, observe_predictions=True, clip=0.7, **schedule, **NEVER_SURPRISED)
     window, every, warmup = ({"window": 16, "every": 1, "warmup": 1} | schedule).values()
     plain, adapter = gym.make(env_id), Adapter(copy.deepcopy(env.model), BOUNDS)
+    source = copy.deepcopy(env.model)
     probes = [0, 1] if env_id == CARTPOLE else [[-1.0], [0.0], [1.0]]
     env.action_space.seed(0)
     for episode in range(2):
@@ -100,9 +116,9 @@ def test_it_does_what_one_would_do_by_hand(env_id, adapts, restore, schedule, nu
         shown, _ = env.reset(seed=episode)
         if restore != "never":
             adapter.reset()
-        transitions = []
+        transitions, means, source_used, num_source_used = [], None, False, 0
         for step in range(num_steps):
-            expected = predict(adapter.model, before, probes).clip(-0.7, 0.7)
+            expected = predict(source if source_used else adapter.model, before, probes).clip(-0.7, 0.7)
             np.testing.assert_allclose(shown[len(before) :], expected, rtol=1e-4, atol=1e-5)
             action = env.action_space.sample()
             shown, *_, info = env.step(action)
@@ -112,7 +128,11 @@ def test_it_does_what_one_would_do_by_hand(env_id, adapts, restore, schedule, nu
             error = loss = None
             if not plain_info.get("restarted"):
                 target = adapter.model.targets(before[None], after[None]).numpy()
-                error = np.square(predict(adapter.model, before, [action]) - target).mean()
+                errors = [np.square(predict(one, before, [action]) - target).mean() for one in (adapter.model, source)]
+                error = errors[0]
+                means = np.array(errors) if means is None else 0.9 * means + 0.1 * np.array(errors)
+                source_used = means[0] > 1.01 * means[1]
+                num_source_used += source_used
             if len(transitions) >= warmup and (step + 1) % every == 0:
                 if restore == "call":
                     adapter.reset()
@@ -126,6 +146,10 @@ def test_it_does_what_one_would_do_by_hand(env_id, adapts, restore, schedule, nu
                 "steps": adapter.stats.steps,
                 "rejected_steps": 0,
                 "distance": pytest.approx(adapter.stats.distance, rel=1e-3),
+                "cut_calls": 0,
+                "source_used": source_used,
+                "left_out": False,
+                "num_source_used": num_source_used,
                 "num_transitions": min(len(transitions), window),
                 "num_outliers": 0,
                 "num_changes": 0,
@@ -187,6 +211,7 @@ PROBES = [
 ]
 
 
+@pytest.mark.each_value
 @both_ways
 @pytest.mark.parametrize(("space", "given", "probes"), PROBES)
 def test_the_predictions_are_those_of_the_adapted_model_for_every_probe(scripted, space, given, probes, adapts):
@@ -224,6 +249,7 @@ def test_no_observation_loses_precision(scripted, dtype):
         assert env.observation_space.contains(observation)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("env_id", "adapts"), [(CARTPOLE, "all"), (PENDULUM, "last_layer")])
 @pytest.mark.parametrize("bounds", [replace(BOUNDS, lr=0.0), replace(BOUNDS, trust_region_eps=0.0)])
 def test_a_frozen_model_predicts_what_the_source_does(env_id, adapts, bounds, rollout):
@@ -477,6 +503,7 @@ def test_a_seed_determines_everything(env_id, rollout):
     assert rollout(wrap(env_id, observe_predictions=True), 15, seed=4) == first
 
 
+@pytest.mark.each_value
 @both_ways
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_it_works_without_autograd(adapts, mode, rollout):
@@ -496,6 +523,7 @@ def test_a_model_that_keeps_what_it_computed_can_be_adapted():
     assert wrapped.model.seen == model.seen
 
 
+@pytest.mark.each_value
 @both_envs
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])  # noqa: S301
 def test_a_copy_in_mid_episode_goes_on_alone(env_id, clone):
@@ -520,6 +548,7 @@ def test_the_caller_may_change_what_it_got_and_what_it_gave(scripted):
     assert calls[-1][1:] == ([[1, 0], [2, 0]], [[1], [2]])
 
 
+@pytest.mark.each_value
 @both_envs
 @both_ways
 @pytest.mark.usefixtures("fast_windows")

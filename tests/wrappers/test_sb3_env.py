@@ -59,6 +59,7 @@ def play(env, num_steps, seed=3):
     return history
 
 
+@pytest.mark.each_value
 @every_observation
 @pytest.mark.parametrize("env_id", [POLARITY, "ssm_metarl/Pendulum-v0", "CartPole-v1"])
 def test_it_is_what_one_would_put_together_by_hand(env_id, observation):

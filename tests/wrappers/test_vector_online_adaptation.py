@@ -1,4 +1,5 @@
 import copy
+import itertools
 import pickle
 
 import gymnasium as gym
@@ -10,6 +11,7 @@ from stable_baselines3 import PPO
 from torch import nn
 
 from ssm_metarl_gym.agents import AdaptationConfig, Adapter, DynamicsModel
+from ssm_metarl_gym.agents.adaptation import budget
 from ssm_metarl_gym.wrappers import OnlineAdaptation, SB3VecEnv, VectorOnlineAdaptation
 
 BOUNDS = AdaptationConfig(
@@ -19,12 +21,12 @@ LENGTHS = (3, 5, 9)  # of the episodes of each row
 CARTPOLE, PENDULUM = "ssm_metarl/CartPolePolarity-v0", "ssm_metarl/PendulumSwitch-v0"
 
 
-def make_adapter(observation_space, action_space, adapts="last_layer", bounds=BOUNDS):
+def make_adapter(observation_space, action_space, adapts="last_layer", bounds=BOUNDS, **options):
     torch.manual_seed(0)
     core = nn.Sequential(nn.Linear(DynamicsModel.input_dim(observation_space, action_space), 8), nn.Tanh())
     model = DynamicsModel(observation_space, action_space, core, adapts=adapts)
     model.target_scale.fill_(0.5)
-    return Adapter(model, bounds)
+    return Adapter(model, bounds, **options)
 
 
 @pytest.fixture
@@ -70,6 +72,7 @@ def largest_deviation(prediction, target):
     return (prediction - target).abs().amax()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 @pytest.mark.parametrize(
     ("adapts", "options", "loss_fn"),
@@ -153,6 +156,23 @@ def test_the_adapter_that_is_given_stays_as_it_is():
     assert (envs.adapter.stats.steps > 0).all()
     assert adapter.stats.calls == 0
     assert all(torch.equal(value, before[name]) for name, value in adapter.model.state_dict().items())
+
+
+def test_calls_that_a_budget_ends_are_counted(monkeypatch):
+    seconds = itertools.count()
+    monkeypatch.setattr(budget, "perf_counter", lambda: next(seconds))
+    vector = gym.make_vec(CARTPOLE, 3)
+    adapter = make_adapter(vector.single_observation_space, vector.single_action_space, budget_ms=2500.0)
+    options = {"change_ratio": np.inf, "outlier_error": np.inf}
+    single = OnlineAdaptation(gym.make(CARTPOLE), adapter, **options)
+    envs = VectorOnlineAdaptation(vector, adapter, **options)
+    assert single.reset(seed=0)[1]["adaptation"]["cut_calls"] == 0
+    envs.reset(seed=0)
+    for num_calls in (1, 2, 3):
+        report = single.step(0)[-1]["adaptation"]
+        assert (report["steps"], report["cut_calls"]) == (num_calls, num_calls)
+        reports = envs.step(np.zeros(3, dtype=int))[-1]["adaptation"]
+        assert reports["steps"].tolist() == reports["cut_calls"].tolist() == 3 * [num_calls]
 
 
 def test_copies_go_on_alike():

@@ -341,6 +341,7 @@ class TestRejection:
             return batch, lambda *args: loss_fn(*args) + (loss_fn(*args) * 0.0).sqrt(), {}
         return batch, loss_fn, {"lr": {"weights": 1e38, "overshoot": 1e30, "loss after the step": 1e17}[name]}
 
+    @pytest.mark.each_value
     @CASES
     @pytest.mark.parametrize(
         "name",
@@ -549,6 +550,7 @@ class TestSurroundings:
         assert Adapter(model, config()).adapt(MSE, batch) < before
         assert model.lstm.training
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("call", [1, 2])
     @pytest.mark.parametrize("error", [KeyError, ValueError, KeyboardInterrupt])
     @CASES
@@ -677,6 +679,7 @@ class TestGoingBack:
             one.adapt(loss_fn, batch)
         assert equal(adapter.state_dict(), fresh.state_dict())
 
+    @pytest.mark.each_value
     @CASES
     @pytest.mark.parametrize("num_rows", [8, 0])
     @pytest.mark.parametrize("factor", [1.0, math.nan])

@@ -34,6 +34,7 @@ BROKEN = (
 )
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     ("name", "value"), [*BROKEN, *itertools.product(UNBOUNDED, [math.nan, True, "1", None, 1j, [1]])]
 )

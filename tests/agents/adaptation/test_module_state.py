@@ -172,6 +172,7 @@ OF_ANOTHER_KIND = {
 }
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     ("change", "message"),
     [(change, "one was added, removed or replaced since") for change in REPLACED.values()]

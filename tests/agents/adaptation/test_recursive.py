@@ -162,6 +162,7 @@ class TestCalls:
         assert (stats.calls, stats.empty_calls, stats.steps, stats.rejected_steps) == (2, 1, 8, 0)
         assert stats.distance == pytest.approx(((weights - source).norm() / source.norm()).item())
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     def test_what_is_not_finite_changes_nothing_and_is_counted(self, look, make, value):
         adapter = make()
@@ -195,6 +196,7 @@ class TestCalls:
             assert one.adapt(MSE, batch(*stream(4, seed))) == other.adapt(MSE, batch(*stream(4, seed)))
         assert equal(one.state_dict(), other.state_dict())
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
     def test_without_gradients(self, make, mode):
         adapter = make()
@@ -205,6 +207,7 @@ class TestCalls:
         adapter.adapt(MSE, batch(*stream(4, seed=1)))
         assert not adapter.model(stream(2)[0]).isnan().any()
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("eps", [0.0, 0.05])
     def test_the_weights_never_leave_the_ball(self, make, eps):
         adapter = make(trust_region_eps=eps)
@@ -214,6 +217,7 @@ class TestCalls:
             assert adapter.stats.distance <= eps * (1.0 + 1e-6)
         assert adapter.stats.projected_steps == 15
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
     def test_the_type_stays(self, make, dtype):
         adapter = make()
@@ -293,6 +297,7 @@ class TestGoingBack:
         state["last_rows"].fill_(0)
         assert equal(adapter.state_dict(), expected)
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])  # noqa: S301
     def test_copies_go_on_alone(self, make, copied):
         adapter = make()
@@ -304,6 +309,7 @@ class TestGoingBack:
         adapter.adapt(MSE, batch(*stream(5, seed=1)))
         assert equal(adapter.state_dict(), twin.state_dict())
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize(
         "damage",
         [
@@ -396,6 +402,7 @@ def test_complex_parameters_are_refused():
         RecursiveLeastSquares(nn.Linear(2, 1, dtype=torch.complex64))
 
 
+@pytest.mark.slow
 def test_they_adapt_during_an_episode():
     make_env = lambda sign: gym.make("ssm_metarl/PendulumPolarity-v0", task={"polarity": sign})  # noqa: E731
     env = make_env(1)

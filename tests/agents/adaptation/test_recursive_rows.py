@@ -64,6 +64,7 @@ def assert_same(rows, single, index):
         torch.testing.assert_close(rows.predict(states)[index], single.model(states[index]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.each_value
 @each
 @pytest.mark.parametrize("loss_fn", [MSE, lambda prediction, target: (prediction - target).abs().amax()])
 def test_every_row_does_what_an_adapter_does(make, loss_fn):
@@ -129,6 +130,7 @@ def test_rows_of_gradient_steps_are_as_they_were():
     assert type(make_adapter_rows(Adapter(nn.Linear(2, 1), config), 3)) is AdapterRows
 
 
+@pytest.mark.each_value
 @each
 @pytest.mark.parametrize("options", [{}, {"every": 3, "warmup": 2}, {"restore": "call"}], ids=str)
 def test_the_wrapper_of_many_rows_is_that_of_each(make, options):

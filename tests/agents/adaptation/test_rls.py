@@ -33,6 +33,7 @@ def ridge_regression(source, states, targets, *, forgetting, ridge, has_bias=Tru
     return torch.linalg.lstsq(rows, torch.cat([root * targets, math.sqrt(ridge) * source])).solution
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("forgetting", [1.0, 0.98, 0.5])
 @pytest.mark.parametrize("ridge", [1e-6, 0.1, 100.0])
 @pytest.mark.parametrize("has_bias", [True, False])

@@ -44,6 +44,7 @@ def assert_rows_are_those_of(rows, singles, states):
         assert own == pytest.approx(dataclasses.asdict(single.stats), rel=1e-4, abs=1e-5, nan_ok=True)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("kind", ["linear", "network", "normalised"])
 @pytest.mark.parametrize("loss_fn", [nn.MSELoss(), nn.SmoothL1Loss(reduction="sum"), worst])
 @pytest.mark.parametrize(

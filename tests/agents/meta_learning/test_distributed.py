@@ -115,6 +115,7 @@ class TestOneProcess:
 
 
 class TestManyProcesses:
+    @pytest.mark.each_value
     @pytest.mark.parametrize("num_processes", [1, 2, 3, 8])
     @pytest.mark.parametrize("num", [0, 1, 7, 8, 33])
     def test_shares_are_a_partition(self, monkeypatch, num, num_processes):

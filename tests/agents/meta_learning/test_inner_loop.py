@@ -40,6 +40,7 @@ class TestStep:
         assert after.item() == pytest.approx(0.8)
         assert torch.autograd.grad(after, inner.model.w)[0].item() == pytest.approx(slope)
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("learned_rates", [None, "tensor", "step", "element"])
     @pytest.mark.parametrize("first_order", [False, True])
     def test_both_ways_to_differentiate_are_equal(self, first_order, learned_rates):

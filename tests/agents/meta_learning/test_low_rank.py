@@ -89,6 +89,7 @@ def losses_of(y):
     return y.sin().flatten(1).square().sum(dim=1)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("adapts", [None, lambda name: "weight" in name, lambda name: name.startswith("3.")])
 @pytest.mark.parametrize("first_order", [False, True])
 @pytest.mark.parametrize("rest", [(), (2, 3)])

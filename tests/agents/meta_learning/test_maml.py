@@ -125,6 +125,7 @@ class TestAdapt:
         for num_steps, expected in ((0, 2.0), (1, 1.3), (2, 0.95)):
             assert maml.adapt(x, y, MSE, num_steps).weight.item() == pytest.approx(expected)
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("make_model", [tanh_mlp, tiny_ssm])
     @pytest.mark.parametrize("first_order", [False, True])
     def test_steps_are_gradient_descent(self, make_model, first_order):
@@ -210,6 +211,7 @@ def some(*names):
 
 
 class TestMetaGradient:
+    @pytest.mark.each_value
     @pytest.mark.parametrize("first_order", [False, True])
     @pytest.mark.parametrize("name", some("MLP", "tied MLP", "SSM from a state", "LSTM"))
     def test_it_is_that_of_a_plain_loop(self, name, first_order):
@@ -234,6 +236,7 @@ class TestMetaGradient:
         assert exact @ direction == pytest.approx(slope, rel=1e-6, abs=1e-8)
         assert (exact - first_order).norm() > 0.05 * exact.norm()
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize(
         ("inner_steps", "adapts"),
         [(0, None), (3, None), (3, lambda name: "bias" in name), (3, lambda name: name.startswith("2."))],
@@ -244,6 +247,7 @@ class TestMetaGradient:
         options = {"inner_steps": inner_steps, "first_order": first_order, "adapts": adapts}
         torch.testing.assert_close(meta_gradient(model, tasks, **options), plain_gradient(model, tasks, **options))
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("adapts", [None, lambda name: "decoder" in name])
     @pytest.mark.parametrize("first_order", [False, True])
     def test_tasks_of_different_lengths(self, caplog, first_order, adapts):
@@ -252,12 +256,14 @@ class TestMetaGradient:
         torch.testing.assert_close(meta_gradient(model, tasks, **options), plain_gradient(model, tasks, **options))
         assert not caplog.records  # shapes are no reason to give up on vmap
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("make_model", [tanh_mlp, tiny_ssm])
     def test_frozen_weights(self, way, make_model):
         model, tasks = make_model().double(), make_tasks(dtype=torch.float64)
         next(model.parameters()).requires_grad_(False)
         torch.testing.assert_close(meta_gradient(model, tasks), plain_gradient(model, tasks))
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize(
         ("make_model", "algorithm"),
         [
@@ -280,6 +286,7 @@ class TestMetaGradient:
 
 
 class TestLearnedRates:
+    @pytest.mark.each_value
     @pytest.mark.parametrize(
         ("learned_rates", "first_order", "make_model"),
         [(rates, order, tanh_mlp) for rates in ("tensor", "step", "element") for order in (False, True)]
@@ -528,6 +535,7 @@ class TestClipping:
 
 
 class TestOptimizer:
+    @pytest.mark.each_value
     @pytest.mark.parametrize(
         ("optimizer_class", "kwargs"),
         [(SGD, {"momentum": 0.9, "nesterov": True}), (torch.optim.AdamW, {"betas": (0.5, 0.9)})],
@@ -587,6 +595,7 @@ class Attention(nn.Module):
 
 
 class TestModes:
+    @pytest.mark.each_value
     @pytest.mark.parametrize(("fused", "training"), [(False, False), (False, True), (True, False)])
     @pytest.mark.parametrize("first_order", [False, True])
     def test_attention(self, caplog, assert_same_gradient, fused, first_order, training):
@@ -598,6 +607,7 @@ class TestModes:
         )
         assert not caplog.records
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
     @pytest.mark.parametrize("make_model", [tanh_mlp, LSTM])
     def test_without_gradients_around_it_all_goes_on(self, mode, make_model):
@@ -643,6 +653,7 @@ class TestParametersThatAreNotThoseOfConstruction:
 
 
 class TestTasksThatAreNotFinite:
+    @pytest.mark.each_value
     @pytest.mark.parametrize("fault", FAULTS)
     @pytest.mark.parametrize(("make_model", "task_chunk_size"), [(tanh_mlp, None), (batch_normalised_mlp, 2)])
     def test_the_update_is_that_of_the_others(self, caplog, look, make_model, task_chunk_size, fault):
@@ -661,6 +672,7 @@ class TestTasksThatAreNotFinite:
         assert [maml.num_dropped for maml in mamls] == [1, 0]
         assert "1 of 4 tasks were left out" in caplog.text
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize(
         ("make_model", "fault"), [(tanh_mlp, fault) for fault in FAULTS] + [(batch_normalised_mlp, "query target")]
     )
@@ -757,6 +769,7 @@ class TestQueryLosses:
         torch.testing.assert_close(losses, adapted_losses(maml, tasks, (3, 0, 1)), rtol=1e-4, atol=1e-6)
         assert look(model) == before
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("inner_grad_clip_norm", [math.inf, 0.5])
     def test_both_ways_for_plain_networks(self, way, inner_grad_clip_norm):
         maml, tasks = MetaMAML(tanh_mlp(), 0.3, 0.1, inner_grad_clip_norm=inner_grad_clip_norm), make_tasks()
@@ -870,6 +883,7 @@ class TestErrors:
             with pytest.raises(ValueError, match=r"loss_fn must return a scalar tensor; got shape \(5, 1\)"):
                 call(nn.MSELoss(reduction="none"))
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize(
         ("loss_fn", "message"),
         [

@@ -99,6 +99,7 @@ def bad_gradient(w):
 
 
 class TestDropping:
+    @pytest.mark.each_value
     @pytest.mark.parametrize("task_chunk_size", [None, 1, 2])
     @pytest.mark.parametrize("bad", [bad_loss, bad_gradient])
     def test_a_task_that_is_not_finite_is_left_out(self, caplog, bad, task_chunk_size):
@@ -150,6 +151,7 @@ class TestDropping:
             make_outer([w], task_chunk_size=1).step(lambda indices: (3e38 * w).repeat(len(indices)), 2)
         assert w.item() == 1.0
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("slope", [2e19, -2e19, 3e37])
     @pytest.mark.parametrize("optimizer_class", [torch.optim.Adam, torch.optim.SGD])
     @pytest.mark.parametrize("grad_clip_norm", [1.0, math.inf])

@@ -61,6 +61,7 @@ def assert_same(actual, expected, model):
 
 
 class TestQueryLosses:
+    @pytest.mark.each_value
     @pytest.mark.parametrize("num_steps", [[0], [3, 1, 3]])
     @pytest.mark.parametrize("time", [(), (4,)])
     def test_plain_networks(self, way, num_steps, time):
@@ -69,6 +70,7 @@ class TestQueryLosses:
         assert actual.shape == (3, len(num_steps))
         assert_same(actual, plain_losses(model, tasks, num_steps), model)
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("loss_fn", [MSE, nn.HuberLoss(), nn.MSELoss(reduction="sum"), unknown_loss])
     def test_different_numbers_of_rows(self, way, caplog, loss_fn):
         model, tasks = make_model(), make_tasks((3, 4), (5, 2), (3, 4), (1, 1), (5, 2))

@@ -65,6 +65,7 @@ def task_of(sample, task):
     return Sample(*(part[task] for part in sample))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("network", "num_steps"), [("mlp", 0), ("mlp", 2), ("ssm", 2)])
 @pytest.mark.parametrize("env_id", [TRIALS, POINT])
 def test_at_first_the_policies_are_those_that_acted_and_all_ratios_are_one(env_id, num_steps, network):

@@ -124,6 +124,7 @@ def test_only_environments_with_a_batched_form_are_batched():
     assert collect_streams(env, 3, 4, seed=np.random.SeedSequence(0)).observations.shape == (3, 4, 4)
 
 
+@pytest.mark.each_value
 @each_kind
 @each_env
 def test_a_transition_starts_where_the_last_one_ended(env_id, kind):
@@ -149,6 +150,7 @@ def test_a_stream_has_one_task_and_each_has_another(env_id):
     assert len(set.union(*per_stream)) == S
 
 
+@pytest.mark.each_value
 @each_kind
 @each_env
 def test_streams_start_in_states_from_far_apart(env_id, kind):
@@ -157,6 +159,7 @@ def test_streams_start_in_states_from_far_apart(env_id, kind):
     assert (spread[-1:] > 2.0 * usual[-1:]).all()
 
 
+@pytest.mark.each_value
 @each_kind
 @each_env
 def test_one_seed_gives_one_result(env_id, kind, untouched_rng):

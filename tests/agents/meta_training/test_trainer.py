@@ -18,7 +18,7 @@ from ssm_metarl_gym.agents.meta_training.dynamics_objective import DynamicsOptio
 from ssm_metarl_gym.experiments.logs import make_logger
 
 ENV_ID = "ssm_metarl/CartPolePolarity-v0"
-TINY = {"window": 4, "meta_batch_size": 8, "num_streams": 30, "stream_length": 16}
+TINY = {"window": 4, "meta_batch_size": 4, "num_streams": 8, "stream_length": 16}
 
 
 def make_model(adapts="last_layer", width=8):
@@ -130,6 +130,7 @@ class TestLearn:
         assert not any(parameter.requires_grad for parameter in trainer.model.core.parameters())
         assert trainer.num_updates == 1
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("options", [{"outer_lr": 1e30}, {"outer_lr": 1e18}])
     def test_a_run_that_diverges_ends_with_the_model_before_that_step(self, make_any, look, options):
         trainer = make_any(**options)
@@ -163,6 +164,7 @@ class TestEvaluate:
         assert all(values.shape == (4,) for values in every.values())
         assert evaluate(trainer, num_steps=[3], num_tasks=4) == {3: pytest.approx(every[3].tolist())}
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
@@ -258,6 +260,7 @@ class TestAdaptationConfig:
 
 
 class TestFiles:
+    @pytest.mark.each_value
     @pytest.mark.parametrize("num_updates", [0, 2])
     @pytest.mark.parametrize("adapts", [None, "last_layer", "all"])
     def test_a_loaded_trainer_goes_on_as_if_nothing_had_happened(
@@ -301,6 +304,7 @@ class TestFiles:
         loaded = MetaTrainer.load(tmp_path / "trainer.pt")
         assert (loaded.env_kwargs, loaded.seed, loaded.options) == (env_kwargs, 3, trainer.options)
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize(
         "env_kwargs",
         [

@@ -30,6 +30,7 @@ def same(first, second):
     return all(torch.equal(getattr(first, name), getattr(second, name)) for name in first.__dataclass_fields__)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("env_id", [TRIALS, POINT])
 @pytest.mark.parametrize("network", ["mlp", "ssm"])
 def test_each_task_is_acted_in_with_its_own_weights_and_memory_from_the_start_of_the_episode(env_id, network):
@@ -38,6 +39,7 @@ def test_each_task_is_acted_in_with_its_own_weights_and_memory_from_the_start_of
     assert_acted(policy, weights, trajectories)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("network", ["mlp", "ssm"])
 @pytest.mark.parametrize("frozen", ["log_std", "core."])
 def test_parameters_without_weights_are_those_of_the_policy(network, frozen):

@@ -77,6 +77,7 @@ class TestInputs:
 
 
 class TestTwoHalves:
+    @pytest.mark.each_value
     @each_action_space
     @each_adapts
     def test_encode_computes_what_does_not_adapt(self, actions, adapts):
@@ -240,7 +241,9 @@ FIT = {"num_transitions": 2000, "num_updates": 400, "learning_rate": 0.03}
 
 
 class TestFit:
-    @each_kind
+    @pytest.mark.parametrize(
+        "adapts", ["action_map", *(pytest.param(each, marks=pytest.mark.slow) for each in ("last_layer", "all"))]
+    )
     def test_it_learns_the_dynamics_and_measures_what_it_cannot_explain(self, adapts):
         model = DynamicsModel(OBSERVATIONS, ACTIONS["box"], nn.Identity(), adapts=adapts)
         assert model.fit(Noisy(), **FIT) is model
@@ -259,7 +262,7 @@ class TestFit:
         if adapts == "action_map":
             with torch.no_grad():
                 model.action_map.fill_(3.0)
-        model.fit(Noisy(), **FIT | {"num_updates": 2})
+        model.fit(Noisy(), **FIT | {"num_transitions": 100, "num_updates": 2})
         assert {name for name, p in model.named_parameters() if p.requires_grad} == {
             name for name, p in fresh.named_parameters() if p.requires_grad
         }
@@ -304,6 +307,7 @@ class TestFit:
             DynamicsModel(OBSERVATIONS, ACTIONS["box"], nn.Identity()).fit(Noisy(), **options)
 
 
+@pytest.mark.each_value
 @each_adapts
 @pytest.mark.parametrize("whole", [False, True], ids=["the core alone", "the model"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])

@@ -109,6 +109,7 @@ def test_the_unit_of_advantages_is_their_root_mean_square_or_one():
     assert policy.advantage_scale.item() == 1.0
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("actions", ACTIONS)
 def test_a_sequence_is_step_after_step_and_only_an_ssm_remembers(network, actions):
@@ -125,6 +126,7 @@ def test_a_sequence_is_step_after_step_and_only_an_ssm_remembers(network, action
     assert remembers == (network == "ssm")
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("actions", ACTIONS)
 def test_a_stepper_takes_each_step_with_each_set_of_weights(network, actions):
@@ -200,6 +202,7 @@ def assert_same(policy, parameters, distribution, actions):
     torch.testing.assert_close(distribution.distribution.stddev, scale * log_std.exp(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("network", "algorithm"), [("mlp", PPO), ("ssm", SSMPPO)])
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
 def test_the_sb3_policy_runs_and_goes_on_learning(network, algorithm, env_id):

@@ -451,6 +451,7 @@ class TestAlgorithms:
         check_that_all_learn(model)
         check_that_it_is_the_same_when_loaded(model, tmp_path / "model")
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("share", [True, False], ids=["shared", "separate"])
     @pytest.mark.parametrize("name", ALGORITHMS)
     def test_one_optimizer_has_each_weight_and_none_those_of_targets(self, name, share):

@@ -348,6 +348,7 @@ class TestConstruction:
         other.load_state_dict(torch.load(file, weights_only=True))
         assert look(other) == look(model)
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("name", ["state_dim", "hidden_dim", "output_dim", "num_layers"])
     @pytest.mark.parametrize("value", [0, -2, 2.0, "2", None])
     def test_a_size_must_be_a_positive_int(self, name, value):
@@ -358,6 +359,7 @@ class TestConstruction:
         with pytest.raises(ValueError, match=r"hidden_dim must be even .* got 7"):
             SSM(2, 7)
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("radius", [(0.5, 0.99), (0.95, 0.999)])
     @pytest.mark.parametrize("max_angle", [0.1, math.pi, 2 * math.pi])
     def test_the_memory_starts_within_its_ranges(self, radius, max_angle):

@@ -101,6 +101,7 @@ class TestEvaluatingActions:
         assert again[2] is None or again[2].shape == (N * T,)
         return flat
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("frozen", [True, False])
     @pytest.mark.parametrize("actions", ACTIONS)
     def test_of_every_kind(self, actions, frozen):

@@ -143,6 +143,7 @@ class TestLearningStartsFromWhatTheRolloutSaw:
     def test_for_every_kind_of_observation(self, observations):
         self.check(make_lively(noise(2, observations), POLICIES.get(observations, "SSMPolicy")))
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("sde_sample_freq", [-1, 3])
     @pytest.mark.parametrize("squash_output", [False, True])
     def test_for_state_dependent_exploration(self, squash_output, sde_sample_freq):

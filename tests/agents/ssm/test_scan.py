@@ -188,6 +188,7 @@ def in_numpy(*arguments):
     return torch.from_numpy(by_numpy(*(argument.numpy() for argument in arguments)))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 16, 17, 64, 300])
 @pytest.mark.parametrize("rows_decay_differently", [False, True])

@@ -27,6 +27,7 @@ def rollout(step, model, *, starts=True):
     return torch.stack(results)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("starts", [False, True])
 @pytest.mark.parametrize(("width", "num_layers"), [(2, 1), (8, 3), (64, 2)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])

@@ -1,0 +1,250 @@
+"""Keep a policy when motors are wired another way: its actions corrected through a map on them that adapts online.
+
+A PPO policy is trained in the environment as it is, and frozen. Then a hidden matrix lies between its actions and the
+motors: each is reversed or not, with a gain of 0.6 to 1.4 (Reacher: and they are swapped or not); in `extrapolation`
+the gains are 0.4 or 1.7, in `change` there is another matrix from half-way on, in `nominal` there is none.
+
+    as_is      the policy, which knows nothing of it
+    told       the policy, with the true matrix undone as far as the motors can
+    corrected  the policy behind VectorActionCorrection, whose KalmanAdapter adapts DynamicsModel(adapts="action_map"),
+               fitted to the environment as it is
+
+Without --policy-folders the policies must be trained first, 17 CPU minutes each, by the commands that are printed.
+Every run is one line of results.jsonl, written at once; the same command again goes on, and prints the table.
+"""
+
+from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+
+if __name__ == "__main__":
+    end_on_signals()
+
+import itertools
+import json
+import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ssm_metarl_gym.agents import DynamicsModel, KalmanAdapter
+from ssm_metarl_gym.checks import check_choice
+from ssm_metarl_gym.experiments.checks import check_env, check_output_folder
+from ssm_metarl_gym.experiments.command_line import option, parse_options
+from ssm_metarl_gym.experiments.report import estimate, format_markdown
+from ssm_metarl_gym.experiments.runs import hold_output
+from ssm_metarl_gym.experiments.saved_agents import SavedAgent, read_run
+from ssm_metarl_gym.seeding import seed_sequence
+from ssm_metarl_gym.wrappers import VectorActionCorrection, VectorOnlineAdaptation
+
+Floats = npt.NDArray[np.float64]
+
+NUM_STEPS = {"HalfCheetah-v5": 400, "Reacher-v5": 50}
+CONDITIONS = ("hidden", "extrapolation", "change", "nominal")
+AGENTS = ("as_is", "told", "corrected")
+# The command that trains a policy, but for its environment, seed and folder.
+HYPERPARAMETERS = (
+    '{"n_steps": 256, "batch_size": 64, "n_epochs": 10, "gamma": 0.99, "learning_rate": [3e-4, 0.0], "ent_coef": 0.0}'
+)
+TRAINING = ("python", "scripts/train_ppo.py", "--policy", "mlp", "--timesteps", "1500000", "--num-envs", "8")
+TRAINING += ("--hyperparameters", HYPERPARAMETERS)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    envs: tuple[str, ...] = option(tuple(NUM_STEPS), "the environments", choices=list(NUM_STEPS))
+    seeds: int = option(3, "number of seeds: of policies, models and matrices", least=1)
+    policy_folders: tuple[Path, ...] = option((), "runs of train_ppo.py to take instead, with their seeds")
+    transitions: int = option(60_000, "transitions that a model is fitted to", least=100)
+    updates: int = option(4_000, "steps of fitting a model", least=1)
+    tasks: int = option(24, "hidden matrices of each condition", least=1)
+    output: Path = option(
+        Path("output/hidden_motors"),
+        "folder of the results, and of policies that are not given",
+        check=partial(check_output_folder, file_names=["results.jsonl"]),
+    )
+
+
+class HiddenMotors(gym.ActionWrapper[Any, Any, Any]):
+    """Puts matrices between the actions and the motors, one after the other in equal parts of the episode.
+
+    Args:
+        env: The environment.
+        matrices: ``Float[K A A]``.
+        num_steps: The length of an episode.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], matrices: Floats, num_steps: int) -> None:
+        super().__init__(env)
+        self._matrices = matrices
+        self._num_steps = num_steps
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Begin with the first matrix."""
+        self._t = 0
+        return super().reset(**kwargs)
+
+    def action(self, action: Any) -> Any:
+        """What the motors are given."""
+        matrix = matrix_at(self._matrices, self._t, self._num_steps)
+        self._t += 1
+        space: Any = self.action_space
+        return np.clip(matrix @ action, space.low, space.high).astype(space.dtype)
+
+
+def matrix_at(matrices: Floats, t: int, num_steps: int) -> Floats:
+    """The matrix at a step: ``Float[... K A A]`` -> ``Float[... A A]``."""
+    there: Floats = matrices[..., t * matrices.shape[-3] // num_steps, :, :]
+    return there
+
+
+def draw_matrices(env_id: str, condition: str, num_tasks: int, seed: int) -> Floats:
+    """The hidden matrices of a condition, ``Float[N K A A]``, K = 2 where they change and 1 elsewhere."""
+    rng = np.random.default_rng(seed_sequence(seed, "motors", env_id, condition))
+    num_actions = gym.make(env_id).action_space.shape[0]  # type: ignore[index]
+    shape = (num_tasks, 2 if condition == "change" else 1, num_actions)
+    if condition == "nominal":
+        return np.broadcast_to(np.eye(num_actions), (*shape, num_actions)).copy()
+    outside = condition == "extrapolation"
+    gains = rng.choice([0.4, 1.7], size=shape) if outside else rng.uniform(0.6, 1.4, size=shape)
+    entries = gains * rng.choice([-1.0, 1.0], size=shape)
+    places = np.broadcast_to(np.arange(num_actions), shape)
+    if env_id == "Reacher-v5":
+        places = rng.permuted(places, axis=-1)
+    matrices: Floats = np.eye(num_actions)[places] * entries[..., None]
+    return matrices
+
+
+def make_env(env_id: str, matrices: Floats) -> gym.Env[Any, Any]:
+    """The environment with hidden matrices ``Float[K A A]``."""
+    num_steps = NUM_STEPS[env_id]
+    return HiddenMotors(gym.make(env_id, max_episode_steps=num_steps), matrices, num_steps)
+
+
+class Nominal(NamedTuple):
+    """A policy, environments as it sees them (a ``VecNormalize``), and the model of the dynamics in them."""
+
+    policy: Any
+    env: Any
+    model: DynamicsModel
+
+
+def fit_nominal(agent: SavedAgent, transitions: int, updates: int) -> Nominal:
+    """Load a policy, and fit a model to what lies around its behaviour."""
+    policy, env = agent.load(), agent.make_env(8)
+    torch.manual_seed(agent.seed or 0)
+    model = DynamicsModel(env.observation_space, env.action_space, adapts="action_map")
+    model.fit(env, policy, num_transitions=transitions, num_updates=updates, seed=agent.seed or 0)
+    return Nominal(policy, env, model)
+
+
+def run(name: str, env_id: str, fit: Callable[[], Nominal], matrices: Floats, seed: int) -> Floats:
+    """The returns of an agent, ``Float[N]``, one for each of the hidden matrices."""
+    nominal, num_steps = fit(), NUM_STEPS[env_id]
+    envs: Any = gym.vector.SyncVectorEnv([partial(make_env, env_id, own) for own in matrices])
+    low, high = envs.single_action_space.low, envs.single_action_space.high
+    if name == "corrected":
+        envs = VectorActionCorrection(VectorOnlineAdaptation(envs, KalmanAdapter(nominal.model)))
+    observations, _ = envs.reset(seed=seed)
+    returns = np.zeros(len(matrices))
+    for t in range(num_steps):
+        actions, _ = nominal.policy.predict(nominal.env.normalize_obs(observations), deterministic=True)
+        if name == "told":
+            inverse = np.linalg.inv(matrix_at(matrices, t, num_steps))
+            actions = np.clip((inverse @ actions[..., None])[..., 0], low, high).astype(np.float32)
+        observations, rewards, *_ = envs.step(actions)
+        returns += rewards
+    envs.close()
+    return returns
+
+
+def find_policies(options: Options) -> list[SavedAgent]:
+    """The runs that were given, or else those of all environments and seeds.
+
+    Raises:
+        ValueError: A folder is not that of a finished run in one of the environments, or MuJoCo is missing.
+    """
+    for env_id in options.envs:
+        check_env(env_id, {}, "--envs")
+    folders = options.policy_folders
+    if not folders:
+        names = [(env_id, str(seed)) for seed in range(options.seeds) for env_id in options.envs]
+        folders = tuple(options.output / "-".join(name) for name in names)
+        missing = [(*name, str(folder)) for name, folder in zip(names, folders, strict=True) if not folder.exists()]
+        for env_id, seed, folder in missing:
+            print(shlex.join([*TRAINING, "--env", env_id, "--seed", seed, "--output", folder]))
+        if missing:
+            raise ValueError("the policies must be trained first, by the commands above; or give --policy-folders.")
+    agents = [read_run(folder) for folder in folders]
+    for agent in agents:
+        check_choice(f"the environment of {agent.path}", agent.config["env"], options.envs)
+    return agents
+
+
+def all_runs(agents: Sequence[SavedAgent], options: Options) -> Iterator[tuple[dict[str, Any], Callable[[], Floats]]]:
+    """What tells the runs apart, and how to get the returns of each."""
+    for agent in agents:
+        nominal = cache(partial(fit_nominal, agent, options.transitions, options.updates))
+        env_id, seed = agent.config["env"], agent.seed or 0
+        for condition, name in itertools.product(CONDITIONS, AGENTS):
+            key = {"env": env_id, "seed": seed, "condition": condition, "agent": name}
+            key |= {"transitions": options.transitions, "updates": options.updates, "tasks": options.tasks}
+            matrices = draw_matrices(env_id, condition, options.tasks, seed)
+            start = int(seed_sequence(seed, "starts", env_id, condition).generate_state(1)[0]) // 2
+            yield key, partial(run, name, env_id, nominal, matrices, start)
+
+
+def format_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The table in Markdown: means over seeds and tasks, with 95 % intervals over seeds, and what was gained."""
+    lines = []
+    for env_id in NUM_STEPS:
+        for condition in CONDITIONS:
+            own = [row for row in rows if (row["env"], row["condition"]) == (env_id, condition)]
+            by_agent = {name: {r["seed"]: r["returns"] for r in own if r["agent"] == name} for name in AGENTS}
+            seeds = sorted(set.intersection(*(set(returns) for returns in by_agent.values())))
+            if not seeds:
+                continue
+            returns = {name: np.array([by_agent[name][seed] for seed in seeds]) for name in AGENTS}  # S N each
+            as_is, told, corrected = (returns[name].mean(axis=1) for name in AGENTS)
+            if condition == "nominal":  # what is kept
+                gained, what = 1.0 - (as_is - corrected) / np.abs(as_is), "kept"
+            else:
+                gained, what = (corrected - as_is) / (told - as_is), "of the gap"
+            cells = [f"{estimate(list(returns[name]), 0):.4g}" for name in AGENTS]
+            each = ", ".join(f"{100.0 * one:.1f}" for one in gained)
+            lines.append([env_id, condition, *cells, f"{100.0 * gained.mean():.1f} % {what} ({each})"])
+    return format_markdown(["environment", "motors", *AGENTS, "gained (each seed)"], lines)
+
+
+@stoppable(lambda: "the same command again goes on with the runs that are missing")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run every agent in every condition, and print the table."""
+    torch.set_num_threads(1)
+    options = parse_options(Options, arguments, description=__doc__, check=find_policies)
+    agents = find_policies(options)
+    with hold_output(options.output):
+        path = options.output / "results.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        for key, get_returns in all_runs(agents, options):
+            if any(key.items() <= row.items() for row in rows):
+                continue
+            started = time.process_time()
+            row = key | {"returns": get_returns().round(3).tolist()}
+            row |= {"cpu_seconds": round(time.process_time() - started, 1)}
+            with path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            rows.append(row)
+            print(*list(key.values())[:4], f"{np.mean(row['returns']):.4g}", flush=True)
+        print(format_table(rows), flush=True)
+
+
+if __name__ == "__main__":
+    main()

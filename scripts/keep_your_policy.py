@@ -1,0 +1,357 @@
+"""How well a policy of one physics copes with others, as it is and with its actions corrected by the adapted model.
+
+    main        held-out tasks and the nominal physics: the policy as it is, corrected, corrected by recursive least
+                squares in place of gradient steps, and the same for a policy trained over masses and lengths
+    gravity     pendulums of other gravities, with which the policy mostly copes by itself: correction must not harm
+    constants   what half and twice each constant of the correction does, on training tasks
+    corruption  a share of the transitions that the adaptation sees is spoilt
+    sac         SAC of one gravity in others: as it is, corrected, and trained on (SB3, issue 2100)
+
+Policies and models are trained once for each seed and lie in the output folder; runs.jsonl holds a line for each
+evaluation, as soon as it is known. The same command again goes on, and prints the tables.
+"""
+
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it without a traceback from here on
+    from ssm_metarl_gym.experiments.signals import end_on_signals
+
+    end_on_signals()
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecNormalize
+from torch import nn
+
+import ssm_metarl_gym  # noqa: F401 - registers the environments
+from ssm_metarl_gym.agents import Adapter, DynamicsModel, MetaTrainer, RecursiveLeastSquares
+from ssm_metarl_gym.experiments.checks import check_output_folder
+from ssm_metarl_gym.experiments.command_line import option, parse_options
+from ssm_metarl_gym.experiments.evaluation import evaluate, returns_of
+from ssm_metarl_gym.experiments.report import estimate, format_markdown
+from ssm_metarl_gym.experiments.runs import hold_output
+from ssm_metarl_gym.experiments.signals import stoppable
+from ssm_metarl_gym.files import replacing
+from ssm_metarl_gym.wrappers import SB3VecEnv, VectorActionCorrection, VectorOnlineAdaptation, make_sb3_env
+
+FAMILIES = ("CartPolePolarity", "PendulumPolarity")
+STUDIES = ("main", "gravity", "constants")
+NUM_TRAINING_ENVS, ROLLOUT_LENGTH = 64, 128
+META_UPDATES, INNER_STEPS, NUM_STREAMS = 1_500, 3, 1_000
+# Seeds of held-out tasks, and of the training tasks on which constants are chosen.
+EVALUATION_SEED, TUNING_SEED = 1_000_000, 5_000_000
+HELD_OUT: dict[str, dict[str, Any]] = {
+    "interpolation": {"split": "interpolation"},
+    "extrapolation": {"split": "extrapolation"},
+    "switch": {"split": "interpolation", "switch": {"step": 100}},
+    "nominal": {"task": {}},
+}
+TRAINING: dict[str, dict[str, Any]] = {
+    "train": {"split": "train"},
+    "train, switch": {"split": "train", "switch": {"step": 100}},
+}
+
+
+def gravity_columns(*gravities: float) -> dict[str, dict[str, Any]]:
+    """The columns of pendulums under other gravities."""
+    return {f"g = {g:g}": {"task": {"g": g}} for g in gravities}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How PPO trains in a family; what is not here is as in train_ppo.py."""
+
+    timesteps: int
+    learning_rate: float
+    gamma: float
+    ent_coef: float
+
+
+RECIPES = {
+    "CartPolePolarity": Recipe(300_000, 1.5e-3, 0.98, 0.01),
+    "PendulumPolarity": Recipe(600_000, 1e-3, 0.95, 0.0),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    studies: tuple[str, ...] = option(("main",), "what is measured", choices=STUDIES)
+    seeds: int = option(5, "number of seeds of policies, models and tasks", least=1, below=1_000)
+    num_tasks: int = option(300, "tasks of each evaluation", least=2, below=100_000)
+    output: Path = option(
+        Path("output/keep_your_policy"), "folder", check=partial(check_output_folder, file_names=["runs.jsonl"])
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """One evaluation of each seed.
+
+    Attributes:
+        study: Its study.
+        family: The family of environments.
+        row: What acts.
+        column: Where it acts.
+        env_kwargs: The arguments of the environments that the column stands for.
+        policy: ``"nominal"`` or ``"masses"``, as what the policy was trained on.
+        correction: The options of the correction; None for the policy as it is.
+        adaptation: The options of the adaptation.
+        recursive: Whether recursive least squares take the place of gradient steps.
+    """
+
+    study: str
+    family: str
+    row: str
+    column: str
+    env_kwargs: Mapping[str, Any]
+    policy: str = "nominal"
+    correction: Mapping[str, Any] | None = None
+    adaptation: Mapping[str, Any] | None = None
+    recursive: bool = False
+
+
+class Records:
+    """The lines of runs.jsonl.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.lines: list[dict[str, Any]] = []
+        if path.exists():
+            # The last line may be of a process that was killed while it wrote.
+            whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+            self.lines = [json.loads(line) for line in whole.splitlines()]
+            path.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
+
+    def find(self, **key: Any) -> list[dict[str, Any]]:
+        """The lines that have these values."""
+        return [line for line in self.lines if all(line.get(name) == value for name, value in key.items())]
+
+    def add(self, **line: Any) -> None:
+        """Write a line at once."""
+        self.lines.append(line)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def make_model(env_id: str) -> DynamicsModel:
+    """The untrained model of the dynamics, whose last layer adapts."""
+    env = gym.make(env_id)
+    input_dim = DynamicsModel.input_dim(env.observation_space, env.action_space)
+    core = nn.Sequential(nn.Linear(input_dim, 64), nn.Tanh(), nn.Linear(64, 32), nn.Tanh())
+    return DynamicsModel(env.observation_space, env.action_space, core)
+
+
+class Prepared:
+    """The policies and models of one family and seed, trained where they are not in the folder yet.
+
+    Args:
+        folder: The output folder.
+        family: The family of environments.
+        seed: Seeds all that is random.
+        records: Told of the CPU seconds of each training.
+    """
+
+    def __init__(self, folder: Path, family: str, seed: int, records: Records) -> None:
+        self.env_id = f"ssm_metarl/{family}-v0"
+        self._family, self._seed, self._records = family, seed, records
+        self._stem = folder / f"{family}-{seed}"
+        path, reference = (self._stem.with_name(f"{self._stem.name}-{name}.pt") for name in ("dynamics", "reference"))
+        if not (path.exists() and reference.exists()):
+            self._learn_dynamics(path, reference)
+        torch.manual_seed(seed)
+        self.trainer = MetaTrainer.load(path, make_model(self.env_id))
+        self.reference = make_model(self.env_id)
+        self.reference.load_state_dict(torch.load(reference, weights_only=True))
+
+    def policy(self, name: str) -> tuple[PPO, Path]:
+        """The policy, and the file of the statistics that its observations are normalised with."""
+        path = self._stem.with_name(f"{self._stem.name}-{name}.zip")
+        if not path.exists():
+            self._learn_policy(path, name)
+        return PPO.load(path, device="cpu"), path.with_suffix(".pkl")
+
+    def _learn_dynamics(self, path: Path, reference_path: Path) -> None:
+        started = time.process_time()
+        torch.manual_seed(self._seed)
+        trainer = MetaTrainer(
+            self.env_id, make_model(self.env_id), seed=self._seed, num_streams=NUM_STREAMS, inner_steps=INNER_STEPS
+        ).learn(META_UPDATES)
+        reference = trainer.reference()
+        with replacing(reference_path) as temporary:
+            torch.save(reference.state_dict(), temporary)
+        trainer.save(path)
+        self._note("model and reference", time.process_time() - started, NUM_STREAMS * trainer.options.stream_length)
+
+    def _learn_policy(self, path: Path, name: str) -> None:
+        recipe, started = RECIPES[self._family], time.process_time()
+        # The family without the hidden sign: masses and lengths alone.
+        tasks = {"task": {}} if name == "nominal" else {"family": self._family.removesuffix("Polarity")}
+        env = VecNormalize(make_sb3_env(self.env_id, NUM_TRAINING_ENVS, **tasks), clip_obs=5.0, gamma=recipe.gamma)
+        model = PPO(
+            "MlpPolicy",
+            env,
+            learning_rate=LinearSchedule(recipe.learning_rate, 0.1 * recipe.learning_rate, 1.0),
+            n_steps=ROLLOUT_LENGTH,
+            batch_size=ROLLOUT_LENGTH * NUM_TRAINING_ENVS // 4,
+            n_epochs=4,
+            gamma=recipe.gamma,
+            ent_coef=recipe.ent_coef,
+            # SB3 seeds environment i with seed + i: these lie far apart.
+            seed=int(np.random.SeedSequence([self._seed, 0]).generate_state(1)[0]),
+            device="cpu",
+        ).learn(recipe.timesteps)
+        with replacing(path.with_suffix(".pkl")) as temporary:
+            env.save(str(temporary))
+        with replacing(path) as temporary:
+            model.save(temporary)
+        self._note(f"policy, {name}", time.process_time() - started, model.num_timesteps)
+
+    def _note(self, what: str, seconds: float, steps: int) -> None:
+        self._records.add(
+            study="prepared", family=self._family, row=what, seed=self._seed, cpu_seconds=seconds, steps=steps
+        )
+
+
+def run_case(case: Case, prepared: Prepared, num_tasks: int, seed: int) -> list[float]:
+    """The return in each task."""
+    envs = gym.make_vec(prepared.env_id, num_envs=num_tasks, autoreset_mode="SameStep", **case.env_kwargs)
+    if case.correction is not None:
+        trainer = prepared.trainer
+        adapter = (
+            RecursiveLeastSquares(trainer.model)
+            if case.recursive
+            else Adapter(trainer.model, trainer.adaptation_config())
+        )
+        envs = VectorOnlineAdaptation(envs, adapter, **case.adaptation or {})
+        envs = VectorActionCorrection(envs, prepared.reference, **case.correction)
+    policy, statistics = prepared.policy(case.policy)
+    env = VecNormalize.load(str(statistics), SB3VecEnv(envs))
+    env.training = env.norm_reward = False
+    first = TUNING_SEED if case.column in TRAINING else EVALUATION_SEED
+    return returns_of(evaluate(policy, env, seed=first + 1_000 * seed))
+
+
+def main_cases() -> Iterator[Case]:
+    """The rows of the study ``main``."""
+    for family in FAMILIES:
+        for column, env_kwargs in HELD_OUT.items():
+            case = partial(Case, "main", family, column=column, env_kwargs=env_kwargs)
+            yield case("as it is")
+            yield case("corrected", correction={})
+            yield case("masses and lengths, as it is", policy="masses")
+            yield case("masses and lengths, corrected", policy="masses", correction={})
+            yield case("corrected, least squares", correction={}, recursive=True)
+
+
+def gravity_cases() -> Iterator[Case]:
+    """The rows of the study ``gravity``."""
+    for column, env_kwargs in gravity_columns(7.0, 11.0, 13.0, 15.0).items():
+        yield Case("gravity", "PendulumPolarity", "as it is", column, env_kwargs)
+        yield Case("gravity", "PendulumPolarity", "corrected", column, env_kwargs, correction={})
+
+
+def constant_cases() -> Iterator[Case]:
+    """The rows of the study ``constants``: half and twice each of them."""
+    constants = {
+        "correction": {"gate": 1.5, "effect_gate": 0.9, "prior_steps": 16.0, "decay": 0.9, "regularisation": 0.005},
+        "adaptation": {"change_ratio": 20.0, "error_floor": 0.001},
+    }
+    gravities = gravity_columns(8.0, 9.0, 12.0, 14.0)
+    for family in FAMILIES:
+        for column, env_kwargs in (TRAINING | (gravities if family == "PendulumPolarity" else {})).items():
+            case = partial(Case, "constants", family, column=column, env_kwargs=env_kwargs)
+            yield case("as it is")
+            yield case("as chosen", correction={})
+            for kind, chosen in constants.items():
+                for name, value in chosen.items():
+                    for word, factor in (("half", 0.5), ("twice", 2.0)):
+                        # Of a decay it is the distance from 1, the reciprocal of how long it remembers.
+                        changed = 1.0 - (1.0 - value) / factor if name == "decay" else value * factor
+                        yield case(f"{word} {name}", **{"correction": {}, kind: {name: changed}})
+
+
+CASES: dict[str, Callable[[], Iterator[Case]]] = {
+    "main": main_cases,
+    "gravity": gravity_cases,
+    "constants": constant_cases,
+}
+
+
+def run_study(study: str, options: Options, records: Records) -> None:
+    """Evaluate what is not in the records yet, one row after the other."""
+    prepared: dict[tuple[str, int], Prepared] = {}
+    rows = list(dict.fromkeys(case.row for case in CASES[study]()))
+    cases = sorted(CASES[study](), key=lambda case: rows.index(case.row))
+    for case, seed in ((case, seed) for case in cases for seed in range(options.seeds)):
+        key = {"study": study, "family": case.family, "row": case.row, "column": case.column, "seed": seed}
+        key["num_tasks"] = options.num_tasks
+        if records.find(**key):
+            continue
+        if (case.family, seed) not in prepared:
+            prepared[case.family, seed] = Prepared(options.output, case.family, seed, records)
+        prepared[case.family, seed].policy(case.policy)  # so that its training is not in the seconds
+        started = time.process_time()
+        returns = run_case(case, prepared[case.family, seed], options.num_tasks, seed)
+        records.add(**key, cpu_seconds=time.process_time() - started, returns=np.round(returns, 3).tolist())
+        print(f"{study}, {case.family}, {case.row}, {case.column}, seed {seed}: {np.mean(returns):.1f}", flush=True)
+
+
+def show(study: str, options: Options, records: Records) -> None:
+    """Print the tables of a study: mean returns with 95 % intervals over seeds, and CPU seconds of a step."""
+    for family in dict.fromkeys(case.family for case in CASES[study]()):
+        cases = [case for case in CASES[study]() if case.family == family]
+        columns = list(dict.fromkeys(case.column for case in cases))
+        rows = []
+        for row in dict.fromkeys(case.row for case in cases):
+            cells = []
+            for column in columns:
+                lines = records.find(study=study, family=family, row=row, column=column, num_tasks=options.num_tasks)
+                lines = [line for line in lines if line["seed"] < options.seeds]
+                cells.append(f"{estimate([line['returns'] for line in lines], 0):.1f}" if lines else "")
+            seconds = [
+                line["cpu_seconds"]
+                for line in records.find(study=study, family=family, row=row, num_tasks=options.num_tasks)
+            ]
+            rows.append([row, *cells, f"{np.mean(seconds):.1f}" if seconds else ""])
+        print(f"\n{family}, {options.num_tasks} tasks, {options.seeds} seeds\n")
+        print(format_markdown([study, *columns, "CPU seconds"], rows))
+
+
+@stoppable()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prepare, evaluate and print."""
+    torch.set_num_threads(1)
+    options = parse_options(Options, arguments, description=__doc__)
+    with hold_output(options.output):
+        records = Records(options.output / "runs.jsonl")
+        for study in options.studies:
+            run_study(study, options, records)
+            show(study, options, records)
+        prepared = [
+            [line["family"], line["row"], str(line["seed"]), f"{line['cpu_seconds']:.0f}", f"{line['steps']}"]
+            for line in records.find(study="prepared")
+        ]
+        print()
+        print(format_markdown(["prepared", "what", "seed", "CPU seconds", "environment steps"], prepared))
+
+
+if __name__ == "__main__":
+    main()

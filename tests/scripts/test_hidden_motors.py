@@ -1,0 +1,93 @@
+import json
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+pytest.importorskip("mujoco")
+
+CHEETAH, REACHER = "HalfCheetah-v5", "Reacher-v5"
+
+
+@pytest.fixture(scope="module")
+def motors(load_script):
+    """The script as a module."""
+    return load_script("hidden_motors")
+
+
+@pytest.mark.parametrize("env_id", [CHEETAH, REACHER])
+@pytest.mark.parametrize(
+    ("condition", "num_matrices", "gains"),
+    [("hidden", 1, (0.6, 1.4)), ("extrapolation", 1, (0.4, 1.7)), ("change", 2, (0.6, 1.4)), ("nominal", 1, (1, 1))],
+)
+def test_matrices_reverse_weaken_and_swap_motors(motors, env_id, condition, num_matrices, gains):
+    matrices = motors.draw_matrices(env_id, condition, 40, seed=1)
+    num_actions = 6 if env_id == CHEETAH else 2
+    assert matrices.shape == (40, num_matrices, num_actions, num_actions)
+    driven = matrices != 0.0
+    assert (driven.sum(axis=-1) == 1).all()
+    assert (driven.sum(axis=-2) == 1).all()
+    sizes = np.abs(matrices[driven])
+    assert sizes.min() >= gains[0]
+    assert sizes.max() <= gains[1]
+    assert (matrices < 0.0).any() == (condition != "nominal")
+    is_swapped = ~driven[..., 0, 0]
+    assert is_swapped.any() == (env_id == REACHER and condition != "nominal")
+
+
+def test_another_matrix_from_half_way_on(motors):
+    matrices = motors.draw_matrices(REACHER, "change", 3, seed=0)
+    for t, which in ((0, 0), (24, 0), (25, 1), (49, 1)):
+        np.testing.assert_array_equal(motors.matrix_at(matrices, t, 50), matrices[:, which])
+
+
+def test_who_undoes_the_matrix_does_as_where_there_is_none(motors):
+    (matrices,) = motors.draw_matrices(REACHER, "hidden", 1, seed=0)
+    plain, hidden = gym.make(REACHER), motors.make_env(REACHER, matrices)
+    for env in (plain, hidden):
+        env.reset(seed=0)
+        env.action_space.seed(0)
+    for _ in range(5):
+        action = 0.5 * plain.action_space.sample()
+        expected, *_ = plain.step(action)
+        found, *_ = hidden.step(np.linalg.solve(matrices[0], action))
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_table_says_what_was_gained_in_each_seed(motors):
+    returns = {"as_is": (0.0, 10.0), "told": (100.0, 110.0), "corrected": (90.0, 90.0)}
+    rows = [
+        {"env": CHEETAH, "seed": seed, "condition": condition, "agent": agent, "returns": [mean - 1.0, mean + 1.0]}
+        for condition, scale in (("hidden", 1.0), ("nominal", -1.0))
+        for agent, means in returns.items()
+        for seed, mean in enumerate(scale * np.array(means) - 100.0 * (condition == "nominal"))
+    ]
+    lines = motors.format_table(rows).splitlines()
+    assert len(lines) == 4
+    assert lines[2].endswith("| 85.0 % of the gap (90.0, 80.0) |")
+    # -190 in place of -100, and in place of -110.
+    assert lines[3].endswith("| 18.6 % kept (10.0, 27.3) |")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_where_it_stopped(motors, load_script, tmp_path, capsys):
+    train, policy, output = load_script("train_ppo"), tmp_path / "policy", tmp_path / "output"
+    command = ["--env", REACHER, "--policy", "mlp", "--timesteps", "64", "--num-envs", "2", "--seed", "3"]
+    train.main([*command, "--hyperparameters", '{"n_steps": 32, "batch_size": 32}', "--output", str(policy)])
+    command = ["--policy-folders", str(policy), "--transitions", "300", "--updates", "5", "--tasks", "2"]
+    command += ["--output", str(output)]
+    motors.main(command)
+    path = output / "results.jsonl"
+    lines = path.read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [(row["seed"], row["condition"], row["agent"]) for row in rows] == [
+        (3, condition, agent) for condition in motors.CONDITIONS for agent in motors.AGENTS
+    ]
+    table = capsys.readouterr().out.splitlines()[-6:]
+    path.write_text("\n".join(lines[:3]) + "\n")  # as if it had been stopped
+    motors.main(command)
+    again = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in (*rows, *again):
+        del row["cpu_seconds"]
+    assert again == rows
+    assert capsys.readouterr().out.splitlines()[-6:] == table

@@ -1,0 +1,60 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ssm_metarl_gym.experiments.statistics import interval_over_seeds
+
+
+@pytest.fixture(scope="module")
+def keep_your_policy(load_script):
+    return load_script("keep_your_policy")
+
+
+def test_lines_are_there_again_but_for_one_that_was_cut_off(keep_your_policy, tmp_path):
+    path = tmp_path / "runs.jsonl"
+    records = keep_your_policy.Records(path)
+    records.add(study="main", seed=0, returns=[1.0])
+    records.add(study="main", seed=1, returns=[2.0])
+    with path.open("a") as file:
+        file.write('{"study": "main", "se')
+    records = keep_your_policy.Records(path)
+    assert records.find(study="main", seed=1) == [{"study": "main", "seed": 1, "returns": [2.0]}]
+    records.add(study="main", seed=2, returns=[3.0])
+    assert [json.loads(line)["seed"] for line in path.read_text().splitlines()] == [0, 1, 2]
+    assert not records.find(study="main", seed=3)
+
+
+def test_constants_are_those_of_the_wrapper_and_each_is_halved_and_doubled(keep_your_policy):
+    cases = [case for case in keep_your_policy.constant_cases() if case.family == "PendulumPolarity"]
+    train = {case.row: case for case in cases if case.column == "train"}
+    assert train["as chosen"].correction == {}
+    assert train["half prior_steps"].correction == {"prior_steps": 8.0}
+    assert train["twice error_floor"].adaptation == {"error_floor": 0.002}
+    assert train["half decay"].correction == pytest.approx({"decay": 0.8})
+    assert train["twice decay"].correction == pytest.approx({"decay": 0.95})
+    # Constants are chosen on training tasks and on gravities that no other study measures.
+    held_out = [*keep_your_policy.HELD_OUT, *(case.column for case in keep_your_policy.gravity_cases())]
+    assert not {case.column for case in cases} & set(held_out)
+
+
+@pytest.mark.slow
+def test_what_is_there_is_not_done_again(keep_your_policy, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(keep_your_policy, "FAMILIES", ("PendulumPolarity",))
+    monkeypatch.setattr(keep_your_policy, "META_UPDATES", 2)
+    monkeypatch.setattr(keep_your_policy, "NUM_STREAMS", 40)
+    recipes = {name: replace(recipe, timesteps=100) for name, recipe in keep_your_policy.RECIPES.items()}
+    monkeypatch.setattr(keep_your_policy, "RECIPES", recipes)
+    arguments = ["--seeds", "2", "--num-tasks", "3", "--output", str(tmp_path)]
+    keep_your_policy.main(arguments)
+    printed = capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    returns = [line["returns"] for line in lines if (line["row"], line.get("column")) == ("corrected", "switch")]
+    low, high = interval_over_seeds(returns, 0)
+    assert f"{np.mean(returns):.1f} [{low:.1f}, {high:.1f}]" in printed
+    assert {line["steps"] for line in lines if line["row"] == "policy, masses"} == {128 * 64}
+
+    monkeypatch.setattr(keep_your_policy, "run_case", lambda *_: pytest.fail("it was measured before"))
+    keep_your_policy.main(arguments)
+    assert capsys.readouterr().out.strip().endswith("|")

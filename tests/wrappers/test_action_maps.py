@@ -1,0 +1,258 @@
+import copy
+import functools
+import pickle
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+from torch import nn
+
+from ssm_metarl_gym.agents import AdaptationConfig, Adapter, DynamicsModel, KalmanAdapter
+from ssm_metarl_gym.wrappers import ActionCorrection, OnlineAdaptation, VectorActionCorrection, VectorOnlineAdaptation
+from ssm_metarl_gym.wrappers.action_maps import deviation, undo_maps
+
+REVERSED = [[0.0, -0.8], [1.2, 0.0]]  # swapped, one of them the other way round
+GRADIENTS = AdaptationConfig(
+    lr=0.5, grad_clip_norm=np.inf, trust_region_eps=4.0, ema_decay=0.9, entropy_weight=0.0, max_steps_per_call=3
+)
+
+
+class Plane(gym.Env):
+    """A point that moves by a hidden matrix times the action, and a little by itself, in double precision."""
+
+    def __init__(self, matrix=((1.0, 0.0), (0.0, 1.0)), noise=0.01):
+        self.observation_space = spaces.Box(-np.inf, np.inf, (2,), dtype=np.float64)
+        self.action_space = spaces.Box(-1.0, 1.0, (2,))
+        self.matrix, self._noise, self.fails = np.array(matrix), noise, False
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._position = self.np_random.normal(size=2)
+        return self._position.copy(), {}
+
+    def step(self, action):
+        self._position = self._position + self.matrix @ action + self._noise * self.np_random.normal(size=2)
+        shown = np.where(self.fails, np.nan, self._position)
+        return shown, 0.0, False, False, {}
+
+
+def make_model(variance=1e-4):
+    """``f(o, A u) = A u``, which is just what the plane does."""
+    model = DynamicsModel(Plane().observation_space, Plane().action_space, nn.Identity(), adapts="action_map")
+    with torch.no_grad():
+        model.head.weight.copy_(torch.tensor([[0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]]))
+        model.head.bias.zero_()
+    model.residual_variance.fill_(variance)
+    return model
+
+
+def wrap(matrix, *, adapter=None, noise=0.01, **options):
+    adapter = KalmanAdapter(make_model()) if adapter is None else adapter
+    return ActionCorrection(OnlineAdaptation(Plane(matrix, noise), adapter), **options)
+
+
+def wrap_rows(matrices, **options):
+    envs = gym.vector.SyncVectorEnv([functools.partial(Plane, matrix) for matrix in matrices])
+    return VectorActionCorrection(VectorOnlineAdaptation(envs, KalmanAdapter(make_model())), **options)
+
+
+def asked_actions(num_steps, seed=0):
+    return np.random.default_rng(seed).uniform(-0.7, 0.7, (num_steps, 2)).astype(np.float32)
+
+
+def reports_of(env, num_steps=30, seed=0):
+    env.reset(seed=seed)
+    return [env.step(action)[-1]["correction"] for action in asked_actions(num_steps)]
+
+
+class TestClosedForm:
+    @pytest.mark.parametrize("regularisation", [0.02, 0.5])
+    def test_it_is_ridge_regression_in_half_ranges(self, regularisation):
+        rng = np.random.default_rng(0)
+        low, high = np.array([-10.0, 0.0, -1.0]), np.array([10.0, 4.0, 3.0])
+        half, middle = (high - low) / 2, (high + low) / 2
+        maps, wanted = rng.normal(size=(5, 3, 3)), middle + 0.2 * half * rng.normal(size=(5, 3))
+        found = undo_maps(*map(torch.as_tensor, (maps, wanted, low, high)), regularisation).numpy()
+        for matrix, goal, action in zip(maps, wanted, found, strict=True):
+            # |(A (middle + half v) - w) / half|^2 + regularisation |v|^2
+            rows = np.concatenate([matrix * half / half[:, None], regularisation**0.5 * np.eye(3)])
+            v = np.linalg.lstsq(rows, np.concatenate([(goal - matrix @ middle) / half, np.zeros(3)]), rcond=None)[0]
+            np.testing.assert_allclose(action, np.clip(middle + half * v, low, high))
+
+    def test_hand_computed(self):
+        low, high = torch.full((2,), -1.0).double(), torch.ones(2).double()
+        maps = torch.tensor([REVERSED, [[0.5, 0.0], [0.0, 0.0]]]).double()
+        wanted = torch.tensor([[0.4, -0.6], [0.8, 0.8]]).double()
+        # 0.8 wanted of a motor of half the strength is out of reach, and of one that is dead nothing is asked.
+        expected = torch.tensor([[-0.5, -0.5], [1.0, 0.0]]).double()
+        torch.testing.assert_close(undo_maps(maps, wanted, low, high, 0.0), expected)
+
+    def test_the_deviation_of_a_map(self):
+        covariance = torch.tensor([[[4.0, 0.0], [0.0, 1.0]], [[1.0, 0.5], [0.5, 1.0]], [[0.0, 0.0], [0.0, 1.0]]])
+        offsets = torch.tensor([[2.0, 3.0], [1.0, -1.0], [0.0, 0.0]])
+        torch.testing.assert_close(deviation(offsets, covariance), torch.tensor([5.0, 2.0, torch.nan]), equal_nan=True)
+
+
+class TestGate:
+    def test_where_nothing_is_hidden_the_asked_actions_pass_bit_for_bit(self):
+        reports = reports_of(wrap(np.eye(2)), 60)
+        assert not any(report["gate_open"] for report in reports)
+        assert all(np.array_equal(report["asked"], report["taken"]) for report in reports)
+
+    @pytest.mark.parametrize("mode", list(AutoresetMode))
+    def test_observations_in_double_precision_stay_bit_for_bit(self, mode):
+        def make(wrapped):
+            make_one = functools.partial(gym.wrappers.TimeLimit, Plane(), 4)
+            envs = gym.vector.SyncVectorEnv([make_one], autoreset_mode=mode)
+            return (
+                VectorActionCorrection(VectorOnlineAdaptation(envs, KalmanAdapter(make_model()))) if wrapped else envs
+            )
+
+        plain, wrapped = make(False), make(True)
+        np.testing.assert_array_equal(plain.reset(seed=0)[0], wrapped.reset(seed=0)[0], strict=True)
+        for action in asked_actions(3 if mode is AutoresetMode.DISABLED else 12):
+            expected, *_, expected_infos = plain.step(action[None])
+            observations, *_, infos = wrapped.step(action[None])
+            np.testing.assert_array_equal(observations, expected, strict=True)
+            if "final_obs" in expected_infos:
+                np.testing.assert_array_equal(infos["final_obs"][0], expected_infos["final_obs"][0], strict=True)
+
+    @pytest.mark.parametrize("matrix", [REVERSED, [[1.0, 0.0], [0.0, 0.6]]])
+    def test_a_hidden_map_is_undone_after_a_few_steps(self, matrix):
+        reports = reports_of(wrap(matrix, regularisation=0.0))
+        assert not reports[0]["gate_open"]
+        for report in reports[5:]:
+            assert report["gate_open"]
+            np.testing.assert_allclose(
+                np.clip(np.linalg.solve(matrix, report["asked"]), -1, 1), report["taken"], atol=0.1
+            )
+
+    def test_it_corrects_nothing_where_it_is_infinite(self):
+        assert not any(report["gate_open"] for report in reports_of(wrap(REVERSED, map_gate=np.inf)))
+
+
+def test_a_change_is_told_by_the_filter_alone_which_keeps_its_map():
+    env = wrap(np.eye(2))
+    reports_of(env)
+    env.unwrapped.matrix = np.array(REVERSED)
+    *_, info = [env.step(action)[-1] for action in asked_actions(8, seed=1)]
+    assert env.env.adapter.stats.covariance_resets == 1
+    assert info["adaptation"]["num_changes"] == 0
+    assert info["adaptation"]["num_transitions"] == 16  # of the window, which was not cleared
+    np.testing.assert_allclose(env.env.model.action_map.detach(), REVERSED, atol=0.1)
+
+
+class TestExploration:
+    def test_there_is_noise_until_the_map_is_known(self):
+        noisy, plain = (reports_of(wrap(REVERSED, exploration=size)) for size in (0.2, 0.0))
+        taken = [np.stack([report["taken"] for report in reports]) for reports in (noisy, plain)]
+        differs = np.abs(taken[0] - taken[1]).max(axis=1)
+        assert differs[:3].max() > 0.02
+        # Both know the map by now, each from its own transitions.
+        assert differs[10:].max() < 0.02
+
+    def test_without_variance_or_without_a_correction_there_is_none(self):
+        for options in ({"map_gate": np.inf}, {"adapter": Adapter(make_model(), GRADIENTS)}):
+            one, two = (reports_of(wrap(REVERSED, exploration=size, **options)) for size in (0.2, 0.0))
+            for noisy, plain in zip(one, two, strict=True):
+                np.testing.assert_array_equal(noisy["taken"], plain["taken"])
+
+    def test_it_is_seeded_by_the_reset(self):
+        env = wrap(REVERSED, exploration=0.2, noise=0.0)  # so that nothing else depends on the seed
+        runs = [np.stack([report["taken"] for report in reports_of(env, seed=seed)]) for seed in (0, 0, 1)]
+        np.testing.assert_array_equal(runs[0], runs[1])
+        assert not np.array_equal(runs[0], runs[2])
+
+
+def test_every_row_is_that_of_a_single_wrapper():
+    matrices = [REVERSED, [[-1.0, 0.0], [0.0, 1.0]], np.eye(2)]
+    envs = wrap_rows(matrices, exploration=0.2)
+    envs.reset(seed=3)
+    actions = asked_actions(20)
+    rows = [envs.step(np.tile(action, (3, 1)))[-1]["correction"] for action in actions]
+    for i, matrix in enumerate(matrices):
+        for report, own in zip(rows, reports_of(wrap(matrix, exploration=0.2), 20, seed=3 + i), strict=True):
+            assert report["gate_open"][i] == own["gate_open"]
+            np.testing.assert_allclose(report["taken"][i], own["taken"], atol=1e-4)
+
+
+def test_gradient_steps_on_the_map_open_the_gate_of_the_predictions():
+    reports = reports_of(wrap(REVERSED, adapter=Adapter(make_model(), GRADIENTS), regularisation=0.0), 60)
+    assert not reports[0]["gate_open"]
+    assert reports[-1]["gate_open"]
+    np.testing.assert_allclose(REVERSED @ reports[-1]["taken"], reports[-1]["asked"], atol=0.15)
+
+
+def test_the_map_of_the_source_is_what_the_policy_knows():
+    model = make_model()
+    with torch.no_grad():
+        model.action_map.copy_(torch.tensor(REVERSED))
+    reports = reports_of(wrap(REVERSED, adapter=KalmanAdapter(model)))
+    assert not any(report["gate_open"] for report in reports)
+
+
+def test_a_reference_with_a_map_is_met_in_closed_form_and_any_other_by_search():
+    reference = make_model()
+    with torch.no_grad():
+        reference.action_map.copy_(-torch.eye(2))
+    search = DynamicsModel(Plane().observation_space, Plane().action_space, nn.Identity())
+    with torch.no_grad():
+        search.head.weight.copy_(torch.tensor([[0.0, 0.0, -1.0, 0.0], [0.0, 0.0, 0.0, -1.0]]))
+        search.head.bias.zero_()
+    for given in (reference, search):
+        reports = reports_of(wrap(REVERSED, reference=given, effect_gate=np.inf, regularisation=0.0))
+        np.testing.assert_allclose(REVERSED @ reports[-1]["taken"], -reports[-1]["asked"], atol=0.1)
+
+
+@pytest.mark.parametrize("env", [wrap(REVERSED), wrap_rows([REVERSED, np.eye(2)])], ids=["one", "rows"])
+def test_copies_go_on_alike(env):
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    actions = [env.action_space.sample() for _ in range(3)]
+    runs = [
+        [twin.step(action)[-1]["correction"]["taken"] for action in actions]
+        for twin in (copy.deepcopy(env), pickle.loads(pickle.dumps(env)), env)  # noqa: S301
+    ]
+    np.testing.assert_array_equal(runs[0], runs[1])
+    np.testing.assert_array_equal(runs[0], runs[2])
+
+
+def test_a_row_that_asks_for_nan_does_not_spoil_the_others():
+    envs = wrap_rows([REVERSED, REVERSED], exploration=0.0)
+    envs.reset(seed=0)
+    for action in asked_actions(10):
+        envs.step(np.tile(action, (2, 1)))
+    # A sensor fails, and the policy makes of it what it may.
+    envs.unwrapped.envs[0].unwrapped.fails = True
+    envs.step(np.full((2, 2), 0.4, dtype=np.float32))
+    *_, infos = envs.step(np.array([[np.nan, np.nan], [0.4, 0.4]], dtype=np.float32))
+    report = infos["correction"]
+    assert report["gate_open"].tolist() == [False, True]
+    np.testing.assert_allclose(REVERSED @ report["taken"][1], [0.4, 0.4], atol=0.05)
+
+
+@pytest.mark.parametrize("adapter", [None, Adapter(make_model(), GRADIENTS)], ids=["kalman", "gradients"])
+def test_a_saved_correction_goes_on_alike(tmp_path, adapter):
+    env = wrap(REVERSED, adapter=adapter)
+    env.save(tmp_path / "correction.pt")
+    again = ActionCorrection.load(tmp_path / "correction.pt", Plane(REVERSED), core=nn.Identity())
+    for one, two in zip(reports_of(env), reports_of(again), strict=True):
+        np.testing.assert_array_equal(one["taken"], two["taken"])
+        assert one["gate_open"] == two["gate_open"]
+
+
+class TestRefuses:
+    def test_a_model_without_a_map_and_without_a_reference(self):
+        model = DynamicsModel(Plane().observation_space, Plane().action_space, nn.Identity())
+        with pytest.raises(
+            ValueError, match=r"needs a DynamicsModel as reference; got NoneType.*action map needs none"
+        ):
+            wrap(REVERSED, adapter=Adapter(model, GRADIENTS))
+
+    @pytest.mark.parametrize("name", ["map_gate", "exploration", "regularisation"])
+    def test_options_outside_their_range(self, name):
+        with pytest.raises(ValueError, match=f"{name} must be a"):
+            wrap(REVERSED, **{name: -1.0})

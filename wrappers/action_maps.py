@@ -1,0 +1,173 @@
+"""Correcting actions where a map on them is all that adapts: in closed form, and where the map is known to differ."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from ssm_metarl_gym.agents.adaptation.adapter import Adapter
+from ssm_metarl_gym.agents.adaptation.kalman import KalmanAdapter, KalmanState
+from ssm_metarl_gym.agents.adaptation.recursive_rows import RecursiveRows
+from ssm_metarl_gym.agents.adaptation.rows import AdapterRows
+from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
+from ssm_metarl_gym.checks import Rule, check_fields
+from ssm_metarl_gym.seeding import seed_sequence
+from ssm_metarl_gym.wrappers.corrector import Corrector, Flags, Predict
+
+__all__ = ["MAP_OPTIONS", "MapCorrector", "MapEstimates", "deviation", "undo_maps"]
+
+MAP_OPTIONS: Final = ("map_gate", "exploration")  # beside those of Corrector
+_KNOWN_VARIANCE: Final = 0.05  # of an entry of a map, on average: below it, there is nothing to explore
+_RULES: Final[dict[str, Rule]] = {
+    "map_gate": ("a number >= 0 (inf corrects nothing)", lambda value: value >= 0.0),
+    "exploration": ("a finite number >= 0", lambda value: 0.0 <= value < math.inf),
+}
+
+
+@dataclass(frozen=True)
+class MapEstimates:
+    """What is known of the maps on the actions of N rows.
+
+    Attributes:
+        maps: A, ``Float64[N A A]``.
+        covariance: Of their entries, row by row of a map, ``Float64[N A*A A*A]``; None where an adapter knows none.
+    """
+
+    maps: Tensor
+    covariance: Tensor | None
+
+    @classmethod
+    def of(cls, adapter: Adapter | AdapterRows) -> "MapEstimates":
+        """Those of an adapter of a model with an action map, for its one row or its many."""
+        if isinstance(adapter, AdapterRows):
+            state = adapter.state if isinstance(adapter, RecursiveRows) else None
+            covariance = state.covariance if isinstance(state, KalmanState) else None
+            return cls(adapter.weights()["action_map"].double(), covariance)
+        covariance = adapter.covariance[None] if isinstance(adapter, KalmanAdapter) else None
+        return cls(cast("DynamicsModel", adapter.model).action_map.detach()[None].double(), covariance)
+
+
+class MapCorrector(Corrector):
+    """Finds the actions whose effect through the map of now is that of the asked ones through the map of the reference.
+
+    No model is asked for it: ``argmin_u |A u - A_reference u_asked|^2 + regularisation |u|^2``, in half ranges, within
+    the bounds. Where the adapter knows how sure it is of A, the gate is open while A deviates from that of the
+    reference significantly, and as long as A is known badly, noise explores what the actions do. (To explore only
+    what is not known: Feldbaum 1960, "Dual control theory".)
+
+    Args:
+        adapter: What adapts the maps: its only row or its many are those that are corrected.
+        reference: The model with the map that the policy knows.
+        action_space: A bounded one-dimensional ``Box``.
+        num_rows: Number of rows N.
+        map_gate: See :class:`ActionCorrection`, and so for all that follow.
+        exploration: Standard deviation of the noise, in half ranges.
+        **options: Those of :class:`Corrector`.
+
+    Raises:
+        ValueError: An argument is not valid.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter | AdapterRows,
+        reference: DynamicsModel,
+        action_space: spaces.Space[Any],
+        num_rows: int,
+        *,
+        map_gate: float,
+        exploration: float,
+        **options: Any,
+    ) -> None:
+        super().__init__(reference, action_space, num_rows, **options)
+        self.map_gate = map_gate
+        self.exploration = exploration
+        check_fields(self, _RULES)
+        self._adapter = adapter
+        self._source = reference.action_map.detach().double()  # A A
+        self._rngs = [np.random.default_rng() for _ in range(num_rows)]
+
+    @property
+    def compares_effects(self) -> bool:
+        """Never: what actions do is what the map says."""
+        return False
+
+    def seed(self, row: int, seed: int) -> None:
+        """Seed the noise of a row."""
+        self._rngs[row] = np.random.default_rng(seed_sequence(seed, "exploration"))
+
+    def is_open(self) -> Flags:
+        """The rows ``[N]`` whose actions are corrected: those whose map differs from that of the reference for sure.
+
+        Without a covariance, those where the physics differ: the model predicts better than the reference.
+        """
+        estimates = MapEstimates.of(self._adapter)
+        if estimates.covariance is None:
+            return super().is_open()
+        offsets = (estimates.maps - self._source).flatten(1)
+        is_open: Flags = (deviation(offsets, estimates.covariance) > self.map_gate).numpy()
+        return is_open
+
+    def correct(
+        self, predict: Predict, observations: npt.NDArray[Any], asked: npt.NDArray[Any], rows: Flags
+    ) -> npt.NDArray[Any]:
+        """The actions that do now what the asked ones would do in the reference, ``[N A]``, whatever the gate.
+
+        Those of other rows than ``rows`` ``[N]``, and of such as ask for what is not finite, are the asked ones.
+        """
+        estimates = MapEstimates.of(self._adapter)
+        low, high = (torch.as_tensor(bound).double() for bound in (self._space.low, self._space.high))
+        rows = rows & np.isfinite(asked).all(axis=1)  # LAPACK refuses all rows where one is not finite
+        wanted = torch.as_tensor(np.where(rows[:, None], asked, 0.0)).double() @ self._source.mT
+        found = undo_maps(estimates.maps, wanted, low, high, self.regularisation).numpy()
+        if estimates.covariance is not None:
+            # Explore while little is known, each row by a stream of its own.
+            unknown = estimates.covariance.diagonal(dim1=1, dim2=2).mean(1).numpy() > _KNOWN_VARIANCE
+            scale = self.exploration * (self._space.high - self._space.low) / 2
+            for i in np.flatnonzero(rows & unknown):
+                found[i] += scale * self._rngs[i].standard_normal(len(scale))
+        taken = asked.copy()
+        taken[rows] = np.clip(found, self._space.low, self._space.high)[rows]
+        return taken
+
+
+def undo_maps(maps: Tensor, wanted: Tensor, low: Tensor, high: Tensor, regularisation: float) -> Tensor:
+    """``argmin_u |A u - w|^2 + regularisation |u|^2``, all in half ranges around the middle, clipped to the bounds.
+
+    Args:
+        maps: A, ``Float64[N A A]``.
+        wanted: w, ``Float64[N A]``.
+        low: The lower bounds, ``Float64[A]``.
+        high: The upper bounds, ``Float64[A]``.
+        regularisation: Against actions that grow without end where a map is nearly singular.
+
+    Returns:
+        ``Float64[N A]``.
+    """
+    half, middle = (high - low) / 2, (high + low) / 2
+    # With u = middle + half v, A u - w = half (B v - b).
+    b_map = maps * (half / half[:, None])  # N A A
+    b = (wanted - maps @ middle) / half
+    normal = b_map.mT @ b_map + regularisation * torch.eye(len(half), dtype=maps.dtype)
+    v: Tensor = torch.linalg.lstsq(normal, b_map.mT @ b[..., None]).solution[..., 0]
+    return middle + half * v.clamp(-1.0, 1.0)
+
+
+def deviation(offsets: Tensor, covariance: Tensor) -> Tensor:
+    """``d' P^-1 d / W`` ``Float64[N]``, the squared offsets in units of their uncertainty, the mean over the entries.
+
+    Args:
+        offsets: d, ``Float64[N W]``.
+        covariance: P, ``Float64[N W W]``.
+
+    Returns:
+        NaN in a row whose P is not positive definite.
+    """
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    whitened = torch.linalg.solve_triangular(factor, offsets[..., None], upper=False)[..., 0]
+    return torch.where(failed == 0, whitened.square().mean(dim=1), torch.nan)
