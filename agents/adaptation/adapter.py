@@ -50,12 +50,14 @@ class _Step(NamedTuple):
         held: What the parameters hold of that.
         clipped: Whether its gradient was clipped.
         projected: Whether it ended on the border of the trust region.
+        distance: Of ``weights`` from the source.
     """
 
     weights: Tensor
     held: Tensor
     clipped: bool
     projected: bool
+    distance: float
 
 
 class Adapter:
@@ -238,12 +240,11 @@ class Adapter:
         stats = self._stats
         changes: dict[str, Any] = {"calls": stats.calls + 1}
         if steps:
-            weights = steps[-1].weights
-            self._averaged = torch.lerp(weights, self._averaged, self.cfg.ema_decay)
+            self._averaged = torch.lerp(steps[-1].weights, self._averaged, self.cfg.ema_decay)
             changes["steps"] = stats.steps + len(steps)
             changes["clipped_steps"] = stats.clipped_steps + sum(step.clipped for step in steps)
             changes["projected_steps"] = stats.projected_steps + sum(step.projected for step in steps)
-            offset = float(torch.linalg.vector_norm(weights - self._region.source))
+            offset = steps[-1].distance
             # Away from a source of zeros, any distance is infinitely many times its norm.
             relative = offset / self._region.norm if self._region.norm else math.inf
             changes["distance"] = relative if offset else 0.0
@@ -330,12 +331,13 @@ class Adapter:
             projected = distance > region.radius
             if projected:
                 weights = region.source + pull_back(offset, norm, region)
+                distance = float(torch.linalg.vector_norm(weights - region.source))
             # Round to the types of the parameters.
             held = self._held(weights)
             if held is None:
                 return None
             self._weights.write(weights, held)
-        return _Step(weights, held, clipped, projected)
+        return _Step(weights, held, clipped, projected, distance)
 
     def _held(self, weights: Tensor) -> Tensor | None:
         """What the parameters are to hold of weights in the ball: no less in it; None where they overflow."""

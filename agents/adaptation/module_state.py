@@ -171,7 +171,9 @@ def set_training(modules: list[nn.Module]) -> None:
 
 
 def _copy(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach().clone()
+    if tensor is None:
+        return None
+    return tensor.detach().clone() if tensor.requires_grad else tensor.clone()
 
 
 def _written(own: Tensor | None, stored: Tensor | None) -> Tensor | None:

@@ -292,8 +292,9 @@ class DynamicsModel(nn.Module):
 
     def _core_dtype(self) -> torch.dtype:
         """The type of numbers that the core takes."""
-        types = (parameter.dtype for parameter in self.core.parameters() if parameter.is_floating_point())
-        return next(types, torch.get_default_dtype())
+        # parameters() would ask whether it gave one before, which takes longer than to encode a row.
+        parts = (one for module in self.core.modules() for one in module._parameters.values() if one is not None)
+        return next((one.dtype for one in parts if one.is_floating_point()), torch.get_default_dtype())
 
     def _join(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         if isinstance(self.action_space, spaces.Discrete):
