@@ -13,9 +13,12 @@ Without --policy-folders the policies must be trained first, 17 CPU minutes each
 Every run is one line of results.jsonl, written at once; the same command again goes on, and prints the table.
 """
 
-from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+import signal
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it without a traceback from here on
+    from ssm_metarl_gym.experiments.signals import end_on_signals
+
     end_on_signals()
 
 import itertools
@@ -40,6 +43,7 @@ from ssm_metarl_gym.experiments.command_line import option, parse_options
 from ssm_metarl_gym.experiments.report import estimate, format_markdown
 from ssm_metarl_gym.experiments.runs import hold_output
 from ssm_metarl_gym.experiments.saved_agents import SavedAgent, read_run
+from ssm_metarl_gym.experiments.signals import stoppable
 from ssm_metarl_gym.seeding import seed_sequence
 from ssm_metarl_gym.wrappers import VectorActionCorrection, VectorOnlineAdaptation
 

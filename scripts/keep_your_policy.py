@@ -4,8 +4,6 @@
                 squares in place of gradient steps, and the same for a policy trained over masses and lengths
     gravity     pendulums of other gravities, with which the policy mostly copes by itself: correction must not harm
     constants   what half and twice each constant of the correction does, on training tasks
-    corruption  a share of the transitions that the adaptation sees is spoilt
-    sac         SAC of one gravity in others: as it is, corrected, and trained on (SB3, issue 2100)
 
 Policies and models are trained once for each seed and lie in the output folder; runs.jsonl holds a line for each
 evaluation, as soon as it is known. The same command again goes on, and prints the tables.

@@ -5,9 +5,12 @@ such predictions with some episodes left out (VectorOnlineAdaptation's leave_out
 then evaluated twice, with predictions and with none (leave_out=1), on held-out tasks. Prints a table in Markdown.
 """
 
-from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+import signal
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it without a traceback from here on
+    from ssm_metarl_gym.experiments.signals import end_on_signals
+
     end_on_signals()
 
 from collections.abc import Sequence
@@ -29,6 +32,7 @@ from ssm_metarl_gym.envs.making import make_rows
 from ssm_metarl_gym.experiments.command_line import option, parse_options
 from ssm_metarl_gym.experiments.evaluation import evaluate, returns_of
 from ssm_metarl_gym.experiments.report import estimate, print_markdown
+from ssm_metarl_gym.experiments.signals import stoppable
 from ssm_metarl_gym.wrappers import SB3VecEnv, VectorOnlineAdaptation
 
 ENV_ID = "ssm_metarl/CartPolePolarity-v0"

@@ -67,6 +67,22 @@ def test_an_open_gate_changes_actions_within_the_space(env_id):
     assert all(env.action_space.contains(report["taken"]) for report in reports)
 
 
+def test_a_correction_asks_the_adapted_model_also_where_the_source_is_better():
+    env = gym.make(PENDULUM)
+    online = OnlineAdaptation(env, Adapter(make_model(env), BOUNDS), outlier_error=np.inf, change_ratio=np.inf)
+    env = ActionCorrection(online, make_model(env, seed=1), gate=0.0, effect_gate=np.inf)
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    mean, num_used = None, 0
+    for _ in range(30):
+        info = env.step(env.action_space.sample())[-1]
+        error = info["adaptation"]["error"]  # of the adapted model
+        mean = error if mean is None else 0.9 * mean + 0.1 * error
+        assert info["correction"]["adapted_error"] == pytest.approx(mean, rel=1e-4)
+        num_used = info["adaptation"]["num_source_used"]
+    assert num_used > 0
+
+
 @pytest.mark.each_value
 @both_envs
 @pytest.mark.parametrize("mode", list(AutoresetMode))
