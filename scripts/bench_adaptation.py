@@ -15,9 +15,12 @@ With --calls, the script shows instead that so many calls change nothing: how fa
 radius of the trust region, the memory that the process held and how long calls took, early on and at the end.
 """
 
-from ssm_metarl_gym.experiments.signals import end_on_signals, stoppable
+import signal
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it without a traceback from here on
+    from ssm_metarl_gym.experiments.signals import end_on_signals
+
     end_on_signals()
 
 import copy
@@ -42,6 +45,7 @@ from ssm_metarl_gym.experiments.command_line import option, parse_options
 from ssm_metarl_gym.experiments.measuring import Comparison, compare_in_turns, resident_memory, show_comparisons
 from ssm_metarl_gym.experiments.report import print_markdown
 from ssm_metarl_gym.experiments.runs import find_versions
+from ssm_metarl_gym.experiments.signals import stoppable
 from ssm_metarl_gym.files import write_json
 from ssm_metarl_gym.wrappers import OnlineAdaptation, SB3VecEnv, VectorActionCorrection, VectorOnlineAdaptation
 
