@@ -10,7 +10,7 @@ the gains are 0.4 or 1.7, in `change` there is another matrix from half-way on, 
                fitted to the environment as it is
 
 Without --policy-folders the policies must be trained first, 17 CPU minutes each, by the commands that are printed.
-Every run is one line of results.jsonl, written at once; the same command again goes on, and prints the table.
+Every run is a line of results.jsonl, written at once; the same command goes on, and prints the table.
 """
 
 import signal
@@ -56,8 +56,7 @@ AGENTS = ("as_is", "told", "corrected")
 HYPERPARAMETERS = (
     '{"n_steps": 256, "batch_size": 64, "n_epochs": 10, "gamma": 0.99, "learning_rate": [3e-4, 0.0], "ent_coef": 0.0}'
 )
-TRAINING = ("python", "scripts/train_ppo.py", "--policy", "mlp", "--timesteps", "1500000", "--num-envs", "8")
-TRAINING += ("--hyperparameters", HYPERPARAMETERS)
+TRAINING = shlex.split("python scripts/train_ppo.py --policy mlp --timesteps 1500000 --num-envs 8 --hyperparameters")
 
 
 @dataclass(frozen=True)
@@ -184,7 +183,7 @@ def find_policies(options: Options) -> list[SavedAgent]:
         folders = tuple(options.output / "-".join(name) for name in names)
         missing = [(*name, str(folder)) for name, folder in zip(names, folders, strict=True) if not folder.exists()]
         for env_id, seed, folder in missing:
-            print(shlex.join([*TRAINING, "--env", env_id, "--seed", seed, "--output", folder]))
+            print(shlex.join([*TRAINING, HYPERPARAMETERS, "--env", env_id, "--seed", seed, "--output", folder]))
         if missing:
             raise ValueError("the policies must be trained first, by the commands above; or give --policy-folders.")
     agents = [read_run(folder) for folder in folders]
@@ -224,7 +223,8 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
                 gained, what = (corrected - as_is) / (told - as_is), "of the gap"
             cells = [f"{estimate(list(returns[name]), 0):.4g}" for name in AGENTS]
             each = ", ".join(f"{100.0 * one:.1f}" for one in gained)
-            lines.append([env_id, condition, *cells, f"{100.0 * gained.mean():.1f} % {what} ({each})"])
+            share = estimate(100.0 * gained[:, None], 0)
+            lines.append([env_id, condition, *cells, f"{share:.1f} % {what} ({each})"])
     return format_markdown(["environment", "motors", *AGENTS, "gained (each seed)"], lines)
 
 
@@ -241,8 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if any(key.items() <= row.items() for row in rows):
                 continue
             started = time.process_time()
-            row = key | {"returns": get_returns().round(3).tolist()}
-            row |= {"cpu_seconds": round(time.process_time() - started, 1)}
+            returns = get_returns().round(3).tolist()
+            row = key | {"returns": returns, "cpu_seconds": round(time.process_time() - started, 1)}
             with path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             rows.append(row)

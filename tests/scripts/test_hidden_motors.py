@@ -64,9 +64,9 @@ def test_the_table_says_what_was_gained_in_each_seed(motors):
     ]
     lines = motors.format_table(rows).splitlines()
     assert len(lines) == 4
-    assert lines[2].endswith("| 85.0 % of the gap (90.0, 80.0) |")
+    assert lines[2].endswith("| 85.0 [21.5, 148.5] % of the gap (90.0, 80.0) |")
     # -190 in place of -100, and in place of -110.
-    assert lines[3].endswith("| 18.6 % kept (10.0, 27.3) |")
+    assert lines[3].endswith("| 18.6 [-91.1, 128.4] % kept (10.0, 27.3) |")
 
 
 @pytest.mark.slow
