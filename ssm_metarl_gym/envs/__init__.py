@@ -6,6 +6,7 @@ import gymnasium as gym
 
 from ssm_metarl_gym.envs.cartpole import TaskCartPoleEnv
 from ssm_metarl_gym.envs.cartpole_vector import TaskCartPoleVectorEnv
+from ssm_metarl_gym.envs.hidden_actuators import HiddenActuators
 from ssm_metarl_gym.envs.hidden_task import DerivedQuantity, HiddenTask, TaskParameter
 from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv
 from ssm_metarl_gym.envs.pendulum import TaskPendulumEnv
@@ -18,6 +19,7 @@ from ssm_metarl_gym.tasks.families import FAMILIES
 
 __all__ = [
     "DerivedQuantity",
+    "HiddenActuators",
     "HiddenTask",
     "HiddenTaskVectorEnv",
     "RepeatObservationEnv",

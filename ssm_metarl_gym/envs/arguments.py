@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode
 
 from ssm_metarl_gym.checks import as_array, check_choice, check_integer, is_number, shown
 from ssm_metarl_gym.envs.rows import read_only
-from ssm_metarl_gym.tasks.distributions import TaskDistribution, TaskSet
+from ssm_metarl_gym.tasks.distributions import Distribution, TaskSet
 from ssm_metarl_gym.tasks.families import TaskFamily
 from ssm_metarl_gym.tasks.task import Task, TaskBatch
 
@@ -19,6 +19,7 @@ __all__ = [
     "Family",
     "check_reset_options",
     "check_seed",
+    "check_steps_or_probability",
     "check_switch",
     "parse_array",
     "parse_autoreset_mode",
@@ -35,7 +36,7 @@ SomeTask = TypeVar("SomeTask", bound=Task)
 # The greatest number that a state may hold: its squares, times those of a task, are far from the end of float32.
 LARGEST: Final = 1e6
 
-Family: TypeAlias = str | TaskFamily | TaskDistribution | TaskSet | Mapping[str, Any]
+Family: TypeAlias = str | TaskFamily | Distribution | Mapping[str, Any]
 
 
 def parse_task(task: Any, task_type: type[SomeTask]) -> SomeTask:
@@ -110,10 +111,15 @@ def check_switch(
     switch: Mapping[str, Any] | None, task_type: type[Task], num_rows: int | None = None
 ) -> dict[str, Any]:
     """The switch that a user gave, an empty dictionary for None; with ``num_rows`` a step may be one for each row."""
+    if switch is not None and not task_type.signs:
+        raise ValueError(f"switch must be None, as a {task_type.__name__} has no sign to flip; got {shown(switch)}.")
+    return check_steps_or_probability(switch, num_rows)
+
+
+def check_steps_or_probability(switch: Mapping[str, Any] | None, num_rows: int | None = None) -> dict[str, Any]:
+    """When something shall happen in an episode: the arguments of :func:`check_switch`, of any type of tasks."""
     if switch is None:
         return {}
-    if not task_type.signs:
-        raise ValueError(f"switch must be None, as a {task_type.__name__} has no sign to flip; got {shown(switch)}.")
     if isinstance(switch, Mapping) and len(switch) == 1:
         name, value = next(iter(switch.items()))
         if name == "probability" and is_number(value) and 0.0 <= value <= 1.0:

@@ -1,7 +1,8 @@
 """What can be hidden: tasks, distributions over them, and the families that environment ids name."""
 
+from ssm_metarl_gym.tasks.actuators import ActuatorDistribution, ActuatorTask, actuator_family, actuator_task_type
 from ssm_metarl_gym.tasks.classic import CartPoleTask, PendulumTask, PointNavigationTask
-from ssm_metarl_gym.tasks.distributions import TaskDistribution, TaskSet, distribution_from_dict
+from ssm_metarl_gym.tasks.distributions import Distribution, TaskDistribution, TaskSet, distribution_from_dict
 from ssm_metarl_gym.tasks.families import FAMILIES, SPLITS, TaskFamily, parse_family
 from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Marginal, Uniform
 from ssm_metarl_gym.tasks.mujoco import (
@@ -17,9 +18,12 @@ from ssm_metarl_gym.tasks.task import Task, TaskBatch
 __all__ = [
     "FAMILIES",
     "SPLITS",
+    "ActuatorDistribution",
+    "ActuatorTask",
     "AntDirTask",
     "CartPoleTask",
     "Choice",
+    "Distribution",
     "HalfCheetahDirTask",
     "HalfCheetahVelTask",
     "HopperTask",
@@ -35,6 +39,8 @@ __all__ = [
     "TaskSet",
     "Uniform",
     "Walker2dTask",
+    "actuator_family",
+    "actuator_task_type",
     "distribution_from_dict",
     "parse_family",
 ]

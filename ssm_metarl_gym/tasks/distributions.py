@@ -6,9 +6,9 @@ Whoever samples brings the generator, so that one seed gives one sequence wherev
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,18 +18,29 @@ from ssm_metarl_gym.checks import check_choice, check_generator, check_integer, 
 from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Marginal, Uniform, marginal_from_dict
 from ssm_metarl_gym.tasks.task import Task, TaskBatch
 
-__all__ = ["TaskDistribution", "TaskSet", "distribution_from_dict"]
+__all__ = ["Distribution", "TaskDistribution", "TaskSet", "distribution_from_dict", "register_kind"]
 
 
-class _Distribution:
-    """What a distribution over all tasks and one over finitely many have in common."""
+class Distribution:
+    """What all distributions over tasks have in common."""
 
     task_type: type[Task]
 
+    @property
+    def parameters(self) -> dict[str, Marginal]:
+        """What each parameter that varies is drawn from on its own, by name, as a new dictionary."""
+        raise NotImplementedError
+
+    def contains(self, task: Task) -> bool:
+        """Whether a draw can give ``task``."""
+        raise NotImplementedError
+
     def sample_batch(self, rng: np.random.Generator, num_tasks: int) -> TaskBatch:
+        """Draw tasks: a batch of ``num_tasks``."""
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold, and :func:`distribution_from_dict` reads."""
         raise NotImplementedError
 
     def sample(self, rng: np.random.Generator) -> Task:
@@ -67,7 +78,7 @@ class _Distribution:
 
 
 @dataclass(frozen=True)
-class TaskDistribution(_Distribution):
+class TaskDistribution(Distribution):
     """Independent distributions of some parameters of a task; the other parameters keep their defaults.
 
     Example:
@@ -187,7 +198,7 @@ class TaskDistribution(_Distribution):
 
 
 @dataclass(frozen=True)
-class TaskSet(_Distribution):
+class TaskSet(Distribution):
     """The uniform distribution over finitely many different tasks.
 
     Attributes:
@@ -233,8 +244,23 @@ class TaskSet(_Distribution):
         return {"task_type": self.task_type.__name__, "tasks": [task.to_dict() for task in self.tasks]}
 
 
-def distribution_from_dict(data: Mapping[str, Any], task_type: type[Task] | None = None) -> TaskDistribution | TaskSet:
+# What reads the dictionary of a distribution that another module defines, by the key that tells its kind.
+_READERS: Final[dict[str, Callable[[Mapping[str, Any]], Distribution]]] = {}
+
+
+def register_kind(key: str, read: Callable[[Mapping[str, Any]], Distribution]) -> None:
+    """Let :func:`distribution_from_dict` read dictionaries of ``"task_type"`` and ``key`` with ``read``."""
+    _READERS[key] = read
+
+
+def distribution_from_dict(data: Mapping[str, Any], task_type: type[Task] | None = None) -> Distribution:
     """The distribution whose ``to_dict`` gave ``data``; arguments and errors are those of its ``from_dict``."""
+    for key, read in _READERS.items():
+        if isinstance(data, Mapping) and set(data) == {"task_type", key}:
+            distribution = read(data)
+            if task_type is not None and task_type is not distribution.task_type:
+                raise ValueError(f"the tasks must be of type {task_type.__name__!r}; got {shown(data['task_type'])}.")
+            return distribution
     if not isinstance(data, Mapping) or set(data) not in ({"task_type", "parameters"}, {"task_type", "tasks"}):
         raise ValueError(
             f"a distribution must be a dictionary of 'task_type' and either 'parameters' or 'tasks'; got {shown(data)}."

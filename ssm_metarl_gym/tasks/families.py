@@ -10,7 +10,7 @@ import numpy as np
 from ssm_metarl_gym.checks import check_choice, shown
 from ssm_metarl_gym.seeding import seed_sequence
 from ssm_metarl_gym.tasks.classic import CartPoleTask, PendulumTask, PointNavigationTask
-from ssm_metarl_gym.tasks.distributions import TaskDistribution, TaskSet, distribution_from_dict
+from ssm_metarl_gym.tasks.distributions import Distribution, TaskDistribution, TaskSet, distribution_from_dict
 from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Marginal, Uniform
 from ssm_metarl_gym.tasks.mujoco import (
     AntDirTask,
@@ -42,16 +42,16 @@ class TaskFamily:
         ValueError: The distributions are of different types of tasks.
     """
 
-    train: TaskDistribution | TaskSet
-    extrapolation: TaskDistribution | TaskSet | None = None
-    interpolation: TaskDistribution | TaskSet | None = None
+    train: Distribution
+    extrapolation: Distribution | None = None
+    interpolation: Distribution | None = None
     stream_keys: ClassVar[dict[str, int]] = {split: key for key, split in enumerate(SPLITS)}
 
     def __post_init__(self) -> None:
         for split in SPLITS:
             distribution = getattr(self, split)
             is_missing = distribution is None and split != "train"
-            if not (is_missing or isinstance(distribution, TaskDistribution | TaskSet)):
+            if not (is_missing or isinstance(distribution, Distribution)):
                 raise ValueError(f"{split} must be a TaskDistribution or a TaskSet; got {shown(distribution)}.")
         types = {split: getattr(self, split).task_type for split in SPLITS if getattr(self, split) is not None}
         if len(set(types.values())) > 1:
@@ -71,7 +71,7 @@ class TaskFamily:
             missing.add("interpolation")
         return [split for split in SPLITS if split not in missing]
 
-    def distribution(self, split: str) -> TaskDistribution | TaskSet:
+    def distribution(self, split: str) -> Distribution:
         """The distribution of a split."""
         if split in SPLITS and split not in self.splits:
             raise ValueError(
@@ -79,7 +79,7 @@ class TaskFamily:
                 f"Give TaskFamily({split}=...)."
             )
         check_choice("split", split, self.splits)
-        distribution: TaskDistribution | TaskSet | None = getattr(self, split)
+        distribution: Distribution | None = getattr(self, split)
         return self.train if distribution is None else distribution
 
     def generator(self, split: str, seed: int) -> np.random.Generator:
@@ -113,7 +113,7 @@ def parse_family(family: Any, task_type: type[Task]) -> TaskFamily:
             if "task_type" in family
             else TaskFamily.from_dict(family, task_type)
         )
-    if isinstance(family, TaskDistribution | TaskSet):
+    if isinstance(family, Distribution):
         family = TaskFamily(family)
     if not isinstance(family, TaskFamily) or family.task_type is not task_type:
         raise ValueError(

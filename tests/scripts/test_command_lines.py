@@ -37,6 +37,7 @@ BAD_ENV_KWARGS = [
     """--env ssm_metarl/HalfCheetahDir-v0 --env-kwargs '{"xml_file": "nowhere.xml"}'""",
 ]
 LINES = {
+    "bench_adaptation": [*BAD_FILES, "--rows 0", f"--rows {HUGE}", "--calls 99", "--pairs 0", "--seed -1"],
     "bench_envs": [
         *BAD_FILES,
         "--rows",
