@@ -34,6 +34,7 @@ Floats = npt.NDArray[np.float32]
 # Of the squared size of an action beside the squared error of what it is to do: of a prediction, of a mapped action.
 _REGULARISATION: Final = 0.005
 _MAP_REGULARISATION: Final = 0.02
+_ONE: Final = np.ones(1, dtype=np.bool_)  # the row of a single environment
 
 
 class _Correction:
@@ -68,11 +69,23 @@ class _Correction:
         self._twin_rows = OnlineRows(adapter, env.options)
         self._predicted = torch.zeros(2, adapter.num_rows, reference.observation_dim)
 
-    def act(self, predict: Any, observations: Floats, asked: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Flags]:
-        """The actions to take, and the rows ``[N]`` whose gate is open; the others take what was asked, bit for bit."""
+    def act(
+        self, predict: Any, observations: Floats, asked: npt.NDArray[Any], going: Flags
+    ) -> tuple[npt.NDArray[Any], Flags]:
+        """The actions to take, and the rows whose gate is open; the others take what was asked, bit for bit.
+
+        Args:
+            predict: The adapted model.
+            observations: ``Float[N D]``.
+            asked: The actions.
+            going: ``Bool[N]``, the rows that take a step; the others only begin an episode.
+
+        Returns:
+            The actions, and ``Bool[N]``.
+        """
         with torch.no_grad():
             # A sensor that fails for a moment says nothing of what an action would do: there the asked one is taken.
-            sees: Flags = np.all(np.isfinite(observations), axis=1)
+            sees: Flags = going & np.all(np.isfinite(observations), axis=1)
             seen = np.where(sees[:, None], observations, 0.0).astype(observations.dtype)
             if self.rows.compares_effects:
                 self.rows.compare_effects(predict, self._predict_twin, seen, asked, sees)
@@ -264,18 +277,17 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
         """Start an episode with both gates closed."""
         observation, info = self.env.reset(seed=seed, options=options)
         self._correction.seed([seed])
-        self._correction.begin(np.ones(1, dtype=np.bool_))
+        self._correction.begin(_ONE)
         self._observation = observation[: self._dim].copy()
         return observation, info
 
     def step(self, action: Any) -> tuple[Floats, SupportsFloat, bool, bool, dict[str, Any]]:
         """Take the corrected action."""
         asked = np.asarray(action)[None]
-        taken, is_open = self._correction.act(self._predict, self._observation[None], asked)
+        taken, is_open = self._correction.act(self._predict, self._observation[None], asked, _ONE)
         observation, reward, terminated, truncated, info = self.env.step(taken[0] if is_open[0] else action)
-        next_observation, going = observation[None, : self._dim], np.ones(1, dtype=np.bool_)
         kept = np.array([not info.get("restarted", False)])
-        self._correction.advance(self._observation[None], taken, next_observation, going, kept)
+        self._correction.advance(self._observation[None], taken, observation[None, : self._dim], _ONE, kept)
         self._observation = observation[: self._dim].copy()
         report = self._correction.report(asked, taken, is_open)
         row = {name: value[0] if value[0].ndim else value[0].item() for name, value in report.items()}
@@ -410,7 +422,7 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
     def step(self, actions: Any) -> tuple[Floats, Any, Any, Any, dict[str, Any]]:
         """Take the corrected actions in every row."""
         asked = np.asarray(actions)
-        taken, is_open = self._correction.act(self._predict, self._shown[:, : self._dim], asked)
+        taken, is_open = self._correction.act(self._predict, self._shown[:, : self._dim], asked, self._going())
         self._asked = asked
         self._is_open = is_open
         shown, rewards, terminations, truncations, infos = super().step(taken if is_open.any() else actions)
@@ -438,13 +450,16 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
         predicted: Tensor = self._online.adapter.predict(encode_rows(self._online.model, observations, actions))
         return predicted
 
+    def _going(self) -> Flags:
+        """The rows ``[N]`` that make a transition on this step: not those that only begin an episode."""
+        return ~self._ended if self._mode is AutoresetMode.NEXT_STEP else np.ones_like(self._ended)
+
     def _begin(self, rows: Flags, observations: Floats) -> None:
         self._correction.begin(rows)
         self._shown[rows] = observations[rows]
 
     def _advance(self, actions: Any, rewards: Any, observations: Floats, restarted: Flags) -> None:
-        # A row that only begins its episode on this step makes no transition.
-        going = ~self._ended if self._mode is AutoresetMode.NEXT_STEP else np.ones_like(self._ended)
+        going = self._going()
         before, after = self._shown[:, : self._dim], np.asarray(observations)[:, : self._dim]
         taken = np.asarray(actions)
         self._correction.advance(before, taken, after, going, going & ~restarted)

@@ -49,13 +49,18 @@ def make_model(variance=1e-4):
     return model
 
 
-def wrap(matrix, *, adapter=None, noise=0.01, **options):
+def make_plane(matrix, noise=0.01, length=100):
+    return gym.wrappers.TimeLimit(Plane(matrix, noise), length)
+
+
+def wrap(matrix, *, adapter=None, noise=0.01, length=100, **options):
     adapter = KalmanAdapter(make_model()) if adapter is None else adapter
-    return ActionCorrection(OnlineAdaptation(Plane(matrix, noise), adapter), **options)
+    return ActionCorrection(OnlineAdaptation(make_plane(matrix, noise, length), adapter), **options)
 
 
-def wrap_rows(matrices, **options):
-    envs = gym.vector.SyncVectorEnv([functools.partial(Plane, matrix) for matrix in matrices])
+def wrap_rows(matrices, mode=AutoresetMode.NEXT_STEP, length=100, **options):
+    makers = [functools.partial(make_plane, matrix, length=length) for matrix in matrices]
+    envs = gym.vector.SyncVectorEnv(makers, autoreset_mode=mode)
     return VectorActionCorrection(VectorOnlineAdaptation(envs, KalmanAdapter(make_model())), **options)
 
 
@@ -167,16 +172,33 @@ class TestExploration:
         assert not np.array_equal(runs[0], runs[2])
 
 
-def test_every_row_is_that_of_a_single_wrapper():
+@pytest.mark.each_value
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+@pytest.mark.parametrize("length", [2, 12])
+def test_every_row_is_that_of_a_single_wrapper(mode, length):
+    """Also in later episodes: the noise of a row is drawn for its own steps alone."""
     matrices = [REVERSED, [[-1.0, 0.0], [0.0, 1.0]], np.eye(2)]
-    envs = wrap_rows(matrices, exploration=0.2)
+    options = {"exploration": 0.2, "map_gate": 0.0, "length": length}
+    envs = wrap_rows(matrices, mode=mode, **options)
     envs.reset(seed=3)
-    actions = asked_actions(20)
-    rows = [envs.step(np.tile(action, (3, 1)))[-1]["correction"] for action in actions]
+    rows, begins = [], False
+    for action in asked_actions(30):
+        *_, truncations, infos = envs.step(np.tile(action, (3, 1)))
+        if begins and mode is AutoresetMode.NEXT_STEP:
+            assert not infos["correction"]["gate_open"].any()
+            np.testing.assert_array_equal(infos["correction"]["taken"], infos["correction"]["asked"])
+        else:
+            rows.append(infos["correction"])
+        begins = truncations.all() and not begins
     for i, matrix in enumerate(matrices):
-        for report, own in zip(rows, reports_of(wrap(matrix, exploration=0.2), 20, seed=3 + i), strict=True):
-            assert report["gate_open"][i] == own["gate_open"]
-            np.testing.assert_allclose(report["taken"][i], own["taken"], atol=1e-4)
+        single = wrap(matrix, **options)
+        single.reset(seed=3 + i)
+        for report in rows:
+            *_, truncated, info = single.step(report["asked"][i])
+            assert report["gate_open"][i] == info["correction"]["gate_open"]
+            np.testing.assert_allclose(report["taken"][i], info["correction"]["taken"], atol=1e-4)
+            if truncated:
+                single.reset()
 
 
 def test_gradient_steps_on_the_map_open_the_gate_of_the_predictions():
