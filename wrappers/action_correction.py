@@ -84,13 +84,19 @@ class _Correction:
             The actions, and ``Bool[N]``.
         """
         with torch.no_grad():
-            # A sensor that fails for a moment says nothing of what an action would do: there the asked one is taken.
-            sees: Flags = going & np.all(np.isfinite(observations), axis=1)
+            # A sensor that fails for a moment says nothing of what an action would do, and what is no number is no
+            # action whose effect could be matched: there the asked one is taken.
+            are_numbers: Flags = np.isfinite(asked).reshape(len(asked), -1).all(axis=1)
+            sees: Flags = going & np.isfinite(observations).all(axis=1) & are_numbers
             seen = np.where(sees[:, None], observations, 0.0).astype(observations.dtype)
+            finite = asked.copy()
+            finite[~are_numbers] = 0
             if self.rows.compares_effects:
-                self.rows.compare_effects(predict, self._predict_twin, seen, asked, sees)
+                self.rows.compare_effects(predict, self._predict_twin, seen, finite, sees)
             is_open = self.rows.is_open() & sees
-            taken = self.rows.correct(predict, seen, asked, is_open) if is_open.any() else asked.copy()
+            taken = asked.copy()
+            if is_open.any():
+                taken[is_open] = self.rows.correct(predict, seen, finite, is_open)[is_open]
             reference = self.rows.reference
             self._predicted = torch.stack(
                 [

@@ -143,6 +143,25 @@ def test_where_a_sensor_fails_the_asked_action_is_taken(bad, num_envs):
         assert reports[1]["gate_open"].tolist() == [False, True]
 
 
+@pytest.mark.each_value
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("effect_gate", [0.9, np.inf])
+def test_what_is_no_number_passes_as_it_was_asked_and_does_not_stop_the_others(bad, effect_gate):
+    envs, twins = (wrap(PENDULUM, num_envs=2, gate=0.0, effect_gate=effect_gate) for _ in range(2))
+    for each in (envs, twins):
+        each.reset(seed=0)
+        step = each.unwrapped.step
+        each.unwrapped.step = lambda actions, step=step: step(np.nan_to_num(actions, posinf=0.0))
+    good = np.ones((2, 1), dtype=np.float32)
+    for actions in (good, good, np.array([[bad], [1.0]], dtype=np.float32), good):
+        report, expected = (each.step(given)[-1]["correction"] for each, given in ((envs, actions), (twins, good)))
+        for name in REPORT:
+            np.testing.assert_allclose(report[name][1], expected[name][1], rtol=1e-4)
+        if not np.isfinite(actions).all():
+            assert not report["gate_open"][0]
+            np.testing.assert_array_equal(report["taken"][0], [bad])
+
+
 def test_a_new_episode_closes_the_gates_of_its_row_alone():
     envs = wrap(PENDULUM, num_envs=2, autoreset_mode=AutoresetMode.DISABLED)
     envs.reset(seed=0)
