@@ -17,6 +17,7 @@ from ssm_metarl_gym.agents.adaptation.recursive_rows import make_adapter_rows
 from ssm_metarl_gym.agents.adaptation.rows import AdapterRows
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.stateless import copy_module
+from ssm_metarl_gym.seeding import row_seeds
 from ssm_metarl_gym.wrappers.action_maps import MAP_OPTIONS, MapCorrector
 from ssm_metarl_gym.wrappers.adapted_model import encode_rows
 from ssm_metarl_gym.wrappers.correction_archive import SavedCorrection, read_correction, write_correction
@@ -131,11 +132,10 @@ class _Correction:
             encoded = self._model.encode(observations, taken)
             self._twin_rows.advance(encoded, self._predicted[1], going, kept, verdict.changes)
 
-    def seed(self, seeds: Sequence[int | None]) -> None:
-        """Seed what is random in each row that has a seed."""
-        for row, seed in enumerate(seeds):
-            if seed is not None:
-                self.rows.seed(row, seed)
+    def seed(self, seed: int | Sequence[int | None] | None, rows: Flags) -> None:
+        """Seed what is random in those of these rows ``[N]`` that the seed of a reset is for."""
+        for row, own in row_seeds(seed, rows):
+            self.rows.seed(row, own)
 
     def save(self, path: str | Path) -> None:
         """Write what both wrappers are made of."""
@@ -282,7 +282,7 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
         """Start an episode with both gates closed."""
         observation, info = self.env.reset(seed=seed, options=options)
-        self._correction.seed([seed])
+        self._correction.seed(seed, _ONE)
         self._correction.begin(_ONE)
         self._observation = observation[: self._dim].copy()
         return observation, info
@@ -421,8 +421,7 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
     ) -> tuple[Floats, dict[str, Any]]:
         """Start an episode in every row, or in those of ``options["reset_mask"]``, with the gates closed."""
         shown, infos = super().reset(seed=seed, options=options)
-        # As Gymnasium seeds rows, so that each is that of a single wrapper.
-        self._correction.seed([seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed or ())
+        self._correction.seed(seed, self._rows_to_reset(options))
         return shown, infos
 
     def step(self, actions: Any) -> tuple[Floats, Any, Any, Any, dict[str, Any]]:

@@ -171,6 +171,22 @@ class TestExploration:
         np.testing.assert_array_equal(runs[0], runs[1])
         assert not np.array_equal(runs[0], runs[2])
 
+    def test_the_seed_of_some_rows_leaves_the_noise_of_the_others(self):
+        envs = wrap_rows([REVERSED, REVERSED], AutoresetMode.DISABLED, exploration=0.2, map_gate=0.0)
+        envs.reset(seed=0)
+        actions = np.tile(asked_actions(1)[0], (2, 1))
+        envs.step(actions)
+        twins = copy.deepcopy(envs)
+        mask = np.array([True, False])
+        envs.reset(seed=0, options={"reset_mask": mask})
+        twins.reset(options={"reset_mask": mask})
+        taken = []
+        for each in (envs, twins):
+            rows = [each.step(actions)[-1]["correction"]["taken"] for _ in range(2)]
+            taken.append(np.stack(rows))
+        np.testing.assert_array_equal(taken[0][:, 1], taken[1][:, 1])
+        assert not np.array_equal(taken[0][:, 0], taken[1][:, 0])
+
 
 @pytest.mark.each_value
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
