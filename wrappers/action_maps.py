@@ -104,11 +104,14 @@ class MapCorrector(Corrector):
     def is_open(self) -> Flags:
         """The rows ``[N]`` whose actions are corrected: those whose map differs from that of the reference for sure.
 
-        Without a covariance, those where the physics differ: the model predicts better than the reference.
+        Without a covariance, those where the physics differ: the model predicts better than the reference. None where
+        either gate is inf.
         """
         estimates = MapEstimates.of(self._adapter)
         if estimates.covariance is None:
             return super().is_open()
+        if self.gate == math.inf:
+            return np.zeros(len(estimates.maps), dtype=np.bool_)
         offsets = (estimates.maps - self._source).flatten(1)
         is_open: Flags = (deviation(offsets, estimates.covariance) > self.map_gate).numpy()
         return is_open

@@ -135,8 +135,9 @@ class TestGate:
                 np.clip(np.linalg.solve(matrix, report["asked"]), -1, 1), report["taken"], atol=0.1
             )
 
-    def test_it_corrects_nothing_where_it_is_infinite(self):
-        assert not any(report["gate_open"] for report in reports_of(wrap(REVERSED, map_gate=np.inf)))
+    @pytest.mark.parametrize("name", ["gate", "map_gate"])
+    def test_it_corrects_nothing_where_it_is_infinite(self, name):
+        assert not any(report["gate_open"] for report in reports_of(wrap(REVERSED, **{name: np.inf})))
 
 
 def test_a_change_is_told_by_the_filter_alone_which_keeps_its_map():
