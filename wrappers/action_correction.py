@@ -226,7 +226,10 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
         match: What is to be as it was: the whole ``"change"`` of the observation, or only what the action adds to it,
             the ``"effect"``. None for ``"effect"`` of ``Discrete`` actions, which can add nothing else, and
             ``"change"`` of a ``Box``.
-        gate: How many times as large as that of the adapted model the error of the reference must be.
+        gate: How many times as large as that of the adapted model the error of the reference must be. inf corrects
+            nothing, whatever adapts. The map of a :class:`KalmanAdapter` has its own gate, ``map_gate``, which asks
+            neither for another value of this nor for ``match``, ``effect_gate`` and ``prior_steps``; ``decay`` is then
+            only for what is reported.
         effect_gate: What actions do must fall below this share of what they do in the reference. inf leaves this to
             the first gate alone.
         prior_steps: How many steps of evidence it takes to believe half of that: what actions do counts as the mean of
@@ -275,12 +278,14 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
             raise ValueError(f"ActionCorrection must be right around OnlineAdaptation; got {env}. Wrap it so.")
         self._online = env
         self._dim = env.model.observation_dim
+        self._observation: Floats | None = None  # where the next transition starts, if that is known
         self._correction = _Correction(
             self, env, reference, env.action_space, make_adapter_rows(env.adapter, 1), options
         )
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
         """Start an episode with both gates closed."""
+        self._observation = None
         observation, info = self.env.reset(seed=seed, options=options)
         self._correction.seed(seed, _ONE)
         self._correction.begin(_ONE)
@@ -290,10 +295,14 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
     def step(self, action: Any) -> tuple[Floats, SupportsFloat, bool, bool, dict[str, Any]]:
         """Take the corrected action."""
         asked = np.asarray(action)[None]
-        taken, is_open = self._correction.act(self._predict, self._observation[None], asked, _ONE)
+        # Unknown until the step has succeeded: after one that failed half-way, no false transition is learned from.
+        before, self._observation = self._observation, None
+        known = before is not None
+        begins = np.full((1, self._dim), np.nan, dtype=np.float32) if before is None else before[None]
+        taken, is_open = self._correction.act(self._predict, begins, asked, _ONE)
         observation, reward, terminated, truncated, info = self.env.step(taken[0] if is_open[0] else action)
-        kept = np.array([not info.get("restarted", False)])
-        self._correction.advance(self._observation[None], taken, observation[None, : self._dim], _ONE, kept)
+        kept = np.array([known and not info.get("restarted", False)])
+        self._correction.advance(begins, taken, observation[None, : self._dim], _ONE, kept)
         self._observation = observation[: self._dim].copy()
         report = self._correction.report(asked, taken, is_open)
         row = {name: value[0] if value[0].ndim else value[0].item() for name, value in report.items()}

@@ -162,6 +162,34 @@ def test_what_is_no_number_passes_as_it_was_asked_and_does_not_stop_the_others(b
             np.testing.assert_array_equal(report["taken"][0], [bad])
 
 
+def test_a_step_before_a_reset_is_refused():
+    with pytest.raises(gym.error.ResetNeeded):
+        wrap(PENDULUM).step(np.zeros(1, dtype=np.float32))
+
+
+def test_after_a_step_that_failed_half_way_no_false_transition_is_learned_from():
+    env = wrap(PENDULUM, gate=0.0, effect_gate=np.inf)
+    env.reset(seed=0)
+    action = np.ones(1, dtype=np.float32)
+    before = env.step(action)[-1]["correction"]
+    step = env.unwrapped.step
+
+    def failing_step(action):
+        step(action)
+        raise RuntimeError
+
+    env.unwrapped.step = failing_step
+    with pytest.raises(RuntimeError):
+        env.step(action)
+    env.unwrapped.step = step
+    unknown, known = (env.step(action)[-1]["correction"] for _ in range(2))
+    assert not unknown["gate_open"]
+    np.testing.assert_array_equal(unknown["taken"], action)
+    for name in ("adapted_error", "reference_error"):
+        assert unknown[name] == before[name] != known[name]
+    assert known["gate_open"]
+
+
 def test_a_new_episode_closes_the_gates_of_its_row_alone():
     envs = wrap(PENDULUM, num_envs=2, autoreset_mode=AutoresetMode.DISABLED)
     envs.reset(seed=0)
