@@ -55,7 +55,9 @@ class _Correction:
         of_maps = source.adapts == reference.adapts == "action_map"
         if options["regularisation"] is None:
             options = options | {"regularisation": _MAP_REGULARISATION if of_maps else _REGULARISATION}
-        own = copy_module(reference).eval(), action_space, adapter.num_rows
+        # In the precision of the model that adapts, to which its predictions are what is wanted.
+        reference = copy_module(reference).eval().to(source.head.weight.dtype)
+        own = reference, action_space, adapter.num_rows
         if of_maps:
             self.rows: Corrector = MapCorrector(env.adapter, *own, **options)
         else:
@@ -175,7 +177,7 @@ def _check_reference(wrapper_name: str, reference: DynamicsModel | None, source:
     if (
         reference.action_space != source.action_space
         or reference.observation_dim != source.observation_dim
-        or not torch.allclose(reference.target_scale, source.target_scale)
+        or not torch.allclose(reference.target_scale.double(), source.target_scale.double())
     ):
         raise ValueError(
             "the reference must be made for the spaces and have the normalisation of the model that adapts; it is "
@@ -221,8 +223,8 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
 
     Args:
         env: The environment, wrapped by :class:`OnlineAdaptation`.
-        reference: The model of the physics that the policy knows. The wrapper works on a copy. None for an action map,
-            whose reference differs in the map alone.
+        reference: The model of the physics that the policy knows. The wrapper works on a copy, in the precision of
+            the model that adapts. None for an action map, whose reference differs in the map alone.
         match: What is to be as it was: the whole ``"change"`` of the observation, or only what the action adds to it,
             the ``"effect"``. None for ``"effect"`` of ``Discrete`` actions, which can add nothing else, and
             ``"change"`` of a ``Box``.

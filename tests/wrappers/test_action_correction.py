@@ -228,6 +228,23 @@ def test_copies_go_on_alike(env_id, num_envs):
             np.testing.assert_array_equal(original.step(action)[0], twin.step(action)[0])
 
 
+@pytest.mark.parametrize("doubled", ["reference", "model"])
+def test_a_reference_in_another_precision_is_as_good(doubled):
+    taken = []
+    for exact in (False, True):
+        env = gym.make(PENDULUM)
+        models = {"model": make_model(env), "reference": make_model(env, seed=1)}
+        if exact:
+            models[doubled].double()
+        online = OnlineAdaptation(env, Adapter(models["model"], BOUNDS))
+        env = ActionCorrection(online, models["reference"], gate=0.0, effect_gate=1e9)
+        env.reset(seed=0)
+        action = np.full(1, 0.5, dtype=np.float32)
+        taken.append([env.step(action)[-1]["correction"]["taken"] for _ in range(3)])
+    np.testing.assert_allclose(taken[0], taken[1], atol=0.05)
+    assert not np.allclose(taken[0][-1], 0.5)
+
+
 class TestRefuses:
     def test_another_environment_than_one_that_adapts(self):
         with pytest.raises(ValueError, match="must be right around OnlineAdaptation"):
