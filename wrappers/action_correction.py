@@ -43,34 +43,34 @@ class _Correction:
 
     def __init__(
         self,
-        wrapper: object,
+        wrapper_name: str,
         env: OnlineAdaptation | VectorOnlineAdaptation,
         reference: DynamicsModel | None,
         action_space: gym.Space[Any],
-        adapter: AdapterRows,
+        twin: AdapterRows,
         options: dict[str, Any],
     ) -> None:
-        source = cast("DynamicsModel", adapter.model)
-        reference = _check_reference(type(wrapper).__name__, reference, source)
+        source = cast("DynamicsModel", twin.model)
+        reference = _check_reference(wrapper_name, reference, source)
         of_maps = source.adapts == reference.adapts == "action_map"
         if options["regularisation"] is None:
             options = options | {"regularisation": _MAP_REGULARISATION if of_maps else _REGULARISATION}
         # In the precision of the model that adapts, to which its predictions are what is wanted.
         reference = copy_module(reference).eval().to(source.head.weight.dtype)
-        own = reference, action_space, adapter.num_rows
+        own = reference, action_space, twin.num_rows
         if of_maps:
-            self.rows: Corrector = MapCorrector(env.adapter, *own, **options)
+            self.corrector: Corrector = MapCorrector(env.adapter, *own, **options)
         else:
-            self.rows = Corrector(*own, **{name: options[name] for name in options if name not in MAP_OPTIONS})
+            self.corrector = Corrector(*own, **{name: options[name] for name in options if name not in MAP_OPTIONS})
         self._options = options
         self._online = env
-        # The adapted model itself, also where its wrapper falls back to the source: of these physics the source knows
-        # nothing, and whether the adapted model does is for the gate to say, which asks the reference.
+        # Not the fallback: the source was never adapted to these physics. If the adapted model is bad, the gate stays
+        # closed.
         self._model = env.model
         # Adapts by the same steps on the same inputs, to what the reference would have done.
-        self._twin = adapter
-        self._twin_rows = OnlineRows(adapter, env.options)
-        self._predicted = torch.zeros(2, adapter.num_rows, reference.observation_dim)
+        self._twin = twin
+        self._twin_rows = OnlineRows(twin, env.options)
+        self._predicted = torch.zeros(2, twin.num_rows, reference.observation_dim)
 
     def act(
         self, predict: Any, observations: Floats, asked: npt.NDArray[Any], going: Flags
@@ -94,13 +94,13 @@ class _Correction:
             seen = np.where(sees[:, None], observations, 0.0).astype(observations.dtype)
             finite = asked.copy()
             finite[~are_numbers] = 0
-            if self.rows.compares_effects:
-                self.rows.compare_effects(predict, self._predict_twin, seen, finite, sees)
-            is_open = self.rows.is_open() & sees
+            if self.corrector.compares_effects:
+                self.corrector.compare_effects(predict, self._predict_twin, seen, finite, sees)
+            is_open = self.corrector.is_open() & sees
             taken = asked.copy()
             if is_open.any():
-                taken[is_open] = self.rows.correct(predict, seen, finite, is_open)[is_open]
-            reference = self.rows.reference
+                taken[is_open] = self.corrector.correct(predict, seen, finite, is_open)[is_open]
+            reference = self.corrector.reference
             self._predicted = torch.stack(
                 [
                     predict(observations[:, None], taken[:, None])[:, 0],
@@ -126,27 +126,30 @@ class _Correction:
         with torch.no_grad(), np.errstate(invalid="ignore"):
             targets = self._model.targets(observations, next_observations)
             adapted_error, reference_error = (self._predicted - targets).square().mean(-1)
-        # In other physics the means begin anew, with what the model makes of it now that it has adapted.
-        self.rows.begin(verdict.changes)
+        # In other physics the means begin anew, with what the model makes of it after this step, of which it knows more
+        # if it was time to adapt.
+        self.corrector.begin(verdict.changes)
         now = np.where(verdict.changes, self._online.errors_after, adapted_error.double().numpy())
-        self.rows.learn(now, reference_error.double().numpy(), kept)
-        if self.rows.compares_effects:
+        self.corrector.learn(now, reference_error.double().numpy(), kept)
+        if self.corrector.compares_effects:
             encoded = self._model.encode(observations, taken)
             self._twin_rows.advance(encoded, self._predicted[1], going, kept, verdict.changes)
 
     def seed(self, seed: int | Sequence[int | None] | None, rows: Flags) -> None:
         """Seed what is random in those of these rows ``[N]`` that the seed of a reset is for."""
         for row, own in row_seeds(seed, rows):
-            self.rows.seed(row, own)
+            self.corrector.seed(row, own)
 
     def save(self, path: str | Path) -> None:
         """Write what both wrappers are made of."""
         online = self._online
-        write_correction(path, SavedCorrection(online.source, self.rows.reference, online.arguments, self._options))
+        write_correction(
+            path, SavedCorrection(online.source, self.corrector.reference, online.arguments, self._options)
+        )
 
     def begin(self, rows: Flags) -> None:
         """Forget what these rows ``[N]`` have seen."""
-        self.rows.begin(rows)
+        self.corrector.begin(rows)
         self._twin_rows.begin(rows)
 
     def _predict_twin(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
@@ -159,9 +162,9 @@ class _Correction:
             "asked": asked.copy(),
             "taken": taken.copy(),
             "gate_open": is_open.copy(),
-            "adapted_error": self.rows.adapted_error.copy(),
-            "reference_error": self.rows.reference_error.copy(),
-            "effect": self.rows.effect.copy(),
+            "adapted_error": self.corrector.adapted_error.copy(),
+            "reference_error": self.corrector.reference_error.copy(),
+            "effect": self.corrector.effect.copy(),
         }
 
 
@@ -282,7 +285,7 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
         self._dim = env.model.observation_dim
         self._observation: Floats | None = None  # where the next transition starts, if that is known
         self._correction = _Correction(
-            self, env, reference, env.action_space, make_adapter_rows(env.adapter, 1), options
+            type(self).__name__, env, reference, env.action_space, make_adapter_rows(env.adapter, 1), options
         )
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
@@ -423,7 +426,7 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
         self._dim = env.model.observation_dim
         twin = copy_module(env.adapter)
         twin.reset()
-        self._correction = _Correction(self, env, reference, env.single_action_space, twin, options)
+        self._correction = _Correction(type(self).__name__, env, reference, env.single_action_space, twin, options)
         shape = cast("tuple[int, ...]", env.observation_space.shape)
         self._shown = np.zeros(shape, dtype=env.observation_space.dtype)
 
