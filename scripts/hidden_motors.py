@@ -22,7 +22,6 @@ if __name__ == "__main__":
     end_on_signals()
 
 import itertools
-import json
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +38,8 @@ import torch
 from ssm_metarl_gym.agents import DynamicsModel, KalmanAdapter
 from ssm_metarl_gym.checks import check_choice
 from ssm_metarl_gym.experiments.checks import check_env, check_output_folder
-from ssm_metarl_gym.experiments.command_line import option, parse_options
+from ssm_metarl_gym.experiments.command_line import option, parse_options, refusing
+from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.report import estimate, format_markdown
 from ssm_metarl_gym.experiments.runs import hold_output
 from ssm_metarl_gym.experiments.saved_agents import SavedAgent, read_run
@@ -235,19 +235,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_options(Options, arguments, description=__doc__, check=find_policies)
     agents = find_policies(options)
     with hold_output(options.output):
-        path = options.output / "results.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        with refusing():
+            records = Records(options.output / "results.jsonl")
         for key, get_returns in all_runs(agents, options):
-            if any(key.items() <= row.items() for row in rows):
+            if records.find(**key):
                 continue
             started = time.process_time()
             returns = get_returns().round(3).tolist()
-            row = key | {"returns": returns, "cpu_seconds": round(time.process_time() - started, 1)}
-            with path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            rows.append(row)
-            print(*list(key.values())[:4], f"{np.mean(row['returns']):.4g}", flush=True)
-        print(format_table(rows), flush=True)
+            records.add(**key, returns=returns, cpu_seconds=round(time.process_time() - started, 1))
+            print(*list(key.values())[:4], f"{np.mean(returns):.4g}", flush=True)
+        print(format_table(records.find()), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -67,6 +68,45 @@ def test_the_table_says_what_was_gained_in_each_seed(motors):
     assert lines[2].endswith("| 85.0 [21.5, 148.5] % of the gap (90.0, 80.0) |")
     # -190 in place of -100, and in place of -110.
     assert lines[3].endswith("| 18.6 [-91.1, 128.4] % kept (10.0, 27.3) |")
+
+
+@pytest.fixture
+def run_main(motors, tmp_path, monkeypatch, capsys):
+    """A function that runs the script with an agent that gets its place among the agents plus 10 in every task.
+
+    It takes options and gives what was measured and the table.
+    """
+    agents = [SimpleNamespace(config={"env": REACHER}, seed=seed) for seed in (0, 1)]
+    monkeypatch.setattr(motors, "find_policies", lambda _: agents)
+    monkeypatch.setattr(
+        motors,
+        "run",
+        lambda name, env_id, fit, matrices, seed: np.full(len(matrices), 10.0 + motors.AGENTS.index(name)),
+    )
+
+    def run(*options):
+        motors.main(["--output", str(tmp_path), "--tasks", "2", *options])
+        lines = capsys.readouterr().out.splitlines()
+        return lines[:-6], lines[-6:]
+
+    return run
+
+
+def test_half_a_line_that_was_left_by_a_kill_is_measured_again(run_main, tmp_path):
+    measured, table = run_main()
+    assert len(measured) == 2 * 4 * 3
+    path = tmp_path / "results.jsonl"
+    path.write_text(path.read_text()[:-20])
+    assert run_main() == (measured[-1:], table)
+    assert run_main() == ([], table)
+
+
+def test_a_damaged_line_is_refused(run_main, tmp_path, capsys):
+    (tmp_path / "results.jsonl").write_text("{\n")
+    with pytest.raises(SystemExit) as exit_info:
+        run_main()
+    assert exit_info.value.code == 2
+    assert "results.jsonl must be an object in JSON; line 1" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -12,20 +12,6 @@ def keep_your_policy(load_script):
     return load_script("keep_your_policy")
 
 
-def test_lines_are_there_again_but_for_one_that_was_cut_off(keep_your_policy, tmp_path):
-    path = tmp_path / "runs.jsonl"
-    records = keep_your_policy.Records(path)
-    records.add(study="main", seed=0, returns=[1.0])
-    records.add(study="main", seed=1, returns=[2.0])
-    with path.open("a") as file:
-        file.write('{"study": "main", "se')
-    records = keep_your_policy.Records(path)
-    assert records.find(study="main", seed=1) == [{"study": "main", "seed": 1, "returns": [2.0]}]
-    records.add(study="main", seed=2, returns=[3.0])
-    assert [json.loads(line)["seed"] for line in path.read_text().splitlines()] == [0, 1, 2]
-    assert not records.find(study="main", seed=3)
-
-
 def test_constants_are_those_of_the_wrapper_and_each_is_halved_and_doubled(keep_your_policy):
     cases = [case for case in keep_your_policy.constant_cases() if case.family == "PendulumPolarity"]
     train = {case.row: case for case in cases if case.column == "train"}
