@@ -206,7 +206,11 @@ def all_runs(agents: Sequence[SavedAgent], options: Options) -> Iterator[tuple[d
 
 
 def format_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The table in Markdown: means over seeds and tasks, with 95 % intervals over seeds, and what was gained."""
+    """The table in Markdown: means over seeds and tasks, with 95 % intervals over seeds, and what was gained.
+
+    Args:
+        rows: Runs with the same numbers of transitions, updates and tasks.
+    """
     lines = []
     for env_id in NUM_STEPS:
         for condition in CONDITIONS:
@@ -237,14 +241,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with hold_output(options.output):
         with refusing():
             records = Records(options.output / "results.jsonl")
+        rows = []
         for key, get_returns in all_runs(agents, options):
-            if records.find(**key):
+            if found := records.find(**key):
+                rows.append(found[0])
                 continue
             started = time.process_time()
             returns = get_returns().round(3).tolist()
-            records.add(**key, returns=returns, cpu_seconds=round(time.process_time() - started, 1))
+            row = key | {"returns": returns, "cpu_seconds": round(time.process_time() - started, 1)}
+            records.add(**row)
+            rows.append(row)
             print(*list(key.values())[:4], f"{np.mean(returns):.4g}", flush=True)
-        print(format_table(records.find()), flush=True)
+        print(format_table(rows), flush=True)
 
 
 if __name__ == "__main__":

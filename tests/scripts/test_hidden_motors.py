@@ -72,7 +72,7 @@ def test_the_table_says_what_was_gained_in_each_seed(motors):
 
 @pytest.fixture
 def run_main(motors, tmp_path, monkeypatch, capsys):
-    """A function that runs the script with an agent that gets its place among the agents plus 10 in every task.
+    """A function that runs the script with agents that get their place among the agents plus the number of tasks.
 
     It takes options and gives what was measured and the table.
     """
@@ -81,11 +81,11 @@ def run_main(motors, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         motors,
         "run",
-        lambda name, env_id, fit, matrices, seed: np.full(len(matrices), 10.0 + motors.AGENTS.index(name)),
+        lambda name, env_id, fit, matrices, seed: np.full(len(matrices), len(matrices) + motors.AGENTS.index(name)),
     )
 
     def run(*options):
-        motors.main(["--output", str(tmp_path), "--tasks", "2", *options])
+        motors.main(["--output", str(tmp_path), *(options or ["--tasks", "2"])])
         lines = capsys.readouterr().out.splitlines()
         return lines[:-6], lines[-6:]
 
@@ -98,6 +98,15 @@ def test_half_a_line_that_was_left_by_a_kill_is_measured_again(run_main, tmp_pat
     path = tmp_path / "results.jsonl"
     path.write_text(path.read_text()[:-20])
     assert run_main() == (measured[-1:], table)
+    assert run_main() == ([], table)
+
+
+def test_the_table_is_of_runs_with_the_options_of_the_command_line(run_main):
+    measured, table = run_main()
+    others, other_table = run_main("--tasks", "3")
+    assert len(others) == len(measured)
+    assert other_table != table
+    assert run_main("--tasks", "3", "--updates", "7") == (others, other_table)
     assert run_main() == ([], table)
 
 
