@@ -286,7 +286,7 @@ def run_study(study: str, options: Options, records: Records) -> None:
 
 
 def show(study: str, options: Options, records: Records) -> None:
-    """Print the tables of a study: mean returns with 95 % intervals over seeds, and CPU seconds of a step."""
+    """Print the tables of a study: mean returns with 95 % intervals over seeds, and CPU seconds of an evaluation."""
     for family in dict.fromkeys(case.family for case in CASES[study]()):
         cases = [case for case in CASES[study]() if case.family == family]
         columns = list(dict.fromkeys(case.column for case in cases))
@@ -300,6 +300,7 @@ def show(study: str, options: Options, records: Records) -> None:
             seconds = [
                 line["cpu_seconds"]
                 for line in records.find(study=study, family=family, row=row, num_tasks=options.num_tasks)
+                if line["seed"] < options.seeds
             ]
             rows.append([row, *cells, f"{np.mean(seconds):.1f}" if seconds else ""])
         print(f"\n{family}, {options.num_tasks} tasks, {options.seeds} seeds\n")

@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.statistics import interval_over_seeds
 
 
@@ -23,6 +24,17 @@ def test_constants_are_those_of_the_wrapper_and_each_is_halved_and_doubled(keep_
     # Constants are chosen on training tasks and on gravities that no other study measures.
     held_out = [*keep_your_policy.HELD_OUT, *(case.column for case in keep_your_policy.gravity_cases())]
     assert not {case.column for case in cases} & set(held_out)
+
+
+def test_the_table_is_of_the_seeds_of_the_command_line(keep_your_policy, tmp_path, capsys):
+    records = Records(tmp_path / "runs.jsonl")
+    key = {"study": "gravity", "family": "PendulumPolarity", "row": "as it is", "column": "g = 7", "num_tasks": 2}
+    for seed in range(3):
+        records.add(**key, seed=seed, returns=[10.0 * seed, 10.0 * seed], cpu_seconds=4.0 + 2.0 * seed)
+    keep_your_policy.show("gravity", keep_your_policy.Options(seeds=2, num_tasks=2), records)
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| as it is |"))
+    assert row.startswith("| as it is | 5.0 [")
+    assert row.endswith("| 5.0 |")
 
 
 @pytest.mark.slow
