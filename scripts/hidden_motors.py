@@ -173,7 +173,8 @@ def find_policies(options: Options) -> list[SavedAgent]:
     """The runs that were given, or else those of all environments and seeds.
 
     Raises:
-        ValueError: A folder is not that of a finished run in one of the environments, or MuJoCo is missing.
+        ValueError: A folder is not that of a finished run in one of the environments, two are of one environment and
+            seed, or MuJoCo is missing.
     """
     for env_id in options.envs:
         check_env(env_id, {}, "--envs")
@@ -189,6 +190,12 @@ def find_policies(options: Options) -> list[SavedAgent]:
     agents = [read_run(folder) for folder in folders]
     for agent in agents:
         check_choice(f"the environment of {agent.path}", agent.config["env"], options.envs)
+    for one, other in itertools.combinations(agents, 2):
+        if (one.config["env"], one.seed) == (other.config["env"], other.seed):
+            raise ValueError(
+                f"policies of one environment must differ in their seeds; got {one.path} and {other.path}, both of "
+                f"{one.config['env']} with seed {one.seed}. Give one of them."
+            )
     return agents
 
 

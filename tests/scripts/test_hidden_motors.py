@@ -118,6 +118,21 @@ def test_a_damaged_line_is_refused(run_main, tmp_path, capsys):
     assert "results.jsonl must be an object in JSON; line 1" in capsys.readouterr().err
 
 
+def test_two_policies_of_one_environment_and_seed_are_refused(motors, tmp_path, monkeypatch, capsys):
+    seeds = {"a": 0, "b": 1, "c": 0}
+    monkeypatch.setattr(
+        motors, "read_run", lambda path: SimpleNamespace(path=path, config={"env": REACHER}, seed=seeds[path.name])
+    )
+    output = tmp_path / "output"
+    assert len(motors.find_policies(motors.Options(policy_folders=(tmp_path / "a", tmp_path / "b")))) == 2
+    folders = [str(tmp_path / name) for name in seeds]
+    with pytest.raises(SystemExit) as exit_info:
+        motors.main(["--policy-folders", *folders, "--output", str(output)])
+    assert exit_info.value.code == 2
+    assert f"got {folders[0]} and {folders[2]}, both of Reacher-v5 with seed 0" in capsys.readouterr().err
+    assert not output.exists()
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_where_it_stopped(motors, load_script, tmp_path, capsys):
     train, policy, output = load_script("train_ppo"), tmp_path / "policy", tmp_path / "output"
