@@ -22,7 +22,6 @@ if __name__ == "__main__":
     end_on_signals()
 
 import itertools
-import json
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +38,8 @@ import torch
 from ssm_metarl_gym.agents import DynamicsModel, KalmanAdapter
 from ssm_metarl_gym.checks import check_choice
 from ssm_metarl_gym.experiments.checks import check_env, check_output_folder
-from ssm_metarl_gym.experiments.command_line import option, parse_options
+from ssm_metarl_gym.experiments.command_line import option, parse_options, refusing
+from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.report import estimate, format_markdown
 from ssm_metarl_gym.experiments.runs import hold_output
 from ssm_metarl_gym.experiments.saved_agents import SavedAgent, read_run
@@ -173,7 +173,8 @@ def find_policies(options: Options) -> list[SavedAgent]:
     """The runs that were given, or else those of all environments and seeds.
 
     Raises:
-        ValueError: A folder is not that of a finished run in one of the environments, or MuJoCo is missing.
+        ValueError: A folder is not that of a finished run in one of the environments, two are of one environment and
+            seed, or MuJoCo is missing.
     """
     for env_id in options.envs:
         check_env(env_id, {}, "--envs")
@@ -189,6 +190,12 @@ def find_policies(options: Options) -> list[SavedAgent]:
     agents = [read_run(folder) for folder in folders]
     for agent in agents:
         check_choice(f"the environment of {agent.path}", agent.config["env"], options.envs)
+    for one, other in itertools.combinations(agents, 2):
+        if (one.config["env"], one.seed) == (other.config["env"], other.seed):
+            raise ValueError(
+                f"policies of one environment must differ in their seeds; got {one.path} and {other.path}, both of "
+                f"{one.config['env']} with seed {one.seed}. Give one of them."
+            )
     return agents
 
 
@@ -206,7 +213,11 @@ def all_runs(agents: Sequence[SavedAgent], options: Options) -> Iterator[tuple[d
 
 
 def format_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The table in Markdown: means over seeds and tasks, with 95 % intervals over seeds, and what was gained."""
+    """The table in Markdown: means over seeds and tasks, with 95 % intervals over seeds, and what was gained.
+
+    Args:
+        rows: Runs with the same numbers of transitions, updates and tasks.
+    """
     lines = []
     for env_id in NUM_STEPS:
         for condition in CONDITIONS:
@@ -235,18 +246,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_options(Options, arguments, description=__doc__, check=find_policies)
     agents = find_policies(options)
     with hold_output(options.output):
-        path = options.output / "results.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        with refusing():
+            records = Records(options.output / "results.jsonl")
+        rows = []
         for key, get_returns in all_runs(agents, options):
-            if any(key.items() <= row.items() for row in rows):
+            if found := records.find(**key):
+                rows.append(found[0])
                 continue
             started = time.process_time()
             returns = get_returns().round(3).tolist()
             row = key | {"returns": returns, "cpu_seconds": round(time.process_time() - started, 1)}
-            with path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            records.add(**row)
             rows.append(row)
-            print(*list(key.values())[:4], f"{np.mean(row['returns']):.4g}", flush=True)
+            print(*list(key.values())[:4], f"{np.mean(returns):.4g}", flush=True)
         print(format_table(rows), flush=True)
 
 

@@ -17,7 +17,6 @@ if __name__ == "__main__":
 
     end_on_signals()
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,8 +35,9 @@ from torch import nn
 import ssm_metarl_gym  # noqa: F401 - registers the environments
 from ssm_metarl_gym.agents import Adapter, DynamicsModel, MetaTrainer, RecursiveLeastSquares
 from ssm_metarl_gym.experiments.checks import check_output_folder
-from ssm_metarl_gym.experiments.command_line import option, parse_options
+from ssm_metarl_gym.experiments.command_line import option, parse_options, refusing
 from ssm_metarl_gym.experiments.evaluation import evaluate, returns_of
+from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.report import estimate, format_markdown
 from ssm_metarl_gym.experiments.runs import hold_output
 from ssm_metarl_gym.experiments.signals import stoppable
@@ -120,33 +120,6 @@ class Case:
     correction: Mapping[str, Any] | None = None
     adaptation: Mapping[str, Any] | None = None
     recursive: bool = False
-
-
-class Records:
-    """The lines of runs.jsonl.
-
-    Args:
-        path: The file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.lines: list[dict[str, Any]] = []
-        if path.exists():
-            # The last line may be of a process that was killed while it wrote.
-            whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-            self.lines = [json.loads(line) for line in whole.splitlines()]
-            path.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
-
-    def find(self, **key: Any) -> list[dict[str, Any]]:
-        """The lines that have these values."""
-        return [line for line in self.lines if all(line.get(name) == value for name, value in key.items())]
-
-    def add(self, **line: Any) -> None:
-        """Write a line at once."""
-        self.lines.append(line)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
 
 
 def make_model(env_id: str) -> DynamicsModel:
@@ -313,7 +286,7 @@ def run_study(study: str, options: Options, records: Records) -> None:
 
 
 def show(study: str, options: Options, records: Records) -> None:
-    """Print the tables of a study: mean returns with 95 % intervals over seeds, and CPU seconds of a step."""
+    """Print the tables of a study: mean returns with 95 % intervals over seeds, and CPU seconds of an evaluation."""
     for family in dict.fromkeys(case.family for case in CASES[study]()):
         cases = [case for case in CASES[study]() if case.family == family]
         columns = list(dict.fromkeys(case.column for case in cases))
@@ -327,6 +300,7 @@ def show(study: str, options: Options, records: Records) -> None:
             seconds = [
                 line["cpu_seconds"]
                 for line in records.find(study=study, family=family, row=row, num_tasks=options.num_tasks)
+                if line["seed"] < options.seeds
             ]
             rows.append([row, *cells, f"{np.mean(seconds):.1f}" if seconds else ""])
         print(f"\n{family}, {options.num_tasks} tasks, {options.seeds} seeds\n")
@@ -339,7 +313,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     options = parse_options(Options, arguments, description=__doc__)
     with hold_output(options.output):
-        records = Records(options.output / "runs.jsonl")
+        with refusing():
+            records = Records(options.output / "runs.jsonl")
         for study in options.studies:
             run_study(study, options, records)
             show(study, options, records)

@@ -59,7 +59,7 @@ from ssm_metarl_gym.wrappers import (
     VectorOnlineAdaptation,
 )
 
-# What is trained, and which of it an agent acts by.
+# The policy that each agent acts by.
 AGENTS = {
     "nominal": "nominal",
     "corrected": "nominal",
@@ -376,6 +376,8 @@ def film_comparison(options: Options) -> None:
 def run(options: Options) -> dict[str, Any]:
     """Train and evaluate with one seed, draw what came of it, and write and give the results."""
     started = time.perf_counter()
+    # Those of an earlier run would not be of the files that this one writes.
+    (options.output / "results.json").unlink(missing_ok=True)
     for env_id in RECIPES:
         folder_of(env_id, options).mkdir(parents=True, exist_ok=True)
     budget = choose_budget(options)
@@ -402,10 +404,10 @@ def run(options: Options) -> dict[str, Any]:
 def finished_results(options: Options) -> dict[str, Any] | None:
     """The results of a run with the same budget that has ended, None where there are none."""
     try:
-        results: dict[str, Any] = json.loads((options.output / "results.json").read_text(encoding="utf-8"))
+        results = json.loads((options.output / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return results if results.get("budget") == asdict(choose_budget(options)) else None
+    return results if isinstance(results, dict) and results.get("budget") == asdict(choose_budget(options)) else None
 
 
 @stoppable()
@@ -415,7 +417,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     with hold_output(options.output):
         if options.seeds == 1:
-            (options.output / "results.json").unlink(missing_ok=True)  # those of an earlier run would mislead
             results = [run(options)]
         else:
             seeds = range(options.seed, options.seed + options.seeds)
@@ -423,7 +424,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             results = [finished_results(each) or run(each) for each in runs]
     show_tables([row for each in results for row in each["rows"]], results[0]["costs"])
     seconds = sum(each["seconds"] for each in results)
-    print(f"\n{seconds:.0f} s; results.json, switch.png and comparison.gif are in {options.output}")
+    folder = options.output / "seed-*" if options.seeds > 1 else options.output
+    print(f"\n{seconds:.0f} s; results.json, switch.png and comparison.gif are in {folder}")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,18 @@ def run_jobs(jobs: Sequence[Job], total_steps: int, description: str) -> dict[Jo
 
     Returns:
         What each job gives, in the order of the jobs, whichever ended first: one seed gives one result.
+
+    Raises:
+        ValueError: A job that others come after is not among the jobs.
     """
+    for job in jobs:
+        for before in job.after:
+            if before not in jobs:
+                raise ValueError(
+                    f"what a job comes after must be among the jobs; got {job}, but not {before}. Add it to the jobs."
+                )
+    if not jobs:
+        return {}
     counter = multiprocessing.get_context("spawn").Value("Q", 0)
     num_workers = min(len(jobs), os.cpu_count() or 1)
     results: dict[Job, Any] = {}

@@ -42,6 +42,17 @@ def test_a_job_begins_when_those_before_it_have_ended(tmp_path, capsys, monkeypa
     assert "working: 100%" in capsys.readouterr().err
 
 
+def test_a_job_that_would_wait_for_ever_is_refused(tmp_path):
+    missing = Job(note, (tmp_path, "missing"))
+    with pytest.raises(ValueError, match=r"must be among the jobs; .* not .*'missing'.*\. Add it to the jobs\."):
+        run_jobs([Job(note, (tmp_path, "waiting"), (missing,))], 3, "working")
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_jobs_give_nothing():
+    assert run_jobs([], 0, "working") == {}
+
+
 @pytest.mark.slow
 def test_what_a_job_raises_is_raised_here():
     with pytest.raises(ValueError, match="it cannot be done"):

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -67,6 +68,69 @@ def test_the_table_says_what_was_gained_in_each_seed(motors):
     assert lines[2].endswith("| 85.0 [21.5, 148.5] % of the gap (90.0, 80.0) |")
     # -190 in place of -100, and in place of -110.
     assert lines[3].endswith("| 18.6 [-91.1, 128.4] % kept (10.0, 27.3) |")
+
+
+@pytest.fixture
+def run_main(motors, tmp_path, monkeypatch, capsys):
+    """A function that runs the script with agents that get their place among the agents plus the number of tasks.
+
+    It takes options and gives what was measured and the table.
+    """
+    agents = [SimpleNamespace(config={"env": REACHER}, seed=seed) for seed in (0, 1)]
+    monkeypatch.setattr(motors, "find_policies", lambda _: agents)
+    monkeypatch.setattr(
+        motors,
+        "run",
+        lambda name, env_id, fit, matrices, seed: np.full(len(matrices), len(matrices) + motors.AGENTS.index(name)),
+    )
+
+    def run(*options):
+        motors.main(["--output", str(tmp_path), *(options or ["--tasks", "2"])])
+        lines = capsys.readouterr().out.splitlines()
+        return lines[:-6], lines[-6:]
+
+    return run
+
+
+def test_half_a_line_that_was_left_by_a_kill_is_measured_again(run_main, tmp_path):
+    measured, table = run_main()
+    assert len(measured) == 2 * 4 * 3
+    path = tmp_path / "results.jsonl"
+    path.write_text(path.read_text()[:-20])
+    assert run_main() == (measured[-1:], table)
+    assert run_main() == ([], table)
+
+
+def test_the_table_is_of_runs_with_the_options_of_the_command_line(run_main):
+    measured, table = run_main()
+    others, other_table = run_main("--tasks", "3")
+    assert len(others) == len(measured)
+    assert other_table != table
+    assert run_main("--tasks", "3", "--updates", "7") == (others, other_table)
+    assert run_main() == ([], table)
+
+
+def test_a_damaged_line_is_refused(run_main, tmp_path, capsys):
+    (tmp_path / "results.jsonl").write_text("{\n")
+    with pytest.raises(SystemExit) as exit_info:
+        run_main()
+    assert exit_info.value.code == 2
+    assert "results.jsonl must be an object in JSON; line 1" in capsys.readouterr().err
+
+
+def test_two_policies_of_one_environment_and_seed_are_refused(motors, tmp_path, monkeypatch, capsys):
+    seeds = {"a": 0, "b": 1, "c": 0}
+    monkeypatch.setattr(
+        motors, "read_run", lambda path: SimpleNamespace(path=path, config={"env": REACHER}, seed=seeds[path.name])
+    )
+    output = tmp_path / "output"
+    assert len(motors.find_policies(motors.Options(policy_folders=(tmp_path / "a", tmp_path / "b")))) == 2
+    folders = [str(tmp_path / name) for name in seeds]
+    with pytest.raises(SystemExit) as exit_info:
+        motors.main(["--policy-folders", *folders, "--output", str(output)])
+    assert exit_info.value.code == 2
+    assert f"got {folders[0]} and {folders[2]}, both of Reacher-v5 with seed 0" in capsys.readouterr().err
+    assert not output.exists()
 
 
 @pytest.mark.slow

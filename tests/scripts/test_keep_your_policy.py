@@ -4,26 +4,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.statistics import interval_over_seeds
 
 
 @pytest.fixture(scope="module")
 def keep_your_policy(load_script):
     return load_script("keep_your_policy")
-
-
-def test_lines_are_there_again_but_for_one_that_was_cut_off(keep_your_policy, tmp_path):
-    path = tmp_path / "runs.jsonl"
-    records = keep_your_policy.Records(path)
-    records.add(study="main", seed=0, returns=[1.0])
-    records.add(study="main", seed=1, returns=[2.0])
-    with path.open("a") as file:
-        file.write('{"study": "main", "se')
-    records = keep_your_policy.Records(path)
-    assert records.find(study="main", seed=1) == [{"study": "main", "seed": 1, "returns": [2.0]}]
-    records.add(study="main", seed=2, returns=[3.0])
-    assert [json.loads(line)["seed"] for line in path.read_text().splitlines()] == [0, 1, 2]
-    assert not records.find(study="main", seed=3)
 
 
 def test_constants_are_those_of_the_wrapper_and_each_is_halved_and_doubled(keep_your_policy):
@@ -37,6 +24,17 @@ def test_constants_are_those_of_the_wrapper_and_each_is_halved_and_doubled(keep_
     # Constants are chosen on training tasks and on gravities that no other study measures.
     held_out = [*keep_your_policy.HELD_OUT, *(case.column for case in keep_your_policy.gravity_cases())]
     assert not {case.column for case in cases} & set(held_out)
+
+
+def test_the_table_is_of_the_seeds_of_the_command_line(keep_your_policy, tmp_path, capsys):
+    records = Records(tmp_path / "runs.jsonl")
+    key = {"study": "gravity", "family": "PendulumPolarity", "row": "as it is", "column": "g = 7", "num_tasks": 2}
+    for seed in range(3):
+        records.add(**key, seed=seed, returns=[10.0 * seed, 10.0 * seed], cpu_seconds=4.0 + 2.0 * seed)
+    keep_your_policy.show("gravity", keep_your_policy.Options(seeds=2, num_tasks=2), records)
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| as it is |"))
+    assert row.startswith("| as it is | 5.0 [")
+    assert row.endswith("| 5.0 |")
 
 
 @pytest.mark.slow

@@ -90,17 +90,20 @@ def test_an_output_that_cannot_be_written_is_named_and_nothing_is_written(quicks
     assert file.read_text() == "mine"
 
 
-def test_the_results_of_an_earlier_run_are_removed_and_nothing_else(quickstart, tmp_path, monkeypatch):
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_the_results_of_an_earlier_run_are_removed_and_nothing_else(quickstart, seeds, tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(quickstart, "run_jobs", interrupt)
+    folder = tmp_path / "seed-0" if seeds > 1 else tmp_path
+    folder.mkdir(exist_ok=True)
     for name in ("results.json", "notes.txt"):
-        (tmp_path / name).write_text("old")
+        (folder / name).write_text("[]")
     with pytest.raises(SystemExit) as exit_info:
-        quickstart.main(["--output", str(tmp_path)])
+        quickstart.main(["--seeds", str(seeds), "--output", str(tmp_path)])
     assert exit_info.value.code == 130
-    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["notes.txt"]
+    assert [path.name for path in folder.iterdir() if path.is_file()] == ["notes.txt"]
 
 
 def test_steps_are_rounded_up_to_whole_rollouts(quickstart):
@@ -191,6 +194,7 @@ def test_a_run_of_several_seeds_goes_on_where_it_was_and_shows_their_means(quick
     assert begun == [3, 4, 4, 5]
     lines = capsys.readouterr().out.splitlines()
     assert "Mean return over 2 held-out tasks, with 95 % intervals over 3 seeds:" in lines
+    assert lines[-1].endswith(f" are in {tmp_path / 'seed-*'}")
     start = lines.index(
         f"| PendulumPolarity-v0 | {' | '.join(SPLITS)} | steps of the policy on the family | of the model |"
     )

@@ -1,0 +1,63 @@
+"""A file of results that grows by a line for each run, so that what was interrupted goes on where it was."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ssm_metarl_gym.files import replacing
+
+__all__ = ["Records"]
+
+
+class Records:
+    """The lines of a file in JSON Lines, one object in each; lines that are added are written at once.
+
+    What a process that was killed left of its last line is removed from the file.
+
+    Args:
+        path: The file; where there is none, there are no lines yet.
+
+    Raises:
+        ValueError: Another line is no object in JSON.
+        OSError: The file cannot be read, or not be written without its half line.
+
+    Example:
+        >>> records = Records(Path("runs.jsonl"))
+        >>> if not records.find(agent="told", seed=3):
+        ...     records.add(agent="told", seed=3, returns=[1.0, 2.0])
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lines: list[dict[str, Any]] = []
+        *whole, rest = path.read_bytes().split(b"\n") if path.exists() else [b""]
+        for number, text in enumerate(whole, start=1):
+            try:
+                line = json.loads(text)
+            except ValueError:
+                line = None
+            if not isinstance(line, dict):
+                raise ValueError(
+                    f"each line of {path} must be an object in JSON; line {number} is damaged. Delete that line: what "
+                    "it held is measured again."
+                )
+            self._lines.append(line)
+        if rest:
+            with replacing(path) as temporary:
+                temporary.write_bytes(b"".join(text + b"\n" for text in whole))
+
+    def find(self, **values: Any) -> list[dict[str, Any]]:
+        """The lines that have these values, in the order in which they were added."""
+        return [line for line in self._lines if all(line.get(name) == value for name, value in values.items())]
+
+    def add(self, **line: Any) -> None:
+        """Write a line at once.
+
+        Raises:
+            TypeError: It holds what JSON cannot hold; nothing is written.
+            OSError: It cannot be written.
+        """
+        text = json.dumps(line)
+        with self._path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(text + "\n")
+        self._lines.append(line)
