@@ -1,0 +1,184 @@
+"""What the correction of actions does for the rows of many environments, of which a single one is one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, cast
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ssm_metarl_gym.agents.adaptation.rows import AdapterRows
+from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
+from ssm_metarl_gym.agents.stateless import copy_module
+from ssm_metarl_gym.seeding import row_seeds
+from ssm_metarl_gym.wrappers.action_maps import MAP_OPTIONS, MapCorrector
+from ssm_metarl_gym.wrappers.adapted_model import encode_rows
+from ssm_metarl_gym.wrappers.correction_archive import SavedCorrection, write_correction
+from ssm_metarl_gym.wrappers.corrector import Corrector
+from ssm_metarl_gym.wrappers.online_adaptation import OnlineAdaptation
+from ssm_metarl_gym.wrappers.online_rows import OnlineRows
+from ssm_metarl_gym.wrappers.vector_online_adaptation import VectorOnlineAdaptation
+
+__all__ = ["Correction"]
+
+Flags = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
+
+# Of the squared size of an action beside the squared error of what it is to do: of a prediction, of a mapped action.
+_REGULARISATION: Final = 0.005
+_MAP_REGULARISATION: Final = 0.02
+
+
+class Correction:
+    """N rows: both gates, the reference, the twin, and the actions that are taken."""
+
+    def __init__(
+        self,
+        wrapper_name: str,
+        env: OnlineAdaptation | VectorOnlineAdaptation,
+        reference: DynamicsModel | None,
+        action_space: gym.Space[Any],
+        twin: AdapterRows,
+        options: dict[str, Any],
+    ) -> None:
+        source = cast("DynamicsModel", twin.model)
+        reference = _check_reference(wrapper_name, reference, source)
+        of_maps = source.adapts == reference.adapts == "action_map"
+        if options["regularisation"] is None:
+            options = options | {"regularisation": _MAP_REGULARISATION if of_maps else _REGULARISATION}
+        # In the precision of the model that adapts, to which its predictions are what is wanted.
+        reference = copy_module(reference).eval().to(source.head.weight.dtype)
+        own = reference, action_space, twin.num_rows
+        if of_maps:
+            self.corrector: Corrector = MapCorrector(env.adapter, *own, **options)
+        else:
+            self.corrector = Corrector(*own, **{name: options[name] for name in options if name not in MAP_OPTIONS})
+        self._options = options
+        self._online = env
+        # Not the fallback: the source was never adapted to these physics. If the adapted model is bad, the gate stays
+        # closed.
+        self._model = env.model
+        # Adapts by the same steps on the same inputs, to what the reference would have done.
+        self._twin = twin
+        self._twin_rows = OnlineRows(twin, env.options)
+        self._predicted = torch.zeros(2, twin.num_rows, reference.observation_dim)
+
+    def act(
+        self, predict: Any, observations: Floats, asked: npt.NDArray[Any], going: Flags
+    ) -> tuple[npt.NDArray[Any], Flags]:
+        """The actions to take, and the rows whose gate is open; the others take what was asked, bit for bit.
+
+        Args:
+            predict: The adapted model.
+            observations: ``Float[N D]``.
+            asked: The actions.
+            going: ``Bool[N]``, the rows that take a step; the others only begin an episode.
+
+        Returns:
+            The actions, and ``Bool[N]``.
+        """
+        with torch.no_grad():
+            # A sensor that fails for a moment says nothing of what an action would do, and what is no number is no
+            # action whose effect could be matched: there the asked one is taken.
+            are_numbers: Flags = np.isfinite(asked).reshape(len(asked), -1).all(axis=1)
+            sees: Flags = going & np.isfinite(observations).all(axis=1) & are_numbers
+            seen = np.where(sees[:, None], observations, 0.0).astype(observations.dtype)
+            finite = asked.copy()
+            finite[~are_numbers] = 0
+            if self.corrector.compares_effects:
+                self.corrector.compare_effects(predict, self._predict_twin, seen, finite, sees)
+            is_open = self.corrector.is_open() & sees
+            taken = asked.copy()
+            if is_open.any():
+                taken[is_open] = self.corrector.correct(predict, seen, finite, is_open)[is_open]
+            reference = self.corrector.reference
+            self._predicted = torch.stack(
+                [
+                    predict(observations[:, None], taken[:, None])[:, 0],
+                    reference(reference.encode(observations, taken)),
+                ]
+            )
+        return taken, is_open
+
+    def advance(
+        self, observations: Floats, taken: npt.NDArray[Any], next_observations: Floats, going: Flags, kept: Flags
+    ) -> None:
+        """Learn how well both models predicted a step, and let the twin adapt to what the reference predicted.
+
+        Args:
+            observations: ``Float[N D]``, where the step began.
+            taken: The actions.
+            next_observations: ``Float[N D]``, where it led.
+            going: ``Bool[N]``, the rows that took a step.
+            kept: ``Bool[N]``, those of them whose trial was not restarted.
+        """
+        verdict = self._online.verdict
+        kept = kept & ~verdict.outliers
+        with torch.no_grad(), np.errstate(invalid="ignore"):
+            targets = self._model.targets(observations, next_observations)
+            adapted_error, reference_error = (self._predicted - targets).square().mean(-1)
+        # In other physics the means begin anew, with what the model makes of it after this step, of which it knows more
+        # if it was time to adapt.
+        self.corrector.begin(verdict.changes)
+        now = np.where(verdict.changes, self._online.errors_after, adapted_error.double().numpy())
+        self.corrector.learn(now, reference_error.double().numpy(), kept)
+        if self.corrector.compares_effects:
+            encoded = self._model.encode(observations, taken)
+            self._twin_rows.advance(encoded, self._predicted[1], going, kept, verdict.changes)
+
+    def seed(self, seed: int | Sequence[int | None] | None, rows: Flags) -> None:
+        """Seed what is random in those of these rows ``[N]`` that the seed of a reset is for."""
+        for row, own in row_seeds(seed, rows):
+            self.corrector.seed(row, own)
+
+    def save(self, path: str | Path) -> None:
+        """Write what both wrappers are made of."""
+        online = self._online
+        write_correction(
+            path, SavedCorrection(online.source, self.corrector.reference, online.arguments, self._options)
+        )
+
+    def begin(self, rows: Flags) -> None:
+        """Forget what these rows ``[N]`` have seen."""
+        self.corrector.begin(rows)
+        self._twin_rows.begin(rows)
+
+    def _predict_twin(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
+        predicted: Tensor = self._twin.predict(encode_rows(self._model, observations, actions))
+        return predicted
+
+    def report(self, asked: npt.NDArray[Any], taken: npt.NDArray[Any], is_open: Flags) -> dict[str, Any]:
+        """``info["correction"]`` of all rows."""
+        return {
+            "asked": asked.copy(),
+            "taken": taken.copy(),
+            "gate_open": is_open.copy(),
+            "adapted_error": self.corrector.adapted_error.copy(),
+            "reference_error": self.corrector.reference_error.copy(),
+            "effect": self.corrector.effect.copy(),
+        }
+
+
+def _check_reference(wrapper_name: str, reference: DynamicsModel | None, source: DynamicsModel) -> DynamicsModel:
+    """The reference of a wrapper, which must be like the source of the model that adapts, and may be that of a map."""
+    if reference is None and source.adapts == "action_map":
+        return source
+    if not isinstance(reference, DynamicsModel):
+        raise ValueError(
+            f"{wrapper_name} needs a DynamicsModel as reference; got {type(reference).__name__}. Make one with "
+            "MetaTrainer.reference(). (A model that adapts an action map needs none.)"
+        )
+    if (
+        reference.action_space != source.action_space
+        or reference.observation_dim != source.observation_dim
+        or not torch.allclose(reference.target_scale.double(), source.target_scale.double())
+    ):
+        raise ValueError(
+            "the reference must be made for the spaces and have the normalisation of the model that adapts; it is "
+            f"for {reference.observation_dim} observations and {reference.action_space}, the model for "
+            f"{source.observation_dim} and {source.action_space}. Make it with MetaTrainer.reference()."
+        )
+    return reference
