@@ -4,7 +4,7 @@ from typing import Final, TypeAlias
 
 from torch import nn
 
-__all__ = ["Layer", "layers_in_sequence"]
+__all__ = ["Layer", "is_altered", "layers_in_sequence"]
 
 Layer: TypeAlias = tuple[str, nn.Module]  # the prefix of its parameters' names, and the layer
 
@@ -28,11 +28,16 @@ def layers_in_sequence(module: nn.Module, prefix: str = "") -> list[Layer] | Non
     return layers if len({id(parameter) for parameter in parameters}) == len(parameters) else None
 
 
+def is_altered(module: nn.Module) -> bool:
+    """Whether hooks or a replaced ``forward`` may make a module compute something else than its class does."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module)
+
+
 def _flatten(module: nn.Module, prefix: str) -> list[Layer] | None:
-    # Exact types only: a subclass, a hook, a parametrisation or a replaced method may compute anything. What works in
-    # place overwrites the outputs by which the loss is differentiated.
-    changed = (*module._forward_hooks, *module._forward_pre_hooks, *module._backward_hooks, *module._backward_pre_hooks)
-    if changed or "forward" in vars(module) or getattr(module, "inplace", False):
+    # Exact types only: a subclass or a parametrisation may compute anything. What works in place overwrites the outputs
+    # by which the loss is differentiated.
+    if is_altered(module) or getattr(module, "inplace", False):
         return None
     if type(module) is not nn.Sequential:
         return [(prefix, module)] if type(module) in (nn.Linear, *_ELEMENTWISE) else None

@@ -30,7 +30,7 @@ ALLOWED = {
     "agents.meta_learning": {"agents.layers", "agents.losses", "agents.stateless", "checks"},
     "agents.adaptation.config": {"checks"},
     "agents.adaptation": {"agents.adaptation.config", "agents.layers", "agents.losses", "agents.stateless", "checks"},
-    "agents.models": {"agents.ssm", "agents.stateless", "checks", "seeding"},
+    "agents.models": {"agents.layers", "agents.ssm", "agents.stateless", "checks", "seeding"},
     "agents.meta_training": {
         "agents.adaptation.config",
         "agents.archive",

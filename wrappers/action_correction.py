@@ -17,6 +17,7 @@ from ssm_metarl_gym.agents.adaptation.recursive_rows import make_adapter_rows
 from ssm_metarl_gym.agents.adaptation.rows import AdapterRows
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.stateless import copy_module
+from ssm_metarl_gym.seeding import row_seeds
 from ssm_metarl_gym.wrappers.action_maps import MAP_OPTIONS, MapCorrector
 from ssm_metarl_gym.wrappers.adapted_model import encode_rows
 from ssm_metarl_gym.wrappers.correction_archive import SavedCorrection, read_correction, write_correction
@@ -34,6 +35,7 @@ Floats = npt.NDArray[np.float32]
 # Of the squared size of an action beside the squared error of what it is to do: of a prediction, of a mapped action.
 _REGULARISATION: Final = 0.005
 _MAP_REGULARISATION: Final = 0.02
+_ONE: Final = np.ones(1, dtype=np.bool_)  # the row of a single environment
 
 
 class _Correction:
@@ -41,44 +43,64 @@ class _Correction:
 
     def __init__(
         self,
-        wrapper: object,
+        wrapper_name: str,
         env: OnlineAdaptation | VectorOnlineAdaptation,
         reference: DynamicsModel | None,
         action_space: gym.Space[Any],
-        adapter: AdapterRows,
+        twin: AdapterRows,
         options: dict[str, Any],
     ) -> None:
-        source = cast("DynamicsModel", adapter.model)
-        reference = _check_reference(type(wrapper).__name__, reference, source)
+        source = cast("DynamicsModel", twin.model)
+        reference = _check_reference(wrapper_name, reference, source)
         of_maps = source.adapts == reference.adapts == "action_map"
         if options["regularisation"] is None:
             options = options | {"regularisation": _MAP_REGULARISATION if of_maps else _REGULARISATION}
-        own = copy_module(reference).eval(), action_space, adapter.num_rows
+        # In the precision of the model that adapts, to which its predictions are what is wanted.
+        reference = copy_module(reference).eval().to(source.head.weight.dtype)
+        own = reference, action_space, twin.num_rows
         if of_maps:
-            self.rows: Corrector = MapCorrector(env.adapter, *own, **options)
+            self.corrector: Corrector = MapCorrector(env.adapter, *own, **options)
         else:
-            self.rows = Corrector(*own, **{name: options[name] for name in options if name not in MAP_OPTIONS})
+            self.corrector = Corrector(*own, **{name: options[name] for name in options if name not in MAP_OPTIONS})
         self._options = options
         self._online = env
-        # The adapted model itself, also where its wrapper falls back to the source: of these physics the source knows
-        # nothing, and whether the adapted model does is for the gate to say, which asks the reference.
+        # Not the fallback: the source was never adapted to these physics. If the adapted model is bad, the gate stays
+        # closed.
         self._model = env.model
         # Adapts by the same steps on the same inputs, to what the reference would have done.
-        self._twin = adapter
-        self._twin_rows = OnlineRows(adapter, env.options)
-        self._predicted = torch.zeros(2, adapter.num_rows, reference.observation_dim)
+        self._twin = twin
+        self._twin_rows = OnlineRows(twin, env.options)
+        self._predicted = torch.zeros(2, twin.num_rows, reference.observation_dim)
 
-    def act(self, predict: Any, observations: Floats, asked: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Flags]:
-        """The actions to take, and the rows ``[N]`` whose gate is open; the others take what was asked, bit for bit."""
+    def act(
+        self, predict: Any, observations: Floats, asked: npt.NDArray[Any], going: Flags
+    ) -> tuple[npt.NDArray[Any], Flags]:
+        """The actions to take, and the rows whose gate is open; the others take what was asked, bit for bit.
+
+        Args:
+            predict: The adapted model.
+            observations: ``Float[N D]``.
+            asked: The actions.
+            going: ``Bool[N]``, the rows that take a step; the others only begin an episode.
+
+        Returns:
+            The actions, and ``Bool[N]``.
+        """
         with torch.no_grad():
-            # A sensor that fails for a moment says nothing of what an action would do: there the asked one is taken.
-            sees: Flags = np.all(np.isfinite(observations), axis=1)
+            # A sensor that fails for a moment says nothing of what an action would do, and what is no number is no
+            # action whose effect could be matched: there the asked one is taken.
+            are_numbers: Flags = np.isfinite(asked).reshape(len(asked), -1).all(axis=1)
+            sees: Flags = going & np.isfinite(observations).all(axis=1) & are_numbers
             seen = np.where(sees[:, None], observations, 0.0).astype(observations.dtype)
-            if self.rows.compares_effects:
-                self.rows.compare_effects(predict, self._predict_twin, seen, asked, sees)
-            is_open = self.rows.is_open() & sees
-            taken = self.rows.correct(predict, seen, asked, is_open) if is_open.any() else asked.copy()
-            reference = self.rows.reference
+            finite = asked.copy()
+            finite[~are_numbers] = 0
+            if self.corrector.compares_effects:
+                self.corrector.compare_effects(predict, self._predict_twin, seen, finite, sees)
+            is_open = self.corrector.is_open() & sees
+            taken = asked.copy()
+            if is_open.any():
+                taken[is_open] = self.corrector.correct(predict, seen, finite, is_open)[is_open]
+            reference = self.corrector.reference
             self._predicted = torch.stack(
                 [
                     predict(observations[:, None], taken[:, None])[:, 0],
@@ -104,28 +126,30 @@ class _Correction:
         with torch.no_grad(), np.errstate(invalid="ignore"):
             targets = self._model.targets(observations, next_observations)
             adapted_error, reference_error = (self._predicted - targets).square().mean(-1)
-        # In other physics the means begin anew, with what the model makes of it now that it has adapted.
-        self.rows.begin(verdict.changes)
+        # In other physics the means begin anew, with what the model makes of it after this step, of which it knows more
+        # if it was time to adapt.
+        self.corrector.begin(verdict.changes)
         now = np.where(verdict.changes, self._online.errors_after, adapted_error.double().numpy())
-        self.rows.learn(now, reference_error.double().numpy(), kept)
-        if self.rows.compares_effects:
+        self.corrector.learn(now, reference_error.double().numpy(), kept)
+        if self.corrector.compares_effects:
             encoded = self._model.encode(observations, taken)
             self._twin_rows.advance(encoded, self._predicted[1], going, kept, verdict.changes)
 
-    def seed(self, seeds: Sequence[int | None]) -> None:
-        """Seed what is random in each row that has a seed."""
-        for row, seed in enumerate(seeds):
-            if seed is not None:
-                self.rows.seed(row, seed)
+    def seed(self, seed: int | Sequence[int | None] | None, rows: Flags) -> None:
+        """Seed what is random in those of these rows ``[N]`` that the seed of a reset is for."""
+        for row, own in row_seeds(seed, rows):
+            self.corrector.seed(row, own)
 
     def save(self, path: str | Path) -> None:
         """Write what both wrappers are made of."""
         online = self._online
-        write_correction(path, SavedCorrection(online.source, self.rows.reference, online.arguments, self._options))
+        write_correction(
+            path, SavedCorrection(online.source, self.corrector.reference, online.arguments, self._options)
+        )
 
     def begin(self, rows: Flags) -> None:
         """Forget what these rows ``[N]`` have seen."""
-        self.rows.begin(rows)
+        self.corrector.begin(rows)
         self._twin_rows.begin(rows)
 
     def _predict_twin(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
@@ -138,9 +162,9 @@ class _Correction:
             "asked": asked.copy(),
             "taken": taken.copy(),
             "gate_open": is_open.copy(),
-            "adapted_error": self.rows.adapted_error.copy(),
-            "reference_error": self.rows.reference_error.copy(),
-            "effect": self.rows.effect.copy(),
+            "adapted_error": self.corrector.adapted_error.copy(),
+            "reference_error": self.corrector.reference_error.copy(),
+            "effect": self.corrector.effect.copy(),
         }
 
 
@@ -156,7 +180,7 @@ def _check_reference(wrapper_name: str, reference: DynamicsModel | None, source:
     if (
         reference.action_space != source.action_space
         or reference.observation_dim != source.observation_dim
-        or not torch.allclose(reference.target_scale, source.target_scale)
+        or not torch.allclose(reference.target_scale.double(), source.target_scale.double())
     ):
         raise ValueError(
             "the reference must be made for the spaces and have the normalisation of the model that adapts; it is "
@@ -202,12 +226,15 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
 
     Args:
         env: The environment, wrapped by :class:`OnlineAdaptation`.
-        reference: The model of the physics that the policy knows. The wrapper works on a copy. None for an action map,
-            whose reference differs in the map alone.
+        reference: The model of the physics that the policy knows. The wrapper works on a copy, in the precision of
+            the model that adapts. None for an action map, whose reference differs in the map alone.
         match: What is to be as it was: the whole ``"change"`` of the observation, or only what the action adds to it,
             the ``"effect"``. None for ``"effect"`` of ``Discrete`` actions, which can add nothing else, and
             ``"change"`` of a ``Box``.
-        gate: How many times as large as that of the adapted model the error of the reference must be.
+        gate: How many times as large as that of the adapted model the error of the reference must be. inf corrects
+            nothing, whatever adapts. The map of a :class:`KalmanAdapter` has its own gate, ``map_gate``, which asks
+            neither for another value of this nor for ``match``, ``effect_gate`` and ``prior_steps``; ``decay`` is then
+            only for what is reported.
         effect_gate: What actions do must fall below this share of what they do in the reference. inf leaves this to
             the first gate alone.
         prior_steps: How many steps of evidence it takes to believe half of that: what actions do counts as the mean of
@@ -256,26 +283,31 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
             raise ValueError(f"ActionCorrection must be right around OnlineAdaptation; got {env}. Wrap it so.")
         self._online = env
         self._dim = env.model.observation_dim
+        self._observation: Floats | None = None  # where the next transition starts, if that is known
         self._correction = _Correction(
-            self, env, reference, env.action_space, make_adapter_rows(env.adapter, 1), options
+            type(self).__name__, env, reference, env.action_space, make_adapter_rows(env.adapter, 1), options
         )
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
         """Start an episode with both gates closed."""
+        self._observation = None
         observation, info = self.env.reset(seed=seed, options=options)
-        self._correction.seed([seed])
-        self._correction.begin(np.ones(1, dtype=np.bool_))
+        self._correction.seed(seed, _ONE)
+        self._correction.begin(_ONE)
         self._observation = observation[: self._dim].copy()
         return observation, info
 
     def step(self, action: Any) -> tuple[Floats, SupportsFloat, bool, bool, dict[str, Any]]:
         """Take the corrected action."""
         asked = np.asarray(action)[None]
-        taken, is_open = self._correction.act(self._predict, self._observation[None], asked)
+        # Unknown until the step has succeeded: after one that failed half-way, no false transition is learned from.
+        before, self._observation = self._observation, None
+        known = before is not None
+        begins = np.full((1, self._dim), np.nan, dtype=np.float32) if before is None else before[None]
+        taken, is_open = self._correction.act(self._predict, begins, asked, _ONE)
         observation, reward, terminated, truncated, info = self.env.step(taken[0] if is_open[0] else action)
-        next_observation, going = observation[None, : self._dim], np.ones(1, dtype=np.bool_)
-        kept = np.array([not info.get("restarted", False)])
-        self._correction.advance(self._observation[None], taken, next_observation, going, kept)
+        kept = np.array([known and not info.get("restarted", False)])
+        self._correction.advance(begins, taken, observation[None, : self._dim], _ONE, kept)
         self._observation = observation[: self._dim].copy()
         report = self._correction.report(asked, taken, is_open)
         row = {name: value[0] if value[0].ndim else value[0].item() for name, value in report.items()}
@@ -394,7 +426,7 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
         self._dim = env.model.observation_dim
         twin = copy_module(env.adapter)
         twin.reset()
-        self._correction = _Correction(self, env, reference, env.single_action_space, twin, options)
+        self._correction = _Correction(type(self).__name__, env, reference, env.single_action_space, twin, options)
         shape = cast("tuple[int, ...]", env.observation_space.shape)
         self._shown = np.zeros(shape, dtype=env.observation_space.dtype)
 
@@ -403,14 +435,13 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
     ) -> tuple[Floats, dict[str, Any]]:
         """Start an episode in every row, or in those of ``options["reset_mask"]``, with the gates closed."""
         shown, infos = super().reset(seed=seed, options=options)
-        # As Gymnasium seeds rows, so that each is that of a single wrapper.
-        self._correction.seed([seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed or ())
+        self._correction.seed(seed, self._rows_to_reset(options))
         return shown, infos
 
     def step(self, actions: Any) -> tuple[Floats, Any, Any, Any, dict[str, Any]]:
         """Take the corrected actions in every row."""
         asked = np.asarray(actions)
-        taken, is_open = self._correction.act(self._predict, self._shown[:, : self._dim], asked)
+        taken, is_open = self._correction.act(self._predict, self._shown[:, : self._dim], asked, self._going())
         self._asked = asked
         self._is_open = is_open
         shown, rewards, terminations, truncations, infos = super().step(taken if is_open.any() else actions)
@@ -438,13 +469,16 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
         predicted: Tensor = self._online.adapter.predict(encode_rows(self._online.model, observations, actions))
         return predicted
 
+    def _going(self) -> Flags:
+        """The rows ``[N]`` that make a transition on this step: not those that only begin an episode."""
+        return ~self._ended if self._mode is AutoresetMode.NEXT_STEP else np.ones_like(self._ended)
+
     def _begin(self, rows: Flags, observations: Floats) -> None:
         self._correction.begin(rows)
         self._shown[rows] = observations[rows]
 
     def _advance(self, actions: Any, rewards: Any, observations: Floats, restarted: Flags) -> None:
-        # A row that only begins its episode on this step makes no transition.
-        going = ~self._ended if self._mode is AutoresetMode.NEXT_STEP else np.ones_like(self._ended)
+        going = self._going()
         before, after = self._shown[:, : self._dim], np.asarray(observations)[:, : self._dim]
         taken = np.asarray(actions)
         self._correction.advance(before, taken, after, going, going & ~restarted)

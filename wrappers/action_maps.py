@@ -104,11 +104,14 @@ class MapCorrector(Corrector):
     def is_open(self) -> Flags:
         """The rows ``[N]`` whose actions are corrected: those whose map differs from that of the reference for sure.
 
-        Without a covariance, those where the physics differ: the model predicts better than the reference.
+        Without a covariance, those where the physics differ: the model predicts better than the reference. None where
+        either gate is inf.
         """
         estimates = MapEstimates.of(self._adapter)
         if estimates.covariance is None:
             return super().is_open()
+        if self.gate == math.inf:
+            return np.zeros(len(estimates.maps), dtype=np.bool_)
         offsets = (estimates.maps - self._source).flatten(1)
         is_open: Flags = (deviation(offsets, estimates.covariance) > self.map_gate).numpy()
         return is_open
@@ -118,12 +121,11 @@ class MapCorrector(Corrector):
     ) -> npt.NDArray[Any]:
         """The actions that do now what the asked ones would do in the reference, ``[N A]``, whatever the gate.
 
-        Those of other rows than ``rows`` ``[N]``, and of such as ask for what is not finite, are the asked ones.
+        Those of other rows than ``rows`` ``[N]`` are the asked ones.
         """
         estimates = MapEstimates.of(self._adapter)
         low, high = (torch.as_tensor(bound).double() for bound in (self._space.low, self._space.high))
-        rows = rows & np.isfinite(asked).all(axis=1)  # LAPACK refuses all rows where one is not finite
-        wanted = torch.as_tensor(np.where(rows[:, None], asked, 0.0)).double() @ self._source.mT
+        wanted = torch.as_tensor(asked).double() @ self._source.mT
         found = undo_maps(estimates.maps, wanted, low, high, self.regularisation).numpy()
         if estimates.covariance is not None:
             # Explore while little is known, each row by a stream of its own.

@@ -39,6 +39,7 @@ class OnlineOptions:
         loss_fn: The loss of the transitions of one environment.
         clip: Bound of the predictions that are shown.
         leave_out: The share of episodes whose predictions are not shown.
+        observe_predictions: Whether they are shown at all.
 
     Raises:
         ValueError: An option is outside its range.
@@ -50,7 +51,8 @@ class OnlineOptions:
     restore: str
     loss_fn: Callable[[Any, Tensor], Tensor]
     clip: float
-    leave_out: float = 0.0
+    leave_out: float
+    observe_predictions: bool
 
     def __post_init__(self) -> None:
         for name in ("window", "every", "warmup"):
@@ -61,6 +63,11 @@ class OnlineOptions:
         if not self.clip > 0.0:
             raise ValueError(f"clip must be > 0; got {self.clip!r}.")
         check_number("leave_out", self.leave_out, ("a number in [0, 1]", lambda value: 0.0 <= value <= 1.0))
+        if self.leave_out > 0.0 and not self.observe_predictions:
+            raise ValueError(
+                f"leave_out must be 0 where no predictions are shown; got {self.leave_out!r}. Set "
+                "observe_predictions=True, or leave leave_out as it is."
+            )
 
 
 def encode_rows(model: DynamicsModel, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:

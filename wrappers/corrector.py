@@ -49,7 +49,9 @@ class Corrector:
 
     Attributes:
         adapted_error: ``Float64[N]``, running mean of the adapted model's squared one-step errors, in variances of the
-            change, each measured before it was adapted to; nan at first.
+            change, each of what was predicted before the step; nan at first. After a change of the physics it begins
+            with the error on the step that told of it as the model is after that step, which has adapted to it where
+            it was time to adapt (with ``every`` > 1 it may not have been).
         reference_error: ``Float64[N]``, that of the reference.
         effect: ``Float64[N]``, what actions do, in units of what they do in the reference, as far as it is believed;
             nan at first and where effects are not compared.

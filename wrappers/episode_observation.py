@@ -60,8 +60,7 @@ class VectorEpisodeObservation(gym.vector.VectorWrapper):
         # Gymnasium's own environments take the mask out of the dictionary that they are given.
         given = None if options is None else dict(options)
         observations, infos = self.env.reset(seed=seed, options=given)  # type: ignore[arg-type]
-        mask = (options or {}).get("reset_mask")
-        rows = np.ones(self.num_envs, dtype=np.bool_) if mask is None else np.array(mask, dtype=np.bool_)
+        rows = self._rows_to_reset(options)
         self._begin(rows, observations)
         self._ended[rows] = False
         return self._shown.copy(), infos
@@ -84,6 +83,11 @@ class VectorEpisodeObservation(gym.vector.VectorWrapper):
                 self._begin(self._ended, observations)
         self._ended = ended
         return self._shown.copy(), rewards, terminations, truncations, infos
+
+    def _rows_to_reset(self, options: dict[str, Any] | None) -> Flags:
+        """The rows ``[n]`` that begin an episode when all are reset with these options."""
+        mask = (options or {}).get("reset_mask")
+        return np.ones(self.num_envs, dtype=np.bool_) if mask is None else np.array(mask, dtype=np.bool_)
 
     def _restarted(self, infos: Mapping[str, Any]) -> Flags:
         """The rows ``[n]`` whose info says that a trial was restarted."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ssm_metarl_gym.seeding import seed_sequence
+from ssm_metarl_gym.seeding import row_seeds, seed_sequence
 
 __all__ = ["LeftOutEpisodes"]
 
@@ -31,19 +31,10 @@ class LeftOutEpisodes:
         self.rows = np.full(num_rows, share == 1.0)
 
     def seed(self, seed: int | Sequence[int | None] | None, rows: Flags) -> None:
-        """Begin the streams of these rows ``[n]`` anew.
-
-        Args:
-            seed: The seed of each row, None for one that goes on; as in Gymnasium, a number stands for itself in row 0,
-                for the next one in row 1, and so on.
-            rows: Which rows are reset.
-        """
-        if self._streams is None or seed is None:
-            return
-        for i in np.flatnonzero(rows).tolist():
-            own = seed[i] if isinstance(seed, Sequence) else seed + i
-            if own is not None:
-                self._streams[i] = np.random.default_rng(seed_sequence(int(own), "leave_out"))
+        """Begin the streams of those of these rows ``[n]`` anew that the seed of a reset is for."""
+        if self._streams is not None:
+            for i, own in row_seeds(seed, rows):
+                self._streams[i] = np.random.default_rng(seed_sequence(own, "leave_out"))
 
     def begin(self, rows: Flags) -> None:
         """Draw for the episodes that begin in these rows ``[n]``."""

@@ -77,7 +77,7 @@ class OnlineAdaptation(
         clip: Bound of the predictions, in standard deviations of the change.
         leave_out: The share of episodes whose predictions are all zero. A policy that was trained with 0.5 does without
             where there are none; 1 is what such a policy sees that has lost its adapter. Whether an episode is left out
-            is drawn from a stream that follows from the seed of ``reset``.
+            is drawn from a stream that follows from the seed of ``reset``. More than 0 takes ``observe_predictions``.
         outlier_error: The error, in variances, beyond which a transition is left out as an outlier; inf for none but
             those whose error is not finite.
         change_ratio: The multiple of the running mean beyond which an error is a surprise; inf for no surprises. None
@@ -140,7 +140,7 @@ class OnlineAdaptation(
         }
         gym.utils.RecordConstructorArgs.__init__(self, adapter=adapter, **self.arguments)
         super().__init__(env)
-        self.options = OnlineOptions(window, every, warmup, restore, loss_fn, clip, leave_out)
+        self.options = OnlineOptions(window, every, warmup, restore, loss_fn, clip, leave_out, observe_predictions)
         self.adapter = adapter
         name = type(self).__name__
         self.model = check_adapted_model(name, adapter, env.observation_space, env.action_space)

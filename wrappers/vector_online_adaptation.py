@@ -127,7 +127,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         }
         gym.utils.RecordConstructorArgs.__init__(self, adapter=adapter, **self.arguments)
         super().__init__(env)
-        self.options = OnlineOptions(window, every, warmup, restore, loss_fn, clip, leave_out)
+        self.options = OnlineOptions(window, every, warmup, restore, loss_fn, clip, leave_out, observe_predictions)
         name = type(self).__name__
         check_adapted_model(name, adapter, env.single_observation_space, env.single_action_space)
         self.source = copy_module(adapter)
@@ -181,8 +181,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Floats, dict[str, Any]]:
         """Start an episode in every row, or in those of ``options["reset_mask"]``, with an empty window."""
-        mask = (options or {}).get("reset_mask")
-        self._left_out.seed(seed, np.ones(self.num_envs, dtype=np.bool_) if mask is None else np.asarray(mask))
+        self._left_out.seed(seed, self._rows_to_reset(options))
         shown, infos = super().reset(seed=seed, options=options)
         return shown, infos | {"adaptation": self._report()}
 

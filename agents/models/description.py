@@ -7,6 +7,7 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
+from ssm_metarl_gym.agents.layers import is_altered, layers_in_sequence
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.ssm.model import SSM
 from ssm_metarl_gym.agents.stateless import copy_module
@@ -67,10 +68,12 @@ def rebuild_model(
 
 
 def _describe_core(core: nn.Module) -> dict[str, Any] | None:
-    # Of exactly these types: a subclass may compute anything.
+    # Of exactly these types: a subclass may compute anything, and so may hooks.
+    if any(map(is_altered, core.modules())):
+        return None
     if type(core) is SSM:
         return {"ssm": {name: getattr(core, name) for name in _SIZES_OF_SSM}}
-    if type(core) is not nn.Sequential:
+    if type(core) is not nn.Sequential or layers_in_sequence(core) is None:  # as where a layer is used twice
         return None
     layers: list[dict[str, Any]] = []
     for layer in core:

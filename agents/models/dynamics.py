@@ -10,6 +10,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ssm_metarl_gym.agents.layers import is_altered
 from ssm_metarl_gym.agents.models.supervision import Policy, SimulatorEnv, Transitions, collect_transitions, descend
 from ssm_metarl_gym.agents.ssm.model import SSM
 from ssm_metarl_gym.checks import check_choice, check_flat_box, check_integer, check_number
@@ -181,8 +182,11 @@ class DynamicsModel(nn.Module):
 
     @property
     def adapted_network(self) -> nn.Module | None:
-        """All that ``forward`` computes, as a network: head, or core and head; None for an action map."""
-        if self.adapts == "action_map":
+        """All that ``forward`` computes, as a network: head, or core and head; None for an action map.
+
+        And None where a subclass or a hook may compute something else.
+        """
+        if self.adapts == "action_map" or type(self).forward is not DynamicsModel.forward or is_altered(self):
             return None
         return self.head if self.adapts == "last_layer" else nn.Sequential(self.core, self.head)
 

@@ -143,6 +143,53 @@ def test_where_a_sensor_fails_the_asked_action_is_taken(bad, num_envs):
         assert reports[1]["gate_open"].tolist() == [False, True]
 
 
+@pytest.mark.each_value
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("effect_gate", [0.9, np.inf])
+def test_what_is_no_number_passes_as_it_was_asked_and_does_not_stop_the_others(bad, effect_gate):
+    envs, twins = (wrap(PENDULUM, num_envs=2, gate=0.0, effect_gate=effect_gate) for _ in range(2))
+    for each in (envs, twins):
+        each.reset(seed=0)
+        step = each.unwrapped.step
+        each.unwrapped.step = lambda actions, step=step: step(np.nan_to_num(actions, posinf=0.0))
+    good = np.ones((2, 1), dtype=np.float32)
+    for actions in (good, good, np.array([[bad], [1.0]], dtype=np.float32), good):
+        report, expected = (each.step(given)[-1]["correction"] for each, given in ((envs, actions), (twins, good)))
+        for name in REPORT:
+            np.testing.assert_allclose(report[name][1], expected[name][1], rtol=1e-4)
+        if not np.isfinite(actions).all():
+            assert not report["gate_open"][0]
+            np.testing.assert_array_equal(report["taken"][0], [bad])
+
+
+def test_a_step_before_a_reset_is_refused():
+    with pytest.raises(gym.error.ResetNeeded):
+        wrap(PENDULUM).step(np.zeros(1, dtype=np.float32))
+
+
+def test_after_a_step_that_failed_half_way_no_false_transition_is_learned_from():
+    env = wrap(PENDULUM, gate=0.0, effect_gate=np.inf)
+    env.reset(seed=0)
+    action = np.ones(1, dtype=np.float32)
+    before = env.step(action)[-1]["correction"]
+    step = env.unwrapped.step
+
+    def failing_step(action):
+        step(action)
+        raise RuntimeError
+
+    env.unwrapped.step = failing_step
+    with pytest.raises(RuntimeError):
+        env.step(action)
+    env.unwrapped.step = step
+    unknown, known = (env.step(action)[-1]["correction"] for _ in range(2))
+    assert not unknown["gate_open"]
+    np.testing.assert_array_equal(unknown["taken"], action)
+    for name in ("adapted_error", "reference_error"):
+        assert unknown[name] == before[name] != known[name]
+    assert known["gate_open"]
+
+
 def test_a_new_episode_closes_the_gates_of_its_row_alone():
     envs = wrap(PENDULUM, num_envs=2, autoreset_mode=AutoresetMode.DISABLED)
     envs.reset(seed=0)
@@ -179,6 +226,23 @@ def test_copies_go_on_alike(env_id, num_envs):
         for _ in range(3):
             action = env.action_space.sample()
             np.testing.assert_array_equal(original.step(action)[0], twin.step(action)[0])
+
+
+@pytest.mark.parametrize("doubled", ["reference", "model"])
+def test_a_reference_in_another_precision_is_as_good(doubled):
+    taken = []
+    for exact in (False, True):
+        env = gym.make(PENDULUM)
+        models = {"model": make_model(env), "reference": make_model(env, seed=1)}
+        if exact:
+            models[doubled].double()
+        online = OnlineAdaptation(env, Adapter(models["model"], BOUNDS))
+        env = ActionCorrection(online, models["reference"], gate=0.0, effect_gate=1e9)
+        env.reset(seed=0)
+        action = np.full(1, 0.5, dtype=np.float32)
+        taken.append([env.step(action)[-1]["correction"]["taken"] for _ in range(3)])
+    np.testing.assert_allclose(taken[0], taken[1], atol=0.05)
+    assert not np.allclose(taken[0][-1], 0.5)
 
 
 class TestRefuses:

@@ -49,13 +49,18 @@ def make_model(variance=1e-4):
     return model
 
 
-def wrap(matrix, *, adapter=None, noise=0.01, **options):
+def make_plane(matrix, noise=0.01, length=100):
+    return gym.wrappers.TimeLimit(Plane(matrix, noise), length)
+
+
+def wrap(matrix, *, adapter=None, noise=0.01, length=100, **options):
     adapter = KalmanAdapter(make_model()) if adapter is None else adapter
-    return ActionCorrection(OnlineAdaptation(Plane(matrix, noise), adapter), **options)
+    return ActionCorrection(OnlineAdaptation(make_plane(matrix, noise, length), adapter), **options)
 
 
-def wrap_rows(matrices, **options):
-    envs = gym.vector.SyncVectorEnv([functools.partial(Plane, matrix) for matrix in matrices])
+def wrap_rows(matrices, mode=AutoresetMode.NEXT_STEP, length=100, **options):
+    makers = [functools.partial(make_plane, matrix, length=length) for matrix in matrices]
+    envs = gym.vector.SyncVectorEnv(makers, autoreset_mode=mode)
     return VectorActionCorrection(VectorOnlineAdaptation(envs, KalmanAdapter(make_model())), **options)
 
 
@@ -130,8 +135,9 @@ class TestGate:
                 np.clip(np.linalg.solve(matrix, report["asked"]), -1, 1), report["taken"], atol=0.1
             )
 
-    def test_it_corrects_nothing_where_it_is_infinite(self):
-        assert not any(report["gate_open"] for report in reports_of(wrap(REVERSED, map_gate=np.inf)))
+    @pytest.mark.parametrize("name", ["gate", "map_gate"])
+    def test_it_corrects_nothing_where_it_is_infinite(self, name):
+        assert not any(report["gate_open"] for report in reports_of(wrap(REVERSED, **{name: np.inf})))
 
 
 def test_a_change_is_told_by_the_filter_alone_which_keeps_its_map():
@@ -166,17 +172,50 @@ class TestExploration:
         np.testing.assert_array_equal(runs[0], runs[1])
         assert not np.array_equal(runs[0], runs[2])
 
+    def test_the_seed_of_some_rows_leaves_the_noise_of_the_others(self):
+        envs = wrap_rows([REVERSED, REVERSED], AutoresetMode.DISABLED, exploration=0.2, map_gate=0.0)
+        envs.reset(seed=0)
+        actions = np.tile(asked_actions(1)[0], (2, 1))
+        envs.step(actions)
+        twins = copy.deepcopy(envs)
+        mask = np.array([True, False])
+        envs.reset(seed=0, options={"reset_mask": mask})
+        twins.reset(options={"reset_mask": mask})
+        taken = []
+        for each in (envs, twins):
+            rows = [each.step(actions)[-1]["correction"]["taken"] for _ in range(2)]
+            taken.append(np.stack(rows))
+        np.testing.assert_array_equal(taken[0][:, 1], taken[1][:, 1])
+        assert not np.array_equal(taken[0][:, 0], taken[1][:, 0])
 
-def test_every_row_is_that_of_a_single_wrapper():
+
+@pytest.mark.each_value
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+@pytest.mark.parametrize("length", [2, 12])
+def test_every_row_is_that_of_a_single_wrapper(mode, length):
+    """Also in later episodes: the noise of a row is drawn for its own steps alone."""
     matrices = [REVERSED, [[-1.0, 0.0], [0.0, 1.0]], np.eye(2)]
-    envs = wrap_rows(matrices, exploration=0.2)
+    options = {"exploration": 0.2, "map_gate": 0.0, "length": length}
+    envs = wrap_rows(matrices, mode=mode, **options)
     envs.reset(seed=3)
-    actions = asked_actions(20)
-    rows = [envs.step(np.tile(action, (3, 1)))[-1]["correction"] for action in actions]
+    rows, begins = [], False
+    for action in asked_actions(30):
+        *_, truncations, infos = envs.step(np.tile(action, (3, 1)))
+        if begins and mode is AutoresetMode.NEXT_STEP:
+            assert not infos["correction"]["gate_open"].any()
+            np.testing.assert_array_equal(infos["correction"]["taken"], infos["correction"]["asked"])
+        else:
+            rows.append(infos["correction"])
+        begins = truncations.all() and not begins
     for i, matrix in enumerate(matrices):
-        for report, own in zip(rows, reports_of(wrap(matrix, exploration=0.2), 20, seed=3 + i), strict=True):
-            assert report["gate_open"][i] == own["gate_open"]
-            np.testing.assert_allclose(report["taken"][i], own["taken"], atol=1e-4)
+        single = wrap(matrix, **options)
+        single.reset(seed=3 + i)
+        for report in rows:
+            *_, truncated, info = single.step(report["asked"][i])
+            assert report["gate_open"][i] == info["correction"]["gate_open"]
+            np.testing.assert_allclose(report["taken"][i], info["correction"]["taken"], atol=1e-4)
+            if truncated:
+                single.reset()
 
 
 def test_gradient_steps_on_the_map_open_the_gate_of_the_predictions():

@@ -110,3 +110,12 @@ def test_a_wrong_share_is_refused(wrong):
     for num_envs in (None, 2):
         with pytest.raises(ValueError, match=r"leave_out must be a number in \[0, 1\]; got"):
             wrap(wrong, num_envs)
+
+
+def test_a_share_without_predictions_is_refused():
+    for env, wrapper in (
+        (gym.make(CARTPOLE), OnlineAdaptation),
+        (gym.make_vec(CARTPOLE, 2), VectorOnlineAdaptation),
+    ):
+        with pytest.raises(ValueError, match=r"leave_out must be 0 where no .* got 0\.5\. Set observe_predictions"):
+            wrapper(env, make_adapter(), leave_out=0.5)

@@ -100,3 +100,20 @@ def test_weights_beside_the_network_are_no_plain_network():
     model.adapted_network = nn.Linear(2, 2)
     model.scale = nn.Parameter(torch.ones(2))
     assert find_network(model) is None
+
+
+class Shifted(DynamicsModel):
+    def forward(self, encoded):
+        return super().forward(encoded) + 10.0
+
+
+@pytest.mark.parametrize("adapts", ["last_layer", "all"])
+def test_a_model_that_computes_something_else_is_no_plain_network(adapts):
+    env = gym.make("CartPole-v1")
+    spaces = env.observation_space, env.action_space
+    core = nn.Sequential(nn.Linear(6, 5), nn.Tanh())
+    assert find_network(DynamicsModel(*spaces, core, adapts=adapts)) is not None
+    assert find_network(Shifted(*spaces, core, adapts=adapts)) is None
+    hooked = DynamicsModel(*spaces, core, adapts=adapts)
+    hooked.register_forward_hook(lambda module, args, output: 2.0 * output)
+    assert find_network(hooked) is None

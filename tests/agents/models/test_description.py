@@ -29,8 +29,27 @@ def test_a_model_comes_back_bit_for_bit_and_nothing_random_moves(core):
     assert not again.training
 
 
+def used_twice():
+    layer = nn.Linear(6, 6)
+    return nn.Sequential(layer, nn.Tanh(), layer)
+
+
+def hooked(core):
+    (core[0] if isinstance(core, nn.Sequential) else core).register_forward_hook(
+        lambda module, args, output: 2 * output
+    )
+    return core
+
+
 @pytest.mark.parametrize(
-    "core", [nn.Sequential(nn.Linear(6, 5), nn.Dropout()), nn.utils.parametrizations.weight_norm(nn.Linear(6, 5))]
+    "core",
+    [
+        used_twice(),
+        hooked(SSM(6, 8, 4)),
+        hooked(nn.Sequential(nn.Linear(6, 5))),
+        nn.Sequential(nn.Linear(6, 5), nn.Dropout()),
+        nn.utils.parametrizations.weight_norm(nn.Linear(6, 5)),
+    ],
 )
 def test_a_core_that_is_not_described_must_be_given(core):
     model = DynamicsModel(*SPACES, core)
