@@ -53,7 +53,7 @@ class Options:
     """The command line."""
 
     seed: int = option(0, "the first seed", least=0, below=1_000)
-    num_seeds: int = option(5, "number of seeds", least=1, below=1_000)
+    seeds: int = option(5, "number of seeds", least=1, below=1_000)
     num_tasks: int = option(100, "tasks per split", least=2, below=100_000)
     percent_left_out: int = option(50, "share of the episodes of training that are left out", least=0, below=101)
     meta_updates: int = option(300, "updates of the model of the dynamics", least=1)
@@ -136,8 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train and evaluate under every seed, and print the table."""
     options = parse_options(Options, arguments, description=__doc__)
     torch.set_num_threads(1)
-    by_seed = [run_seed(seed, options) for seed in range(options.seed, options.seed + options.num_seeds)]
-    print(f"Mean return over {options.num_tasks} held-out tasks, of 200 at most, {options.num_seeds} seeds:\n")
+    by_seed = [run_seed(seed, options) for seed in range(options.seed, options.seed + options.seeds)]
+    print(f"Mean return over {options.num_tasks} held-out tasks, of 200 at most, {options.seeds} seeds:\n")
     rows = []
     for name in dict.fromkeys(agent for agent, _ in by_seed[0]):
         estimates = [estimate([returns[name, split] for returns in by_seed], options.seed) for split in SPLITS]

@@ -34,7 +34,7 @@ def test_what_each_agent_is_shown(lost_adapter):
 
 @pytest.mark.slow
 def test_the_table(lost_adapter, capsys):
-    lost_adapter.main(["--num-seeds", "2", "--num-tasks", "2", "--meta-updates", "1", "--steps", "64"])
+    lost_adapter.main(["--seeds", "2", "--num-tasks", "2", "--meta-updates", "1", "--steps", "64"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].startswith("| PPO on | interpolation | extrapolation | switch |")
     assert [line.split(" | ")[0].removeprefix("| ") for line in lines[4:]] == AGENTS
