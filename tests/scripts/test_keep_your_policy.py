@@ -44,7 +44,7 @@ def test_what_is_there_is_not_done_again(keep_your_policy, tmp_path, capsys, mon
     monkeypatch.setattr(keep_your_policy, "NUM_STREAMS", 40)
     recipes = {name: replace(recipe, timesteps=100) for name, recipe in keep_your_policy.RECIPES.items()}
     monkeypatch.setattr(keep_your_policy, "RECIPES", recipes)
-    arguments = ["--seeds", "2", "--num-tasks", "3", "--output", str(tmp_path)]
+    arguments = ["--studies", "main", "--seeds", "2", "--num-tasks", "3", "--output", str(tmp_path)]
     keep_your_policy.main(arguments)
     printed = capsys.readouterr().out
     lines = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
