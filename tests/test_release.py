@@ -172,4 +172,4 @@ def test_the_installed_wheel_passes_the_tests_from_another_directory(wheel, chec
     origins = run(python, "-c", PRINT_ORIGINS, cwd=elsewhere).splitlines()
     assert len(origins) > 15
     assert all(Path(origin).is_relative_to(site_packages) for origin in origins)
-    assert " passed" in run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=elsewhere)
+    assert " passed" in run(python, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", cwd=elsewhere)
