@@ -44,6 +44,9 @@ class VectorEpisodeObservation(gym.vector.VectorWrapper):
             )
         self._mode = mode
         self._ended = np.zeros(self.num_envs, dtype=np.bool_)
+        self._lost = np.zeros(
+            self.num_envs, dtype=np.bool_
+        )  # the rows of which nobody knows where the next step starts
 
     @abstractmethod
     def _begin(self, rows: Flags, observations: Floats) -> None:
@@ -51,7 +54,11 @@ class VectorEpisodeObservation(gym.vector.VectorWrapper):
 
     @abstractmethod
     def _advance(self, actions: Any, rewards: Any, observations: Floats, restarted: Flags) -> None:
-        """Let every row show where its step led; a row in ``restarted [n]`` began another attempt of its trial."""
+        """Let every row show where its step led.
+
+        A row in ``restarted [n]`` did not come there by its action: it began another attempt of its trial, or the step
+        before failed half-way.
+        """
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -63,17 +70,20 @@ class VectorEpisodeObservation(gym.vector.VectorWrapper):
         rows = self._rows_to_reset(options)
         self._begin(rows, observations)
         self._ended[rows] = False
+        self._lost[rows] = False
         return self._shown.copy(), infos
 
     def step(self, actions: Any) -> tuple[Floats, Any, Any, Any, dict[str, Any]]:
         """Step every row; one that begins an episode on this step shows nothing of the one before."""
+        lost, self._lost = self._lost, np.ones_like(self._lost)  # until the step has succeeded
         observations, rewards, terminations, truncations, infos = self.env.step(actions)
-        ended, restarted = np.logical_or(terminations, truncations), self._restarted(infos)
+        self._lost = np.zeros_like(lost)
+        ended, restarted = np.logical_or(terminations, truncations), self._restarted(infos) | lost
         if self._mode is AutoresetMode.SAME_STEP and ended.any():
             # First show where the step led, which for a row that ended is told by infos alone, then begin anew.
             last = np.array(observations)
             last[ended] = np.stack(infos["final_obs"][ended])
-            restarted = np.where(ended, self._restarted(infos.get("final_info", {})), restarted)
+            restarted = np.where(ended, self._restarted(infos.get("final_info", {})) | lost, restarted)
             self._advance(actions, rewards, last, restarted)
             infos = infos | {"final_obs": copies_of_rows(self._shown, ended)}
             self._begin(ended, observations)

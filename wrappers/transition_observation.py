@@ -49,6 +49,7 @@ class TransitionObservation(
         self._transitions = _Transitions(self, env.observation_space, env.action_space)
         self.observation_space = self._transitions.space(env.observation_space)
         self._shown = self._transitions.nothing(1)
+        self._lost = False  # whether nobody knows where the next step starts
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -56,12 +57,15 @@ class TransitionObservation(
         """Start an episode, of which there is no transition yet."""
         observation, info = self.env.reset(seed=seed, options=options)
         self._shown = self._transitions.first(np.asarray(observation)[None])
+        self._lost = False
         return self._shown[0].copy(), info
 
     def step(self, action: Any) -> tuple[npt.NDArray[np.float32], SupportsFloat, bool, bool, dict[str, Any]]:
         """Step, and show the transition."""
+        lost, self._lost = self._lost, True  # until the step has succeeded
         observation, reward, terminated, truncated, info = self.env.step(action)
-        restarted = np.array([info.get("restarted", False)], dtype=np.bool_)
+        self._lost = False
+        restarted = np.array([lost or info.get("restarted", False)], dtype=np.bool_)
         rewards, observations = np.array([reward]), np.asarray(observation)[None]
         self._shown = self._transitions.next(self._shown, np.asarray(action)[None], rewards, observations, restarted)
         return self._shown[0].copy(), reward, terminated, truncated, info
@@ -142,7 +146,7 @@ class _Transitions:
         num_actions = self._encoding.low.size
         transition[:, :num_actions] = self._encoding(actions)
         transition[:, num_actions] = rewards
-        # Of what is shown, in its precision: integers would wrap around. No step leads over a restart.
+        # Of what is shown, in its precision: integers would wrap around. No step leads over a restart or a failed step.
         change = observation - shown_tm1[:, : self._dim]
         transition[:, num_actions + 1 : -1] = np.where(restarted[:, None], 0.0, change)
         transition[:, -1] = restarted

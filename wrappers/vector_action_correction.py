@@ -103,7 +103,8 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
     def step(self, actions: Any) -> tuple[Floats, Any, Any, Any, dict[str, Any]]:
         """Take the corrected actions in every row."""
         asked = np.asarray(actions)
-        taken, is_open = self._correction.act(self._predict, self._shown[:, : self._dim], asked, self._going())
+        begins = np.where(self._lost[:, None], np.nan, self._shown[:, : self._dim]).astype(self._shown.dtype)
+        taken, is_open = self._correction.act(self._predict, begins, asked, self._going())
         self._asked = asked
         self._is_open = is_open
         shown, rewards, terminations, truncations, infos = super().step(taken if is_open.any() else actions)

@@ -167,11 +167,12 @@ def test_a_step_before_a_reset_is_refused():
         wrap(PENDULUM).step(np.zeros(1, dtype=np.float32))
 
 
-def test_after_a_step_that_failed_half_way_no_false_transition_is_learned_from():
-    env = wrap(PENDULUM, gate=0.0, effect_gate=np.inf)
+@pytest.mark.parametrize("num_envs", [None, 2])
+def test_after_a_step_that_failed_half_way_no_false_transition_is_learned_from(num_envs):
+    env = wrap(PENDULUM, num_envs=num_envs, gate=0.0, effect_gate=np.inf)
     env.reset(seed=0)
-    action = np.ones(1, dtype=np.float32)
-    before = env.step(action)[-1]["correction"]
+    action = np.ones(env.action_space.shape, dtype=np.float32)
+    before = env.step(action)[-1]
     step = env.unwrapped.step
 
     def failing_step(action):
@@ -182,12 +183,17 @@ def test_after_a_step_that_failed_half_way_no_false_transition_is_learned_from()
     with pytest.raises(RuntimeError):
         env.step(action)
     env.unwrapped.step = step
-    unknown, known = (env.step(action)[-1]["correction"] for _ in range(2))
-    assert not unknown["gate_open"]
+    unknown, known = (env.step(action)[-1] for _ in range(2))
+    num_transitions = [info["adaptation"]["num_transitions"] for info in (before, unknown, known)]
+    np.testing.assert_array_equal(num_transitions[1], num_transitions[0])
+    np.testing.assert_array_equal(num_transitions[2], np.add(num_transitions[0], 1))
+    before, unknown, known = (info["correction"] for info in (before, unknown, known))
+    assert not np.any(unknown["gate_open"])
     np.testing.assert_array_equal(unknown["taken"], action)
     for name in ("adapted_error", "reference_error"):
-        assert unknown[name] == before[name] != known[name]
-    assert known["gate_open"]
+        np.testing.assert_array_equal(unknown[name], before[name])
+        assert np.all(unknown[name] != known[name])
+    assert np.all(known["gate_open"])
 
 
 def test_a_new_episode_closes_the_gates_of_its_row_alone():

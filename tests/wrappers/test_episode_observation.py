@@ -241,6 +241,41 @@ def test_the_options_of_the_caller_stay_as_they_are(twins):
     assert mask.tolist() == [True, False, True]
 
 
+class Failing(VectorWrapper):
+    """Steps, and then fails where it is told to."""
+
+    fails = False
+
+    def step(self, actions):
+        result = self.env.step(actions)
+        if self.fails:
+            raise ConnectionError("lost")
+        return result
+
+
+@all_modes
+def test_after_a_step_that_failed_no_false_change_is_shown(mode):
+    env = Failing(gym.make_vec("ssm_metarl/Pendulum-v0", NUM_ENVS, autoreset_mode=mode))
+    vector, single = VectorTransitionObservation(env), TransitionObservation(gym.make("ssm_metarl/Pendulum-v0"))
+    vector.reset(seed=0)
+    single.reset(seed=0)
+    actions = np.ones((NUM_ENVS, 1), dtype=np.float32)
+    vector.step(actions)
+    env.fails = True
+    with pytest.raises(ConnectionError):
+        vector.step(actions)
+    step, single.env.step = single.env.step, lambda action: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        single.step(actions[0])
+    env.fails, single.env.step = False, step
+    for shown in (*vector.step(actions)[0], single.step(actions[0])[0]):
+        assert shown[-1] == 1.0
+        assert not shown[5:-1].any()
+    for shown in (*vector.step(actions)[0], single.step(actions[0])[0]):
+        assert shown[-1] == 0.0
+        assert shown[5:-1].any()
+
+
 @all_twins
 def test_a_reset_that_fails_changes_nothing(twins):
     _, env = make_both(lambda: gym.make("ssm_metarl/CartPole-v0"), twins)
