@@ -39,9 +39,10 @@ from stable_baselines3 import PPO
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssm_metarl_gym.agents import AdaptationConfig, Adapter, DynamicsModel, MetaTrainer
+from ssm_metarl_gym.agents import AdaptationConfig, Adapter, MetaTrainer
 from ssm_metarl_gym.experiments.checks import check_output_file
 from ssm_metarl_gym.experiments.command_line import option, parse_options
+from ssm_metarl_gym.experiments.dynamics_models import make_model
 from ssm_metarl_gym.experiments.measuring import Comparison, compare_in_turns, resident_memory, show_comparisons
 from ssm_metarl_gym.experiments.report import print_markdown
 from ssm_metarl_gym.experiments.runs import find_versions
@@ -86,11 +87,7 @@ class Options:
 def train(env_id: str, adapts: Any, seed: int) -> tuple[MetaTrainer, Adapter]:
     """A meta-trained model, and its adapter."""
     torch.manual_seed(seed)
-    env = gym.make(env_id)
-    width = DynamicsModel.input_dim(env.observation_space, env.action_space)
-    core = nn.Sequential(nn.Linear(width, 64), nn.Tanh(), nn.Linear(64, 32), nn.Tanh())
-    model = DynamicsModel(env.observation_space, env.action_space, core, adapts=adapts)
-    trainer = MetaTrainer(env_id, model, num_streams=META_STREAMS, seed=seed).learn(META_UPDATES)
+    trainer = MetaTrainer(env_id, make_model(env_id, adapts), num_streams=META_STREAMS, seed=seed).learn(META_UPDATES)
     return trainer, Adapter(trainer.model, replace(trainer.adaptation_config(), max_steps_per_call=STEPS))
 
 

@@ -30,12 +30,12 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
-from torch import nn
 
 import ssm_metarl_gym  # noqa: F401 - registers the environments
-from ssm_metarl_gym.agents import Adapter, DynamicsModel, MetaTrainer, RecursiveLeastSquares
+from ssm_metarl_gym.agents import Adapter, MetaTrainer, RecursiveLeastSquares
 from ssm_metarl_gym.experiments.checks import check_output_folder
 from ssm_metarl_gym.experiments.command_line import option, parse_options, refusing
+from ssm_metarl_gym.experiments.dynamics_models import load_weights, make_model, save_weights
 from ssm_metarl_gym.experiments.evaluation import evaluate, returns_of
 from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.report import estimate, format_markdown
@@ -122,14 +122,6 @@ class Case:
     recursive: bool = False
 
 
-def make_model(env_id: str) -> DynamicsModel:
-    """The untrained model of the dynamics, whose last layer adapts."""
-    env = gym.make(env_id)
-    input_dim = DynamicsModel.input_dim(env.observation_space, env.action_space)
-    core = nn.Sequential(nn.Linear(input_dim, 64), nn.Tanh(), nn.Linear(64, 32), nn.Tanh())
-    return DynamicsModel(env.observation_space, env.action_space, core)
-
-
 class Prepared:
     """The policies and models of one family and seed, trained where they are not in the folder yet.
 
@@ -149,8 +141,7 @@ class Prepared:
             self._learn_dynamics(path, reference)
         torch.manual_seed(seed)
         self.trainer = MetaTrainer.load(path, make_model(self.env_id))
-        self.reference = make_model(self.env_id)
-        self.reference.load_state_dict(torch.load(reference, weights_only=True))
+        self.reference = load_weights(self.env_id, reference)
 
     def policy(self, name: str) -> tuple[PPO, Path]:
         """The policy, and the file of the statistics that its observations are normalised with."""
@@ -165,9 +156,7 @@ class Prepared:
         trainer = MetaTrainer(
             self.env_id, make_model(self.env_id), seed=self._seed, num_streams=NUM_STREAMS, inner_steps=INNER_STEPS
         ).learn(META_UPDATES)
-        reference = trainer.reference()
-        with replacing(reference_path) as temporary:
-            torch.save(reference.state_dict(), temporary)
+        save_weights(trainer.reference(), reference_path)
         trainer.save(path)
         self._note("model and reference", time.process_time() - started, NUM_STREAMS * trainer.options.stream_length)
 

@@ -24,12 +24,12 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3 import PPO
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
-from torch import nn
 
 import ssm_metarl_gym  # noqa: F401 - registers the environments
-from ssm_metarl_gym.agents import Adapter, DynamicsModel, MetaTrainer
+from ssm_metarl_gym.agents import Adapter, MetaTrainer
 from ssm_metarl_gym.envs.making import make_rows
 from ssm_metarl_gym.experiments.command_line import option, parse_options
+from ssm_metarl_gym.experiments.dynamics_models import make_model
 from ssm_metarl_gym.experiments.evaluation import evaluate, returns_of
 from ssm_metarl_gym.experiments.report import estimate, print_markdown
 from ssm_metarl_gym.experiments.signals import stoppable
@@ -82,12 +82,8 @@ class Scaled(VecEnvWrapper):
 
 def meta_train(seed: int, options: Options) -> MetaTrainer:
     """A model of the dynamics that was meta-trained to adapt its last layer."""
-    env = gym.make(ENV_ID)
-    width = DynamicsModel.input_dim(env.observation_space, env.action_space)
     torch.manual_seed(seed)
-    core = nn.Sequential(nn.Linear(width, 64), nn.Tanh(), nn.Linear(64, 32), nn.Tanh())
-    model = DynamicsModel(env.observation_space, env.action_space, core)
-    return MetaTrainer(ENV_ID, model, seed=seed, inner_steps=3).learn(options.meta_updates)
+    return MetaTrainer(ENV_ID, make_model(ENV_ID), seed=seed, inner_steps=3).learn(options.meta_updates)
 
 
 def make_env(trainer: MetaTrainer, leave_out: float | None, num_rows: int, **env_kwargs: Any) -> Scaled:

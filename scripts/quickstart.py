@@ -36,13 +36,13 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
-from torch import nn
 
 import ssm_metarl_gym  # noqa: F401 - registers the environments
 from ssm_metarl_gym.agents import Adapter, DynamicsModel, MetaTrainer
 from ssm_metarl_gym.envs.making import make_rows
 from ssm_metarl_gym.experiments.checks import check_output_folder
 from ssm_metarl_gym.experiments.command_line import option, parse_options
+from ssm_metarl_gym.experiments.dynamics_models import load_weights, make_model, save_weights
 from ssm_metarl_gym.experiments.evaluation import Rewards, evaluate, mean_curve, returns_of
 from ssm_metarl_gym.experiments.jobs import Job, add_progress, run_jobs
 from ssm_metarl_gym.experiments.pictures import draw_curves, film, save_film
@@ -50,7 +50,7 @@ from ssm_metarl_gym.experiments.report import estimate, format_markdown
 from ssm_metarl_gym.experiments.runs import Stopwatch, hold_output
 from ssm_metarl_gym.experiments.sb3_training import save_agent
 from ssm_metarl_gym.experiments.signals import stoppable
-from ssm_metarl_gym.files import replacing, write_json
+from ssm_metarl_gym.files import write_json
 from ssm_metarl_gym.wrappers import (
     ActionCorrection,
     OnlineAdaptation,
@@ -163,14 +163,6 @@ def folder_of(env_id: str, options: Options) -> Path:
     return options.output / env_id.removeprefix("ssm_metarl/").removesuffix("-v0")
 
 
-def make_model(env_id: str) -> DynamicsModel:
-    """The untrained model: it adapts its last layer only, so that a step of adaptation is cheap."""
-    env = gym.make(env_id)
-    width = DynamicsModel.input_dim(env.observation_space, env.action_space)
-    core = nn.Sequential(nn.Linear(width, 64), nn.Tanh(), nn.Linear(64, 32), nn.Tanh())
-    return DynamicsModel(env.observation_space, env.action_space, core)
-
-
 def load_trainer(env_id: str, options: Options) -> MetaTrainer:
     """The meta-trained model and how it was trained."""
     return MetaTrainer.load(folder_of(env_id, options) / "dynamics.pt", make_model(env_id))
@@ -178,9 +170,7 @@ def load_trainer(env_id: str, options: Options) -> MetaTrainer:
 
 def load_reference(env_id: str, options: Options) -> DynamicsModel:
     """The model of the nominal physics, which the policy knows."""
-    reference = make_model(env_id)
-    reference.load_state_dict(torch.load(folder_of(env_id, options) / "reference.pt", weights_only=True))
-    return reference
+    return load_weights(env_id, folder_of(env_id, options) / "reference.pt")
 
 
 def uses_model(agent: str) -> bool:
@@ -227,8 +217,7 @@ def meta_train(env_id: str, options: Options) -> float:
     folder = folder_of(env_id, options)
     trainer.save(folder / "dynamics.pt")
     reference = trainer.reference(num_updates=REFERENCE_UPDATES, seed=options.seed)
-    with replacing(folder / "reference.pt") as temporary:
-        torch.save(reference.state_dict(), temporary)
+    save_weights(reference, folder / "reference.pt")
     return stopwatch.read()["cpu_seconds"]
 
 
