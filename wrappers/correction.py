@@ -116,7 +116,7 @@ class Correction:
             kept: ``Bool[N]``, those of them whose trial was not restarted.
         """
         verdict = self._online.verdict
-        kept = kept & ~verdict.outliers
+        kept = kept & ~verdict.doubted
         with torch.no_grad(), np.errstate(invalid="ignore"):
             targets = self._model.targets(observations, next_observations)
             adapted_error, reference_error = (self._predicted - targets).square().mean(-1)
@@ -127,7 +127,7 @@ class Correction:
         self.corrector.learn(now, reference_error.double().numpy(), kept)
         if self.corrector.compares_effects:
             encoded = self._model.encode(observations, taken)
-            self._twin_rows.advance(encoded, self._predicted[1], going, kept, verdict.changes)
+            self._twin_rows.advance(encoded, self._predicted[1], going, kept, verdict)
 
     def seed(self, seed: int | Sequence[int | None] | None, rows: Flags) -> None:
         """Seed what is random in those of these rows ``[N]`` that the seed of a reset is for."""
