@@ -136,7 +136,7 @@ class Case:
     correction: Mapping[str, Any] | None = None
     adaptation: Mapping[str, Any] | None = None
     recursive: bool = False
-    corruption: tuple[Corruption, float] | None = None
+    corruption: tuple[Corruption, float] = ("outliers", 0.0)
 
 
 class Prepared:
@@ -215,14 +215,15 @@ class Prepared:
         )
 
 
-def run_case(case: Case, prepared: Prepared, num_tasks: int, seed: int) -> list[float]:
-    """The return in each task."""
-    envs = gym.make_vec(prepared.env_id, num_envs=num_tasks, autoreset_mode="SameStep", **case.env_kwargs)
+def run_cases(cases: Sequence[Case], prepared: Prepared, num_tasks: int, seed: int) -> list[list[float]]:
+    """The return in each task, of cases that differ in the corruption alone and are stepped together."""
+    case, num_rows = cases[0], len(cases) * num_tasks
+    make = partial(gym.make_vec, prepared.env_id, autoreset_mode="SameStep", **case.env_kwargs)
+    envs, start = make(num_envs=num_rows), make(num_envs=num_tasks)
     if case.correction is not None or case.policy == "predictions":
         model, bounds = prepared.trainer.model, prepared.trainer.adaptation_config()
-        if case.corruption is not None:
-            kind, share = case.corruption
-            model = CorruptedModel(model, envs.single_observation_space, kind=kind, share=share, seed=seed)
+        if len(cases) > 1:
+            model = CorruptedModel(model, envs.single_observation_space, [one.corruption for one in cases], seed=seed)
         adapter = RecursiveLeastSquares(model) if case.recursive else Adapter(model, bounds)
         shows = {"observe_predictions": case.policy == "predictions"}
         envs = VectorOnlineAdaptation(envs, adapter, **shows, **case.adaptation or {})
@@ -231,8 +232,15 @@ def run_case(case: Case, prepared: Prepared, num_tasks: int, seed: int) -> list[
     policy, statistics = prepared.policy(case.policy)
     env = VecNormalize.load(str(statistics), SB3VecEnv(envs))
     env.training = env.norm_reward = False
-    first = TUNING_SEED if case.column in TRAINING else EVALUATION_SEED
-    return returns_of(evaluate(policy, env, seed=first + 1_000 * seed))
+    first = (TUNING_SEED if case.column in TRAINING else EVALUATION_SEED) + 1_000 * seed
+    if len(cases) > 1:
+        # Each case has the tasks and the starts that a case alone draws.
+        start.reset(seed=first)
+        tasks, states = [task.to_dict() for task in start.unwrapped.tasks], start.unwrapped.state
+        starts = [{"task": task, "state": state} for task, state in zip(tasks, states, strict=True)]
+        env.set_options(starts * len(cases))
+    returns = returns_of(evaluate(policy, env, seed=first))
+    return [returns[i : i + num_tasks] for i in range(0, num_rows, num_tasks)]
 
 
 def main_cases() -> Iterator[Case]:
@@ -280,13 +288,12 @@ def corruption_cases() -> Iterator[Case]:
         for column in ("interpolation", "extrapolation", "switch"):
             case = partial(Case, "corruption", family, column=column, env_kwargs=HELD_OUT[column])
             yield case("as it is")
-            # A model that waits for more transitions than an episode has is never adapted.
-            yield case("frozen predictions", policy="predictions", adaptation={"window": 201, "warmup": 201})
             for name, acting in CORRUPTED.items():
                 yield case(name, **acting)
-            for share, kind in itertools.product(SHARES, get_args(Corruption)):
-                for name, acting in CORRUPTED.items():
+                for share, kind in itertools.product(SHARES, get_args(Corruption)):
                     yield case(f"{name}, {share:.0%} {kind}", corruption=(kind, share), **acting)
+            # A model that waits for more transitions than an episode has is never adapted.
+            yield case("frozen predictions", policy="predictions", adaptation={"window": 201, "warmup": 201})
 
 
 CASES: dict[str, Callable[[], Iterator[Case]]] = {
@@ -302,18 +309,23 @@ def run_study(study: str, options: Options, records: Records) -> None:
     prepared: dict[tuple[str, int], Prepared] = {}
     rows = list(dict.fromkeys(case.row for case in CASES[study]()))
     cases = sorted(CASES[study](), key=lambda case: rows.index(case.row))
-    for case, seed in ((case, seed) for case in cases for seed in range(options.seeds)):
-        key = {"study": study, "family": case.family, "row": case.row, "column": case.column, "seed": seed}
-        key["num_tasks"] = options.num_tasks
-        if records.find(**key):
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        groups.setdefault(repr(replace(case, row="", corruption=("outliers", 0.0))), []).append(case)
+    for group, seed in itertools.product(groups.values(), range(options.seeds)):
+        family, column, policy = group[0].family, group[0].column, group[0].policy
+        key = {"study": study, "family": family, "column": column, "seed": seed, "num_tasks": options.num_tasks}
+        if all(records.find(**key, row=case.row) for case in group):
             continue
-        if (case.family, seed) not in prepared:
-            prepared[case.family, seed] = Prepared(options.output, case.family, seed, records)
-        prepared[case.family, seed].policy(case.policy)  # so that its training is not in the seconds
+        if (family, seed) not in prepared:
+            prepared[family, seed] = Prepared(options.output, family, seed, records)
+        prepared[family, seed].policy(policy)  # so that its training is not in the seconds
         started = time.process_time()
-        returns = run_case(case, prepared[case.family, seed], options.num_tasks, seed)
-        records.add(**key, cpu_seconds=time.process_time() - started, returns=np.round(returns, 3).tolist())
-        print(f"{study}, {case.family}, {case.row}, {case.column}, seed {seed}: {np.mean(returns):.1f}", flush=True)
+        returns = run_cases(group, prepared[family, seed], options.num_tasks, seed)
+        seconds = (time.process_time() - started) / len(group)
+        for case, own in zip(group, returns, strict=True):
+            records.add(**key, row=case.row, cpu_seconds=seconds, returns=np.round(own, 3).tolist())
+            print(f"{study}, {family}, {case.row}, {column}, seed {seed}: {np.mean(own):.1f}", flush=True)
 
 
 def show(study: str, options: Options, records: Records) -> None:

@@ -1,6 +1,7 @@
 """Transitions as a sensor logs them that fails now and then, for what adapts to them."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -30,14 +31,14 @@ class CorruptedModel(DynamicsModel):
     - ``"late"``: the change of the step before, as of a sensor that lags.
 
     Example:
-        >>> model = CorruptedModel(trainer.model, env.observation_space, kind="NaN", share=0.1, seed=0)
+        >>> model = CorruptedModel(trainer.model, envs.single_observation_space, [("NaN", 0.1), ("late", 0.1)], seed=0)
         >>> env = VectorOnlineAdaptation(envs, Adapter(model, trainer.adaptation_config()))
 
     Args:
         model: The model.
         observation_space: The space of the observations that it was made for.
-        kind: How changes are corrupted.
-        share: The share of them, in [0, 1].
+        corruptions: How changes are corrupted, and the share of them, in [0, 1]. Of C corruptions the first one is
+            that of the first C-th of the rows, and so on.
         seed: Seeds which ones.
 
     Raises:
@@ -45,13 +46,19 @@ class CorruptedModel(DynamicsModel):
     """
 
     def __init__(
-        self, model: DynamicsModel, observation_space: spaces.Space[Any], *, kind: Corruption, share: float, seed: int
+        self,
+        model: DynamicsModel,
+        observation_space: spaces.Space[Any],
+        corruptions: Sequence[tuple[Corruption, float]],
+        *,
+        seed: int,
     ) -> None:
-        check_choice("kind", kind, get_args(Corruption))
-        check_number("share", share, ("a number in [0, 1]", lambda value: 0.0 <= value <= 1.0))
+        for kind, share in corruptions:
+            check_choice("the kind of corruption", kind, get_args(Corruption))
+            check_number("the share", share, ("a number in [0, 1]", lambda value: 0.0 <= value <= 1.0))
         super().__init__(observation_space, model.action_space, copy.deepcopy(model.core), adapts=model.adapts)
         self.load_state_dict(model.state_dict())
-        self._kind, self._share = kind, share
+        self._corruptions = list(corruptions)
         self._rng = np.random.default_rng(seed_sequence(seed, "corruption"))
         self._previous: Tensor | None = None  # the true changes of the step before
         self._given: Tensor | None = None
@@ -61,13 +68,14 @@ class CorruptedModel(DynamicsModel):
         true = super().targets(observations, next_observations)
         # The adaptation and the correction around it ask of the same step, and are told the same.
         if self._given is None or self._previous is None or not torch.equal(true, self._previous):
-            fails = torch.as_tensor(self._rng.random(len(true)) < self._share)
-            self._given = torch.where(fails[:, None], self._corrupt(true), true)
-            self._previous = true
+            before = true if self._previous is None else self._previous
+            parts = (changes.tensor_split(len(self._corruptions)) for changes in (true, before))
+            corrupted = (self._corrupt(*part) for part in zip(self._corruptions, *parts, strict=True))
+            self._given, self._previous = torch.cat(list(corrupted)), true
         return self._given.clone()
 
-    def _corrupt(self, true: Tensor) -> Tensor:
-        if self._kind == "late":
-            return true if self._previous is None else self._previous
-        factor = {"outliers": 100.0, "NaN": torch.nan, "stuck": 0.0}[self._kind]
-        return factor * true
+    def _corrupt(self, corruption: tuple[Corruption, float], true: Tensor, before: Tensor) -> Tensor:
+        kind, share = corruption
+        fails = torch.as_tensor(self._rng.random(len(true)) < share)
+        wrong = before if kind == "late" else {"outliers": 100.0, "NaN": torch.nan, "stuck": 0.0}[kind] * true
+        return torch.where(fails[:, None], wrong, true)
