@@ -88,6 +88,11 @@ def test_the_public_names_are_these_and_all_documented(module):
         assert not documentation.startswith(f"{name}(")  # what a dataclass writes where nobody did
 
 
+def test_the_citation_names_the_version(checkout):
+    citation = (checkout / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {ssm_metarl_gym.__version__}\n" in citation
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(AttributeError, match="module 'ssm_metarl_gym' has no attribute 'agent'"):
         _ = ssm_metarl_gym.agent
