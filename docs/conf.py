@@ -33,7 +33,7 @@ autodoc_typehints = "none"  # docstrings give shapes and units, which types do n
 napoleon_use_ivar = True  # what is a property, too, is described once
 napoleon_use_rtype = False
 
-# What a page may name in passing becomes a link: our own names to the reference, those of others to their documentation.
+# What a page names becomes a link: our own names to the reference, those of others to their documentation.
 _SB3: Final = "https://stable-baselines3.readthedocs.io/en/master"
 _GYMNASIUM: Final = "https://gymnasium.farama.org"
 _TORCH: Final = "https://docs.pytorch.org/docs/stable/generated"
@@ -144,8 +144,16 @@ def link_base(app: Sphinx, env: Any, node: pending_xref, content: nodes.Node) ->
     return reference
 
 
+def read_headings(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Headings in docstrings of environments, which are Markdown as those of Gymnasium's are."""
+    lines[:] = [
+        part for line in lines for part in ([f".. rubric:: {line[3:]}", ""] if line.startswith("## ") else [line])
+    ]
+
+
 def setup(app: Sphinx) -> None:
     """Sphinx calls it."""
     app.add_post_transform(LinkNames)
     app.connect("source-read", read_source)
     app.connect("missing-reference", link_base)
+    app.connect("autodoc-process-docstring", read_headings)
