@@ -26,6 +26,7 @@ release = version = ssm_metarl_gym.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
+html_show_sourcelink = False
 html_title = f"{project} {release}"
 myst_heading_anchors = 4
 autodoc_default_options = {"members": True, "show-inheritance": True, "member-order": "bysource"}
