@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
     end_on_signals()
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -132,25 +133,21 @@ def train_further(kept: Kept, task: Mapping[str, float], target: float, seed: in
         model.learn(INTERVAL, reset_num_timesteps=False)
 
 
-def run_seed(seed: int, options: Options, records: Records) -> None:
+def run_row(row: str, column: str, kept: Kept, seed: int, options: Options, records: Records) -> None:
     """Measure what is not in the records yet."""
-    kept = prepare(seed, options, records)
-    for column, task in COLUMNS.items():
-        means = []
-        for row in ROWS:
-            key = {"row": row, "column": column, "seed": seed, "num_episodes": options.num_episodes}
-            if not records.find(**key):
-                started = time.process_time()
-                if row == "trained further":
-                    target = max(means) - 0.01 * abs(max(means))
-                    result = train_further(kept, task, target, seed, options)
-                else:
-                    policy = SAC.load(kept.policy_path, device="cpu")
-                    found = measure(policy, task, seed, options, kept if row == "corrected" else None)
-                    result = {"returns": np.round(found, 3).tolist(), "steps": 0, "reached": True}
-                records.add(**key, **result, cpu_seconds=time.process_time() - started)
-            means.append(float(np.mean(records.find(**key)[0]["returns"])))
-            print(f"{column}, {row}, seed {seed}: {means[-1]:.1f}", flush=True)
+    key = {"column": column, "seed": seed, "num_episodes": options.num_episodes}
+    if records.find(row=row, **key):
+        return
+    started, task = time.process_time(), COLUMNS[column]
+    if row == "trained further":
+        best = max(np.mean(records.find(row=name, **key)[0]["returns"]) for name in ROWS[:2])
+        result = train_further(kept, task, best - 0.01 * abs(best), seed, options)
+    else:
+        policy = SAC.load(kept.policy_path, device="cpu")
+        returns = measure(policy, task, seed, options, kept if row == "corrected" else None)
+        result = {"returns": np.round(returns, 3).tolist(), "steps": 0, "reached": True}
+    records.add(row=row, **key, **result, cpu_seconds=time.process_time() - started)
+    print(f"{column}, {row}, seed {seed}: {np.mean(result['returns']):.1f}", flush=True)
 
 
 def show(options: Options, records: Records) -> None:
@@ -160,7 +157,8 @@ def show(options: Options, records: Records) -> None:
         cells = []
         for column in COLUMNS:
             lines = records.find(row=row, column=column, num_episodes=options.num_episodes)
-            cells.append(f"{estimate([line['returns'] for line in lines if line['seed'] < options.seeds], 0):.1f}")
+            returns = [line["returns"] for line in lines if line["seed"] < options.seeds]
+            cells.append(f"{estimate(returns, 0):.1f}" if returns else "")
         rows.append([row, *cells])
     cells = []
     for column in COLUMNS:
@@ -185,8 +183,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with hold_output(options.output):
         with refusing():
             records = Records(options.output / "runs.jsonl")
-        for seed in range(options.seeds):
-            run_seed(seed, options, records)
+        kept = {seed: prepare(seed, options, records) for seed in range(options.seeds)}
+        # What takes no training first.
+        for row, column, seed in itertools.product(ROWS, reversed(COLUMNS), kept):
+            run_row(row, column, kept[seed], seed, options, records)
         show(options, records)
 
 
