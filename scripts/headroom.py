@@ -169,6 +169,11 @@ CONTROLLERS = {
     "AntDir": gait(8),
     "HopperParams": feedback(11, 3),
     "Walker2dParams": feedback(17, 6),
+    "ReacherActuators": feedback(10, 2),
+    "HalfCheetahActuators": gait(6),
+    "AntActuators": gait(8),
+    "HopperActuators": feedback(11, 3),
+    "Walker2dActuators": feedback(17, 6),
 }
 
 

@@ -60,6 +60,11 @@ _REGISTRATIONS: dict[str, tuple[tuple[str, str | None], int | None, float | None
     "AntDir": (("mujoco:TaskAntDirEnv", None), 200, None, {}),
     "HopperParams": (("mujoco:TaskHopperEnv", None), 200, None, {}),
     "Walker2dParams": (("mujoco:TaskWalker2dEnv", None), 200, None, {}),
+    "ReacherActuators": (("mujoco_actuators:TaskReacherActuatorsEnv", None), 50, None, {}),
+    "HalfCheetahActuators": (("mujoco_actuators:TaskHalfCheetahActuatorsEnv", None), 400, None, {}),
+    "AntActuators": (("mujoco_actuators:TaskAntActuatorsEnv", None), 400, None, {}),
+    "HopperActuators": (("mujoco_actuators:TaskHopperActuatorsEnv", None), 400, None, {}),
+    "Walker2dActuators": (("mujoco_actuators:TaskWalker2dActuatorsEnv", None), 400, None, {}),
     # A probe ends by itself, after as many steps as its arguments say: hence no time limit.
     "RepeatObservation": (_REPEAT, None, 0.9, {}),
 }

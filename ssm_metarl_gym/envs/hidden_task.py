@@ -80,7 +80,7 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
         self._family = parse_family(family, self.task_type)
         self._distribution = self._family.distribution(split)
         self._split = split
-        self._switch = check_switch(switch, self.task_type)
+        self._switch = self._check_switch(switch)
         self._context = shown_parameters(self._family, context, switch)
         self._fixed_task = None if task is None else self._parse_task(task)
         self._task_rng: np.random.Generator | None = None
@@ -102,6 +102,10 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
                 check_choice(f"a TaskParameter of {cls.__name__}", name, cls.task_type.parameter_names())
                 if name in kwargs:
                     raise ValueError(f"{name} is set by the task; got {name}={shown(kwargs[name])}. Give task={{...}}.")
+
+    def _check_switch(self, switch: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The switch that a user gave, an empty dictionary for None."""
+        return check_switch(switch, self.task_type)
 
     @property
     def task(self) -> SomeTask:
@@ -143,7 +147,7 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
         return super().reset(options=start or None)
 
     def step(self, action: Any) -> tuple[npt.NDArray[Any], float, bool, bool, dict[str, Any]]:
-        """Step with the present task, then flip its sign where a switch is due."""
+        """Step with the present task, then change it where a switch is due."""
         observation, reward, terminated, truncated, info = super().step(action)
         self._end_step()
         return self._observe(observation), float(reward), terminated, truncated, info | self._info()
@@ -172,21 +176,25 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
         self._steps_to_switch = self._draw_switch(first=True)
 
     def _draw_switch(self, *, first: bool) -> int | None:
-        """The number of steps until the sign flips, or None where it does not flip any more."""
+        """The number of steps until the task changes, or None where it does not change any more."""
         if "probability" in self._switch and self._switch["probability"] > 0.0:
             rng = cast("np.random.Generator", self._switch_rng)
             return int(rng.geometric(self._switch["probability"]))
         return int(self._switch["step"]) if first and "step" in self._switch else None
 
     def _end_step(self) -> None:
-        """Flip the sign where a switch is due, so that ``task`` is always the one of the next step."""
+        """Change the task where a switch is due, so that ``task`` is always the one of the next step."""
         if self._steps_to_switch is None:
             return
         self._steps_to_switch -= 1
         if self._steps_to_switch == 0:
-            sign = self.task_type.signs[0]
-            self.task = replace(self._task, **{sign: -getattr(self._task, sign)})
+            self.task = self._task_after_switch()
             self._steps_to_switch = self._draw_switch(first=False)
+
+    def _task_after_switch(self) -> SomeTask:
+        """The present task with its sign flipped."""
+        sign = self.task_type.signs[0]
+        return replace(self._task, **{sign: -getattr(self._task, sign)})
 
     def render(self) -> Any:
         """Gymnasium's picture of the physics, with the hidden task as a caption."""
@@ -278,7 +286,7 @@ def shown_parameters(family: TaskFamily, context: str, switch: Mapping[str, Any]
     if context == "hidden":
         return None
     # Whoever is told the parameters must see the sign flip, even in a family where it does not vary.
-    flips: dict[str, Marginal] = {family.task_type.signs[0]: Choice(-1, 1)} if switch else {}
+    flips: dict[str, Marginal] = dict.fromkeys(family.task_type.signs[:1], Choice(-1, 1)) if switch else {}
     return TaskDistribution(family.task_type, family.train.parameters | flips)
 
 

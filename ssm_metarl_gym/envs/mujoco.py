@@ -12,19 +12,8 @@ import numpy.typing as npt
 from ssm_metarl_gym.checks import as_array, shown
 from ssm_metarl_gym.envs.arguments import Family, SomeTask, check_reset_options
 from ssm_metarl_gym.envs.hidden_task import HiddenTask
+from ssm_metarl_gym.envs.mujoco_imports import AntEnv, HalfCheetahEnv, HopperEnv, Walker2dEnv, mujoco
 from ssm_metarl_gym.tasks.mujoco import AntDirTask, HalfCheetahDirTask, HalfCheetahVelTask, HopperTask, Walker2dTask
-
-try:
-    import gymnasium.envs.mujoco.mujoco_rendering  # or the first constructor fails without saying what to install
-    import mujoco
-    from gymnasium.envs.mujoco.ant_v5 import AntEnv
-    from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
-    from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
-    from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv
-except (ImportError, gym.error.DependencyNotInstalled) as error:
-    raise gym.error.DependencyNotInstalled(
-        'the HalfCheetah, Ant, Hopper and Walker2d families need MuJoCo; run `pip install "ssm-metarl-gym[mujoco]"`.'
-    ) from error
 
 __all__ = ["TaskAntDirEnv", "TaskHalfCheetahDirEnv", "TaskHalfCheetahVelEnv", "TaskHopperEnv", "TaskWalker2dEnv"]
 
@@ -40,14 +29,15 @@ _QUANTITIES: Final[dict[str, tuple[str, Callable[[Any, str], int]]]] = {
 
 
 class MujocoHiddenTask(HiddenTask[SomeTask]):
-    """A hidden task in one of Gymnasium's MuJoCo environments: what the five families share.
+    """A hidden task in one of Gymnasium's MuJoCo environments: what all of these families share.
 
     ## Action and observation space
     Those of Gymnasium's environment; with ``context="visible"`` the parameters that vary in the family follow the
     observation, scaled to [-1, 1] over the training range (multipliers: their logarithms).
 
     ## Episode end
-    The time limit of 200 steps, as in PEARL's code; termination as in Gymnasium's environment.
+    The time limit (of the families of MAML, ProMP and PEARL 200 steps, as in PEARL's code); termination as in
+    Gymnasium's environment.
 
     ## Arguments
     * ``family``: the distributions of the tasks, by name or as :class:`HiddenTask` takes them.

@@ -11,11 +11,10 @@ import numpy.typing as npt
 
 from ssm_metarl_gym.checks import check_choice, check_generator, check_integer, shown
 from ssm_metarl_gym.tasks.distributions import Distribution, register_kind
-from ssm_metarl_gym.tasks.families import TaskFamily
 from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Marginal, Uniform, marginal_from_dict
 from ssm_metarl_gym.tasks.task import Task, TaskBatch
 
-__all__ = ["LARGEST_DELAY", "ActuatorDistribution", "ActuatorTask", "actuator_family", "actuator_task_type"]
+__all__ = ["LARGEST_DELAY", "ActuatorDistribution", "ActuatorTask", "actuator_task_type"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -280,27 +279,3 @@ def _from_numbers(data: Mapping[str, Any]) -> ActuatorDistribution:
 
 
 register_kind("actuators", _from_numbers)
-
-
-def actuator_family(
-    num_motors: int,
-    *,
-    gain: Marginal = Uniform((0.6, 1.4)),  # noqa: B008 - a frozen value
-    extrapolation_gain: Marginal = Choice(0.4, 1.7),  # noqa: B008 - a frozen value
-    **others: Any,
-) -> TaskFamily:
-    """The family of maps that differ in their gains alone between training and extrapolation.
-
-    Args:
-        num_motors: Number of motors d.
-        gain: The gains of training and interpolation.
-        extrapolation_gain: The gains of extrapolation, all of them outside.
-        **others: The other fields of an :class:`ActuatorDistribution`, which all splits have.
-
-    Raises:
-        ValueError: An argument has no valid value.
-    """
-    return TaskFamily(
-        ActuatorDistribution(num_motors, gain=gain, **others),
-        ActuatorDistribution(num_motors, gain=extrapolation_gain, **others),
-    )

@@ -9,6 +9,7 @@ import numpy as np
 
 from ssm_metarl_gym.checks import check_choice, shown
 from ssm_metarl_gym.seeding import seed_sequence
+from ssm_metarl_gym.tasks.actuators import ActuatorDistribution
 from ssm_metarl_gym.tasks.classic import CartPoleTask, PendulumTask, PointNavigationTask
 from ssm_metarl_gym.tasks.distributions import Distribution, TaskDistribution, TaskSet, distribution_from_dict
 from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Marginal, Uniform
@@ -22,7 +23,7 @@ from ssm_metarl_gym.tasks.mujoco import (
 )
 from ssm_metarl_gym.tasks.task import Task
 
-__all__ = ["FAMILIES", "SPLITS", "TaskFamily", "parse_family"]
+__all__ = ["FAMILIES", "SPLITS", "TaskFamily", "actuator_family", "parse_family"]
 
 SPLITS: Final = ("train", "interpolation", "extrapolation")
 
@@ -123,6 +124,30 @@ def parse_family(family: Any, task_type: type[Task]) -> TaskFamily:
     return family
 
 
+def actuator_family(
+    num_motors: int,
+    *,
+    gain: Marginal = Uniform((0.6, 1.4)),  # noqa: B008 - a frozen value
+    extrapolation_gain: Marginal = Choice(0.4, 1.7),  # noqa: B008 - a frozen value
+    **others: Any,
+) -> TaskFamily:
+    """The family of maps that differ in their gains alone between training and extrapolation.
+
+    Args:
+        num_motors: Number of motors d.
+        gain: The gains of training and interpolation.
+        extrapolation_gain: The gains of extrapolation, all of them outside.
+        **others: The other fields of an :class:`ActuatorDistribution`, which all splits have.
+
+    Raises:
+        ValueError: An argument has no valid value.
+    """
+    return TaskFamily(
+        ActuatorDistribution(num_motors, gain=gain, **others),
+        ActuatorDistribution(num_motors, gain=extrapolation_gain, **others),
+    )
+
+
 def _family(
     task_type: type[Task], train: dict[str, Marginal], extrapolation: dict[str, Marginal], **shared: Marginal
 ) -> TaskFamily:
@@ -175,4 +200,10 @@ FAMILIES: Final[dict[str, TaskFamily]] = {
     "AntDir": TaskFamily(TaskDistribution(AntDirTask, {"direction": Uniform((0, 2 * math.pi))})),
     "HopperParams": _multipliers(HopperTask),
     "Walker2dParams": _multipliers(Walker2dTask),
+    # The motors of Gymnasium's robots, reversed, weak or strong, in Reacher swapped too: this project's.
+    "ReacherActuators": actuator_family(2, permutation=True),
+    "HalfCheetahActuators": actuator_family(6),
+    "AntActuators": actuator_family(8),
+    "HopperActuators": actuator_family(3),
+    "Walker2dActuators": actuator_family(6),
 }

@@ -40,6 +40,8 @@ CLASSES = {
 }
 # These need MuJoCo, and have tests of their own.
 MUJOCO = {name: (200, {}) for name in ("AntDir", "HalfCheetahDir", "HalfCheetahVel", "HopperParams", "Walker2dParams")}
+MUJOCO |= {f"{name}Actuators": (400, {}) for name in ("Ant", "HalfCheetah", "Hopper", "Walker2d")}
+MUJOCO |= {"ReacherActuators": (50, {})}
 # A probe is no family: it has no tasks, and ends by itself. It has tests of its own, too.
 PROBE = "ssm_metarl/RepeatObservation-v0"
 # Of one family of each class, the one that can do most: the others are the same class with other defaults.
