@@ -45,6 +45,8 @@ LINES = {
         f"--rows {HUGE}",
         "--sb3-rows 0",
         "--families HopperParams-v0",
+        "--mujoco-families CartPole-v0",
+        "--mujoco-rows 0",
         "--memory-steps 7",
         "--seed -1",
         "positional",
