@@ -19,7 +19,7 @@ from ssm_metarl_gym.checks import Rule, check_fields
 from ssm_metarl_gym.seeding import seed_sequence
 from ssm_metarl_gym.wrappers.corrector import Corrector, Flags, Predict
 
-__all__ = ["MAP_OPTIONS", "MapCorrector", "MapEstimates", "deviation", "undo_maps"]
+__all__ = ["MAP_OPTIONS", "MapCorrector", "MapEstimates", "undo_maps"]
 
 MAP_OPTIONS: Final = ("map_gate", "exploration")  # beside those of Corrector
 _KNOWN_VARIANCE: Final = 0.05  # of an entry of a map, on average: below it, there is nothing to explore
@@ -36,29 +36,34 @@ class MapEstimates:
     Attributes:
         maps: A, ``Float64[N A A]``.
         covariance: Of their entries, row by row of a map, ``Float64[N A*A A*A]``; None where an adapter knows none.
+        belief_in_source: How probable it is that the map is that of the source, ``Float64[N]``; None likewise.
     """
 
     maps: Tensor
-    covariance: Tensor | None
+    covariance: Tensor | None = None
+    belief_in_source: Tensor | None = None
 
     @classmethod
     def of(cls, adapter: Adapter | AdapterRows) -> "MapEstimates":
         """Those of an adapter of a model with an action map, for its one row or its many."""
         if isinstance(adapter, AdapterRows):
-            state = adapter.state if isinstance(adapter, RecursiveRows) else None
-            covariance = state.covariance if isinstance(state, KalmanState) else None
-            return cls(adapter.weights()["action_map"].double(), covariance)
-        covariance = adapter.covariance[None] if isinstance(adapter, KalmanAdapter) else None
-        return cls(cast("DynamicsModel", adapter.model).action_map.detach()[None].double(), covariance)
+            maps = adapter.weights()["action_map"]
+            filtered: Any = adapter.adapter if isinstance(adapter, RecursiveRows) else None
+        else:
+            maps, filtered = cast("DynamicsModel", adapter.model).action_map.detach()[None], adapter
+        if not isinstance(filtered, KalmanAdapter):
+            return cls(maps.double())
+        state = cast("KalmanState", cast("Any", adapter).state)
+        return cls(maps.double(), state.covariance, filtered.belief_in_source(state))
 
 
 class MapCorrector(Corrector):
     """Finds the actions whose effect through the map of now is that of the asked ones through the map of the reference.
 
     No model is asked for it: ``argmin_u |A u - A_reference u_asked|^2 + regularisation |u|^2``, in half ranges, within
-    the bounds. Where the adapter knows how sure it is of A, the gate is open while A deviates from that of the
-    reference significantly, and as long as A is known badly, noise explores what the actions do. (To explore only
-    what is not known: Feldbaum 1960, "Dual control theory".)
+    the bounds. A filter knows how probable it is that A is that of its source, and the gate is open while the odds are
+    against it; as long as A is known badly, noise explores what the actions do. (To explore only what is not known:
+    Feldbaum 1960, "Dual control theory".)
 
     Args:
         adapter: What adapts the maps: its only row or its many are those that are corrected.
@@ -90,6 +95,7 @@ class MapCorrector(Corrector):
         check_fields(self, _RULES)
         self._adapter = adapter
         self._source = reference.action_map.detach().double()  # A A
+        self._knows_another_map = not torch.equal(MapEstimates.of(adapter).maps[0], self._source)
         self._rngs = [np.random.default_rng() for _ in range(num_rows)]
 
     @property
@@ -102,18 +108,19 @@ class MapCorrector(Corrector):
         self._rngs[row] = np.random.default_rng(seed_sequence(seed, "exploration"))
 
     def is_open(self) -> Flags:
-        """The rows ``[N]`` whose actions are corrected: those whose map differs from that of the reference for sure.
+        """The rows ``[N]`` whose actions are corrected: those where another map than that of the source is believed in.
 
-        Without a covariance, those where the physics differ: the model predicts better than the reference. None where
-        either gate is inf.
+        All of them where the policy knows another map than that of the source. Without a filter, those where the
+        physics differ: the model predicts better than the reference. None where either gate is inf.
         """
-        estimates = MapEstimates.of(self._adapter)
-        if estimates.covariance is None:
+        unchanged = MapEstimates.of(self._adapter).belief_in_source
+        if unchanged is None:
             return super().is_open()
-        if self.gate == math.inf:
-            return np.zeros(len(estimates.maps), dtype=np.bool_)
-        offsets = (estimates.maps - self._source).flatten(1)
-        is_open: Flags = (deviation(offsets, estimates.covariance) > self.map_gate).numpy()
+        if math.inf in (self.gate, self.map_gate):
+            return np.zeros(len(unchanged), dtype=np.bool_)
+        if self._knows_another_map:
+            return np.ones(len(unchanged), dtype=np.bool_)
+        is_open: Flags = (1.0 - unchanged >= self.map_gate * unchanged).numpy()
         return is_open
 
     def correct(
@@ -158,18 +165,3 @@ def undo_maps(maps: Tensor, wanted: Tensor, low: Tensor, high: Tensor, regularis
     normal = b_map.mT @ b_map + regularisation * torch.eye(len(half), dtype=maps.dtype)
     v: Tensor = torch.linalg.lstsq(normal, b_map.mT @ b[..., None]).solution[..., 0]
     return middle + half * v.clamp(-1.0, 1.0)
-
-
-def deviation(offsets: Tensor, covariance: Tensor) -> Tensor:
-    """``d' P^-1 d / W`` ``Float64[N]``, the squared offsets in units of their uncertainty, the mean over the entries.
-
-    Args:
-        offsets: d, ``Float64[N W]``.
-        covariance: P, ``Float64[N W W]``.
-
-    Returns:
-        NaN in a row whose P is not positive definite.
-    """
-    factor, failed = torch.linalg.cholesky_ex(covariance)
-    whitened = torch.linalg.solve_triangular(factor, offsets[..., None], upper=False)[..., 0]
-    return torch.where(failed == 0, whitened.square().mean(dim=1), torch.nan)

@@ -181,6 +181,19 @@ class DynamicsModel(nn.Module):
         return centre[:, 0], (slopes.mT[..., None] * actions[:, None, None]).flatten(2)
 
     @property
+    def hypotheses(self) -> Tensor:
+        """What may be the matter with an action map A, as relative variances of its entries, ``Float[3 A * A]``.
+
+        Nothing; or each motor has a sign and a gain of its own, where one that is reversed lies within a standard
+        deviation; or they are swapped or mixed in any way, as a random rotation does, whose entries have the variance
+        1 / A. Most motors that are not as they were obey their own action still, and to see this takes a transition or
+        two, where it takes A of them to see any mix.
+        """
+        num_actions = len(self.action_map)
+        own, mixed = torch.eye(num_actions), torch.full((num_actions, num_actions), 1.0 / num_actions)
+        return torch.stack([0.0 * own, 4.0 * own, mixed.fill_diagonal_(1.0)]).flatten(1)
+
+    @property
     def adapted_network(self) -> nn.Module | None:
         """All that ``forward`` computes, as a network: head, or core and head; None for an action map.
 

@@ -7,7 +7,13 @@ from gymnasium import spaces
 from torch import nn
 
 from ssm_metarl_gym.agents import DynamicsModel, KalmanAdapter
-from ssm_metarl_gym.agents.adaptation.kalman import kalman_predict, kalman_update, normalised_innovation, whiten
+from ssm_metarl_gym.agents.adaptation.kalman import (
+    kalman_predict,
+    kalman_update,
+    normalised_innovation,
+    robust_size,
+    whiten,
+)
 
 MSE = nn.MSELoss()
 
@@ -62,7 +68,7 @@ class TestClosedForm:
         mean = source + covariance @ (h.T @ (precision * (y - h @ source)))
         torch.testing.assert_close(model.w.detach(), mean)
         torch.testing.assert_close(adapter.variance["w"], covariance.diagonal())
-        torch.testing.assert_close(adapter.state_dict()["filter"]["covariance"][0], covariance)
+        torch.testing.assert_close(adapter.covariance, covariance)
 
     def test_with_process_noise_it_is_the_posterior_of_the_moving_weights(self):
         model = Linear(SOURCE, NOISE)
@@ -82,7 +88,7 @@ class TestClosedForm:
         unexplained = targets.flatten() - h @ source.repeat(num_rows)
         offset, covariance = posterior(joint, h, unexplained, torch.tensor(NOISE, dtype=torch.float64).repeat(num_rows))
         torch.testing.assert_close(model.w.detach(), source + offset[-3:])
-        torch.testing.assert_close(adapter.state_dict()["filter"]["covariance"][0], covariance[-3:, -3:])
+        torch.testing.assert_close(adapter.covariance, covariance[-3:, -3:])
 
     def test_the_functions_on_many_rows(self):
         generator = torch.Generator().manual_seed(0)
@@ -90,7 +96,7 @@ class TestClosedForm:
         mean, v = torch.randn(4, 3, generator=generator).double(), torch.randn(4, 2, generator=generator).double()
         noise = torch.tensor([0.5, 2.0]).double()
         covariance = root @ root.mT
-        whitened = whiten(covariance, v, h, noise)
+        whitened, log_volume = whiten(covariance, v, h, noise)
         new_mean, new_covariance = kalman_update(mean, covariance, whitened)
         for row in range(4):
             offset, expected = posterior(covariance[row], h[row], v[row], noise)
@@ -100,18 +106,20 @@ class TestClosedForm:
             assert normalised_innovation(whitened)[row].item() == pytest.approx(
                 (v[row] @ torch.linalg.inv(s) @ v[row]).item() / 2.0
             )
+            assert log_volume[row].item() == pytest.approx(torch.logdet(s).item())
         assert torch.equal(new_covariance, new_covariance.mT)
 
     def test_the_prior_stays_the_prior_where_nothing_is_seen(self):
         source = torch.tensor([1.0, 2.0]).double()
         mean, covariance = torch.tensor([[3.0, -1.0]]).double(), torch.tensor([[[0.1, 0.05], [0.05, 0.2]]]).double()
-        once = kalman_predict(mean, covariance, source, 2.0, 0.5)
+        prior = 2.0 * torch.eye(2).double()
+        once = kalman_predict(mean, covariance, source, prior, 0.25)
         torch.testing.assert_close(once[0], source + 0.75**0.5 * torch.tensor([[2.0, -3.0]]).double())
         torch.testing.assert_close(once[1], torch.tensor([[[0.575, 0.0375], [0.0375, 0.65]]]).double())
         for _ in range(200):
-            mean, covariance = kalman_predict(mean, covariance, source, 2.0, 0.5)
+            mean, covariance = kalman_predict(mean, covariance, source, prior, 0.25)
         torch.testing.assert_close(mean, source[None])
-        torch.testing.assert_close(covariance, 2.0 * torch.eye(2).double()[None])
+        torch.testing.assert_close(covariance, prior[None])
 
     def test_variance_that_is_not_seen_never_exceeds_the_prior(self):
         adapter = KalmanAdapter(Linear(SOURCE, NOISE), process_noise=0.2, trust_region_eps=math.inf)
@@ -177,6 +185,16 @@ class TestSurprises:
         assert adapter.model.w.item() > 2.6
         assert adapter.stats.covariance_resets == 1
 
+    def test_what_other_parameters_would_explain_is_a_change_at_once(self):
+        # Two targets of one weight: 4 in both is another weight, 4 and -4 are of none.
+        for second, is_change in ((4.0, True), (-4.0, False)):
+            adapter = KalmanAdapter(Linear([0.0], [0.01, 0.01]), process_noise=0.0, trust_region_eps=math.inf)
+            states = torch.ones(21, 2).double()
+            targets = torch.tensor([[0.0, 0.0]] * 20 + [[4.0, second]]).double()
+            adapter.adapt(MSE, {"states": states, "targets": targets})
+            assert adapter.stats.covariance_resets == is_change
+            assert adapter.model.w.item() == pytest.approx(4.0 if is_change else 0.0, abs=0.1)
+
     def test_a_million_times_an_outlier_moves_nothing(self):
         adapter = scalar()
         see(adapter, *[1.0] * 50)
@@ -207,6 +225,82 @@ def random_model(num_actions=2, observation_dim=3):
     return model
 
 
+class Choices(Linear):
+    """Three weights, of which none, the first, or all may have changed."""
+
+    def __init__(self):
+        super().__init__([0.0, 0.0, 0.0], [0.1, 0.1])
+        self.hypotheses = torch.tensor([[0.0, 0.0, 0.0], [4.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+
+
+def choose(**options):
+    return KalmanAdapter(Choices(), trust_region_eps=math.inf, **options)
+
+
+class TestHypotheses:
+    def test_without_forgetting_they_are_compared_by_their_evidence(self):
+        adapter = choose(process_noise=0.0, surprise=math.inf)
+        states, targets = stream(6)
+        adapter.adapt(MSE, {"states": states, "targets": targets / 3.0})
+        h, y = states.view(-1, 3), targets.flatten() / 3.0
+        noise = torch.full((12,), 0.1).double()
+        log_odds, means, covariances = [], [], []
+        for variances, num_free in (([0.0, 0.0, 0.0], 0), ([4.0, 0.0, 0.0], 1), ([1.0, 1.0, 1.0], 3)):
+            prior = torch.diag(torch.tensor(variances).double())
+            expected = h @ prior @ h.T + torch.diag(noise)
+            evidence = torch.distributions.MultivariateNormal(torch.zeros(12).double(), expected).log_prob(y)
+            log_odds.append(evidence - math.log(1.0 + num_free))
+            mean, covariance = posterior(prior, h, y, noise)
+            means.append(mean)
+            covariances.append(covariance)
+        beliefs = torch.stack(log_odds).softmax(0)
+        torch.testing.assert_close(adapter.beliefs, beliefs, rtol=1e-5, atol=1e-12)
+        mean = beliefs @ torch.stack(means)
+        torch.testing.assert_close(adapter.model.w.detach(), mean)
+        second_moments = [c + torch.outer(m, m) for c, m in zip(covariances, means, strict=True)]
+        spread = (beliefs[:, None, None] * torch.stack(second_moments)).sum(0) - torch.outer(mean, mean)
+        torch.testing.assert_close(adapter.covariance, spread)
+
+    @pytest.mark.parametrize(("true", "which"), [([0, 0, 0], 0), ([-2, 0, 0], 1), ([0.5, -1, 1], 2)])
+    def test_the_least_that_explains_is_believed(self, true, which):
+        adapter = choose()
+        states, noise = stream(10)
+        targets = states.view(-1, 2, 3) @ torch.tensor(true).double() + 0.1 * noise
+        adapter.adapt(MSE, {"states": states, "targets": targets})
+        assert adapter.beliefs.argmax().item() == which
+        assert adapter.belief_in_source(adapter.state).item() == adapter.beliefs[0].item()
+        torch.testing.assert_close(adapter.model.w.detach(), torch.tensor(true).double(), atol=0.3, rtol=0.0)
+
+    def test_what_was_believed_long_is_given_up_soon(self):
+        adapter = choose()
+        states, noise = stream(400)
+        changed = torch.where(torch.arange(400)[:, None] < 395, 0.0, -2.0 * states.view(-1, 2, 3)[..., 0])
+        for t in range(400):
+            adapter.adapt(MSE, {"states": states[t : t + 1], "targets": (changed + 0.1 * noise)[t : t + 1]})
+            if t == 394:
+                assert adapter.beliefs[0] > 0.9
+        assert adapter.beliefs[1] > 0.9
+        assert adapter.model.w[0].item() == pytest.approx(-2.0, abs=0.2)
+
+    def test_the_likelihood_falls_slowly_beyond_a_surprise(self):
+        sizes = torch.tensor([0.0, 3.0, 9.0, 9.0 * math.e, 9.0 * math.e**2])
+        torch.testing.assert_close(robust_size(sizes, 9.0), torch.tensor([0.0, 3.0, 9.0, 18.0, 27.0]))
+        torch.testing.assert_close(robust_size(sizes, math.inf), sizes)
+
+    def test_rows_are_those_of_single_adapters(self):
+        adapter = choose()
+        states, targets = stream(12)
+        many = adapter.initial_state(3)
+        for t in range(4):
+            many = adapter.update(many, states[3 * t : 3 * t + 3], targets[3 * t : 3 * t + 3])
+        for row in range(3):
+            one = adapter.initial_state()
+            for t in range(4):
+                one = adapter.update(one, states[3 * t + row][None], targets[3 * t + row][None])
+            for name, tensor in vars(one).items():
+                torch.testing.assert_close(getattr(many, name)[row], tensor[0])
+
+
 class TestActionMap:
     @pytest.mark.parametrize("hidden", [[[-1.0, 0.0], [0.0, 0.6]], [[0.0, 1.3], [-0.8, 0.0]]])
     def test_it_finds_a_hidden_map(self, hidden):
@@ -231,7 +325,10 @@ class TestActionMap:
         encoded = model.encode(np.ones((5, 3)), np.zeros((5, 2)))
         adapter.adapt(MSE, {"states": encoded, "targets": torch.ones(5, 3)})
         assert torch.equal(model.action_map.detach(), torch.eye(2))
-        assert torch.equal(adapter.variance["action_map"], torch.ones(2, 2))
+        # Of 2 entries that are free with a variance of 4, of 4 with 1 and 1/2, and of none, as probable as 1/3, 1/5, 1.
+        assert adapter.beliefs.tolist() == pytest.approx([15 / 23, 5 / 23, 3 / 23])
+        expected = torch.tensor([[23 / 23, 1.5 / 23], [1.5 / 23, 23 / 23]]).double()
+        torch.testing.assert_close(adapter.variance["action_map"], expected)
 
 
 class TestErrors:
