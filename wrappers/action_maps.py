@@ -18,6 +18,7 @@ from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.checks import Rule, check_fields
 from ssm_metarl_gym.seeding import seed_sequence
 from ssm_metarl_gym.wrappers.corrector import Corrector, Flags, Predict
+from ssm_metarl_gym.wrappers.single_sources import expected_rows
 
 __all__ = ["MAP_OPTIONS", "MapCorrector", "MapEstimates", "undo_maps"]
 
@@ -48,13 +49,19 @@ class MapEstimates:
         """Those of an adapter of a model with an action map, for its one row or its many."""
         if isinstance(adapter, AdapterRows):
             maps = adapter.weights()["action_map"]
-            filtered: Any = adapter.adapter if isinstance(adapter, RecursiveRows) else None
         else:
-            maps, filtered = cast("DynamicsModel", adapter.model).action_map.detach()[None], adapter
-        if not isinstance(filtered, KalmanAdapter):
+            maps = cast("DynamicsModel", adapter.model).action_map.detach()[None]
+        filtered = _filter_of(adapter)
+        if filtered is None:
             return cls(maps.double())
         state = cast("KalmanState", cast("Any", adapter).state)
-        return cls(maps.double(), state.covariance, filtered.belief_in_source(state))
+        return cls(_expected_maps(filtered, state), state.covariance, filtered.belief_in_source(state))
+
+
+def _filter_of(adapter: Adapter | AdapterRows) -> KalmanAdapter | None:
+    """The filter whose state an adapter of one row or of many has, if it is one."""
+    filtered = adapter.adapter if isinstance(adapter, RecursiveRows) else adapter
+    return filtered if isinstance(filtered, KalmanAdapter) else None
 
 
 class MapCorrector(Corrector):
@@ -95,7 +102,10 @@ class MapCorrector(Corrector):
         check_fields(self, _RULES)
         self._adapter = adapter
         self._source = reference.action_map.detach().double()  # A A
-        self._knows_another_map = not torch.equal(MapEstimates.of(adapter).maps[0], self._source)
+        filtered = _filter_of(adapter)
+        self._knows_another_map = filtered is not None and not torch.equal(
+            filtered.prior_mean(), self._source.flatten()
+        )
         self._rngs = [np.random.default_rng() for _ in range(num_rows)]
 
     @property
@@ -143,6 +153,19 @@ class MapCorrector(Corrector):
         taken = asked.copy()
         taken[rows] = np.clip(found, self._space.low, self._space.high)[rows]
         return taken
+
+
+def _expected_maps(adapter: KalmanAdapter, state: KalmanState) -> Tensor:
+    """What a filter expects the maps to be, ``Float64[N A A]``, where of any mix motors that are swapped are likely."""
+    model = cast("DynamicsModel", adapter.model)
+    shape = model.action_map.shape
+    means = state.means.unflatten(2, shape).clone()  # N K A A
+    variances = adapter.prior_variances().unflatten(1, shape)  # K A A
+    (mixes,) = (variances > 0.0).flatten(1).all(dim=1).nonzero(as_tuple=True)
+    source = adapter.prior_mean().view(shape)
+    for k in mixes.tolist():
+        means[:, k] = expected_rows(means[:, k], state.covariances[:, k], variances[k], source)
+    return (state.beliefs[..., None, None] * means).sum(dim=1)
 
 
 def undo_maps(maps: Tensor, wanted: Tensor, low: Tensor, high: Tensor, regularisation: float) -> Tensor:

@@ -1,6 +1,5 @@
 """An extended Kalman filter on the few parameters that a model lets it adapt."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import Final, Protocol, cast
 
@@ -16,11 +15,12 @@ __all__ = [
     "KalmanState",
     "kalman_predict",
     "kalman_update",
+    "log_likelihood",
     "normalised_innovation",
-    "robust_size",
     "whiten",
 ]
 
+_FREEDOM: Final = 4.0  # degrees, of how much the errors of a model differ in size
 _RULES: Final[dict[str, Rule]] = {
     "prior_variance": ("a finite number > 0", lambda value: 0.0 < value < float("inf")),
     "process_noise": ("a finite number >= 0", lambda value: 0.0 <= value < float("inf")),
@@ -168,7 +168,7 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         shape = num_rows, len(prior)
         return KalmanState(
             counts=self._no_counts(num_rows),
-            means=self._region.source.double().expand(*shape, -1),
+            means=self.prior_mean().expand(*shape, -1),
             covariances=prior.expand(*shape, -1, -1),
             beliefs=self._prior_beliefs().expand(shape),
             innovation=prior.new_zeros(shape),
@@ -195,7 +195,7 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         noise = self.noise_scale * model.residual_variance.double()  # D
         # Predict: the parameters may have moved since the last transition.
         mean, covariance = kalman_predict(
-            state.means, state.covariances, self._region.source.double(), self._prior_covariances(), self._forgetting
+            state.means, state.covariances, self.prior_mean(), self.prior_variances(), self.process_noise
         )
         repeated = states_t.repeat_interleave(shape[1], dim=0)  # B*K ...
         prediction, jacobian = model.linearise(repeated, mean.flatten(0, 1).to(self._region.source.dtype))
@@ -207,21 +207,23 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         innovation = targets_t[:, None] - prediction  # B K D
         whitened, log_volume = whiten(covariance, innovation, jacobian, noise)
         size = normalised_innovation(whitened)  # B K
-        # Tell outliers from changes: what other parameters would explain is a change, and a second surprise in a row.
+        likelihood = log_likelihood(size, log_volume, targets_t.shape[1])
+        # Tell outliers from changes: what is more probable had the parameters changed, and a second surprise in a row.
         surprising = size > self.surprise
         changed = torch.zeros_like(surprising)
         if surprising.any():
             anew, anew_volume = whiten(self._prior_covariances(), innovation, jacobian, noise)
-            changed = surprising & (state.surprised | (normalised_innovation(anew) <= self.surprise))
+            anew_size = normalised_innovation(anew)
+            anew_likelihood = log_likelihood(anew_size, anew_volume, targets_t.shape[1])
+            is_likelier = self._forgetting * (anew_likelihood - likelihood).exp() > 1.0
+            changed = surprising & (state.surprised | is_likelier)
             covariance = torch.where(changed[..., None, None], self._prior_covariances(), covariance)
             whitened = torch.where(changed[..., None, None], anew, whitened)
-            log_volume = torch.where(changed, anew_volume, log_volume)
-            size = normalised_innovation(whitened)
+            size = torch.where(changed, anew_size, size)
+            likelihood = torch.where(changed, anew_likelihood, likelihood)
         # Believe the hypotheses that predict well.
-        surprise = robust_size(size, self.surprise)
-        log_likelihood = -0.5 * (targets_t.shape[1] * surprise + log_volume)  # B K
         beliefs = torch.lerp(state.beliefs, self._prior_beliefs().expand(shape), self._forgetting)
-        beliefs = (beliefs.log() + log_likelihood).softmax(dim=1)
+        beliefs = (beliefs.log() + likelihood).softmax(dim=1)
         # Update, with the less weight the greater the surprise.
         clipped = size > self.surprise
         if clipped.any():
@@ -263,27 +265,37 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         """The share of what is known that is forgotten between two transitions."""
         return self.process_noise / self.prior_variance
 
+    def prior_mean(self) -> Tensor:
+        """The weights of the source, ``Float64[W]``."""
+        return self._region.source.double()
+
+    def prior_variances(self) -> Tensor:
+        """Of the weights, under each hypothesis: ``Float64[K W]``."""
+        return self.prior_variance * _hypotheses(self.model, len(self._region.source))
+
     def _prior_covariances(self) -> Tensor:
         """``Float64[K W W]``."""
-        return torch.diag_embed(self.prior_variance * _hypotheses(self.model, len(self._region.source)))
+        return torch.diag_embed(self.prior_variances())
 
 
 def kalman_predict(
-    mean_tm1: Tensor, covariance_tm1: Tensor, source: Tensor, prior_covariance: Tensor, forgetting: float
+    mean_tm1: Tensor, covariance_tm1: Tensor, source: Tensor, prior_variances: Tensor, process_noise: float
 ) -> tuple[Tensor, Tensor]:
-    """The mean and the covariance of w_t - source = a (w_tm1 - source) + noise, with a^2 = 1 - forgetting.
+    """The mean and the covariance of w_t - source = a (w_tm1 - source) + noise, with a^2 = 1 - noise / prior.
 
-    The noise has the covariance forgetting * prior, so that the prior stays the prior: a^2 prior + noise = prior.
+    So the prior stays the prior: a^2 prior + noise = prior. A weight whose prior has no variance stays as it was.
 
     Args:
         mean_tm1: ``Float[... W]``.
         covariance_tm1: ``Float[... W W]``.
         source: ``Float[W]``.
-        prior_covariance: That of the parameters in the long run, ``Float[... W W]``.
-        forgetting: The share of the covariance that is forgotten, in [0, 1].
+        prior_variances: The variance of each weight in the long run, ``Float[... W]``.
+        process_noise: The variance of the noise; no more than that of the prior, where that is less.
     """
-    kept = 1.0 - forgetting
-    return source + kept**0.5 * (mean_tm1 - source), kept * covariance_tm1 + forgetting * prior_covariance
+    noise = prior_variances.clamp(max=process_noise)
+    kept = (1.0 - torch.where(noise > 0.0, noise / prior_variances, 0.0)).sqrt()  # a
+    covariance = kept[..., None] * covariance_tm1 * kept[..., None, :]
+    return source + kept * (mean_tm1 - source), covariance + torch.diag_embed(noise)
 
 
 def whiten(covariance: Tensor, innovation_t: Tensor, jacobian_t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -316,11 +328,19 @@ def normalised_innovation(whitened: Tensor) -> Tensor:
     return whitened[..., -1].square().mean(dim=-1)
 
 
-def robust_size(size: Tensor, surprise: float) -> Tensor:
-    """The size m up to ``surprise``, ``surprise`` (1 + log(m / ``surprise``)) beyond: its slope is the weight of m."""
-    if surprise == math.inf:
-        return size
-    return torch.where(size > surprise, surprise * (1.0 + (size / surprise).clamp(min=1.0).log()), size)
+def log_likelihood(size: Tensor, log_volume: Tensor, num_targets: int) -> Tensor:
+    """The logarithm of a density of Student's t of v, but for what depends on D and the degrees of freedom n alone.
+
+    ``-(n + D) / 2 log(1 + m D / n) - log |S| / 2``: where a model errs, it errs in all that belongs to a transition, at
+    a contact ten times as much as elsewhere, and one transition of those tells little of what is the matter.
+
+    Args:
+        size: M, what :func:`normalised_innovation` gave, ``Float[...]``.
+        log_volume: Log |S|, what :func:`whiten` gave, ``Float[...]``.
+        num_targets: D.
+    """
+    tail = (1.0 + size * (num_targets / _FREEDOM)).log()
+    return -0.5 * ((_FREEDOM + num_targets) * tail + log_volume)
 
 
 def kalman_update(mean: Tensor, covariance: Tensor, whitened: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,8 @@ from ssm_metarl_gym.agents import DynamicsModel, KalmanAdapter
 from ssm_metarl_gym.agents.adaptation.kalman import (
     kalman_predict,
     kalman_update,
+    log_likelihood,
     normalised_innovation,
-    robust_size,
     whiten,
 )
 
@@ -112,14 +112,23 @@ class TestClosedForm:
     def test_the_prior_stays_the_prior_where_nothing_is_seen(self):
         source = torch.tensor([1.0, 2.0]).double()
         mean, covariance = torch.tensor([[3.0, -1.0]]).double(), torch.tensor([[[0.1, 0.05], [0.05, 0.2]]]).double()
-        prior = 2.0 * torch.eye(2).double()
-        once = kalman_predict(mean, covariance, source, prior, 0.25)
+        prior = torch.tensor([2.0, 2.0]).double()
+        once = kalman_predict(mean, covariance, source, prior, 0.5)
         torch.testing.assert_close(once[0], source + 0.75**0.5 * torch.tensor([[2.0, -3.0]]).double())
         torch.testing.assert_close(once[1], torch.tensor([[[0.575, 0.0375], [0.0375, 0.65]]]).double())
         for _ in range(200):
-            mean, covariance = kalman_predict(mean, covariance, source, prior, 0.25)
+            mean, covariance = kalman_predict(mean, covariance, source, prior, 0.5)
         torch.testing.assert_close(mean, source[None])
-        torch.testing.assert_close(covariance, prior[None])
+        torch.testing.assert_close(covariance, torch.diag(prior)[None])
+
+    def test_each_weight_has_a_prior_of_its_own(self):
+        mean, covariance = torch.tensor([3.0, 2.0, 0.0]).double(), torch.zeros(3, 3).double()
+        covariance[1, 1] = 0.1
+        # None, less than the noise, and more.
+        prior = torch.tensor([0.0, 0.25, 2.0]).double()
+        mean, covariance = kalman_predict(mean, covariance, torch.ones(3).double(), prior, 0.5)
+        assert mean.tolist() == pytest.approx([3.0, 1.0, 1.0 - 0.75**0.5])
+        torch.testing.assert_close(covariance, torch.diag(torch.tensor([0.0, 0.25, 0.5]).double()))
 
     def test_variance_that_is_not_seen_never_exceeds_the_prior(self):
         adapter = KalmanAdapter(Linear(SOURCE, NOISE), process_noise=0.2, trust_region_eps=math.inf)
@@ -188,7 +197,7 @@ class TestSurprises:
     def test_what_other_parameters_would_explain_is_a_change_at_once(self):
         # Two targets of one weight: 4 in both is another weight, 4 and -4 are of none.
         for second, is_change in ((4.0, True), (-4.0, False)):
-            adapter = KalmanAdapter(Linear([0.0], [0.01, 0.01]), process_noise=0.0, trust_region_eps=math.inf)
+            adapter = KalmanAdapter(Linear([0.0], [0.01, 0.01]), trust_region_eps=math.inf)
             states = torch.ones(21, 2).double()
             targets = torch.tensor([[0.0, 0.0]] * 20 + [[4.0, second]]).double()
             adapter.adapt(MSE, {"states": states, "targets": targets})
@@ -241,19 +250,24 @@ class TestHypotheses:
     def test_without_forgetting_they_are_compared_by_their_evidence(self):
         adapter = choose(process_noise=0.0, surprise=math.inf)
         states, targets = stream(6)
-        adapter.adapt(MSE, {"states": states, "targets": targets / 3.0})
-        h, y = states.view(-1, 3), targets.flatten() / 3.0
-        noise = torch.full((12,), 0.1).double()
+        targets = targets / 3.0
+        adapter.adapt(MSE, {"states": states, "targets": targets})
+        noise = torch.full((2,), 0.1).double()
         log_odds, means, covariances = [], [], []
         for variances, num_free in (([0.0, 0.0, 0.0], 0), ([4.0, 0.0, 0.0], 1), ([1.0, 1.0, 1.0], 3)):
-            prior = torch.diag(torch.tensor(variances).double())
-            expected = h @ prior @ h.T + torch.diag(noise)
-            evidence = torch.distributions.MultivariateNormal(torch.zeros(12).double(), expected).log_prob(y)
-            log_odds.append(evidence - math.log(1.0 + num_free))
-            mean, covariance = posterior(prior, h, y, noise)
+            mean, covariance = torch.zeros(3).double(), torch.diag(torch.tensor(variances).double())
+            evidence = -math.log(1.0 + num_free)
+            for h, y in zip(states.view(-1, 2, 3), targets, strict=True):
+                # Student's t of two numbers with 4 degrees of freedom and the scale S, up to a constant.
+                scale, v = h @ covariance @ h.T + torch.diag(noise), y - h @ mean
+                distance = (v @ torch.linalg.inv(scale) @ v).item()
+                evidence += -3.0 * math.log(1.0 + distance / 4.0) - 0.5 * torch.logdet(scale).item()
+                offset, covariance = posterior(covariance, h, v, noise)
+                mean = mean + offset
+            log_odds.append(evidence)
             means.append(mean)
             covariances.append(covariance)
-        beliefs = torch.stack(log_odds).softmax(0)
+        beliefs = torch.tensor(log_odds).double().softmax(0)
         torch.testing.assert_close(adapter.beliefs, beliefs, rtol=1e-5, atol=1e-12)
         mean = beliefs @ torch.stack(means)
         torch.testing.assert_close(adapter.model.w.detach(), mean)
@@ -282,10 +296,14 @@ class TestHypotheses:
         assert adapter.beliefs[1] > 0.9
         assert adapter.model.w[0].item() == pytest.approx(-2.0, abs=0.2)
 
-    def test_the_likelihood_falls_slowly_beyond_a_surprise(self):
-        sizes = torch.tensor([0.0, 3.0, 9.0, 9.0 * math.e, 9.0 * math.e**2])
-        torch.testing.assert_close(robust_size(sizes, 9.0), torch.tensor([0.0, 3.0, 9.0, 18.0, 27.0]))
-        torch.testing.assert_close(robust_size(sizes, math.inf), sizes)
+    def test_the_likelihood_is_that_of_students_t(self):
+        sizes = torch.tensor([0.0, 2.0, 1e6]).double()
+        # (1 + v^2 / 4)^(-5/2) of one number.
+        t = torch.distributions.StudentT(4.0)
+        expected = t.log_prob(sizes.sqrt()) - t.log_prob(torch.zeros(3).double())
+        torch.testing.assert_close(log_likelihood(sizes, torch.zeros(3), 1), expected)
+        # A scale of e^2 in all three of three numbers: log |S| = 6.
+        assert log_likelihood(torch.zeros(1), torch.tensor([6.0]), 3).item() == -3.0
 
     def test_rows_are_those_of_single_adapters(self):
         adapter = choose()
