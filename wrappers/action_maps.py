@@ -165,7 +165,8 @@ def _expected_maps(adapter: KalmanAdapter, state: KalmanState) -> Tensor:
     source = adapter.prior_mean().view(shape)
     for k in mixes.tolist():
         means[:, k] = expected_rows(means[:, k], state.covariances[:, k], variances[k], source)
-    return (state.beliefs[..., None, None] * means).sum(dim=1)
+    expected: Tensor = (state.beliefs[..., None, None] * means).sum(dim=1)
+    return expected
 
 
 def undo_maps(maps: Tensor, wanted: Tensor, low: Tensor, high: Tensor, regularisation: float) -> Tensor:

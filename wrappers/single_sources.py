@@ -16,10 +16,10 @@ def expected_rows(means: Tensor, covariances: Tensor, prior_variances: Tensor, s
     """The maps to be expected where each row of a map has a single entry, whichever, or else is any mix.
 
     A filter of any mix takes as many transitions as there are actions to see one. Motors that are swapped obey a single
-    action each, and this takes two or three: of every entry of a row the evidence is compared that all others of the row
-    are zero, by the density at zero after what was seen and before it (Dickey and Lientz 1970, "The weighted likelihood
-    ratio, sharp hypotheses about chances, the order of a Markov chain"), and the entry is what it is if they are. Rows
-    are taken for themselves.
+    action each, and that takes two or three: for every entry of a row the evidence that all others of the row are zero
+    is the density at zero after what was seen, in units of that before it (Dickey and Lientz 1970, "The weighted
+    likelihood ratio, sharp hypotheses about chances, the order of a Markov chain"), and the entry is what it is if they
+    are. Rows are taken for themselves.
 
     Args:
         means: What a filter of any mix expects, ``Float64[N A A]``.
