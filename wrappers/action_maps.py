@@ -32,30 +32,50 @@ _RULES: Final[dict[str, Rule]] = {
 
 @dataclass(frozen=True)
 class MapEstimates:
-    """What is known of the maps on the actions of N rows.
+    """What is known of the maps on the actions of N rows, A u + c.
 
     Attributes:
         maps: A, ``Float64[N A A]``.
-        covariance: Of their entries, row by row of a map, ``Float64[N A*A A*A]``; None where an adapter knows none.
+        offsets: c, ``Float64[N A]``.
+        variance: Of the entries of a map, the mean, ``Float64[N]``; None where an adapter knows none.
         belief_in_source: How probable it is that the map is that of the source, ``Float64[N]``; None likewise.
     """
 
     maps: Tensor
-    covariance: Tensor | None = None
+    offsets: Tensor
+    variance: Tensor | None = None
     belief_in_source: Tensor | None = None
 
     @classmethod
     def of(cls, adapter: Adapter | AdapterRows) -> "MapEstimates":
         """Those of an adapter of a model with an action map, for its one row or its many."""
-        if isinstance(adapter, AdapterRows):
-            maps = adapter.weights()["action_map"]
-        else:
-            maps = cast("DynamicsModel", adapter.model).action_map.detach()[None]
         filtered = _filter_of(adapter)
-        if filtered is None:
-            return cls(maps.double())
-        state = cast("KalmanState", cast("Any", adapter).state)
-        return cls(_expected_maps(filtered, state), state.covariance, filtered.belief_in_source(state))
+        if filtered is not None:
+            return cls._of_filter(filtered, cast("KalmanState", cast("Any", adapter).state))
+        if isinstance(adapter, AdapterRows):
+            named = adapter.weights()
+        else:
+            named = {name: own.detach()[None] for name, own in adapter.model.named_parameters()}
+        return cls(named["action_map"].double(), named["action_offset"].double())
+
+    @classmethod
+    def _of_filter(cls, adapter: KalmanAdapter, state: KalmanState) -> "MapEstimates":
+        """What a filter expects; of any mix of the actions, that motors obey a single one each is likely."""
+        shape = cast("DynamicsModel", adapter.model).action_map.shape
+        num_entries = shape.numel()
+        maps = state.means[..., :num_entries].unflatten(2, shape).clone()  # N K A A
+        covariances = state.covariances[..., :num_entries, :num_entries]
+        prior = adapter.prior_variances()[:, :num_entries]  # K A*A
+        source = adapter.prior_mean()[:num_entries].view(shape)
+        (mixes,) = (prior > 0.0).all(dim=1).nonzero(as_tuple=True)
+        for k in mixes.tolist():
+            maps[:, k] = expected_rows(maps[:, k], covariances[:, k], prior[k].view(shape), source)
+        return cls(
+            (state.beliefs[..., None, None] * maps).sum(dim=1),
+            state.mean[:, num_entries:],
+            state.covariance.diagonal(dim1=1, dim2=2)[:, :num_entries].mean(dim=1),
+            adapter.belief_in_source(state),
+        )
 
 
 def _filter_of(adapter: Adapter | AdapterRows) -> KalmanAdapter | None:
@@ -67,10 +87,10 @@ def _filter_of(adapter: Adapter | AdapterRows) -> KalmanAdapter | None:
 class MapCorrector(Corrector):
     """Finds the actions whose effect through the map of now is that of the asked ones through the map of the reference.
 
-    No model is asked for it: ``argmin_u |A u - A_reference u_asked|^2 + regularisation |u|^2``, in half ranges, within
-    the bounds. A filter knows how probable it is that A is that of its source, and the gate is open while the odds are
-    against it; as long as A is known badly, noise explores what the actions do. (To explore only what is not known:
-    Feldbaum 1960, "Dual control theory".)
+    No model is asked for it: ``argmin_u |A u + c - w|^2 + regularisation |u|^2``, in half ranges, within the bounds,
+    where w is what the reference makes of the asked ones. A filter knows how probable it is that the map is that of its
+    source, and the gate is open while the odds are against it; as long as A is known badly, noise explores what the
+    actions do. (To explore only what is not known: Feldbaum 1960, "Dual control theory".)
 
     Args:
         adapter: What adapts the maps: its only row or its many are those that are corrected.
@@ -102,10 +122,10 @@ class MapCorrector(Corrector):
         check_fields(self, _RULES)
         self._adapter = adapter
         self._source = reference.action_map.detach().double()  # A A
+        self._source_offset = reference.action_offset.detach().double()  # A
+        known = torch.cat([self._source.flatten(), self._source_offset])
         filtered = _filter_of(adapter)
-        self._knows_another_map = filtered is not None and not torch.equal(
-            filtered.prior_mean(), self._source.flatten()
-        )
+        self._knows_another_map = filtered is not None and not torch.equal(filtered.prior_mean(), known)
         self._rngs = [np.random.default_rng() for _ in range(num_rows)]
 
     @property
@@ -142,31 +162,17 @@ class MapCorrector(Corrector):
         """
         estimates = MapEstimates.of(self._adapter)
         low, high = (torch.as_tensor(bound).double() for bound in (self._space.low, self._space.high))
-        wanted = torch.as_tensor(asked).double() @ self._source.mT
-        found = undo_maps(estimates.maps, wanted, low, high, self.regularisation).numpy()
-        if estimates.covariance is not None:
+        wanted = torch.as_tensor(asked).double() @ self._source.mT + self._source_offset
+        found = undo_maps(estimates.maps, wanted - estimates.offsets, low, high, self.regularisation).numpy()
+        if estimates.variance is not None:
             # Explore while little is known, each row by a stream of its own.
-            unknown = estimates.covariance.diagonal(dim1=1, dim2=2).mean(1).numpy() > _KNOWN_VARIANCE
+            unknown = estimates.variance.numpy() > _KNOWN_VARIANCE
             scale = self.exploration * (self._space.high - self._space.low) / 2
             for i in np.flatnonzero(rows & unknown):
                 found[i] += scale * self._rngs[i].standard_normal(len(scale))
         taken = asked.copy()
         taken[rows] = np.clip(found, self._space.low, self._space.high)[rows]
         return taken
-
-
-def _expected_maps(adapter: KalmanAdapter, state: KalmanState) -> Tensor:
-    """What a filter expects the maps to be, ``Float64[N A A]``, where of any mix motors that are swapped are likely."""
-    model = cast("DynamicsModel", adapter.model)
-    shape = model.action_map.shape
-    means = state.means.unflatten(2, shape).clone()  # N K A A
-    variances = adapter.prior_variances().unflatten(1, shape)  # K A A
-    (mixes,) = (variances > 0.0).flatten(1).all(dim=1).nonzero(as_tuple=True)
-    source = adapter.prior_mean().view(shape)
-    for k in mixes.tolist():
-        means[:, k] = expected_rows(means[:, k], state.covariances[:, k], variances[k], source)
-    expected: Tensor = (state.beliefs[..., None, None] * means).sum(dim=1)
-    return expected
 
 
 def undo_maps(maps: Tensor, wanted: Tensor, low: Tensor, high: Tensor, regularisation: float) -> Tensor:

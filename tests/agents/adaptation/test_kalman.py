@@ -320,8 +320,9 @@ class TestHypotheses:
 
 
 class TestActionMap:
-    @pytest.mark.parametrize("hidden", [[[-1.0, 0.0], [0.0, 0.6]], [[0.0, 1.3], [-0.8, 0.0]]])
-    def test_it_finds_a_hidden_map(self, hidden):
+    @pytest.mark.parametrize("offset", [[0.0, 0.0], [0.2, -0.3]])
+    @pytest.mark.parametrize("hidden", [[[-1.0, 0.0], [0.0, 0.6]], [[0.0, 1.0], [-0.8, 0.0]]])
+    def test_it_finds_a_hidden_map_and_offset(self, hidden, offset):
         model, rng = random_model(), np.random.default_rng(0)
         adapter = KalmanAdapter(model)
         hidden = torch.tensor(hidden)
@@ -329,24 +330,30 @@ class TestActionMap:
         actions = rng.uniform(-1.0, 1.0, (60, 2)).astype(np.float32)
         encoded = model.encode(observations, actions)
         with torch.no_grad():
-            targets = model.linearise(encoded, hidden.expand(60, -1, -1))[0]
+            targets = model.linearise(encoded, torch.cat([hidden.flatten(), torch.tensor(offset)]).expand(60, -1))[0]
             targets = targets + 1e-3**0.5 * torch.as_tensor(rng.normal(size=targets.shape), dtype=torch.float32)
         for t in range(60):
             adapter.adapt(MSE, {"states": encoded[t : t + 1], "targets": targets[t : t + 1]})
         torch.testing.assert_close(model.action_map.detach(), hidden, atol=0.1, rtol=0.0)
+        torch.testing.assert_close(model.action_offset.detach(), torch.tensor(offset), atol=0.05, rtol=0.0)
         assert adapter.variance["action_map"].shape == (2, 2)
         assert adapter.variance["action_map"].max() < 0.01
 
-    def test_actions_of_zero_tell_nothing(self):
+    def test_actions_of_zero_tell_nothing_of_the_map(self):
         model = random_model()
         adapter = KalmanAdapter(model)
+        # Nothing, 2, 4 and 6 weights that are free, as probable as 1, 1/3, 1/5, 1/7.
+        expected = torch.tensor([105.0, 35.0, 21.0, 15.0]).double() / 176.0
+        torch.testing.assert_close(adapter.beliefs, expected)
+        own, mixed = (expected[1] + expected[2]) * 4.0, expected[3]
+        variance = torch.stack([own + mixed, mixed / 2, mixed / 2, own + mixed]).view(2, 2)
+        torch.testing.assert_close(adapter.variance["action_map"], variance)
         encoded = model.encode(np.ones((5, 3)), np.zeros((5, 2)))
-        adapter.adapt(MSE, {"states": encoded, "targets": torch.ones(5, 3)})
+        adapter.adapt(MSE, {"states": encoded, "targets": model(encoded).detach()})
         assert torch.equal(model.action_map.detach(), torch.eye(2))
-        # Of 2 entries that are free with a variance of 4, of 4 with 1 and 1/2, and of none, as probable as 1/3, 1/5, 1.
-        assert adapter.beliefs.tolist() == pytest.approx([15 / 23, 5 / 23, 3 / 23])
-        expected = torch.tensor([[23 / 23, 1.5 / 23], [1.5 / 23, 23 / 23]]).double()
-        torch.testing.assert_close(adapter.variance["action_map"], expected)
+        # But that there is no offset.
+        assert adapter.beliefs[2] < 0.1 * expected[2]
+        assert adapter.beliefs[0] / adapter.beliefs[1] == pytest.approx(3.0)
 
 
 class TestErrors:
@@ -363,7 +370,9 @@ class TestErrors:
     def test_other_parameters_than_those_declared(self):
         model = random_model()
         model.head.requires_grad_(True)
-        with pytest.raises(ValueError, match=r"got \['action_map', 'head.weight', 'head.bias'\] and \['action_map'\]"):
+        with pytest.raises(
+            ValueError, match=r"got \['action_map', 'action_offset', 'head.weight', .*\] and \['action_map', 'a"
+        ):
             KalmanAdapter(model)
 
     def test_a_model_that_was_not_fitted(self):
