@@ -1,11 +1,12 @@
 """Keep a policy when motors are wired another way: its actions corrected through a map on them that adapts online.
 
 A PPO policy is trained in the environment as it is, and frozen. Then a hidden matrix lies between its actions and the
-motors: each is reversed or not, with a gain of 0.6 to 1.4 (Reacher: and they are swapped or not); in `extrapolation`
-the gains are 0.4 or 1.7, in `change` there is another matrix from half-way on, in `nominal` there is none.
+motors: each is reversed or not, with a gain of 0.6 to 1.4 (Reacher: and they are swapped or not). In `extrapolation`
+the gains are 0.4 or 1.7, in `swapped` the motors are swapped, in `change` there is another matrix from half-way on, in
+`reversed` and `dead` one motor is reversed or dead from half-way on, and in `nominal` there is no matrix.
 
     as_is      the policy, which knows nothing of it
-    told       the policy, with the true matrix undone as far as the motors can
+    told       the policy, with the true matrix undone as far as the motors can (a dead one is left out)
     corrected  the policy behind VectorActionCorrection, whose KalmanAdapter adapts DynamicsModel(adapts="action_map"),
                fitted to the environment as it is
 
@@ -50,7 +51,8 @@ from ssm_metarl_gym.wrappers import VectorActionCorrection, VectorOnlineAdaptati
 Floats = npt.NDArray[np.float64]
 
 NUM_STEPS = {"HalfCheetah-v5": 400, "Reacher-v5": 50}
-CONDITIONS = ("hidden", "extrapolation", "change", "nominal")
+CONDITIONS = ("hidden", "extrapolation", "swapped", "change", "reversed", "dead", "nominal")
+FAILURES = {"reversed": -1.0, "dead": 0.0}  # the gain of the motor that fails
 AGENTS = ("as_is", "told", "corrected")
 # The command that trains a policy, but for its environment, seed and folder.
 HYPERPARAMETERS = (
@@ -64,6 +66,7 @@ class Options:
     """The command line."""
 
     envs: tuple[str, ...] = option(tuple(NUM_STEPS), "the environments", choices=list(NUM_STEPS))
+    conditions: tuple[str, ...] = option(CONDITIONS, "what is hidden", choices=list(CONDITIONS))
     seeds: int = option(3, "number of seeds: of policies, models and matrices", least=1)
     policy_folders: tuple[Path, ...] = option((), "runs of train_ppo.py to take instead, with their seeds")
     transitions: int = option(60_000, "transitions that a model is fitted to", least=100)
@@ -110,20 +113,33 @@ def matrix_at(matrices: Floats, t: int, num_steps: int) -> Floats:
 
 
 def draw_matrices(env_id: str, condition: str, num_tasks: int, seed: int) -> Floats:
-    """The hidden matrices of a condition, ``Float[N K A A]``, K = 2 where they change and 1 elsewhere."""
+    """The hidden matrices of a condition, ``Float[N K A A]``, K = 2 where something changes and 1 elsewhere."""
     rng = np.random.default_rng(seed_sequence(seed, "motors", env_id, condition))
     num_actions = gym.make(env_id).action_space.shape[0]  # type: ignore[index]
     shape = (num_tasks, 2 if condition == "change" else 1, num_actions)
     if condition == "nominal":
         return np.broadcast_to(np.eye(num_actions), (*shape, num_actions)).copy()
+    if condition in FAILURES:
+        gains = np.ones((num_tasks, 2, num_actions))
+        gains[np.arange(num_tasks), 1, rng.integers(num_actions, size=num_tasks)] = FAILURES[condition]
+        failures: Floats = np.eye(num_actions) * gains[..., None]
+        return failures
     outside = condition == "extrapolation"
     gains = rng.choice([0.4, 1.7], size=shape) if outside else rng.uniform(0.6, 1.4, size=shape)
     entries = gains * rng.choice([-1.0, 1.0], size=shape)
     places = np.broadcast_to(np.arange(num_actions), shape)
-    if env_id == "Reacher-v5":
+    if env_id == "Reacher-v5" or condition == "swapped":
         places = rng.permuted(places, axis=-1)
     matrices: Floats = np.eye(num_actions)[places] * entries[..., None]
     return matrices
+
+
+def invert(matrices: Floats) -> Floats:
+    """What undoes matrices ``Float[N A A]``, but for motors that are dead."""
+    dead = np.linalg.det(matrices) == 0.0
+    if dead.any():
+        return np.linalg.pinv(matrices)
+    return np.linalg.inv(matrices)
 
 
 def make_env(env_id: str, matrices: Floats) -> gym.Env[Any, Any]:
@@ -161,7 +177,7 @@ def run(name: str, env_id: str, fit: Callable[[], Nominal], matrices: Floats, se
     for t in range(num_steps):
         actions, _ = nominal.policy.predict(nominal.env.normalize_obs(observations), deterministic=True)
         if name == "told":
-            inverse = np.linalg.inv(matrix_at(matrices, t, num_steps))
+            inverse = invert(matrix_at(matrices, t, num_steps))
             actions = np.clip((inverse @ actions[..., None])[..., 0], low, high).astype(np.float32)
         observations, rewards, *_ = envs.step(actions)
         returns += rewards
@@ -204,7 +220,7 @@ def all_runs(agents: Sequence[SavedAgent], options: Options) -> Iterator[tuple[d
     for agent in agents:
         nominal = cache(partial(fit_nominal, agent, options.transitions, options.updates))
         env_id, seed = agent.config["env"], agent.seed or 0
-        for condition, name in itertools.product(CONDITIONS, AGENTS):
+        for condition, name in itertools.product(options.conditions, AGENTS):
             key = {"env": env_id, "seed": seed, "condition": condition, "agent": name}
             key |= {"transitions": options.transitions, "updates": options.updates, "tasks": options.tasks}
             matrices = draw_matrices(env_id, condition, options.tasks, seed)
