@@ -21,6 +21,9 @@ __all__ = [
 ]
 
 _FREEDOM: Final = 4.0  # degrees, of how much the errors of a model differ in size
+_UNEXPLAINED: Final = (
+    10.0  # times the residual variance is what a model cannot explain where something else has changed
+)
 _RULES: Final[dict[str, Rule]] = {
     "prior_variance": ("a finite number > 0", lambda value: 0.0 < value < float("inf")),
     "process_noise": ("a finite number >= 0", lambda value: 0.0 <= value < float("inf")),
@@ -96,11 +99,12 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
     **Hypotheses.** Where a model says which parameters may have changed together, each such hypothesis has a filter of
     its own, and the weights are the mean of all, by how well each has predicted: its probability is multiplied by the
     likelihood of every transition, and goes back to the prior, in proportion to 1 / (1 + the number of its
-    parameters), as fast as the parameters do. The likelihood is that of a normal distribution up to ``surprise``, and
-    falls the more slowly beyond, as the weights do. A hypothesis of few parameters is sure after few transitions, and
-    one of many takes over where that one fails (Magill 1965, "Optimal adaptive estimation of sampled stochastic
+    parameters), as fast as the parameters do. The likelihood is that of Student's t, whose tails are heavy. A
+    hypothesis of few parameters is sure after few transitions, and one of many takes over where that one fails. One
+    more hypothesis is that something else has changed, which these parameters cannot explain: then they are those of
+    the source, and the noise is ten times as large. (Magill 1965, "Optimal adaptive estimation of sampled stochastic
     processes"; for probabilities that are forgotten, Blom and Bar-Shalom 1988, "The interacting multiple model
-    algorithm for systems with Markovian switching coefficients").
+    algorithm for systems with Markovian switching coefficients".)
 
     Everything else is as in :class:`Adapter`, but for :meth:`adapt`: every transition counts once.
 
@@ -185,14 +189,17 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         ).counted(covariance_resets=torch.ones_like(state.surprised[:, 0]))
 
     def belief_in_source(self, state: KalmanState) -> Tensor:
-        """How probable it is that nothing has changed, in each row, ``Float64[B]``."""
-        nothing = (_hypotheses(self.model, state.means.shape[2]) == 0.0).all(dim=1)
-        return state.beliefs[:, nothing].sum(dim=1)
+        """How probable it is that the weights are those of the source, in each row, ``Float64[B]``.
+
+        Nothing has changed, or something else than the weights.
+        """
+        unchanged = (self.prior_variances() == 0.0).all(dim=1)
+        return state.beliefs[:, unchanged].sum(dim=1)
 
     def _absorb(self, state: KalmanState, states_t: Tensor, targets_t: Tensor) -> KalmanState:
         model = cast("FilteredModel", self.model)
         shape = state.beliefs.shape  # B K
-        noise = self.noise_scale * model.residual_variance.double()  # D
+        noise = self._noise_factors() * self.noise_scale * model.residual_variance.double()  # K D
         # Predict: the parameters may have moved since the last transition.
         mean, covariance = kalman_predict(
             state.means, state.covariances, self.prior_mean(), self.prior_variances(), self.process_noise
@@ -256,9 +263,18 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
 
     def _prior_beliefs(self) -> Tensor:
         """Beforehand a hypothesis is the less likely, the more parameters it lets change: ``Float64[K]``."""
-        num_free = (_hypotheses(self.model, len(self._region.source)) > 0.0).sum(dim=1)
+        num_free = (self.prior_variances() > 0.0).sum(dim=1)
+        # Something else is as likely as the one with most of them.
+        num_free = torch.where(self._noise_factors()[:, 0] > 1.0, num_free.max(), num_free)
         weights = 1.0 / (1.0 + num_free.double())
         return weights / weights.sum()
+
+    def _noise_factors(self) -> Tensor:
+        """How much more noise than that of the model there is under each hypothesis: ``Float64[K 1]``."""
+        factors = torch.ones(len(self.prior_variances()), 1, dtype=torch.float64, device=self._region.source.device)
+        if len(factors) > 1:
+            factors[-1] = _UNEXPLAINED
+        return factors
 
     @property
     def _forgetting(self) -> float:
@@ -374,6 +390,11 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _hypotheses(model: nn.Module, num_weights: int) -> Tensor:
-    """The hypotheses that a model declares, ``Float64[K W]``; that all may change alike where it declares none."""
+    """The hypotheses that a model declares and that it is something else, ``Float64[K W]``.
+
+    Where it declares none: that all may change alike.
+    """
     declared: Tensor = getattr(model, "hypotheses", torch.ones(1, num_weights))
+    if hasattr(model, "hypotheses"):
+        declared = torch.cat([declared, torch.zeros_like(declared[:1])])
     return declared.double().to(cast("FilteredModel", model).residual_variance.device)

@@ -252,9 +252,14 @@ class TestHypotheses:
         states, targets = stream(6)
         targets = targets / 3.0
         adapter.adapt(MSE, {"states": states, "targets": targets})
-        noise = torch.full((2,), 0.1).double()
+        one = torch.full((2,), 0.1).double()
         log_odds, means, covariances = [], [], []
-        for variances, num_free in (([0.0, 0.0, 0.0], 0), ([4.0, 0.0, 0.0], 1), ([1.0, 1.0, 1.0], 3)):
+        for variances, num_free, noise in (
+            ([0.0, 0.0, 0.0], 0, one),
+            ([4.0, 0.0, 0.0], 1, one),
+            ([1.0, 1.0, 1.0], 3, one),
+            ([0.0, 0.0, 0.0], 3, 10.0 * one),  # something else, as likely beforehand as the most parameters
+        ):
             mean, covariance = torch.zeros(3).double(), torch.diag(torch.tensor(variances).double())
             evidence = -math.log(1.0 + num_free)
             for h, y in zip(states.view(-1, 2, 3), targets, strict=True):
@@ -275,6 +280,14 @@ class TestHypotheses:
         spread = (beliefs[:, None, None] * torch.stack(second_moments)).sum(0) - torch.outer(mean, mean)
         torch.testing.assert_close(adapter.covariance, spread)
 
+    def test_what_they_cannot_explain_is_something_else(self):
+        adapter = choose()
+        states, noise = stream(40)
+        adapter.adapt(MSE, {"states": states, "targets": 0.3 * noise})  # a variance of 0.81, in place of 0.1
+        assert adapter.beliefs.argmax().item() == 3
+        assert adapter.belief_in_source(adapter.state).item() > 0.9
+        torch.testing.assert_close(adapter.model.w.detach(), torch.zeros(3).double(), atol=0.05, rtol=0.0)
+
     @pytest.mark.parametrize(("true", "which"), [([0, 0, 0], 0), ([-2, 0, 0], 1), ([0.5, -1, 1], 2)])
     def test_the_least_that_explains_is_believed(self, true, which):
         adapter = choose()
@@ -282,7 +295,8 @@ class TestHypotheses:
         targets = states.view(-1, 2, 3) @ torch.tensor(true).double() + 0.1 * noise
         adapter.adapt(MSE, {"states": states, "targets": targets})
         assert adapter.beliefs.argmax().item() == which
-        assert adapter.belief_in_source(adapter.state).item() == adapter.beliefs[0].item()
+        of_source = adapter.beliefs[0] + adapter.beliefs[3]
+        assert adapter.belief_in_source(adapter.state).item() == pytest.approx(of_source.item())
         torch.testing.assert_close(adapter.model.w.detach(), torch.tensor(true).double(), atol=0.3, rtol=0.0)
 
     def test_what_was_believed_long_is_given_up_soon(self):
@@ -342,8 +356,8 @@ class TestActionMap:
     def test_actions_of_zero_tell_nothing_of_the_map(self):
         model = random_model()
         adapter = KalmanAdapter(model)
-        # Nothing, 2, 4 and 6 weights that are free, as probable as 1, 1/3, 1/5, 1/7.
-        expected = torch.tensor([105.0, 35.0, 21.0, 15.0]).double() / 176.0
+        # Nothing, 2, 4 and 6 weights that are free, and something else: as probable as 1, 1/3, 1/5, 1/7, 1/7.
+        expected = torch.tensor([105.0, 35.0, 21.0, 15.0, 15.0]).double() / 191.0
         torch.testing.assert_close(adapter.beliefs, expected)
         own, mixed = (expected[1] + expected[2]) * 4.0, expected[3]
         variance = torch.stack([own + mixed, mixed / 2, mixed / 2, own + mixed]).view(2, 2)
