@@ -283,7 +283,7 @@ class TestHypotheses:
     def test_what_they_cannot_explain_is_something_else(self):
         adapter = choose()
         states, noise = stream(40)
-        adapter.adapt(MSE, {"states": states, "targets": 0.3 * noise})  # a variance of 0.81, in place of 0.1
+        adapter.adapt(MSE, {"states": states, "targets": noise})  # a variance of 9 in place of 0.1
         assert adapter.beliefs.argmax().item() == 3
         assert adapter.belief_in_source(adapter.state).item() > 0.9
         torch.testing.assert_close(adapter.model.w.detach(), torch.zeros(3).double(), atol=0.05, rtol=0.0)
