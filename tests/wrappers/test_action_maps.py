@@ -12,7 +12,7 @@ from torch import nn
 
 from ssm_metarl_gym.agents import AdaptationConfig, Adapter, DynamicsModel, KalmanAdapter
 from ssm_metarl_gym.wrappers import ActionCorrection, OnlineAdaptation, VectorActionCorrection, VectorOnlineAdaptation
-from ssm_metarl_gym.wrappers.action_maps import deviation, undo_maps
+from ssm_metarl_gym.wrappers.action_maps import undo_maps
 
 REVERSED = [[0.0, -0.8], [1.2, 0.0]]  # swapped, one of them the other way round
 GRADIENTS = AdaptationConfig(
@@ -94,11 +94,6 @@ class TestClosedForm:
         # 0.8 wanted of a motor of half the strength is out of reach, and of one that is dead nothing is asked.
         expected = torch.tensor([[-0.5, -0.5], [1.0, 0.0]]).double()
         torch.testing.assert_close(undo_maps(maps, wanted, low, high, 0.0), expected)
-
-    def test_the_deviation_of_a_map(self):
-        covariance = torch.tensor([[[4.0, 0.0], [0.0, 1.0]], [[1.0, 0.5], [0.5, 1.0]], [[0.0, 0.0], [0.0, 1.0]]])
-        offsets = torch.tensor([[2.0, 3.0], [1.0, -1.0], [0.0, 0.0]])
-        torch.testing.assert_close(deviation(offsets, covariance), torch.tensor([5.0, 2.0, torch.nan]), equal_nan=True)
 
 
 class TestGate:
