@@ -8,6 +8,7 @@ matrix.
 
     as_is      the policy, which knows nothing of it
     told       the policy, with the true matrix undone as far as the motors can (a dead one is left out)
+    told_late  the same, but for the first step and the first one after a change: what a step of looking costs
     corrected  the policy behind VectorActionCorrection, whose KalmanAdapter adapts DynamicsModel(adapts="action_map"),
                fitted to the environment as it is
 
@@ -56,7 +57,7 @@ ENVS = ("HalfCheetah-v5", "Reacher-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5")
 CONDITIONS = ("hidden", "extrapolation", "swapped", "change", "reversed", "dead", "nominal")
 FAILURES = {"reversed": -1.0, "dead": 0.0, "weak": 0.5}  # the gain of the motor that fails
 ALL_CONDITIONS = (*CONDITIONS, "weak")
-AGENTS = ("as_is", "told", "corrected")
+AGENTS = ("as_is", "told", "told_late", "corrected")
 WINDOW = 50
 # The command that trains a policy, but for its environment, seed and folder.
 HYPERPARAMETERS = (
@@ -123,10 +124,9 @@ def draw_matrices(env_id: str, condition: str, num_tasks: int, seed: int) -> Flo
 
 def invert(matrices: Floats) -> Floats:
     """What undoes matrices ``Float[N A A]``, but for motors that are dead."""
-    dead = np.linalg.det(matrices) == 0.0
-    if dead.any():
-        return np.linalg.pinv(matrices)
-    return np.linalg.inv(matrices)
+    has_dead = (np.linalg.det(matrices) == 0.0).any()
+    inverses: Floats = np.linalg.pinv(matrices) if has_dead else np.linalg.inv(matrices)
+    return inverses
 
 
 class Nominal(NamedTuple):
@@ -158,11 +158,11 @@ def run(name: str, env_id: str, fit: Callable[[], Nominal], matrices: Floats, se
     num_steps, task_type = num_steps_of(env_id), actuator_task_type(matrices.shape[-1])
     returns, running = np.zeros((len(matrices), -(-num_steps // WINDOW))), np.ones(len(matrices), dtype=np.bool_)
     for t in range(num_steps):
-        present = matrix_at(matrices, t, num_steps)
-        if t * matrices.shape[1] % num_steps == 0:
+        present, is_first = matrix_at(matrices, t, num_steps), t * matrices.shape[1] % num_steps == 0
+        if is_first:
             rows.set_attr("task", [task_type.from_matrix(matrix) for matrix in present])
         actions, _ = nominal.policy.predict(nominal.env.normalize_obs(observations), deterministic=True)
-        if name == "told":
+        if name == "told" or (name == "told_late" and not is_first):
             actions = np.clip((invert(present) @ actions[..., None])[..., 0], low, high).astype(np.float32)
         observations, rewards, terminated, truncated, _ = envs.step(actions)
         returns[:, t // WINDOW] += rewards * running
@@ -233,14 +233,15 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
         returns = by_agent(rows, env_id, condition, "returns")  # S N each
         if not returns:
             continue
-        as_is, told, corrected = (returns[name].mean(axis=1) for name in AGENTS)
+        as_is, told, told_late, corrected = (returns[name].mean(axis=1) for name in AGENTS)
         if condition == "nominal":  # what is kept
-            gained, what = 1.0 - (as_is - corrected) / np.abs(as_is), "kept"
+            gained, what = (1.0 - (as_is - one) / np.abs(as_is) for one in (told_late, corrected)), "kept"
         else:
-            gained, what = (corrected - as_is) / (told - as_is), "of the gap"
+            gained, what = ((one - as_is) / (told - as_is) for one in (told_late, corrected)), "of the gap"
         cells = [f"{estimate(list(returns[name]), 0):.4g}" for name in AGENTS]
-        lines.append([env_id, condition, *cells, format_shares(gained, what)])
-    return format_markdown(["environment", "motors", *AGENTS, "gained (each seed)"], lines)
+        lines.append([env_id, condition, *cells, *(format_shares(shares, what) for shares in gained)])
+    header = ["environment", "motors", *AGENTS, "gained by told_late (each seed)", "gained by corrected (each seed)"]
+    return format_markdown(header, lines)
 
 
 def format_shares(shares: Floats, what: str) -> str:

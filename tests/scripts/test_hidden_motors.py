@@ -101,20 +101,20 @@ def test_motors_fail_half_way_and_nothing_is_earned_after_the_end(motors, play):
 
 
 def test_the_table_of_failures_says_what_was_earned_before_and_after(motors):
-    scales = {"as_is": 0.25, "told": 1.0, "corrected": 0.5}
+    scales = {"as_is": 0.25, "told": 1.0, "told_late": 1.0, "corrected": 0.5}
     rows = [
         {"env": CHEETAH, "seed": seed, "condition": "weak", "agent": agent, "each_50_steps": windows}
         for agent, scale in scales.items()
         for seed, windows in enumerate([[[100.0] * 4 + [scale * 40.0] * 4], [[100.0] * 4 + [scale * 80.0] * 4]])
     ]
     lines = motors.format_failures(rows).splitlines()
-    assert len(lines) == 2 + 3
-    assert lines[4].startswith("| HalfCheetah-v5 | weak | corrected | 100 [100, 100] | 30 [")
-    assert lines[4].endswith("| 50.0 [50.0, 50.0] % kept (50.0, 50.0) |")
+    assert len(lines) == 2 + 4
+    assert lines[5].startswith("| HalfCheetah-v5 | weak | corrected | 100 [100, 100] | 30 [")
+    assert lines[5].endswith("| 50.0 [50.0, 50.0] % kept (50.0, 50.0) |")
 
 
 def test_the_table_says_what_was_gained_in_each_seed(motors):
-    returns = {"as_is": (0.0, 10.0), "told": (100.0, 110.0), "corrected": (90.0, 90.0)}
+    returns = {"as_is": (0.0, 10.0), "told": (100.0, 110.0), "told_late": (100.0, 10.0), "corrected": (90.0, 90.0)}
     rows = [
         {"env": CHEETAH, "seed": seed, "condition": condition, "agent": agent, "returns": [mean - 1.0, mean + 1.0]}
         for condition, scale in (("hidden", 1.0), ("nominal", -1.0))
@@ -123,7 +123,9 @@ def test_the_table_says_what_was_gained_in_each_seed(motors):
     ]
     lines = motors.format_table(rows).splitlines()
     assert len(lines) == 4
-    assert lines[2].endswith("| 85.0 [21.5, 148.5] % of the gap (90.0, 80.0) |")
+    assert lines[2].endswith(
+        "| 50.0 [-585.3, 685.3] % of the gap (100.0, 0.0) | 85.0 [21.5, 148.5] % of the gap (90.0, 80.0) |"
+    )
     # -190 in place of -100, and in place of -110.
     assert lines[3].endswith("| 18.6 [-91.1, 128.4] % kept (10.0, 27.3) |")
 
@@ -154,7 +156,7 @@ def run_main(motors, tmp_path, monkeypatch, capsys):
 
 def test_half_a_line_that_was_left_by_a_kill_is_measured_again(run_main, tmp_path):
     measured, table = run_main()
-    assert len(measured) == 2 * 7 * 3
+    assert len(measured) == 2 * 7 * 4
     path = tmp_path / "results.jsonl"
     path.write_text(path.read_text()[:-20])
     assert run_main() == (measured[-1:], table)
