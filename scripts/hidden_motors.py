@@ -125,7 +125,7 @@ def draw_matrices(env_id: str, condition: str, num_tasks: int, seed: int) -> Flo
 def invert(matrices: Floats) -> Floats:
     """What undoes matrices ``Float[N A A]``, but for motors that are dead."""
     has_dead = (np.linalg.det(matrices) == 0.0).any()
-    inverses: Floats = np.linalg.pinv(matrices) if has_dead else np.linalg.inv(matrices)
+    inverses: Floats = (np.linalg.pinv if has_dead else np.linalg.inv)(matrices).astype(np.float64)
     return inverses
 
 

@@ -112,8 +112,10 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         >>> model = DynamicsModel(spaces.Box(-1.0, 1.0, (3,)), spaces.Box(-1.0, 1.0, (2,)), adapts="action_map")
         >>> _ = model.residual_variance.fill_(0.01)  # which DynamicsModel.fit measures
         >>> adapter = KalmanAdapter(model)
-        >>> adapter.variance["action_map"].tolist()
-        [[1.0, 1.0], [1.0, 1.0]]
+        >>> {name: list(variance.shape) for name, variance in adapter.variance.items()}
+        {'action_map': [2, 2], 'action_offset': [2]}
+        >>> [round(belief, 2) for belief in adapter.beliefs.tolist()]
+        [0.55, 0.18, 0.11, 0.08, 0.08]
 
     Args:
         model: A model with ``filtered_parameters``, which are just those that require a gradient, ``linearise`` and
