@@ -1,6 +1,5 @@
 """What the environments share whose physics are a few numbers, so that many of them can be stepped at once."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final, cast
 
@@ -8,15 +7,17 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from ssm_metarl_gym.checks import Rule, check_choice, check_integer, check_number
+from ssm_metarl_gym.checks import check_choice, check_integer
 from ssm_metarl_gym.envs.arguments import Family, SomeTask, check_reset_options, parse_state
-from ssm_metarl_gym.envs.hidden_task import EnvStreams, HiddenTask, noisy, unbounded
+from ssm_metarl_gym.envs.hidden_task import EnvStreams, HiddenTask
+from ssm_metarl_gym.envs.observation_noise import ObservationNoise
 
 __all__ = ["ClassicHiddenTask"]
 
 Floats = npt.NDArray[np.float64]
 
-_NOISE_RULE: Final[Rule] = ("a finite number >= 0", lambda value: 0.0 <= value < math.inf)
+# The index of the one row that a single environment is.
+_THE_ROW: Final = np.zeros(1, dtype=np.intp)
 
 
 class ClassicHiddenTask(HiddenTask[SomeTask]):
@@ -68,10 +69,8 @@ class ClassicHiddenTask(HiddenTask[SomeTask]):
         **kwargs: Any,
     ) -> None:
         check_choice("on_failure", on_failure, ("terminate", "restart"))
-        check_number("observation_noise", observation_noise, _NOISE_RULE)
         check_integer("warm_up_steps", warm_up_steps, least=0)
         self._is_trial = on_failure == "restart" and self.failure_penalty is not None
-        self._observation_noise = float(observation_noise)
         self._warm_up_steps = warm_up_steps
         self._tells_restarts = self.failure_penalty is not None or warm_up_steps > 0
         self._elapsed = 0
@@ -85,8 +84,10 @@ class ClassicHiddenTask(HiddenTask[SomeTask]):
             render_mode=render_mode,
             **kwargs,
         )
-        if observation_noise:
-            self.observation_space = unbounded(self.observation_space)
+        num_shown = 0 if self._context is None else len(self._context.parameters)
+        (num_seen,) = cast("tuple[int]", self.observation_space.shape)
+        self._noise = ObservationNoise(observation_noise, 1, num_seen - num_shown)
+        self.observation_space = self._noise.space(self.observation_space)
         self.state = None
 
     def parse_bounds(self, options: Mapping[str, Any], rows: tuple[int, ...]) -> tuple[Floats, Floats]:
@@ -141,14 +142,12 @@ class ClassicHiddenTask(HiddenTask[SomeTask]):
         raise NotImplementedError
 
     def _observe(self, observation: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        if self._observation_noise:
-            noise = self._noise_rng.standard_normal(observation.shape)
-            observation = noisy(observation, self._observation_noise, noise)
-        return super()._observe(observation)
+        self._noise.draw(_THE_ROW)
+        return super()._observe(self._noise.add(observation[None])[0])
 
     def _seed_streams(self, streams: EnvStreams) -> None:
         super()._seed_streams(streams)
-        self._noise_rng = streams.noise
+        self._noise.rng = streams.noise
 
     def _draw_state(self) -> None:
         self.state = self.start_states(self.np_random.uniform(*self._bounds))

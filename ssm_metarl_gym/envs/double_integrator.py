@@ -72,6 +72,7 @@ class TaskDoubleIntegratorEnv(RowPhysicsEnv[DoubleIntegratorTask], PlaneEnv):
     * v0: initial version.
     """
 
+    edge = 1.1
     task_type = DoubleIntegratorTask
     plain_family = "DoubleIntegrator"
     state_limits = (_EDGE,) * 4

@@ -24,10 +24,8 @@ __all__ = [
     "EnvStreams",
     "HiddenTask",
     "TaskParameter",
-    "noisy",
     "observable_space",
     "shown_parameters",
-    "unbounded",
 ]
 
 
@@ -321,16 +319,6 @@ def observable_space(space: Any, context: TaskDistribution | None) -> Any:
         room = np.full(len(context.parameters), np.inf)  # a task may lie outside of the training range
         low, high = np.append(low, -room), np.append(high, room)
     return spaces.Box(low.astype(space.dtype), high.astype(space.dtype), dtype=space.dtype)
-
-
-def unbounded(space: Any) -> spaces.Box:
-    """The space of the same observations with noise, which has no bounds."""
-    return spaces.Box(-np.inf, np.inf, space.shape, space.dtype)
-
-
-def noisy(observations: npt.NDArray[Any], scale: float, noise: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
-    """Observations ``Float[... D]`` with normal ``noise [... D]`` on them, of a standard deviation."""
-    return (observations + scale * noise).astype(observations.dtype)
 
 
 class EnvStreams(NamedTuple):

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Final, TypeAlias, cast
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
@@ -20,9 +21,10 @@ from ssm_metarl_gym.envs.arguments import (
     parse_time_limit,
 )
 from ssm_metarl_gym.envs.classic import ClassicHiddenTask
-from ssm_metarl_gym.envs.hidden_task import EnvStreams, noisy, observable_space
+from ssm_metarl_gym.envs.hidden_task import EnvStreams, observable_space
+from ssm_metarl_gym.envs.observation_noise import ObservationNoise
 from ssm_metarl_gym.envs.row_tasks import RowTasks
-from ssm_metarl_gym.envs.rows import copies_of_rows, read_only
+from ssm_metarl_gym.envs.rows import AttributeOfARow, copies_of_rows, read_only
 from ssm_metarl_gym.tasks.distributions import TaskSet
 from ssm_metarl_gym.tasks.task import Task, TaskBatch
 
@@ -139,9 +141,9 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         self.action_space = batch_space(self.single_action_space, num_envs)
 
         self._state = np.zeros((self._state_size, num_envs), dtype=self._dtype)
-        self._observation_noise = float(observation_noise)
-        # What each row sees beside its state, drawn once for each state.
-        self._noise = np.zeros((num_envs, *cast("tuple[int]", single.observation_space.shape)))
+        self._noise = ObservationNoise(
+            observation_noise, num_envs, cast("spaces.Box", single.observation_space).shape[0]
+        )
         self._default_bounds = _low_and_spread(single.parse_bounds({}, ()))
         # Those of each row; None as long as no reset has given any.
         self._bounds: tuple[Floats, Floats] | None = None
@@ -160,7 +162,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         single_env_type = getattr(cls, "single_env_type", None)
         parameters = [] if single_env_type is None else single_env_type.task_type.parameter_names()
         for name in ("task", *parameters):
-            setattr(cls, name, _AttributeOfARow(name))
+            setattr(cls, name, AttributeOfARow(name))
 
     @property
     def tasks(self) -> TaskBatch:
@@ -212,7 +214,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         if seed is not None or not self._row_tasks.is_seeded:
             streams = EnvStreams.of(self, self._row_tasks.family, self._row_tasks.split)
             self._row_tasks.seed(streams)
-            self._noise_rng = streams.noise
+            self._noise.rng = streams.noise
         rows = self._all_rows if mask is None else np.flatnonzero(mask)
         self._begin(rows, bounds, tasks)
         self._ended[rows] = False
@@ -253,7 +255,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
             self._draw_states(restarted.nonzero()[0])
         # The switches, so that all that is told from here on is of the next step.
         self._row_tasks.end_step(resetting)
-        self._draw_noise(resetting)
+        self._noise.draw(self._all_rows if resetting is None else np.delete(self._all_rows, resetting))
         # The resets of NEXT_STEP.
         if resetting is not None:
             rewards[resetting], truncated[resetting] = 0.0, False
@@ -347,12 +349,6 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
             restarted[resetting] = False
         return terminated & ~warm, read_only(restarted)
 
-    def _draw_noise(self, but: Rows | None) -> None:
-        """New noise for all rows ``but`` some."""
-        if self._observation_noise:
-            rows = self._all_rows if but is None else np.delete(self._all_rows, but)
-            self._noise[rows] = self._noise_rng.standard_normal((len(rows), self._noise.shape[1]))
-
     def _begin(self, rows: Rows, bounds: Bounds | None = None, tasks: TaskBatch | None = None) -> None:
         """Start an episode in ``rows``, in theirs of the ``tasks [n]`` where they are given."""
         self._row_tasks.begin(rows, tasks)
@@ -360,8 +356,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         if bounds is not None or self._bounds is not None:
             self._set_bounds(rows, bounds or self._default_bounds)
         self._draw_states(rows)
-        if self._observation_noise:
-            self._noise[rows] = self._noise_rng.standard_normal((len(rows), self._noise.shape[1]))
+        self._noise.draw(rows)
 
     def _set_bounds(self, rows: Rows, bounds: Bounds) -> None:
         """The bounds of the starting states of ``rows``, which hold until their episodes end."""
@@ -383,9 +378,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
     # What is handed out.
 
     def _observe(self) -> Observations:
-        observations, shown = self._observe_state(), self._row_tasks.shown
-        if self._observation_noise:
-            observations = noisy(observations, self._observation_noise, self._noise)
+        observations, shown = self._noise.add(self._observe_state()), self._row_tasks.shown
         return observations if shown is None else np.concatenate([observations, shown], axis=1)
 
     def _infos(self, restarted: npt.NDArray[np.bool_], mask: npt.NDArray[np.bool_] | None = None) -> dict[str, Any]:
@@ -402,19 +395,6 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         self._single.state = self._state[:, row].astype(np.float64)
         self._prepare_painter(row)
         return self._single.render()
-
-
-class _AttributeOfARow:
-    """What a single environment has and many together have not: setting it must not pass for setting the tasks."""
-
-    def __init__(self, name: str) -> None:
-        self._message = f"a batched environment has no {name!r} but one for each row: use its attribute 'tasks'."
-
-    def __get__(self, env: Any, owner: type | None = None) -> Any:
-        raise AttributeError(self._message)
-
-    def __set__(self, env: Any, value: Any) -> None:
-        raise AttributeError(self._message)
 
 
 def _low_and_spread(bounds: tuple[Floats, Floats]) -> Bounds:

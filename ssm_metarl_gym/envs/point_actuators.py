@@ -26,7 +26,7 @@ _WALL: Final = 3.0
 _START: Final = 1.0
 _GOAL_COLOUR: Final = (46, 125, 50)
 # The colours of the columns of the map, those that the first and the second motor are told.
-_COLUMN_COLOURS: Final = ((33, 118, 201), (217, 119, 6))
+_COLUMN_COLOURS: Final = ((20, 20, 20), (150, 150, 150))
 
 
 class TaskPointActuatorsEnv(RowPhysicsEnv[ActuatorTask], PlaneEnv):
