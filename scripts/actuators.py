@@ -40,6 +40,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from torch import nn
 
 import ssm_metarl_gym  # noqa: F401 - registers the environments
 from ssm_metarl_gym.agents import (
@@ -71,7 +72,7 @@ from ssm_metarl_gym.wrappers import SB3VecEnv, VectorActionCorrection, VectorOnl
 
 NUM_TRAINING_ENVS, ROLLOUT_LENGTH, NUM_EPOCHS = 64, 32, 8
 META_UPDATES, INNER_STEPS, NUM_STREAMS = 1_500, 3, 1_000
-FIT_TRANSITIONS, FIT_UPDATES, FIT_LEARNING_RATE = 20_000, 2_000, 3e-3
+FIT_TRANSITIONS, FIT_UPDATES, FIT_LEARNING_RATE = 20_000, 3_000, 3e-3
 EVALUATION_SEED = 1_000_000
 # The dimension whose curve over the steps of training is drawn, and the steps at which dimensions are compared.
 CURVE_DIMENSION, COMPARED_STEPS = 3, 1_000_000
@@ -107,7 +108,9 @@ class Physics:
 
 
 AIB = tuple(AIB_CONTEXTS)
-PHYSICS = {f"d = {d}": Physics("PointActuators", {"dimension": d}, 0.95, 50_000 * d, 100.0, 100) for d in range(1, 17)}
+PHYSICS = {
+    f"d = {d}": Physics("PointActuators", {"dimension": d}, 0.9, 25_000 * (d + 1), 100.0, 100) for d in range(1, 17)
+}
 PHYSICS |= {
     name: Physics(name, {"contexts": "aib"}, 0.99, 300_000, length, length)
     for name, length in zip(AIB, (100, 100, 200), strict=True)
@@ -220,9 +223,11 @@ def make_env(name: str, row: str, seed: int, num_rows: int, options: Options, **
 
 
 def make_map_model(name: str) -> DynamicsModel:
-    """An untrained model of the dynamics that adapts a map of the actions."""
+    """An untrained model of the dynamics that adapts a map of the actions, as small as such physics need."""
     envs = make_rows(PHYSICS[name].env_id, 1, **PHYSICS[name].env_kwargs)
-    return DynamicsModel(envs.single_observation_space, envs.single_action_space, adapts="action_map")
+    spaces = envs.single_observation_space, envs.single_action_space
+    core = nn.Sequential(nn.Linear(DynamicsModel.input_dim(*spaces), 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh())
+    return DynamicsModel(*spaces, core, adapts="action_map")
 
 
 def load_filter(name: str, seed: int, options: Options) -> KalmanAdapter:
@@ -248,13 +253,13 @@ def learn_policy(name: str, row: str, seed: int, steps: int, options: Options) -
     env = VecNormalize(
         make_env(name, row, seed, NUM_TRAINING_ENVS, options, **tasks), clip_obs=5.0, gamma=physics.gamma
     )
-    arguments: dict[str, Any] = {}
+    policy_kwargs: dict[str, Any] = {"log_std_init": -0.7}  # what is tried at first would else hit the bounds
     if agent.observation == "window":  # the state-space model ends in gated layers of its own
-        arguments = {"policy_kwargs": {"net_arch": [], "features_extractor_class": SSMFeaturesExtractor}}
+        policy_kwargs |= {"net_arch": [], "features_extractor_class": SSMFeaturesExtractor}
     model = find_algorithm(agent.algorithm)(
         agent.policy,
         env,
-        learning_rate=LinearSchedule(1e-3, 1e-4, 1.0),
+        learning_rate=LinearSchedule(2e-3, 2e-4, 1.0),
         n_steps=ROLLOUT_LENGTH,
         batch_size=ROLLOUT_LENGTH * NUM_TRAINING_ENVS // 4,
         n_epochs=NUM_EPOCHS,
@@ -262,7 +267,7 @@ def learn_policy(name: str, row: str, seed: int, steps: int, options: Options) -
         # SB3 seeds environment i with seed + i: these lie far apart.
         seed=int(np.random.SeedSequence([seed, 0]).generate_state(1)[0]),
         device="cpu",
-        **arguments,
+        policy_kwargs=policy_kwargs,
     ).learn(steps)
     with replacing(path.with_suffix(".pkl")) as temporary:
         env.save(str(temporary))
