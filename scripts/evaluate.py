@@ -4,8 +4,8 @@
     python scripts/evaluate.py agent.zip --algorithm PPO --env ssm_metarl/CartPolePolarity-v0
 
 An agent is the folder of a finished run of train_ppo.py, or any archive that an algorithm of SB3 saved. Runs that
-differ only in the seed make one row of the table. "switch" is interpolation with the hidden sign flipping at half time;
-"default" is the environment as it is, where it has no splits.
+differ only in the seed make one row of the table. "switch" is interpolation with the hidden sign flipping at half time
+(hidden motors: with other ones from then on); "default" is the environment as it is, where it has no splits.
 
 Prints a table, and writes it with every return as results.md, results.json, returns.png and curves.png into the output
 folder. SB3's archives hold pickles, which run code when they are loaded: evaluate only agents that you trust.

@@ -121,7 +121,7 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
     @task.setter
     def task(self, task: SomeTask) -> None:
         self._task = self._parse_task(task)
-        self._task_id = self._task.task_id
+        self._task_id, self._parameters = self._task.task_id, self._task.to_dict()
         if self._context is not None:
             self._shown = self._context.normalise(self._task)
         if self._constructed:
@@ -165,7 +165,7 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
         return np.concatenate([observation, self._shown], dtype=observation.dtype)
 
     def _info(self) -> dict[str, Any]:
-        return {"task_id": self._task_id, "task_params": self._task.to_dict()}
+        return {"task_id": self._task_id, "task_params": dict(self._parameters)}
 
     def _parse_task(self, task: Any) -> SomeTask:
         return parse_task(task, self.task_type)

@@ -6,8 +6,8 @@ from typing import Any, cast
 import numpy as np
 
 from ssm_metarl_gym.envs.actuators import Actuators, check_actuator_switch, task_after_switch
-from ssm_metarl_gym.envs.mujoco import MujocoHiddenTask
 from ssm_metarl_gym.envs.mujoco_imports import AntEnv, HalfCheetahEnv, HopperEnv, ReacherEnv, Walker2dEnv
+from ssm_metarl_gym.envs.mujoco_task import MujocoHiddenTask
 from ssm_metarl_gym.tasks.actuators import ActuatorTask, actuator_task_type
 
 __all__ = [

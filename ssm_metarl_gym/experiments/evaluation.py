@@ -106,7 +106,7 @@ def draw_tasks(env_id: str, num_tasks: int, seed: int, **env_kwargs: Any) -> lis
 def find_splits(env_id: str, env_kwargs: Mapping[str, Any]) -> Splits:
     """The splits that an environment has, those of its tasks first; ``"default"`` alone where it has no tasks.
 
-    ``"switch"`` is interpolation with the hidden sign flipping at half time.
+    ``"switch"`` is interpolation with the hidden sign flipping, or other motors taking over, at half time.
 
     Args:
         env_id: The id of a registered environment.

@@ -156,6 +156,7 @@ def test_splits_of_mujoco():
     assert list(find_splits("ssm_metarl/HalfCheetahDir-v0", {})) == ["train", "interpolation", "switch"]
     assert held_out_splits("ssm_metarl/HalfCheetahDir-v0", {}) == ["interpolation"]
     assert list(find_splits("ssm_metarl/HopperParams-v0", {})) == ["train", "interpolation", "extrapolation"]
+    assert list(find_splits("ssm_metarl/ReacherActuators-v0", {})) == ["train", *SPLITS]
 
 
 class TestWarmUp:

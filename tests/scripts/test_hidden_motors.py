@@ -1,7 +1,6 @@
 import json
 from types import SimpleNamespace
 
-import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -42,17 +41,67 @@ def test_another_matrix_from_half_way_on(motors):
         np.testing.assert_array_equal(motors.matrix_at(matrices, t, 50), matrices[:, which])
 
 
-def test_who_undoes_the_matrix_does_as_where_there_is_none(motors):
-    (matrices,) = motors.draw_matrices(REACHER, "hidden", 1, seed=0)
-    plain, hidden = gym.make(REACHER), motors.make_env(REACHER, matrices)
-    for env in (plain, hidden):
-        env.reset(seed=0)
-        env.action_space.seed(0)
-    for _ in range(5):
-        action = 0.5 * plain.action_space.sample()
-        expected, *_ = plain.step(action)
-        found, *_ = hidden.step(np.linalg.solve(matrices[0], action))
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+@pytest.mark.parametrize(("failure", "gain"), [("reversed", -1.0), ("weak", 0.5), ("dead", 0.0)])
+def test_one_motor_fails_half_way(motors, failure, gain):
+    matrices = motors.draw_matrices(CHEETAH, failure, 40, seed=1)
+    assert matrices.shape == (40, 2, 6, 6)
+    np.testing.assert_array_equal(matrices[:, 0], np.broadcast_to(np.eye(6), (40, 6, 6)))
+    gains = np.diagonal(matrices[:, 1], axis1=1, axis2=2)
+    np.testing.assert_array_equal(np.sort(gains), np.sort([[gain, 1, 1, 1, 1, 1]] * 40))
+    assert set(np.argmin(gains, axis=1)) == set(range(6))
+
+
+@pytest.fixture
+def play(motors):
+    """A function that gives the returns in each 50 steps of an agent, whose policy takes the same actions always."""
+
+    class Policy:
+        def predict(self, observations, *, deterministic):
+            action = np.full((len(observations), num_actions), 0.3, np.float32)
+            action[:, 0] = -0.2
+            return action, None
+
+    def run(agent, env_id, matrices):
+        nonlocal num_actions
+        num_actions = matrices.shape[-1]
+        env = SimpleNamespace(normalize_obs=lambda observations: observations)
+        return motors.run(agent, env_id, lambda: motors.Nominal(Policy(), env, None), matrices, 0)
+
+    num_actions = 0
+    return run
+
+
+def test_who_undoes_the_matrix_does_as_where_there_is_none(motors, play):
+    hidden, none = (motors.draw_matrices(REACHER, condition, 3, seed=0) for condition in ("change", "nominal"))
+    expected = play("as_is", REACHER, none)
+    assert expected.shape == (3, 1)
+    np.testing.assert_allclose(play("told", REACHER, hidden), expected, rtol=1e-4)
+    assert (np.abs(play("as_is", REACHER, hidden) - expected) > 0.1).any()
+
+
+def test_motors_fail_half_way_and_nothing_is_earned_after_the_end(motors, play):
+    hopper = play("as_is", "Hopper-v5", motors.draw_matrices("Hopper-v5", "nominal", 2, seed=0))
+    assert hopper.shape == (2, 8)
+    assert (hopper[:, 0] > 0.0).all()
+    assert (hopper[:, 4:] == 0.0).all()  # they have fallen
+    sound, dead = (motors.draw_matrices(CHEETAH, condition, 1, seed=0) for condition in ("nominal", "dead"))
+    expected, as_is, told = play("as_is", CHEETAH, sound), play("as_is", CHEETAH, dead), play("told", CHEETAH, dead)
+    np.testing.assert_array_equal(as_is[:, :4], expected[:, :4])
+    assert (as_is[:, 4:] != expected[:, 4:]).all()
+    np.testing.assert_allclose(told, as_is)  # nothing undoes it
+
+
+def test_the_table_of_failures_says_what_was_earned_before_and_after(motors):
+    scales = {"as_is": 0.25, "told": 1.0, "corrected": 0.5}
+    rows = [
+        {"env": CHEETAH, "seed": seed, "condition": "weak", "agent": agent, "each_50_steps": windows}
+        for agent, scale in scales.items()
+        for seed, windows in enumerate([[[100.0] * 4 + [scale * 40.0] * 4], [[100.0] * 4 + [scale * 80.0] * 4]])
+    ]
+    lines = motors.format_failures(rows).splitlines()
+    assert len(lines) == 2 + 3
+    assert lines[4].startswith("| HalfCheetah-v5 | weak | corrected | 100 [100, 100] | 30 [")
+    assert lines[4].endswith("| 50.0 [50.0, 50.0] % kept (50.0, 50.0) |")
 
 
 def test_the_table_says_what_was_gained_in_each_seed(motors):
@@ -81,7 +130,9 @@ def run_main(motors, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         motors,
         "run",
-        lambda name, env_id, fit, matrices, seed: np.full(len(matrices), len(matrices) + motors.AGENTS.index(name)),
+        lambda name, env_id, fit, matrices, seed: np.full(
+            (len(matrices), 1), len(matrices) + motors.AGENTS.index(name)
+        ),
     )
 
     def run(*options):
