@@ -1,7 +1,7 @@
 """What the batched environments share: n tasks, each in its own episode, stepped at once."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Final, TypeAlias, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Final, cast
 
 import gymnasium as gym
 import numpy as np
@@ -15,6 +15,7 @@ from ssm_metarl_gym.envs.arguments import (
     Family,
     check_reset_options,
     check_seed,
+    check_switch,
     parse_autoreset_mode,
     parse_reset_mask,
     parse_state,
@@ -23,6 +24,7 @@ from ssm_metarl_gym.envs.arguments import (
 from ssm_metarl_gym.envs.classic import ClassicHiddenTask
 from ssm_metarl_gym.envs.hidden_task import EnvStreams, observable_space
 from ssm_metarl_gym.envs.observation_noise import ObservationNoise
+from ssm_metarl_gym.envs.row_starts import RowStarts
 from ssm_metarl_gym.envs.row_tasks import RowTasks
 from ssm_metarl_gym.envs.rows import AttributeOfARow, copies_of_rows, read_only
 from ssm_metarl_gym.tasks.distributions import TaskSet
@@ -36,10 +38,6 @@ Observations = npt.NDArray[np.float32]
 
 # A time limit that no episode reaches.
 _NEVER: Final = np.iinfo(np.int64).max
-
-# The lowest starting state and how far above it others lie: ``Float64[n S]``, or one number where all are the same,
-# since arithmetic with one number is faster.
-Bounds: TypeAlias = tuple[Floats | float, Floats | float]
 
 
 class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]]):
@@ -130,7 +128,8 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
             split=split,
             context=context,
             task=task,
-            switch=switch,
+            switch=self._check_switch(switch),
+            change=self._change_at(switch),
             dtype=self._dtype,
         )
 
@@ -144,9 +143,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         self._noise = ObservationNoise(
             observation_noise, num_envs, cast("spaces.Box", single.observation_space).shape[0]
         )
-        self._default_bounds = _low_and_spread(single.parse_bounds({}, ()))
-        # Those of each row; None as long as no reset has given any.
-        self._bounds: tuple[Floats, Floats] | None = None
+        self._starts = RowStarts(num_envs, single.parse_bounds({}, ()))
         self._allocate()
         self._started = False
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
@@ -207,7 +204,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         tasks = None if given is None else self._row_tasks.parse(given)
         limits = self._single.state_limits
         states = parse_state(options.pop("state"), limits, self.num_envs) if "state" in options else None
-        bounds = _low_and_spread(self._single.parse_bounds(options, (self.num_envs,))) if options else None
+        bounds = self._single.parse_bounds(options, (self.num_envs,)) if options else None
         check_seed(seed, mask, self.num_envs)
         # Nothing may change before every option is known to be valid.
         super().reset(seed=None if seed is None else int(seed))
@@ -302,6 +299,15 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         self.__dict__.update(state)
         read_only(self._nowhere)  # NumPy's copies of read-only arrays can be written
 
+    # What a subclass may change.
+
+    def _check_switch(self, switch: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The switch that a user gave, an empty dictionary for None."""
+        return check_switch(switch, self._single.task_type, self.num_envs)
+
+    def _change_at(self, switch: Any) -> Callable[[TaskBatch, np.random.Generator], TaskBatch] | None:
+        """What a switch makes of tasks, where that does not follow from their type."""
+
     # What a subclass provides.
 
     def _allocate(self) -> None:
@@ -349,31 +355,16 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
             restarted[resetting] = False
         return terminated & ~warm, read_only(restarted)
 
-    def _begin(self, rows: Rows, bounds: Bounds | None = None, tasks: TaskBatch | None = None) -> None:
+    def _begin(self, rows: Rows, bounds: tuple[Floats, Floats] | None = None, tasks: TaskBatch | None = None) -> None:
         """Start an episode in ``rows``, in theirs of the ``tasks [n]`` where they are given."""
         self._row_tasks.begin(rows, tasks)
         self._elapsed[rows] = 0
-        if bounds is not None or self._bounds is not None:
-            self._set_bounds(rows, bounds or self._default_bounds)
+        self._starts.begin(rows, bounds)
         self._draw_states(rows)
         self._noise.draw(rows)
 
-    def _set_bounds(self, rows: Rows, bounds: Bounds) -> None:
-        """The bounds of the starting states of ``rows``, which hold until their episodes end."""
-        shape = (self.num_envs, self._state_size)
-        if self._bounds is None:
-            low, spread = self._default_bounds
-            self._bounds = np.broadcast_to(low, shape).copy(), np.broadcast_to(spread, shape).copy()
-        for own, new in zip(self._bounds, bounds, strict=True):
-            own[rows] = np.broadcast_to(new, shape)[rows]
-
     def _draw_states(self, rows: Rows) -> None:
-        low, spread = self._default_bounds if self._bounds is None else (bound[rows] for bound in self._bounds)
-        # As Generator.uniform computes it, which takes longer.
-        states = self.np_random.random((len(rows), self._state_size))
-        states *= spread
-        states += low
-        self._state.T[rows] = self._single.start_states(states)
+        self._state.T[rows] = self._single.start_states(self._starts.draw(rows, self.np_random))
 
     # What is handed out.
 
@@ -395,11 +386,3 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         self._single.state = self._state[:, row].astype(np.float64)
         self._prepare_painter(row)
         return self._single.render()
-
-
-def _low_and_spread(bounds: tuple[Floats, Floats]) -> Bounds:
-    low, high = bounds
-    spread = high - low
-    if (low == low.flat[0]).all() and (spread == spread.flat[0]).all():
-        return float(low.flat[0]), float(spread.flat[0])
-    return low, spread

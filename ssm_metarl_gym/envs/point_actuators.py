@@ -2,13 +2,14 @@
 
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
 from ssm_metarl_gym.checks import check_integer, shown
+from ssm_metarl_gym.envs.actuators import check_actuator_switch, task_after_switch
 from ssm_metarl_gym.envs.arguments import LARGEST, Family
 from ssm_metarl_gym.envs.plane import LINE_COLOUR, POINT_COLOUR, PlaneEnv
 from ssm_metarl_gym.envs.row_physics import RowPhysicsEnv
@@ -64,7 +65,8 @@ class TaskPointActuatorsEnv(RowPhysicsEnv[ActuatorTask], PlaneEnv):
     * ``context``: ``"hidden"``, or ``"visible"`` to append the parameters to the observation.
     * ``task``: a dictionary of parameters (see ``ActuatorTask``) that every episode has, or ``None`` to draw them.
     * ``switch``: ``{"step": n}`` draws a new map after n steps, ``{"probability": p}`` after any step with probability
-      p, ``None`` never.
+      p, ``None`` never. With ``"motor": g`` beside it, a motor drawn at random has g times its gain from then on in
+      place of a new map: 0 for a motor that dies, -1 for one that is reversed, 0.5 for a weak one.
     * ``on_failure``: ``"terminate"`` or ``"restart"``, as for CartPole; nothing can fail.
     * ``observation_noise``: standard deviation of the noise on each component of the observation.
     * ``warm_up_steps``: steps at the start of every episode that are not rewarded; then the state is drawn anew.
@@ -119,6 +121,14 @@ class TaskPointActuatorsEnv(RowPhysicsEnv[ActuatorTask], PlaneEnv):
         rewards = np.subtract(1.0, 2.0 * np.sqrt(_mean_square(positions)), dtype=np.float64)
         rewards -= 0.02 * _mean_square(commands)
         return rewards, np.zeros(state.shape[1], dtype=np.bool_)
+
+    def _check_switch(self, switch: Mapping[str, Any] | None) -> dict[str, Any]:
+        return check_actuator_switch(switch)
+
+    def _task_after_switch(self) -> ActuatorTask:
+        rng = cast("np.random.Generator", self._switch_rng)
+        task: ActuatorTask = task_after_switch(self.task, self._switch, self._distribution, rng)
+        return task
 
     def _arriving(self, commands: Floats) -> Floats:
         return self._late.send(commands, self._derived[-1], np.array([self._elapsed]))

@@ -1,12 +1,12 @@
 """The tasks of n rows: drawn or given at the start of each row's episode, switched in its course, told in infos."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from ssm_metarl_gym.envs.arguments import check_switch, parse_tasks
+from ssm_metarl_gym.envs.arguments import parse_tasks
 from ssm_metarl_gym.envs.hidden_task import EnvStreams, shown_parameters
 from ssm_metarl_gym.envs.rows import read_only
 from ssm_metarl_gym.tasks.families import TaskFamily
@@ -53,7 +53,8 @@ class RowTasks:
         split: ``"train"``, ``"interpolation"`` or ``"extrapolation"``.
         context: ``"hidden"``, or ``"visible"`` to show the parameters.
         task: The task of every episode, or one for each row; None to draw them.
-        switch: When tasks change, as for the single environment; ``{"step": [...]}`` may hold a number for each row.
+        switch: When tasks change, as ``check_switch`` gave it.
+        change: What a switch makes of tasks; None for another sign or other tasks, whatever is of their type.
         dtype: The type of what is derived.
 
     Attributes:
@@ -76,7 +77,8 @@ class RowTasks:
         split: str,
         context: str,
         task: Any,
-        switch: Mapping[str, Any] | None,
+        switch: dict[str, Any],
+        change: Callable[[TaskBatch, np.random.Generator], TaskBatch] | None = None,
         dtype: np.dtype[Any],
     ) -> None:
         self._num_rows = num_rows
@@ -86,7 +88,8 @@ class RowTasks:
         self._task_type = family.task_type
         self._derive = derive
         self._dtype = dtype
-        self._switch = check_switch(switch, self._task_type, num_rows)
+        self._switch = switch
+        self._change = change
         self.shown_parameters = shown_parameters(family, context, switch)
         if "step" in self._switch:
             # One for each row, in an array that the caller does not share.
@@ -167,10 +170,12 @@ class RowTasks:
 
     def _switched(self, rows: Rows) -> TaskBatch:
         """What a switch makes of the tasks of ``rows``."""
+        rng, values = cast("np.random.Generator", self._switch_rng), self._values[:, rows]
+        if self._change is not None:
+            return self._change(TaskBatch.from_values(self._task_type, values), rng)
         if self._task_type.switch_draws:
-            return self._distribution.sample_batch(cast("np.random.Generator", self._switch_rng), len(rows))
+            return self._distribution.sample_batch(rng, len(rows))
         _, sign = self._sign_indices[0]
-        values = self._values[:, rows]
         values[sign] *= -1.0
         return TaskBatch.from_values(self._task_type, values)
 

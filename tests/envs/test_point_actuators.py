@@ -134,6 +134,28 @@ class TestSwitch:
             assert changes.argmax(axis=0).tolist() == [0, 2, 0]
             assert changes.sum(axis=0).tolist() == [1, 1, 0]
 
+    @pytest.mark.parametrize("gain", [0.0, -1.0, 0.5])
+    def test_lets_a_motor_fail(self, gain):
+        switch = {"step": 2, "motor": gain}
+        single = make(dimension=3, switch=switch)
+        rows = gym.make_vec("ssm_metarl/PointActuators-v0", 40, dimension=3, switch=switch)
+        one_row = gym.make_vec("ssm_metarl/PointActuators-v0", 1, dimension=3, switch=switch)
+        for env in (single, rows, one_row):
+            env.reset(seed=0)
+        before = [*rows.unwrapped.tasks, single.unwrapped.task]
+        for _ in range(3):
+            single.step(np.zeros(3))
+            rows.step(np.zeros((40, 3)))
+            one_row.step(np.zeros((1, 3)))
+        failed = []
+        for task, after in zip(before, [*rows.unwrapped.tasks, single.unwrapped.task], strict=True):
+            ratios = after.matrix / task.matrix
+            assert np.all(ratios == ratios[0])
+            failed.append(int(np.argmax(ratios[0] == gain)))
+            assert sorted(ratios[0].tolist()) == sorted([gain, 1.0, 1.0])
+        assert set(failed) == {0, 1, 2}
+        assert one_row.unwrapped.tasks[0] == single.unwrapped.task
+
     def test_comes_as_often_as_a_probability_says(self):
         env = gym.make_vec("ssm_metarl/PointActuators-v0", 50, switch={"probability": 0.2}, max_episode_steps=None)
         ids = [env.reset(seed=0)[1]["task_id"]] + [env.step(np.zeros((50, 2)))[-1]["task_id"] for _ in range(40)]
@@ -165,6 +187,7 @@ def test_a_name_of_a_family_is_that_of_the_dimension():
         ({"dimension": 2.0}, "dimension must be an int >= 1; got 2.0"),
         ({"task": {"map_0_2": 1.0}}, "a parameter of ActuatorTask2 must be one of"),
         ({"switch": {"step": 0}}, "switch must be None"),
+        ({"switch": {"step": 3, "motor": 2.0}}, r"the 'motor' of a switch must be a number in \[-1, 1\]"),
         ({"split": "extrapolate"}, "Did you mean 'extrapolation'"),
         ({"family": "PointNavigation"}, r"family must be one of \['PointActuators'"),
     ],
