@@ -15,8 +15,8 @@ class TaskComplexODEVectorEnv(RowPhysicsVectorEnv):
     Example:
         >>> envs = gym.make_vec("ssm_metarl/ComplexODE-v0", num_envs=3, task={"c0": [5, -5, 0], "c1": [0, 0, 5]})
         >>> observations, infos = envs.reset(seed=0, options={"state": [[0.03], [-0.03], [0.03]]})
-        >>> envs.step(np.array([[-1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]))[0].ravel().round(3).tolist()
-        [-0.02, 0.02, -0.02]
+        >>> envs.step(np.array([[-1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]))[0].ravel().round(3)
+        array([-0.02,  0.02, -0.02], dtype=float32)
 
     Arguments and options of a reset: see :class:`HiddenTaskVectorEnv`.
     """
