@@ -92,6 +92,7 @@ class Physics:
         nominal_steps: Steps of the policy of the nominal physics.
         best: The greatest return, by which those of AIB are scaled.
         length: Steps of an episode.
+        explores_smoothly: Whether what is tried at random stays the same for some steps, as a rare reward needs.
     """
 
     family: str
@@ -100,6 +101,7 @@ class Physics:
     nominal_steps: int
     best: float
     length: int
+    explores_smoothly: bool = False
 
     @property
     def env_id(self) -> str:
@@ -112,7 +114,7 @@ PHYSICS = {
     f"d = {d}": Physics("PointActuators", {"dimension": d}, 0.9, 25_000 * (d + 1), 100.0, 100) for d in range(1, 17)
 }
 PHYSICS |= {
-    name: Physics(name, {"contexts": "aib"}, 0.99, 300_000, length, length)
+    name: Physics(name, {"contexts": "aib"}, 0.99, 600_000, length, length, name != "ComplexODE")
     for name, length in zip(AIB, (100, 100, 200), strict=True)
 }
 
@@ -268,6 +270,8 @@ def learn_policy(name: str, row: str, seed: int, steps: int, options: Options) -
         seed=int(np.random.SeedSequence([seed, 0]).generate_state(1)[0]),
         device="cpu",
         policy_kwargs=policy_kwargs,
+        use_sde=physics.explores_smoothly,
+        sde_sample_freq=16,
     ).learn(steps)
     with replacing(path.with_suffix(".pkl")) as temporary:
         env.save(str(temporary))
