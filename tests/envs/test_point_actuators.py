@@ -26,7 +26,7 @@ def test_a_step_by_hand():
     assert (type(reward), terminated, truncated) == (float, False, False)
 
 
-@pytest.mark.parametrize("dimension", [1, 2, 5, 16])
+@pytest.mark.parametrize("dimension", [1, 2, 5, pytest.param(16, marks=pytest.mark.slow)])
 def test_the_dimension_is_that_of_all(dimension):
     env = make(dimension=dimension, context="visible")
     assert env.action_space.shape == (dimension,)
