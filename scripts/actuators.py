@@ -161,6 +161,7 @@ class Options:
     steps: tuple[int, ...] = option((400_000, 1_000_000), "steps of training on the tasks", least=1, below=10**9)
     seeds: int = option(5, "number of seeds of policies, models and tasks", least=1, below=1_000)
     num_tasks: int = option(300, "tasks of each evaluation", least=20, below=100_000)
+    report: bool = option(False, "run nothing: print and draw what is known")
     processes: int = option(0, "processes side by side (0: as many as there are cores)", least=0, below=1_000)
     output: Path = option(Path("output/actuators"), "folder", check=partial(check_output_folder, file_names=FILES))
 
@@ -406,6 +407,18 @@ def show_returns(name: str, options: Options, records: Records) -> None:
         print(f"\n{name}, {options.num_tasks} tasks\n\n{format_markdown(['', *columns, 'seeds'], rows)}", flush=True)
 
 
+def show_costs(options: Options, records: Records) -> None:
+    """Print what policies and models took, the mean over seeds."""
+    rows = []
+    for name in options.physics:
+        lines = records.find(study="prepared", physics=name)
+        for what, steps in dict.fromkeys((line["row"], line["steps"]) for line in lines):
+            seconds = [line["cpu_seconds"] for line in lines if (line["row"], line["steps"]) == (what, steps)]
+            rows.append([name, what, f"{steps:,}", f"{np.mean(seconds):.1f}"])
+    if rows:
+        print(f"\n{format_markdown(['', 'what', 'environment steps', 'CPU seconds'], rows)}", flush=True)
+
+
 def show_scaled(name: str, options: Options, records: Records) -> None:
     """Print scaled interquartile means over contexts and seeds, and returns by the distance from the training range."""
     columns, rows = list(columns_of(name, options.num_tasks)), []
@@ -484,7 +497,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_options(Options, arguments, description=__doc__)
     with hold_output(options.output):
         with refusing():
-            jobs = plan_jobs(options, options.records())
+            jobs = [] if options.report else plan_jobs(options, options.records())
         total = sum(len(columns_of(job.arguments[0], options.num_tasks)) for job in jobs if job.work is run_row)
         run_jobs(jobs, total, "evaluating", num_workers=options.processes or None)
         records = options.records()
@@ -492,6 +505,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             show_returns(name, options, records)
             if name in AIB:
                 show_scaled(name, options, records)
+        show_costs(options, records)
         draw(options, records)
 
 

@@ -86,10 +86,13 @@ class TestColumns:
 
 def test_tables_and_pictures_are_of_what_is_known(actuators, options, capsys):
     records = fill(actuators, options, lambda name, row, seed, steps, column: 10.0 * seed + steps)
-    records.add(study="prepared", row="a line of another kind")
+    for seconds in (1.0, 2.0):
+        records.add(study="prepared", physics="d = 1", row="policy", steps=5000, cpu_seconds=seconds)
     actuators.show_returns("d = 1", options, records)
     printed = capsys.readouterr().out
     assert "| told, 0.0002M | 205.0 [" in printed
+    actuators.show_costs(options, records)
+    assert "| d = 1 | policy | 5,000 | 1.5 |" in capsys.readouterr().out
     actuators.draw(options, records)
     assert (options.output / "return_by_dimension.png").exists()
     assert not (options.output / "return_by_steps.png").exists()  # of a dimension that was not asked for
@@ -104,6 +107,14 @@ def test_returns_of_the_benchmark_are_scaled(actuators, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "| as_is | 0.25 [0.25, 0.25] |" in printed
     assert "| as_is | 50.0 [50.0, 50.0] |" in printed
+
+
+def test_a_report_runs_nothing(actuators, options, capsys):
+    fill(actuators, actuators.Options(**{**vars(options), "seeds": 1}))
+    arguments = ["--report", "--dimensions", "1", "2", "--rows", "as_is", "told", "--steps", "100", "--seeds", "3"]
+    actuators.main([*arguments, "--output", str(options.output)])
+    assert "d = 2, 300 tasks" in capsys.readouterr().out
+    assert (options.output / "return_by_dimension.png").exists() is False  # no row of those that it compares
 
 
 @pytest.mark.slow
