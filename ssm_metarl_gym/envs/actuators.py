@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,9 @@ from ssm_metarl_gym.checks import as_array, is_number, shown
 from ssm_metarl_gym.envs.arguments import check_steps_or_probability
 from ssm_metarl_gym.tasks.actuators import LARGEST_DELAY, ActuatorTask, actuator_task_type
 from ssm_metarl_gym.tasks.distributions import Distribution
+from ssm_metarl_gym.tasks.task import TaskBatch
 
-__all__ = ["Actuators", "check_actuator_switch", "task_after_switch"]
+__all__ = ["Actuators", "check_actuator_switch", "fail_motors", "task_after_switch"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -77,14 +78,15 @@ class Actuators:
         return inside
 
 
-def check_actuator_switch(switch: Any) -> dict[str, Any]:
-    """The switch that a user gave, an empty dictionary for None."""
+def check_actuator_switch(switch: Any, num_rows: int | None = None) -> dict[str, Any]:
+    """The switch that a user gave, an empty dictionary for None; with ``num_rows`` a step may be one for each row."""
     if not isinstance(switch, Mapping) or "motor" not in switch:
-        return check_steps_or_probability(switch)
+        return check_steps_or_probability(switch, num_rows)
     gain = switch["motor"]
     if not is_number(gain) or not abs(gain) <= 1.0:
         raise ValueError(f"the 'motor' of a switch must be a number in [-1, 1], times its gain; got {shown(gain)}.")
-    return check_steps_or_probability({name: switch[name] for name in switch if name != "motor"}) | {"motor": gain}
+    when = {name: switch[name] for name in switch if name != "motor"}
+    return check_steps_or_probability(when, num_rows) | {"motor": gain}
 
 
 def task_after_switch(
@@ -96,3 +98,12 @@ def task_after_switch(
     matrix = task.matrix
     matrix[:, rng.integers(len(matrix))] *= switch["motor"]
     return task.from_matrix(matrix, task.offsets, int(task.to_dict()["delay"]))
+
+
+def fail_motors(tasks: TaskBatch, rng: np.random.Generator, *, gain: float) -> TaskBatch:
+    """The tasks with a motor of each, drawn at random, that has ``gain`` times its gain from now on."""
+    num_motors, values = cast("type[ActuatorTask]", tasks.task_type).num_motors(), tasks.values.copy()
+    motors = rng.integers(num_motors, size=len(tasks))
+    maps = values[: num_motors**2].reshape(num_motors, num_motors, -1)
+    maps[:, motors, np.arange(len(tasks))] *= gain
+    return TaskBatch.from_values(tasks.task_type, values)

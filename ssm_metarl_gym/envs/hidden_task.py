@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Final, Generic, cast
+from typing import Any, Final, Generic, NamedTuple, cast
 
 import gymnasium as gym
 import numpy as np
@@ -13,6 +13,7 @@ from gymnasium import spaces
 from ssm_metarl_gym.checks import check_choice, shown
 from ssm_metarl_gym.envs.arguments import Family, SomeTask, check_reset_options, check_switch, parse_task
 from ssm_metarl_gym.envs.rows import read_only
+from ssm_metarl_gym.seeding import seed_sequence
 from ssm_metarl_gym.tasks.distributions import TaskDistribution
 from ssm_metarl_gym.tasks.families import TaskFamily, parse_family
 from ssm_metarl_gym.tasks.marginals import Choice, Marginal
@@ -20,11 +21,11 @@ from ssm_metarl_gym.tasks.task import Task
 
 __all__ = [
     "DerivedQuantity",
+    "EnvStreams",
     "HiddenTask",
     "TaskParameter",
     "observable_space",
     "shown_parameters",
-    "task_streams",
 ]
 
 
@@ -60,7 +61,7 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
             observation, scaled to [-1, 1].
         task: A dictionary of parameters that every episode has, or None to draw them.
         switch: ``{"step": n}`` flips the sign of the task after n steps, ``{"probability": p}`` after any step with
-            probability p, None never.
+            probability p, None never. Where ``Task.switch_draws`` says so, it draws another task instead.
         **kwargs: What the environment takes.
     """
 
@@ -106,6 +107,11 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
     def _check_switch(self, switch: Mapping[str, Any] | None) -> dict[str, Any]:
         """The switch that a user gave, an empty dictionary for None."""
         return check_switch(switch, self.task_type)
+
+    @property
+    def family(self) -> TaskFamily:
+        """What tasks are drawn from."""
+        return self._family
 
     @property
     def task(self) -> SomeTask:
@@ -170,10 +176,14 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
         The draws are made even where a given task makes them needless, so that later episodes do not depend on it.
         """
         if seed is not None or self._task_rng is None:
-            self._task_rng, self._switch_rng = task_streams(self, self._family, self._split)
-        drawn = cast("SomeTask", self._distribution.sample(self._task_rng))
+            self._seed_streams(EnvStreams.of(self, self._family, self._split))
+        drawn = cast("SomeTask", self._distribution.sample(cast("np.random.Generator", self._task_rng)))
         self.task = task or self._fixed_task or drawn
         self._steps_to_switch = self._draw_switch(first=True)
+
+    def _seed_streams(self, streams: "EnvStreams") -> None:
+        """Go on with the streams of an environment that was just seeded."""
+        self._task_rng, self._switch_rng = streams.tasks, streams.switches
 
     def _draw_switch(self, *, first: bool) -> int | None:
         """The number of steps until the task changes, or None where it does not change any more."""
@@ -192,7 +202,9 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
             self._steps_to_switch = self._draw_switch(first=False)
 
     def _task_after_switch(self) -> SomeTask:
-        """The present task with its sign flipped."""
+        """The present task with its sign flipped or, where that is what a switch does, another one."""
+        if self.task_type.switch_draws:
+            return cast("SomeTask", self._distribution.sample(cast("np.random.Generator", self._switch_rng)))
         sign = self.task_type.signs[0]
         return replace(self._task, **{sign: -getattr(self._task, sign)})
 
@@ -309,13 +321,22 @@ def observable_space(space: Any, context: TaskDistribution | None) -> Any:
     return spaces.Box(low.astype(space.dtype), high.astype(space.dtype), dtype=space.dtype)
 
 
-def task_streams(
-    env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any], family: TaskFamily, split: str
-) -> tuple[np.random.Generator, np.random.Generator]:
-    """The streams of the tasks and of the switches of an environment that was just seeded."""
-    # A generator that the user set has no known seed (-1): then the streams start from a draw of it.
-    seed = cast("int", env.np_random_seed)
-    tasks = family.generator(split, seed if seed >= 0 else int(env.np_random.integers(2**63)))
-    # Another stream for the switches: how many an episode sees must not change the tasks of later ones.
-    (switches,) = tasks.spawn(1)
-    return tasks, switches
+class EnvStreams(NamedTuple):
+    """The random streams of an environment beside that of its states: none changes what comes from another."""
+
+    tasks: np.random.Generator
+    switches: np.random.Generator
+    noise: np.random.Generator
+
+    @classmethod
+    def of(
+        cls, env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any], family: TaskFamily, split: str
+    ) -> "EnvStreams":
+        """Those of an environment that was just seeded."""
+        # A generator that the user set has no known seed (-1): then the streams start from a draw of it.
+        seed = cast("int", env.np_random_seed)
+        seed = seed if seed >= 0 else int(env.np_random.integers(2**63))
+        tasks = family.generator(split, seed)
+        # Another stream for the switches: how many an episode sees must not change the tasks of later ones.
+        (switches,) = tasks.spawn(1)
+        return cls(tasks, switches, np.random.default_rng(seed_sequence(seed, "observation noise")))

@@ -37,6 +37,8 @@ class ActuatorTask(Task):
     * ``delay``: the number of steps that an action is late, a whole number.
     """
 
+    switch_draws = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         delay = getattr(self, "delay", 0.0)
@@ -98,8 +100,7 @@ def actuator_task_type(num_motors: int) -> type[ActuatorTask]:
     motors = range(num_motors)
     entries = [(f"map_{i}_{j}", float, float(i == j)) for i in motors for j in motors]
     offsets = [(f"offset_{i}", float, 0.0) for i in motors]
-    # A lower limit of 0 would be exclusive; no whole number lies between -0.5 and 0.
-    limits = {name: (-1e6, 1e6) for name, *_ in (*entries, *offsets)} | {"delay": (-0.5, float(LARGEST_DELAY))}
+    limits = {name: (-1e6, 1e6) for name, *_ in (*entries, *offsets)} | {"delay": (0.0, float(LARGEST_DELAY))}
     docstring = f"The map of {num_motors} motors: see :class:`ActuatorTask`."
     return make_dataclass(
         f"ActuatorTask{num_motors}",

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from ssm_metarl_gym.envs.actuators import Actuators, check_actuator_switch, task_after_switch
-from ssm_metarl_gym.tasks import ActuatorDistribution, Choice, actuator_task_type
+from ssm_metarl_gym.envs.actuators import Actuators, check_actuator_switch, fail_motors, task_after_switch
+from ssm_metarl_gym.tasks import ActuatorDistribution, Choice, TaskBatch, actuator_task_type
 
 TASK = actuator_task_type(2)(map_0_0=0.0, map_0_1=-0.5, map_1_0=2.0, map_1_1=0.0, offset_0=0.25)
 
@@ -59,3 +59,16 @@ def test_switches_are_checked():
     assert check_actuator_switch(switch) == switch
     with pytest.raises(ValueError, match=r"the 'motor' of a switch must be a number in \[-1, 1\]"):
         check_actuator_switch({"step": 3, "motor": 1.5})
+
+
+def test_a_motor_of_each_task_fails():
+    tasks = ActuatorDistribution(3, rotation=True).sample_batch(np.random.default_rng(0), 30)
+    failed = fail_motors(tasks, np.random.default_rng(1), gain=-0.5)
+    motors = np.random.default_rng(1).integers(3, size=30)
+    for before, after, motor in zip(tasks, failed, motors, strict=True):
+        expected = before.matrix
+        expected[:, motor] *= -0.5
+        assert after == type(before).from_matrix(expected)
+    # One row alone is a single environment.
+    one = fail_motors(TaskBatch.from_tasks([TASK]), np.random.default_rng(2), gain=0.0)[0]
+    assert one == task_after_switch(TASK, {"motor": 0.0}, None, np.random.default_rng(2))

@@ -73,16 +73,18 @@ def test_a_page_tells_how_motors_are_drawn(name, checkout):
     page = (checkout / "docs/environments" / file_name(name)).read_text(encoding="utf-8")
     table = {name: cells for name, *cells in re.findall(r"^\| `(\w+)` of [^|]+ \| ([^|]+) \| ([^|]+) \|$", page, re.M)}
     family = FAMILIES[name]
+    same = {name: cells[0] for name, cells in table.items() if name != "gain"}
     assert family.train == ActuatorDistribution(
         family.task_type.num_motors(),
         gain=Uniform(*intervals(table["gain"][0])),
-        sign=table["sign"][0] == "-1 or +1",
-        permutation=table["permutation"][0] == "swapped or not",
+        sign=same.get("sign") == "-1 or +1",
+        permutation=same.get("permutation") == "swapped or not",
+        rotation=same.get("rotation") == "any",
     )
-    outer = Choice(*map(float, table["gain"][1].split(" or ")))
+    outside = table["gain"][1]
+    outer = Uniform(*intervals(outside)) if "[" in outside else Choice(*map(float, outside.split(" or ")))
     assert family.extrapolation == replace(family.train, gain=outer)
-    assert table["sign"][0] == table["sign"][1]
-    assert table["permutation"][0] == table["permutation"][1]
+    assert all(table[name][0] == table[name][1] for name in same)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -166,7 +166,7 @@ def test_rows_of_a_vector_environment_have_tasks_of_their_own():
         ({"split": "test"}, "split must be one of"),
         ({"task": {"map_0_2": 1.0}}, "a parameter of ActuatorTask2 must be one of"),
         ({"family": actuator_family(3)}, "over ActuatorTask2s; got "),
-        ({"family": "HalfCheetahActuators"}, r"family must be one of \['ReacherActuators'\]"),
+        ({"family": "HalfCheetahActuators"}, r"family must be one of \[.*'ReacherActuators'\]"),
         ({"switch": {"step": 3, "motor": 2.0}}, r"the 'motor' of a switch must be a number in \[-1, 1\]"),
     ],
 )

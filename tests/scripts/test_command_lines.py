@@ -37,6 +37,19 @@ BAD_ENV_KWARGS = [
     """--env ssm_metarl/HalfCheetahDir-v0 --env-kwargs '{"xml_file": "nowhere.xml"}'""",
 ]
 LINES = {
+    "actuators": [
+        *BAD_FOLDERS,
+        "--output taken",
+        "--dimensions 0",
+        "--dimensions 17",
+        "--aib Pendulum",
+        "--rows corected_filter",
+        "--steps 0",
+        "--seeds 0",
+        f"--num-tasks {HUGE}",
+        "--num-tasks 19",
+        "--processes -1",
+    ],
     "bench_adaptation": [*BAD_FILES, "--rows 0", f"--rows {HUGE}", "--calls 99", "--pairs 0", "--seed -1"],
     "bench_envs": [
         *BAD_FILES,
