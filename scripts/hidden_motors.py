@@ -1,12 +1,14 @@
 """Keep a policy when motors are wired another way: its actions corrected through a map on them that adapts online.
 
 A PPO policy is trained in the environment as it is, and frozen. Then a hidden matrix lies between its actions and the
-motors: each is reversed or not, with a gain of 0.6 to 1.4 (Reacher: and they are swapped or not); in `extrapolation`
-the gains are 0.4 or 1.7, in `change` there is another matrix from half-way on, in `nominal` there is none. In
-`reversed`, `weak` and `dead` all motors are sound until, half-way, one has -1, 0.5 or 0 times its gain.
+motors: each is reversed or not, with a gain of 0.6 to 1.4 (Reacher: and they are swapped or not). In `extrapolation`
+the gains are 0.4 or 1.7, in `swapped` the motors are swapped, in `change` there is another matrix from half-way on, in
+`reversed`, `dead` and `weak` one motor has -1, 0 or 0.5 times its gain from half-way on, and in `nominal` there is no
+matrix.
 
     as_is      the policy, which knows nothing of it
-    told       the policy, with the true matrix undone as far as the motors can
+    told       the policy, with the true matrix undone as far as the motors can (a dead one is left out)
+    told_late  the same, but for the first step and the first one after a change: what a step of looking costs
     corrected  the policy behind VectorActionCorrection, whose KalmanAdapter adapts DynamicsModel(adapts="action_map"),
                fitted to the environment as it is
 
@@ -52,10 +54,10 @@ from ssm_metarl_gym.wrappers import VectorActionCorrection, VectorOnlineAdaptati
 Floats = npt.NDArray[np.float64]
 
 ENVS = ("HalfCheetah-v5", "Reacher-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5")
-CONDITIONS = ("hidden", "extrapolation", "change", "nominal")
-# What a motor that fails does of what it did.
-FAILURES = {"reversed": -1.0, "weak": 0.5, "dead": 0.0}
-AGENTS = ("as_is", "told", "corrected")
+CONDITIONS = ("hidden", "extrapolation", "swapped", "change", "reversed", "dead", "nominal")
+FAILURES = {"reversed": -1.0, "dead": 0.0, "weak": 0.5}  # the gain of the motor that fails
+ALL_CONDITIONS = (*CONDITIONS, "weak")
+AGENTS = ("as_is", "told", "told_late", "corrected")
 WINDOW = 50
 # The command that trains a policy, but for its environment, seed and folder.
 HYPERPARAMETERS = (
@@ -69,7 +71,7 @@ class Options:
     """The command line."""
 
     envs: tuple[str, ...] = option(ENVS[:2], "the environments", choices=ENVS)
-    conditions: tuple[str, ...] = option(CONDITIONS, "what is hidden", choices=(*CONDITIONS, *FAILURES))
+    conditions: tuple[str, ...] = option(CONDITIONS, "what is hidden", choices=ALL_CONDITIONS)
     seeds: int = option(3, "number of seeds: of policies, models and matrices", least=1)
     policy_folders: tuple[Path, ...] = option((), "runs of train_ppo.py to take instead, with their seeds")
     transitions: int = option(60_000, "transitions that a model is fitted to", least=100)
@@ -80,14 +82,6 @@ class Options:
         "folder of the results, and of policies that are not given",
         check=partial(check_output_folder, file_names=["results.jsonl"]),
     )
-
-    def __post_init__(self) -> None:
-        """Check that episodes are long enough for a motor to fail half-way."""
-        if "Reacher-v5" in self.envs and set(self.conditions) & set(FAILURES):
-            raise ValueError(
-                f"--conditions {', '.join(FAILURES)} need episodes of more than {WINDOW} steps; got Reacher-v5. "
-                "Give other --envs."
-            )
 
 
 def family_of(env_id: str) -> str:
@@ -107,23 +101,32 @@ def matrix_at(matrices: Floats, t: int, num_steps: int) -> Floats:
 
 
 def draw_matrices(env_id: str, condition: str, num_tasks: int, seed: int) -> Floats:
-    """The hidden matrices of a condition, ``Float[N K A A]``, K = 2 where they change and 1 elsewhere."""
+    """The hidden matrices of a condition, ``Float[N K A A]``, K = 2 where something changes and 1 elsewhere."""
     rng = np.random.default_rng(seed_sequence(seed, "motors", env_id, condition))
     num_actions = FAMILIES[family_of(env_id)].task_type.num_motors()
-    shape = (num_tasks, 2 if condition in ("change", *FAILURES) else 1, num_actions)
-    if condition == "nominal" or condition in FAILURES:
-        matrices = np.broadcast_to(np.eye(num_actions), (*shape, num_actions)).copy()
-        if condition in FAILURES:
-            matrices[np.arange(num_tasks), 1, :, rng.integers(num_actions, size=num_tasks)] *= FAILURES[condition]
-        return matrices
+    shape = (num_tasks, 2 if condition == "change" else 1, num_actions)
+    if condition == "nominal":
+        return np.broadcast_to(np.eye(num_actions), (*shape, num_actions)).copy()
+    if condition in FAILURES:
+        gains = np.ones((num_tasks, 2, num_actions))
+        gains[np.arange(num_tasks), 1, rng.integers(num_actions, size=num_tasks)] = FAILURES[condition]
+        failures: Floats = np.eye(num_actions) * gains[..., None]
+        return failures
     outside = condition == "extrapolation"
     gains = rng.choice([0.4, 1.7], size=shape) if outside else rng.uniform(0.6, 1.4, size=shape)
     entries = gains * rng.choice([-1.0, 1.0], size=shape)
     places = np.broadcast_to(np.arange(num_actions), shape)
-    if env_id == "Reacher-v5":
+    if env_id == "Reacher-v5" or condition == "swapped":
         places = rng.permuted(places, axis=-1)
-    drawn: Floats = np.eye(num_actions)[places] * entries[..., None]
-    return drawn
+    matrices: Floats = np.eye(num_actions)[places] * entries[..., None]
+    return matrices
+
+
+def invert(matrices: Floats) -> Floats:
+    """What undoes matrices ``Float[N A A]``, but for motors that are dead."""
+    has_dead = (np.linalg.det(matrices) == 0.0).any()
+    inverses: Floats = (np.linalg.pinv if has_dead else np.linalg.inv)(matrices).astype(np.float64)
+    return inverses
 
 
 class Nominal(NamedTuple):
@@ -155,24 +158,17 @@ def run(name: str, env_id: str, fit: Callable[[], Nominal], matrices: Floats, se
     num_steps, task_type = num_steps_of(env_id), actuator_task_type(matrices.shape[-1])
     returns, running = np.zeros((len(matrices), -(-num_steps // WINDOW))), np.ones(len(matrices), dtype=np.bool_)
     for t in range(num_steps):
-        present = matrix_at(matrices, t, num_steps)
-        if t * matrices.shape[1] % num_steps == 0:
+        present, is_first = matrix_at(matrices, t, num_steps), t * matrices.shape[1] % num_steps == 0
+        if is_first:
             rows.set_attr("task", [task_type.from_matrix(matrix) for matrix in present])
         actions, _ = nominal.policy.predict(nominal.env.normalize_obs(observations), deterministic=True)
-        if name == "told":
-            actions = np.clip((undone(present) @ actions[..., None])[..., 0], low, high).astype(np.float32)
+        if name == "told" or (name == "told_late" and not is_first):
+            actions = np.clip((invert(present) @ actions[..., None])[..., 0], low, high).astype(np.float32)
         observations, rewards, terminated, truncated, _ = envs.step(actions)
         returns[:, t // WINDOW] += rewards * running
         running &= ~(terminated | truncated)
     envs.close()
     return returns
-
-
-def undone(matrices: Floats) -> Floats:
-    """The inverse of each of ``Float[N A A]``, or what comes nearest where a motor is dead."""
-    is_whole = (np.abs(matrices).sum(axis=-1) > 0.0).all()
-    inverse: Floats = np.linalg.inv(matrices) if is_whole else np.linalg.pinv(matrices)
-    return inverse
 
 
 def find_policies(options: Options) -> list[SavedAgent]:
@@ -233,18 +229,19 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
         rows: Runs with the same numbers of transitions, updates and tasks.
     """
     lines = []
-    for env_id, condition in itertools.product(ENVS, CONDITIONS):
+    for env_id, condition in itertools.product(ENVS, ALL_CONDITIONS):
         returns = by_agent(rows, env_id, condition, "returns")  # S N each
         if not returns:
             continue
-        as_is, told, corrected = (returns[name].mean(axis=1) for name in AGENTS)
+        as_is, told, told_late, corrected = (returns[name].mean(axis=1) for name in AGENTS)
         if condition == "nominal":  # what is kept
-            gained, what = 1.0 - (as_is - corrected) / np.abs(as_is), "kept"
+            gained, what = (1.0 - (as_is - one) / np.abs(as_is) for one in (told_late, corrected)), "kept"
         else:
-            gained, what = (corrected - as_is) / (told - as_is), "of the gap"
+            gained, what = ((one - as_is) / (told - as_is) for one in (told_late, corrected)), "of the gap"
         cells = [f"{estimate(list(returns[name]), 0):.4g}" for name in AGENTS]
-        lines.append([env_id, condition, *cells, format_shares(gained, what)])
-    return format_markdown(["environment", "motors", *AGENTS, "gained (each seed)"], lines)
+        lines.append([env_id, condition, *cells, *(format_shares(shares, what) for shares in gained)])
+    header = ["environment", "motors", *AGENTS, "gained by told_late (each seed)", "gained by corrected (each seed)"]
+    return format_markdown(header, lines)
 
 
 def format_shares(shares: Floats, what: str) -> str:
@@ -296,10 +293,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             records.add(**row)
             rows.append(row)
             print(*list(key.values())[:4], f"{np.mean(row['returns']):.4g}", flush=True)
-        if any(row["condition"] in CONDITIONS for row in rows):
-            print(format_table(rows), flush=True)
-        if any(row["condition"] in FAILURES for row in rows):
-            print(format_failures(rows), flush=True)
+        print(format_table(rows), flush=True)
+        # Episodes of one window have no before and after; runs of an older version did not tell them apart.
+        failures = [row for row in rows if row["condition"] in FAILURES and len(row.get("each_50_steps", [[]])[0]) > 1]
+        if failures:
+            print(f"\n{format_failures(failures)}", flush=True)
 
 
 if __name__ == "__main__":

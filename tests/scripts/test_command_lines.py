@@ -117,7 +117,6 @@ LINES = {
         "--output taken",
         "--envs Pendulum-v1",
         "--conditions broken",
-        "--conditions dead",
         "--seeds 0",
         f"--tasks {HUGE}",
         "--transitions 99",
