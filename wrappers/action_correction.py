@@ -13,9 +13,9 @@ from typing_extensions import Self
 
 from ssm_metarl_gym.agents.adaptation.recursive_rows import make_adapter_rows
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
-from ssm_metarl_gym.wrappers.adapted_model import encode_rows
 from ssm_metarl_gym.wrappers.correction import Correction
 from ssm_metarl_gym.wrappers.correction_archive import read_correction
+from ssm_metarl_gym.wrappers.corrector import Index
 from ssm_metarl_gym.wrappers.online_adaptation import OnlineAdaptation
 
 __all__ = ["ActionCorrection"]
@@ -193,7 +193,7 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
         saved = read_correction(path, env.observation_space, env.action_space, core=core, loss_fn=loss_fn)
         return cls(OnlineAdaptation(env, saved.adapter, **saved.online), saved.reference, **saved.correction)
 
-    def _predict(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
-        encoded = encode_rows(self._online.model, observations, actions)
+    def _predict(self, encoded: Tensor, index: Index | None) -> Tensor:
+        """What the adapted model predicts, for the only row that there is: ``Float[1 P F]`` -> ``Float[1 P D]``."""
         predicted: Tensor = self._online.model(encoded[0])
         return predicted[None]

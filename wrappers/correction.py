@@ -1,6 +1,6 @@
 """What the correction of actions does for the rows of many environments, of which a single one is one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -15,9 +15,9 @@ from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.stateless import copy_module
 from ssm_metarl_gym.seeding import row_seeds
 from ssm_metarl_gym.wrappers.action_maps import MAP_OPTIONS, MapCorrector
-from ssm_metarl_gym.wrappers.adapted_model import encode_rows
+from ssm_metarl_gym.wrappers.adapted_model import LatestTransition, encode_rows
 from ssm_metarl_gym.wrappers.correction_archive import SavedCorrection, write_correction
-from ssm_metarl_gym.wrappers.corrector import Corrector
+from ssm_metarl_gym.wrappers.corrector import Corrector, Index
 from ssm_metarl_gym.wrappers.online_adaptation import OnlineAdaptation
 from ssm_metarl_gym.wrappers.online_rows import OnlineRows
 from ssm_metarl_gym.wrappers.vector_online_adaptation import VectorOnlineAdaptation
@@ -26,6 +26,7 @@ __all__ = ["Correction"]
 
 Flags = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
+PredictEncoded = Callable[[Tensor, Index | None], Tensor]
 
 # Of the squared size of an action beside the squared error of what it is to do: of a prediction, of a mapped action.
 _REGULARISATION: Final = 0.005
@@ -64,15 +65,16 @@ class Correction:
         # Adapts by the same steps on the same inputs, to what the reference would have done.
         self._twin = twin
         self._twin_rows = OnlineRows(twin, env.options)
-        self._predicted = torch.zeros(2, twin.num_rows, reference.observation_dim)
+        self._predicted = torch.zeros(twin.num_rows, reference.observation_dim)  # by the reference
 
     def act(
-        self, predict: Any, observations: Floats, asked: npt.NDArray[Any], going: Flags
+        self, predict: PredictEncoded, observations: Floats, asked: npt.NDArray[Any], going: Flags
     ) -> tuple[npt.NDArray[Any], Flags]:
         """The actions to take, and the rows whose gate is open; the others take what was asked, bit for bit.
 
         Args:
-            predict: The adapted model.
+            predict: What the adapted models of some rows ``Int[M]`` predict, of all rows where that is None, for what
+                their model encoded: ``Float[M P F]`` -> ``Float[M P D]``.
             observations: ``Float[N D]``.
             asked: The actions.
             going: ``Bool[N]``, the rows that take a step; the others only begin an episode.
@@ -80,6 +82,11 @@ class Correction:
         Returns:
             The actions, and ``Bool[N]``.
         """
+
+        def predict_both(*probes: Any) -> tuple[Tensor, Tensor]:
+            encoded = self._encode(*probes)
+            return predict(*encoded), self._twin.predict(*encoded)
+
         with torch.no_grad():
             # A sensor that fails for a moment says nothing of what an action would do, and what is no number is no
             # action whose effect could be matched: there the asked one is taken.
@@ -88,19 +95,15 @@ class Correction:
             seen = np.where(sees[:, None], observations, 0.0).astype(observations.dtype)
             finite = asked.copy()
             finite[~are_numbers] = 0
-            if self.corrector.compares_effects:
-                self.corrector.compare_effects(predict, self._predict_twin, seen, finite, sees)
+            if self.corrector.compares_effects and sees.any():
+                self.corrector.compare_effects(predict_both, seen, finite, sees)
             is_open = self.corrector.is_open() & sees
             taken = asked.copy()
             if is_open.any():
-                taken[is_open] = self.corrector.correct(predict, seen, finite, is_open)[is_open]
+                found = self.corrector.correct(lambda *probes: predict(*self._encode(*probes)), seen, finite, is_open)
+                taken[is_open] = found[is_open]
             reference = self.corrector.reference
-            self._predicted = torch.stack(
-                [
-                    predict(observations[:, None], taken[:, None])[:, 0],
-                    reference(reference.encode(observations, taken)),
-                ]
-            )
+            self._predicted = reference(reference.encode(observations, taken))
         return taken, is_open
 
     def advance(
@@ -117,17 +120,20 @@ class Correction:
         """
         verdict = self._online.verdict
         kept = kept & ~verdict.outliers
+        encoded, targets, errors = self._online.latest or LatestTransition(
+            self._model.encode(observations, taken),
+            self._model.targets(observations, next_observations),
+            np.full(len(going), np.nan),
+        )
         with torch.no_grad(), np.errstate(invalid="ignore"):
-            targets = self._model.targets(observations, next_observations)
-            adapted_error, reference_error = (self._predicted - targets).square().mean(-1)
+            reference_errors = (self._predicted - targets).square().mean(-1).double().numpy()
         # In other physics the means begin anew, with what the model makes of it after this step, of which it knows more
         # if it was time to adapt.
         self.corrector.begin(verdict.changes)
-        now = np.where(verdict.changes, self._online.errors_after, adapted_error.double().numpy())
-        self.corrector.learn(now, reference_error.double().numpy(), kept)
+        now = np.where(verdict.changes, self._online.errors_after, errors)
+        self.corrector.learn(now, reference_errors, kept)
         if self.corrector.compares_effects:
-            encoded = self._model.encode(observations, taken)
-            self._twin_rows.advance(encoded, self._predicted[1], going, kept, verdict.changes)
+            self._twin_rows.advance(encoded, self._predicted, going, kept, verdict.changes)
 
     def seed(self, seed: int | Sequence[int | None] | None, rows: Flags) -> None:
         """Seed what is random in those of these rows ``[N]`` that the seed of a reset is for."""
@@ -146,9 +152,11 @@ class Correction:
         self.corrector.begin(rows)
         self._twin_rows.begin(rows)
 
-    def _predict_twin(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
-        predicted: Tensor = self._twin.predict(encode_rows(self._model, observations, actions))
-        return predicted
+    def _encode(
+        self, observations: npt.NDArray[Any], actions: npt.NDArray[Any], index: Index
+    ) -> tuple[Tensor, Index | None]:
+        """What the model encodes of P actions in some rows ``Int[M]``: ``Float[M P F]``, and the rows if not all."""
+        return encode_rows(self._model, observations, actions), index if len(index) < self._twin.num_rows else None
 
     def report(self, asked: npt.NDArray[Any], taken: npt.NDArray[Any], is_open: Flags) -> dict[str, Any]:
         """``info["correction"]`` of all rows."""

@@ -16,6 +16,7 @@ from ssm_metarl_gym.agents.adaptation.recursive_rows import make_adapter_rows
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.stateless import copy_module
 from ssm_metarl_gym.wrappers.adapted_model import (
+    LatestTransition,
     OnlineOptions,
     check_adapted_model,
     encode_rows,
@@ -82,6 +83,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         model: The model whose weights these are, itself with those of the source.
         options: What is adapted to, and when.
         verdict: What the last transition of each row was, an outlier, a change or neither.
+        latest: The transitions of the last step; None before the first one.
         errors_after: ``Float64[N]``, the error on the transition that told of a row's last change, once adapted to it.
 
     Raises:
@@ -147,6 +149,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         )
         self.verdict = Verdict.nothing(self.num_envs)  # on the last transitions
         self.errors_after = np.full(self.num_envs, np.nan)  # of the models once adapted to them, after the last change
+        self.latest: LatestTransition | None = None
         self._errors = np.full(self.num_envs, np.nan)
         self._num_outliers = np.zeros(self.num_envs, dtype=np.int64)
         self._num_changes = np.zeros(self.num_envs, dtype=np.int64)
@@ -212,6 +215,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         going = ~self._ended if self._mode is AutoresetMode.NEXT_STEP else np.ones_like(self._ended)
         judged = going & ~restarted
         errors = self._measure(self.adapter.predict, encoded, targets)
+        self.latest = LatestTransition(encoded, targets, errors)
         self._errors = np.where(judged, errors, np.nan)
         self.verdict = self._surprises.judge(errors, judged)
         source_errors = self._measure(self._predict_by_source, encoded, targets)

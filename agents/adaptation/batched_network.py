@@ -56,13 +56,14 @@ class BatchedNetwork:
         self._first = next(i for i, places in enumerate(self._places) if places != (None, None))
 
     @property
-    def kernels(self) -> list[nn.Parameter]:
+    def kernels(self) -> list[Tensor]:
         """The parameters that lie turned round in the weights of a row."""
         return [layer.weight for layer in self._layers if isinstance(layer, nn.Linear)]
 
     def __call__(self, weights: Tensor, states: Tensor) -> Tensor:
         """What the network of each row gives: ``Float[R W]`` and ``Float[R N in]`` -> ``Float[R N out]``."""
-        own = self._own(weights)
+        # Weights with a graph are never seen again.
+        own = self._own(weights) if weights.requires_grad else self._seen.get(weights, self._own)
         rows = states
         for layer, matrices in zip(self._layers, own, strict=True):
             rows = layer(rows) if matrices is None else _linear(matrices, rows, None)
@@ -106,7 +107,8 @@ class BatchedNetwork:
                 out = self._buffers.take(f"gradient {i}", (len(x), x.shape[2], slopes.shape[2]), x)
                 gradients.append(torch.bmm(x.mT, slopes, out=out).flatten(1))
             if i > self._first:
-                kernel = layer.weight.expand(len(x), -1, -1) if own[i] is None else own[i][0].mT
+                matrices = own[i]
+                kernel = layer.weight.expand(len(x), -1, -1) if matrices is None else matrices[0].mT
                 slopes = torch.bmm(slopes, kernel, out=self._buffers.take(f"slopes {i}", x.shape, x))
         gradient = self._buffers.take("gradient", weights.shape, weights)
         return losses, torch.cat(gradients[::-1], dim=1, out=gradient)
@@ -138,14 +140,12 @@ class BatchedNetwork:
         parts = weights.split(self._sizes, dim=1)
         own: list[_Matrices | None] = []
         for layer, (weight, bias) in zip(self._layers, self._places, strict=True):
-            if weight is bias is None:
+            if not isinstance(layer, nn.Linear) or weight is bias is None:
                 own.append(None)
                 continue
-            kernel, shift = layer.weight.mT, layer.bias
-            kernel = (
-                kernel.expand(num_rows, -1, -1) if weight is None else parts[weight].view(num_rows, *kernel.shape)
-            )
-            own.append((kernel, shift if bias is None else parts[bias][:, None]))
+            shape = num_rows, layer.in_features, layer.out_features
+            kernel = layer.weight.mT.expand(shape) if weight is None else parts[weight].view(shape)
+            own.append((kernel, layer.bias if bias is None else parts[bias][:, None]))
         return own
 
 
@@ -158,7 +158,6 @@ def find_network(model: nn.Module) -> BatchedNetwork | None:
     # The weights of a row lie as the model names them.
     own, in_order = ([id(p) for p in module.parameters() if p.requires_grad] for module in (model, network))
     return BatchedNetwork([layer for _, layer in layers]) if own == in_order else None
-
 
 
 def _linear(matrices: _Matrices, rows: Tensor, out: Tensor | None) -> Tensor:

@@ -1,6 +1,7 @@
 """How the parameters of a row lie in its vector of weights."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 
 import torch
 from torch import Tensor
@@ -16,13 +17,13 @@ class RowLayout:
         turned: The names of the matrices that lie there transposed, because they are multiplied so.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], turned: Set[str] = frozenset()) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], turned: AbstractSet[str] = frozenset()) -> None:
         self._shapes = {name: parameter.shape for name, parameter in parameters.items()}
         self._sizes = [shape.numel() for shape in self._shapes.values()]
         self._turned = turned
 
     def weights(self, vectors: Tensor) -> Tensor:
-        """The weights of rows ``Float[... W]``, from the parameters one after the other as they are ``Float[... W]``."""
+        """The weights of rows ``Float[... W]`` from the parameters as they are, one after the other."""
         if not self._turned:
             return vectors
         parts = zip(self._shapes.items(), vectors.split(self._sizes, dim=-1), strict=True)

@@ -149,10 +149,18 @@ class AdapterRows:
         self._num_rows_in_cache = max(_LEAST_ROWS, _CACHED_NUMBERS // len(self._source))
         self.stats = RowStats.zeros(num_rows)
 
-    def predict(self, states: Tensor) -> Any:
-        """What the model of each row predicts: ``Float[N P ...]`` -> ``Float[N P D]``."""
+    def predict(self, states: Tensor, rows: npt.NDArray[np.int64] | None = None) -> Any:
+        """What the models of these rows ``Int[M]``, of all N where it is None, predict.
+
+        Args:
+            states: ``Float[M P ...]``.
+            rows: Which rows these are.
+
+        Returns:
+            ``Float[M P D]``.
+        """
         with torch.no_grad():
-            return self._forward(self._weights, states)
+            return self._forward(self._weights if rows is None else self._weights[rows], states)
 
     def weights(self) -> dict[str, Tensor]:
         """The weights of each row by the names of the parameters, ``{name: Float[N ...]}``."""
@@ -272,6 +280,7 @@ class AdapterRows:
         asked, first = going, tensor.double().numpy()
         losses = np.where(asked, first, np.nan)
         going = asked & np.isfinite(first)
+        taken, clipped, projected = (np.zeros(len(going), dtype=np.int64) for _ in range(3))
         for step in range(num_steps):
             if not timer.has_time():
                 stats.cut_calls.numpy()[index] += going
@@ -285,10 +294,13 @@ class AdapterRows:
             accepted = going & led.is_finite & np.isfinite(after)
             weights = _where_rows(accepted | ~going, candidates, weights)
             losses = np.where(accepted, after, np.where(going, np.nan, losses))
-            stats.steps.numpy()[index] += accepted
-            stats.clipped_steps.numpy()[index] += accepted & led.clipped
-            stats.projected_steps.numpy()[index] += accepted & led.projected
+            taken += accepted
+            clipped += accepted & led.clipped
+            projected += accepted & led.projected
             reach, going = led.reach, accepted
+        stats.steps.numpy()[index] += taken
+        stats.clipped_steps.numpy()[index] += clipped
+        stats.projected_steps.numpy()[index] += projected
         losses = np.where(np.isfinite(losses), losses, np.nan)
         stats.rejected_steps.numpy()[index] += asked & np.isnan(losses)
         self._track(index, first, ~np.isnan(losses))
@@ -336,8 +348,9 @@ class AdapterRows:
         if projected.any():
             # It ends inside by what rounding can add, so that the weights cannot leave the ball.
             inner = max(radius - finfo.eps * (self._source_norm + radius), 0.0)
-            pulled = self._source + offset * (inner / norms.double()).to(offset.dtype)[:, None]
-            weights = torch.where(torch.from_numpy(projected)[:, None], pulled, weights)
+            (rows,) = projected.nonzero()
+            scale = (inner / norms[rows].double()).to(offset.dtype)[:, None]
+            weights[rows] = self._source + offset[rows] * scale
         reach = np.where(projected, radius, distance)
         return _RowSteps(weights, reach, clipped, projected, np.isfinite(slope) & np.isfinite(distance))
 
