@@ -274,37 +274,43 @@ class AdapterRows:
         """
         cfg, stats = self.cfg, self.stats
         num_steps = 0 if cfg.lr == 0.0 or cfg.trust_region_eps == 0.0 else cfg.max_steps_per_call
-        weights = self._weights[index]  # R W
+        before = weights = self._weights[index]  # R W, a view of them where the index is a slice
         reach = stats.distance.numpy()[index] * self._source_norm
         tensor, gradients = objective(weights, with_gradient=num_steps > 0)
         asked, first = going, tensor.double().numpy()
         losses = np.where(asked, first, np.nan)
         going = asked & np.isfinite(first)
         taken, clipped, projected = (np.zeros(len(going), dtype=np.int64) for _ in range(3))
-        for step in range(num_steps):
-            if not timer.has_time():
-                stats.cut_calls.numpy()[index] += going
-                break
-            out = self._buffers.take(f"weights {step % 2}", weights.shape, weights)  # not where they are now
-            led = self._step(weights, gradients, reach, going, out)
-            candidates = _where_rows(led.is_finite, led.weights, weights)
-            tensor, gradients = objective(candidates, with_gradient=step + 1 < num_steps)
-            after = tensor.double().numpy()
-            # A step is accepted where all is finite still; elsewhere the row stays where it was before the step.
-            accepted = going & led.is_finite & np.isfinite(after)
-            weights = _where_rows(accepted | ~going, candidates, weights)
-            losses = np.where(accepted, after, np.where(going, np.nan, losses))
-            taken += accepted
-            clipped += accepted & led.clipped
-            projected += accepted & led.projected
-            reach, going = led.reach, accepted
+        try:
+            for step in range(num_steps):
+                if not timer.has_time():
+                    stats.cut_calls.numpy()[index] += going
+                    break
+                # Not where the weights are now, to which a step that is undone goes back; the last one to where they
+                # were at first.
+                is_last = 0 < step == num_steps - 1
+                out = before if is_last else self._buffers.take(f"weights {step % 2}", weights.shape, weights)
+                led = self._step(weights, gradients, reach, going, out)
+                candidates = _where_rows(led.is_finite, led.weights, weights)
+                tensor, gradients = objective(candidates, with_gradient=step + 1 < num_steps)
+                after = tensor.double().numpy()
+                # A step is accepted where all is finite still; elsewhere the row stays where it was before the step.
+                accepted = going & led.is_finite & np.isfinite(after)
+                weights = _where_rows(accepted | ~going, candidates, weights)
+                losses = np.where(accepted, after, np.where(going, np.nan, losses))
+                taken += accepted
+                clipped += accepted & led.clipped
+                projected += accepted & led.projected
+                reach, going = led.reach, accepted
+        finally:
+            if weights is not before or not isinstance(index, slice):
+                self._weights[index] = weights
         stats.steps.numpy()[index] += taken
         stats.clipped_steps.numpy()[index] += clipped
         stats.projected_steps.numpy()[index] += projected
         losses = np.where(np.isfinite(losses), losses, np.nan)
         stats.rejected_steps.numpy()[index] += asked & np.isnan(losses)
         self._track(index, first, ~np.isnan(losses))
-        self._weights[index] = weights
         stats.distance.numpy()[index] = self._distances(weights)
         return losses
 
