@@ -5,7 +5,8 @@
                             and weights that are read and written once a gradient step
     Adapter.adapt           one call, against a loop of forward, backward and step written by hand, with torch.optim.SGD
                             and without an optimizer, as lean as it can be
-    VectorActionCorrection  steps of the whole wrapper, against the VectorOnlineAdaptation that it stands on
+    VectorActionCorrection  steps of the whole wrapper, against the VectorOnlineAdaptation that it stands on; of a Box
+                            of actions also without the effect gate, for which a twin adapts as well
     PPO, predictions        Stable-Baselines3's PPO on predictions that VectorOnlineAdaptation shows, against plain PPO:
                             rollouts and epochs
 
@@ -230,13 +231,14 @@ def compare_correction(options: Options) -> Iterator[Comparison]:
     """Corrected actions against the adaptation alone."""
     for env_id, num_rows in itertools.product((CARTPOLE, PENDULUM), options.rows):
         trainer, adapter = train(env_id, "last_layer", options.seed)
-        corrected = VectorActionCorrection(make_envs(env_id, num_rows, adapter), trainer.reference())
-        sides = {
-            "VectorOnlineAdaptation": steps_of(make_envs(env_id, num_rows, adapter), options.seed),
-            "VectorActionCorrection": steps_of(corrected, options.seed),
-        }
+        name, reference = "VectorActionCorrection", trainer.reference()
+        gates = {name: {}, f"{name}, no effect gate": {"effect_gate": math.inf}} if env_id == PENDULUM else {name: {}}
+        sides = {"VectorOnlineAdaptation": steps_of(make_envs(env_id, num_rows, adapter), options.seed)}
+        for side, gate in gates.items():
+            corrected = VectorActionCorrection(make_envs(env_id, num_rows, adapter), reference, **gate)
+            sides[side] = steps_of(corrected, options.seed)
         case = {"case": f"{env_id.split('/')[1]}, {num_rows} rows"}
-        targets = {"VectorActionCorrection": CORRECTION_TARGET}
+        targets = {name: CORRECTION_TARGET}
         yield from compare_in_turns(sides, options.pairs, case=case, targets=targets)
 
 

@@ -118,13 +118,13 @@ class Correction:
             going: ``Bool[N]``, the rows that took a step.
             kept: ``Bool[N]``, those of them whose trial was not restarted.
         """
-        verdict = self._online.verdict
-        kept = kept & ~verdict.outliers
         encoded, targets, errors = self._online.latest or LatestTransition(
             self._model.encode(observations, taken),
             self._model.targets(observations, next_observations),
             np.full(len(going), np.nan),
         )
+        verdict = self._online.verdict
+        kept = kept & ~verdict.outliers
         with torch.no_grad(), np.errstate(invalid="ignore"):
             reference_errors = (self._predicted - targets).square().mean(-1).double().numpy()
         # In other physics the means begin anew, with what the model makes of it after this step, of which it knows more

@@ -94,8 +94,8 @@ class OnlineAdaptation(
         model: Its model, which adapts.
         options: What is adapted to, and when.
         verdict: What the last transition was, an outlier, a change or neither.
-        latest: The transition of the last step, ``N = 1``; None where it is not known where that began.
         errors_after: ``Float64[1]``, the error on the transition that told of the last change, once adapted to it.
+        latest: The transition of the last step, ``N = 1``; None where it is not known where that began.
 
     Raises:
         ValueError: An argument is outside its range, or the model is of another kind or of other spaces.

@@ -83,8 +83,8 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         model: The model whose weights these are, itself with those of the source.
         options: What is adapted to, and when.
         verdict: What the last transition of each row was, an outlier, a change or neither.
-        latest: The transitions of the last step; None before the first one.
         errors_after: ``Float64[N]``, the error on the transition that told of a row's last change, once adapted to it.
+        latest: The transitions of the last step; None before the first one.
 
     Raises:
         ValueError: An argument is outside its range, the model is of another kind or of other spaces, or the autoreset
