@@ -11,7 +11,6 @@ import numpy.typing as npt
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ssm_metarl_gym.agents.adaptation.recursive_rows import make_adapter_rows
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.wrappers.correction import Correction
 from ssm_metarl_gym.wrappers.correction_archive import read_correction
@@ -120,9 +119,7 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
         self._online = env
         self._dim = env.model.observation_dim
         self._observation: Floats | None = None  # where the next transition starts, if that is known
-        self._correction = Correction(
-            type(self).__name__, env, reference, env.action_space, make_adapter_rows(env.adapter, 1), options
-        )
+        self._correction = Correction(type(self).__name__, env, reference, env.action_space, options)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
         """Start an episode with both gates closed."""

@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ssm_metarl_gym.agents.adaptation.adapter import Adapter
+from ssm_metarl_gym.agents.adaptation.recursive_rows import make_adapter_rows
 from ssm_metarl_gym.agents.adaptation.rows import AdapterRows
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.stateless import copy_module
@@ -42,30 +44,37 @@ class Correction:
         env: OnlineAdaptation | VectorOnlineAdaptation,
         reference: DynamicsModel | None,
         action_space: gym.Space[Any],
-        twin: AdapterRows,
         options: dict[str, Any],
     ) -> None:
-        source = cast("DynamicsModel", twin.model)
+        source = cast("DynamicsModel", env.source.model)
+        self._num_rows = env.num_envs if isinstance(env, VectorOnlineAdaptation) else 1
         reference = _check_reference(wrapper_name, reference, source)
         of_maps = source.adapts == reference.adapts == "action_map"
         if options["regularisation"] is None:
             options = options | {"regularisation": _MAP_REGULARISATION if of_maps else _REGULARISATION}
         # In the precision of the model that adapts, to which its predictions are what is wanted.
         reference = copy_module(reference).eval().to(source.head.weight.dtype)
-        own = reference, action_space, twin.num_rows
+        own = reference, action_space, self._num_rows
         if of_maps:
-            self.corrector: Corrector = MapCorrector(env.adapter, *own, **options)
+            self.corrector: Corrector = MapCorrector(cast("Adapter | AdapterRows", env.adapter), *own, **options)
         else:
             self.corrector = Corrector(*own, **{name: options[name] for name in options if name not in MAP_OPTIONS})
         self._options = options
         self._online = env
+        # A twin adapts by the same steps on the same inputs, to what the reference would have done.
+        self._predict_twin: PredictEncoded | None = None
+        self._twin_rows: OnlineRows | None = None  # where the online wrapper does not see to it
+        if self.corrector.compares_effects:
+            if isinstance(env, VectorOnlineAdaptation):
+                self._predict_twin = env.add_twins().predict_twins
+            else:
+                twin = make_adapter_rows(env.source, 1)
+                self._predict_twin = twin.predict
+                self._twin_rows = OnlineRows(twin, env.options)
         # Not the fallback: the source was never adapted to these physics. If the adapted model is bad, the gate stays
         # closed.
         self._model = env.model
-        # Adapts by the same steps on the same inputs, to what the reference would have done.
-        self._twin = twin
-        self._twin_rows = OnlineRows(twin, env.options)
-        self._predicted = torch.zeros(twin.num_rows, reference.observation_dim)  # by the reference
+        self._predicted = torch.zeros(self._num_rows, reference.observation_dim)  # by the reference
 
     def act(
         self, predict: PredictEncoded, observations: Floats, asked: npt.NDArray[Any], going: Flags
@@ -82,11 +91,6 @@ class Correction:
         Returns:
             The actions, and ``Bool[N]``.
         """
-
-        def predict_both(*probes: Any) -> tuple[Tensor, Tensor]:
-            encoded = self._encode(*probes)
-            return predict(*encoded), self._twin.predict(*encoded)
-
         with torch.no_grad():
             # A sensor that fails for a moment says nothing of what an action would do, and what is no number is no
             # action whose effect could be matched: there the asked one is taken.
@@ -95,7 +99,12 @@ class Correction:
             seen = np.where(sees[:, None], observations, 0.0).astype(observations.dtype)
             finite = asked.copy()
             finite[~are_numbers] = 0
-            if self.corrector.compares_effects and sees.any():
+            if (predict_twin := self._predict_twin) is not None and sees.any():
+
+                def predict_both(*probes: Any) -> tuple[Tensor, Tensor]:
+                    encoded = self._encode(*probes)
+                    return predict(*encoded), predict_twin(*encoded)
+
                 self.corrector.compare_effects(predict_both, seen, finite, sees)
             is_open = self.corrector.is_open() & sees
             taken = asked.copy()
@@ -104,6 +113,8 @@ class Correction:
                 taken[is_open] = found[is_open]
             reference = self.corrector.reference
             self._predicted = reference(reference.encode(observations, taken))
+            if self._predict_twin is not None and isinstance(self._online, VectorOnlineAdaptation):
+                self._online.expect(self._predicted)
         return taken, is_open
 
     def advance(
@@ -132,7 +143,7 @@ class Correction:
         self.corrector.begin(verdict.changes)
         now = np.where(verdict.changes, self._online.errors_after, errors)
         self.corrector.learn(now, reference_errors, kept)
-        if self.corrector.compares_effects:
+        if self._twin_rows is not None:
             self._twin_rows.advance(encoded, self._predicted, going, kept, verdict.changes)
 
     def seed(self, seed: int | Sequence[int | None] | None, rows: Flags) -> None:
@@ -150,13 +161,14 @@ class Correction:
     def begin(self, rows: Flags) -> None:
         """Forget what these rows ``[N]`` have seen."""
         self.corrector.begin(rows)
-        self._twin_rows.begin(rows)
+        if self._twin_rows is not None:
+            self._twin_rows.begin(rows)
 
     def _encode(
         self, observations: npt.NDArray[Any], actions: npt.NDArray[Any], index: Index
     ) -> tuple[Tensor, Index | None]:
         """What the model encodes of P actions in some rows ``Int[M]``: ``Float[M P F]``, and the rows if not all."""
-        return encode_rows(self._model, observations, actions), index if len(index) < self._twin.num_rows else None
+        return encode_rows(self._model, observations, actions), index if len(index) < self._num_rows else None
 
     def report(self, asked: npt.NDArray[Any], taken: npt.NDArray[Any], is_open: Flags) -> dict[str, Any]:
         """``info["correction"]`` of all rows."""

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
-from ssm_metarl_gym.agents.stateless import copy_module
 from ssm_metarl_gym.wrappers.correction import Correction
 from ssm_metarl_gym.wrappers.correction_archive import read_correction
 from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation
@@ -85,9 +84,7 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
             )
         self._online = env
         self._dim = env.model.observation_dim
-        twin = copy_module(env.adapter)
-        twin.reset()
-        self._correction = Correction(type(self).__name__, env, reference, env.single_action_space, twin, options)
+        self._correction = Correction(type(self).__name__, env, reference, env.single_action_space, options)
         shape = cast("tuple[int, ...]", env.observation_space.shape)
         self._shown = np.zeros(shape, dtype=env.observation_space.dtype)
 

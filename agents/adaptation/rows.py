@@ -149,12 +149,12 @@ class AdapterRows:
         self._num_rows_in_cache = max(_LEAST_ROWS, _CACHED_NUMBERS // len(self._source))
         self.stats = RowStats.zeros(num_rows)
 
-    def predict(self, states: Tensor, rows: npt.NDArray[np.int64] | None = None) -> Any:
-        """What the models of these rows ``Int[M]``, of all N where it is None, predict.
+    def predict(self, states: Tensor, rows: Rows | None = None) -> Any:
+        """What the models of some rows predict.
 
         Args:
             states: ``Float[M P ...]``.
-            rows: Which rows these are.
+            rows: Which rows these are, ``Int[M]`` or a slice; None for all.
 
         Returns:
             ``Float[M P D]``.
