@@ -62,10 +62,8 @@ class BatchedNetwork:
 
     def __call__(self, weights: Tensor, states: Tensor) -> Tensor:
         """What the network of each row gives: ``Float[R W]`` and ``Float[R N in]`` -> ``Float[R N out]``."""
-        # Weights with a graph are never seen again.
-        own = self._own(weights) if weights.requires_grad else self._seen.get(weights, self._own)
         rows = states
-        for layer, matrices in zip(self._layers, own, strict=True):
+        for layer, matrices in zip(self._layers, self._own(weights), strict=True):
             rows = layer(rows) if matrices is None else _linear(matrices, rows, None)
         return rows
 
