@@ -17,6 +17,7 @@ from ssm_metarl_gym.agents.meta_training.trainer import MetaTrainer
 from ssm_metarl_gym.agents.models.action_distributions import Categorical, DiagonalGaussian
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.models.meta_policy import MetaPolicy
+from ssm_metarl_gym.agents.ssm.export import export_onnx
 from ssm_metarl_gym.agents.ssm.features_extractor import SSMFeaturesExtractor, WindowExtractor
 from ssm_metarl_gym.agents.ssm.model import SSM, SSMLayer
 from ssm_metarl_gym.agents.ssm.policies import CnnSSMPolicy, MultiInputSSMPolicy, SSMPolicy
@@ -38,6 +39,7 @@ __all__ = [
     "RecursiveLeastSquares",
     "SSMFeaturesExtractor",
     "SSMPolicy",
+    "export_onnx",
 ]
 
 # Archives and pickles name a class by its module. Were that one inside, it could never move: so all say that they are

@@ -17,6 +17,7 @@ import ssm_metarl_gym  # noqa: F401 - registers the environments
 
 ROOT = Path(__file__).parents[1]
 PAGES = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))]
+PAGES_AT_THE_ROOT = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
 IDS = sorted(env_id for env_id in gym.registry if env_id.startswith("ssm_metarl/"))
 HEADINGS = [
     "Description",
@@ -90,7 +91,7 @@ def test_the_examples_run_and_print_what_they_say(page, slow, checkout, tmp_path
 
 def test_the_links_lead_somewhere(checkout):
     broken = []
-    for page in ["README.md", "CHANGELOG.md", *PAGES]:
+    for page in [*PAGES_AT_THE_ROOT, *PAGES]:
         for link in LINK.findall(BLOCK.sub("", (checkout / page).read_text(encoding="utf-8"))):
             if re.match(r"[a-z]+:", link):
                 continue
@@ -110,7 +111,7 @@ def anchors(page):
 
 def test_what_is_named_exists(checkout):
     missing = []
-    for page in ["README.md", *PAGES]:
+    for page in [*PAGES_AT_THE_ROOT, *PAGES]:
         text = LINK.sub("", (checkout / page).read_text(encoding="utf-8"))
         for name in set(DOTTED_NAME.findall(text)):
             try:

@@ -49,6 +49,7 @@ PUBLIC = {
         "RecursiveLeastSquares",
         "SSMFeaturesExtractor",
         "SSMPolicy",
+        "export_onnx",
     ],
     "ssm_metarl_gym.wrappers": [
         "ActionCorrection",
@@ -85,6 +86,11 @@ def test_the_public_names_are_these_and_all_documented(module):
         documentation = getattr(module, name).__doc__
         assert documentation
         assert not documentation.startswith(f"{name}(")  # what a dataclass writes where nobody did
+
+
+def test_the_citation_names_the_version(checkout):
+    citation = (checkout / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {ssm_metarl_gym.__version__}\n" in citation
 
 
 def test_unknown_names_are_refused():

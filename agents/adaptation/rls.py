@@ -37,7 +37,7 @@ class LeastSquaresState(FilterState):
 class RecursiveLeastSquares(RecursiveAdapter[LeastSquaresState]):
     r"""Adapts the last layer of a module by ridge regression on all transitions so far, the older the less.
 
-    After T transitions with features x (and a one for the bias) the weights are exactly
+    After T transitions with features x (and a one for the bias) the weights are exactly::
 
         argmin_W  sum_t forgetting^(T - t) |y_t - W x_t|^2 + ridge |W - W_source|^2
 

@@ -1,5 +1,6 @@
 """A model of the dynamics, the thing that adapts."""
 
+from pathlib import Path
 from typing import Any, Final, Literal, cast, get_args
 
 import gymnasium as gym
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ssm_metarl_gym.agents.layers import is_altered
+from ssm_metarl_gym.agents.models.export import export_dynamics
 from ssm_metarl_gym.agents.models.supervision import Policy, SimulatorEnv, Transitions, collect_transitions, descend
 from ssm_metarl_gym.agents.ssm.model import SSM
 from ssm_metarl_gym.checks import check_choice, check_flat_box, check_integer, check_number
@@ -273,6 +275,21 @@ class DynamicsModel(nn.Module):
             # Not even of what is always the same is a model in single precision certain.
             self.residual_variance.copy_(residuals.square().mean(dim=0).clamp(min=_LEAST_RESIDUAL_VARIANCE))
         return self
+
+    def export_onnx(self, path: str | Path) -> None:
+        """Write the predictions as an ONNX file, which needs neither torch nor this package.
+
+        The inputs are ``observation`` ``Float[n D]`` and ``action`` ``Int64[n]`` or ``Float[n A]``, the output is
+        ``next_observation`` ``Float[n D]``. Normalisation is inside, and the weights are those of now.
+
+        Args:
+            path: Where to. The file takes the place of an older one when it is whole.
+
+        Raises:
+            ImportError: The extra ``export`` is not installed.
+            OSError: The file cannot be written.
+        """
+        export_dynamics(self, path)
 
     def _check_spaces(self, env: SimulatorEnv) -> None:
         if isinstance(env, gym.vector.VectorEnv):

@@ -1,6 +1,7 @@
 """A policy whose weights can be adapted to a task, with or without memory."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
@@ -11,6 +12,7 @@ from torch.func import vmap
 from torch.nn import functional as F
 
 from ssm_metarl_gym.agents.models.action_distributions import DiagonalGaussian, action_distribution
+from ssm_metarl_gym.agents.ssm.export import export_onnx
 from ssm_metarl_gym.agents.ssm.model import SSM
 from ssm_metarl_gym.agents.ssm.policies import SSMPolicy
 from ssm_metarl_gym.agents.stateless import StatelessModule, attributes_kept
@@ -175,6 +177,10 @@ class MetaPolicy(nn.Module):
                 head.bias.mul_(scale).add_(shift)
                 policy.log_std.copy_(self.log_std + scale.log())
         return policy
+
+    def export_onnx(self, path: str | Path) -> None:
+        """Write the most probable actions as an ONNX file, as :func:`~ssm_metarl_gym.agents.export_onnx` does."""
+        export_onnx(self.to_sb3(), path)
 
     def _untrained_sb3(self) -> ActorCriticPolicy:
         """A policy of Stable-Baselines3 with the same networks, and with weights of its own."""

@@ -1,5 +1,6 @@
 """Proximal policy optimisation with a state-space model as memory."""
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,11 +13,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import obs_as_tensor
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 from torch import Tensor
 from typing_extensions import Self
 
+from ssm_metarl_gym.agents.ssm.export import export_onnx
 from ssm_metarl_gym.agents.ssm.policies import CnnSSMPolicy, MultiInputSSMPolicy, SSMPolicy
 from ssm_metarl_gym.agents.ssm.sequences import DictSequenceRolloutBuffer, SequenceRolloutBuffer
 from ssm_metarl_gym.checks import check_choice, check_integer
@@ -227,6 +229,10 @@ class SSMPPO(PPO):
     ) -> Self:
         """Train for ``total_timesteps`` steps, as in every algorithm of SB3."""
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def export_onnx(self, path: str | Path, *, normalizer: VecNormalize | None = None) -> None:
+        """Write the deterministic policy as an ONNX file, as :func:`~ssm_metarl_gym.agents.export_onnx` does."""
+        export_onnx(self, path, normalizer=normalizer)
 
 
 def _check_sizes(n_steps: int, batch_size: int) -> None:

@@ -40,11 +40,19 @@ class StepperLayer:
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """``x`` ``Float[B H]`` and ``state`` ``Float[B 2P]`` -> the same. Must be called without gradients."""
-        normed = torch.layer_norm(x, self.norm_bias.shape, self.norm_weight, self.norm_bias)
+        normed = self.normed(x)
         state = torch.mm(state, self.rotation).addmm_(normed, self.b)
+        return self.output(x, normed, state), state
+
+    def normed(self, x: Tensor) -> Tensor:
+        """``x`` ``Float[... H]`` as the recurrence takes it."""
+        return torch.layer_norm(x, self.norm_bias.shape, self.norm_weight, self.norm_bias)
+
+    def output(self, x: Tensor, normed: Tensor, state: Tensor) -> Tensor:
+        """What leaves the layer, ``Float[B H]``, once its state ``Float[B 2P]`` is known."""
         mixed = torch.mul(normed, self.d).addmm_(state, self.c)  # v
         mixed.addcmul_(mixed, mixed.erf())
-        return F.glu(torch.addmm(self.gate_bias, mixed, self.gate_weight)).add_(x), state
+        return F.glu(torch.addmm(self.gate_bias, mixed, self.gate_weight)).add_(x)
 
 
 class SSMStepper:

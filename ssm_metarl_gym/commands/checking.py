@@ -1,0 +1,182 @@
+"""Whether an environment is a family of tasks, and what is wrong with it where it is not."""
+
+import importlib
+import itertools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeAlias
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.utils import env_checker as gymnasium_checker
+from stable_baselines3.common import env_checker as sb3_checker
+
+__all__ = ["check_family", "find_maker"]
+
+_Env: TypeAlias = gym.Env[Any, Any]
+_NUM_STEPS: Final = 60  # of an episode that is to show a difference
+_NUM_EPISODES: Final = 3
+_NUM_TASKS: Final = 8
+_NOTE: Final = "note: "  # before what may be as it should
+
+
+def find_maker(name: str) -> Callable[[], _Env]:
+    """What makes the environment that a user named.
+
+    Args:
+        name: ``"module:Class"``, any callable of a module that makes one, or the id of a registered environment.
+
+    Raises:
+        ValueError: There is no such module, or nothing of that name in it and no environment of that id.
+    """
+    module_name, _, attribute = name.rpartition(":")
+    if module_name:
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError as error:
+            raise ValueError(f"{module_name} must be a module that can be imported; it cannot: {error}.") from error
+        maker = getattr(module, attribute, None)
+        if callable(maker):
+            return maker  # type: ignore[no-any-return]
+    try:
+        spec = gym.spec(attribute)
+    except gym.error.Error as error:
+        raise ValueError(
+            f"the environment must be module:Class or the id of a registered one; got {name}. {error}"
+        ) from None
+    return lambda: gym.make(spec)
+
+
+def check_family(make: Callable[[], _Env]) -> bool:
+    """Print a line for each thing that a family of tasks must do, and say whether it does all of them.
+
+    What is only noted may be right: the friction of what never touches the floor changes nothing.
+
+    Args:
+        make: Makes the environment, without arguments.
+    """
+    is_family = True
+    for name, check in _CHECKS.items():
+        try:
+            problems = list(check(make))
+        except Exception as error:  # whatever a user's environment raises is what is wrong with it
+            problems = [f"{type(error).__name__}: {error}"]
+        has_failed = not all(problem.startswith(_NOTE) for problem in problems)
+        print("FAIL" if has_failed else "note" if problems else "ok  ", name, sep="  ")
+        for problem in problems:
+            print(f"          {problem.removeprefix(_NOTE)}")
+        is_family &= not has_failed
+        if check is _tell_the_task and has_failed:
+            print("      Nothing else can be checked.")
+            break
+    return is_family
+
+
+def _pass_gymnasiums_checker(make: Callable[[], _Env]) -> Iterator[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its advice; what it demands it raises
+        gymnasium_checker.check_env(make().unwrapped, skip_render_check=True)
+    yield from ()
+
+
+def _pass_sb3s_checker(make: Callable[[], _Env]) -> Iterator[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sb3_checker.check_env(make())
+    yield from ()
+
+
+def _tell_the_task(make: Callable[[], _Env]) -> Iterator[str]:
+    env = make()
+    _, at_reset = env.reset(seed=0)
+    env.action_space.seed(0)
+    *_, at_step = env.step(env.action_space.sample())
+    for where, info in (("reset", at_reset), ("step", at_step)):
+        if missing := [key for key in ("task_id", "task_params") if key not in info]:
+            yield f"the info of {where} must hold task_id and task_params; missing are {missing}. Subclass HiddenTask."
+
+
+def _repeat_by_seed(make: Callable[[], _Env]) -> Iterator[str]:
+    first, second = _episode(make(), seed=3), _episode(make(), seed=3)
+    if first[0] != second[0]:
+        yield f"one seed must give one task; got {first[0]} and {second[0]}. Draw it in reset, after the seed."
+    elif not _equal(first[1], second[1]):
+        yield "one seed and the same actions must give one episode; they gave two. Draw from self.np_random alone."
+
+
+def _draw_tasks(make: Callable[[], _Env]) -> Iterator[str]:
+    if not _varying(make()):
+        yield f"tasks must differ between episodes; {_NUM_TASKS} resets gave one. Draw the task in reset."
+
+
+def _take_a_task(make: Callable[[], _Env]) -> Iterator[str]:
+    env = make()
+    tasks = _draw(env)
+    _, info = env.reset(seed=11, options={"task": tasks[-1]})
+    if info["task_params"] != tasks[-1]:
+        yield f"reset(options={{'task': ...}}) must choose the task; asked for {tasks[-1]}, got {info['task_params']}."
+
+
+def _depend_on_each_parameter(make: Callable[[], _Env]) -> Iterator[str]:
+    env = make()
+    base = _draw(env)[0]
+    for name, (low, high) in _varying(env).items():
+        before, changed, after = (_episodes(env, base | {name: value}) for value in (low, high, low))
+        if not _equal(before, after):
+            yield (
+                f"{name} must leave nothing behind; back at {low:.3g} the episode is another one. Compute each "
+                "quantity from the task and the default, not from its present value."
+            )
+        elif _equal(before, changed):
+            yield (
+                f"{_NOTE}{name} changed nothing that random actions show: {low:.3g} and {high:.3g} gave the same "
+                f"{len(before)} observations. Is all that follows from it renewed, as by a DerivedQuantity?"
+            )
+
+
+def _draw(env: _Env) -> list[dict[str, float]]:
+    """The parameters of a few drawn tasks."""
+    return [dict(env.reset(seed=seed)[1]["task_params"]) for seed in range(_NUM_TASKS)]
+
+
+def _varying(env: _Env) -> dict[str, tuple[float, float]]:
+    """The parameters that differ between drawn tasks, with the least and the greatest value of each."""
+    tasks = _draw(env)
+    bounds = {name: (min(task[name] for task in tasks), max(task[name] for task in tasks)) for name in tasks[0]}
+    return {name: (low, high) for name, (low, high) in bounds.items() if low < high}
+
+
+def _episode(
+    env: _Env, *, seed: int, task: dict[str, float] | None = None
+) -> tuple[dict[str, float], list[npt.NDArray[Any]]]:
+    """The parameters of a task, and observations and rewards of the first steps of an episode in it."""
+    env.action_space.seed(seed)
+    observation, info = env.reset(seed=seed, options=None if task is None else {"task": task})
+    seen = [np.ravel(observation)]
+    for _ in itertools.repeat(None, _NUM_STEPS):
+        observation, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+        seen.append(np.append(np.ravel(observation), float(reward)))
+        if terminated or truncated:
+            break
+    return dict(info["task_params"]), seen
+
+
+def _episodes(env: _Env, task: dict[str, float]) -> list[npt.NDArray[Any]]:
+    """Observations and rewards of a few episodes in a task."""
+    return [row for seed in range(_NUM_EPISODES) for row in _episode(env, seed=seed, task=task)[1]]
+
+
+def _equal(one: list[npt.NDArray[Any]], other: list[npt.NDArray[Any]]) -> bool:
+    return len(one) == len(other) and all(map(np.array_equal, one, other))
+
+
+_CHECKS: Final[dict[str, Callable[[Callable[[], _Env]], Iterator[str]]]] = {
+    "Gymnasium's checker": _pass_gymnasiums_checker,
+    "Stable-Baselines3's checker": _pass_sb3s_checker,
+    "info tells the task": _tell_the_task,
+    "a seed gives one task and one episode": _repeat_by_seed,
+    "episodes differ in their tasks": _draw_tasks,
+    "a task can be chosen": _take_a_task,
+    "each parameter changes the physics, and back": _depend_on_each_parameter,
+}

@@ -1,0 +1,123 @@
+from dataclasses import dataclass
+
+import gymnasium as gym
+import pytest
+from gymnasium.envs.classic_control import MountainCarEnv
+
+from ssm_metarl_gym import Task, TaskDistribution, Uniform
+from ssm_metarl_gym.commands.checking import check_family, find_maker
+from ssm_metarl_gym.envs import HiddenTask, TaskParameter
+
+
+@dataclass(frozen=True)
+class CarTask(Task):
+    gravity: float = 0.0025
+    force: float = 0.001
+
+
+class Car(HiddenTask, MountainCarEnv):
+    task_type = CarTask
+    gravity = TaskParameter()
+    force = TaskParameter()
+
+    def __init__(self, render_mode=None):
+        ranges = {"gravity": Uniform((0.002, 0.003)), "force": Uniform((0.0005, 0.002))}
+        super().__init__(TaskDistribution(CarTask, ranges), render_mode=render_mode)
+
+
+class CarWithoutForce(Car):
+    """Whose force is set and never used."""
+
+    def step(self, action):
+        return super().step(1)
+
+
+class CarThatKeeps(Car):
+    """Whose gravity of before is part of the gravity of now."""
+
+    pull = 0.0
+
+    def _apply_task(self):
+        self.pull = 0.5 * self.pull + self.task.gravity
+
+    def step(self, action):
+        self.state = (self.state[0], self.state[1] - self.pull)
+        return super().step(action)
+
+
+class CarOutOfTheBlue(Car):
+    """Whose episodes do not follow from the seed."""
+
+    count = 0
+
+    def reset(self, **kwargs):
+        observation, info = super().reset(**kwargs)
+        CarOutOfTheBlue.count += 1
+        return observation + 1e-4 * CarOutOfTheBlue.count, info
+
+
+class OneCar(Car):
+    """Whose task is always the same."""
+
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=seed, options={"task": {}})
+
+
+def failed(printed):
+    return [line.removeprefix("FAIL  ") for line in printed.splitlines() if line.startswith("FAIL")]
+
+
+def test_a_family_passes(capsys):
+    assert check_family(Car)
+    assert [line[:6] for line in capsys.readouterr().out.splitlines()] == ["ok    "] * 7
+
+
+@pytest.mark.parametrize(
+    ("env", "failures", "words"),
+    [
+        (MountainCarEnv, ["info tells the task"], "Subclass HiddenTask"),
+        (
+            CarThatKeeps,
+            ["Gymnasium's checker", "each parameter changes the physics, and back"],
+            "gravity must leave nothing behind",
+        ),
+        (OneCar, ["episodes differ in their tasks"], "8 resets gave one"),
+    ],
+)
+def test_what_is_wrong_is_told(env, failures, words, capsys):
+    assert not check_family(env)
+    printed = capsys.readouterr().out
+    assert failed(printed) == failures
+    assert words in printed
+
+
+def test_what_does_not_follow_from_the_seed_is_told(capsys):
+    assert not check_family(CarOutOfTheBlue)
+    assert "a seed gives one task and one episode" in failed(capsys.readouterr().out)
+
+
+def test_a_parameter_without_effect_is_noted(capsys):
+    assert check_family(CarWithoutForce)
+    printed = capsys.readouterr().out
+    assert "note  each parameter changes the physics, and back" in printed
+    assert "force changed nothing that random actions show" in printed
+
+
+def test_what_an_environment_raises_is_told(capsys):
+    def make():
+        raise RuntimeError("no battery")
+
+    assert not check_family(make)
+    assert "RuntimeError: no battery" in capsys.readouterr().out
+
+
+def test_an_environment_is_found_by_class_and_by_id():
+    assert find_maker("gymnasium.envs.classic_control:CartPoleEnv") is gym.envs.classic_control.CartPoleEnv
+    assert find_maker("CartPole-v1")().spec.id == "CartPole-v1"
+    assert find_maker("ssm_metarl_gym:ssm_metarl/CartPole-v0")().spec.id == "ssm_metarl/CartPole-v0"
+
+
+@pytest.mark.parametrize("name", ["no_such_module:Env", "gymnasium:NoSuchEnv", "CartPoles-v1", ""])
+def test_what_is_not_there_is_refused(name):
+    with pytest.raises(ValueError, match="must be"):
+        find_maker(name)
