@@ -4,10 +4,14 @@
                        against Gymnasium's SyncVectorEnv over n single environments of the same tasks (infos included),
                        and against Gymnasium's own batched CartPole, which knows one physics only
     SB3VecEnv          the same for Stable-Baselines3, against SB3's DummyVecEnv over the single environments
+    AsyncVectorEnv     MuJoCo families (--mujoco-families), which have no batched form: a process for each row, against
+                       SyncVectorEnv; beside it what MuJoCo's physics alone take: `mj_step` row by row, and
+                       `mujoco.rollout` in a thread for each core
 
 Both sides of a comparison take the same random actions, begin in the same states and reset by themselves. They run in
-turns, a short chunk of steps each, so that whatever else slows the machine slows both. A ratio is the CPU time of the
-other side over ours in two neighbouring chunks; shown are the median over all pairs, and 10 and 90 % quantiles.
+turns, a short chunk of steps each, so that whatever else slows the machine slows both. A ratio is the CPU time (of
+MuJoCo families the time on the clock) of the other side over ours in two neighbouring chunks; shown are the median over
+all pairs, and 10 and 90 % quantiles.
 
 With --memory-steps the script shows instead how much memory the process holds while a batched CartPole is stepped.
 """
@@ -29,11 +33,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import gymnasium as gym
+import numpy as np
 import torch
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from ssm_metarl_gym.envs.making import has_batched_form
-from ssm_metarl_gym.experiments.checks import check_output_file
+from ssm_metarl_gym.experiments.checks import check_env, check_output_file
 from ssm_metarl_gym.experiments.command_line import option, parse_options
 from ssm_metarl_gym.experiments.measuring import Comparison, compare_in_turns, resident_memory, show_comparisons
 from ssm_metarl_gym.experiments.runs import find_versions
@@ -50,6 +55,7 @@ PACKAGES = ("gymnasium", "numpy", "stable-baselines3")
 MEMORY_ROWS = 1024
 MEMORY_SHARES = (0.01, 0.5, 1.0)
 BATCHED_FAMILIES = [f"{family}-v0" for family in FAMILIES if has_batched_form(f"ssm_metarl/{family}-v0")]
+MUJOCO_FAMILIES = [f"{family}-v0" for family in FAMILIES if f"{family}-v0" not in BATCHED_FAMILIES]
 
 # What we aim for, by the other side, the number of tasks and ours.
 TARGETS = {
@@ -80,6 +86,8 @@ class Options:
         choices=BATCHED_FAMILIES,
         may_be_empty=True,
     )
+    mujoco_families: tuple[str, ...] = option((), "families of MuJoCo", choices=MUJOCO_FAMILIES, may_be_empty=True)
+    mujoco_rows: tuple[int, ...] = option((8, 16, 64), "tasks of those at once", least=1, below=10**4)
     pairs: int = option(15, "pairs of chunks of each comparison", least=1)
     seed: int = option(0, "seeds tasks, states and actions", least=0)
     output: Path | None = option(None, "JSON file for the results", check=check_output_file)
@@ -89,6 +97,12 @@ class Options:
         """Check that there are steps enough to show memory early on."""
         if 0 < self.memory_steps < 100:
             raise ValueError(f"--memory-steps must be >= 100, or 0 for none; got {self.memory_steps}.")
+
+
+def check_families(options: Options) -> None:
+    """Make each environment of MuJoCo once: the extra may be missing."""
+    for family in options.mujoco_families:
+        check_env(f"ssm_metarl/{family}", {}, "--mujoco-families")
 
 
 def make_batched(family: str, num_rows: int, seed: int, **kwargs: Any) -> tuple[gym.vector.VectorEnv, list[Any]]:
@@ -155,7 +169,60 @@ def compare_with_dummy(family: str, num_rows: int, options: Options) -> Iterator
     yield from compare(family, num_rows, sides, actions, options.pairs)
 
 
-def compare(family: str, num_rows: int, sides: Mapping[str, Step], actions: list[Any], pairs: int) -> list[Comparison]:
+def compare_mujoco(family: str, num_rows: int, options: Options) -> Iterator[Comparison]:
+    """One environment after the other against a process for each, and against their physics alone."""
+    makers = [lambda: gym.make(f"ssm_metarl/{family}", disable_env_checker=True)] * num_rows
+    envs: list[gym.vector.VectorEnv] = [gym.vector.SyncVectorEnv(makers), gym.vector.AsyncVectorEnv(makers)]
+    for env in envs:
+        env.reset(seed=options.seed)
+    envs[0].action_space.seed(options.seed)
+    actions = [envs[0].action_space.sample() for _ in range(NUM_ACTIONS)]
+    sides = {type(env).__name__: env.step for env in envs} | physics_alone([make() for make in makers], options.seed)
+    for step in sides.values():
+        settle(step, actions)
+    yield from compare(family, num_rows, sides, actions, options.pairs, clock=time.perf_counter)
+    for env in envs:
+        env.close()
+
+
+def physics_alone(singles: Sequence[gym.Env], seed: int) -> dict[str, Step]:
+    """What MuJoCo itself takes for a step of all rows, without observations, rewards, infos and ends of episodes."""
+    import mujoco
+    from mujoco.rollout import Rollout
+
+    rows: list[Any] = [single.unwrapped for single in singles]
+    for i, row in enumerate(rows):
+        row.reset(seed=seed + i)
+
+    def step(actions: Any) -> None:
+        for row, action in zip(rows, actions, strict=True):
+            row.data.ctrl[:] = action
+            mujoco.mj_step(row.model, row.data, nstep=row.frame_skip)
+
+    model, frames, kind = rows[0].model, rows[0].frame_skip, mujoco.mjtState.mjSTATE_FULLPHYSICS
+    states = np.empty((len(rows), mujoco.mj_stateSize(model, kind)))
+    for row, state in zip(rows, states, strict=True):
+        mujoco.mj_getState(model, row.data, state, kind)
+    num_threads = os.cpu_count() or 1
+    rollout = Rollout(nthread=num_threads)
+    scratch = [mujoco.MjData(model) for _ in range(num_threads)]
+
+    def roll(actions: Any) -> None:
+        controls = np.repeat(actions[:, None].astype(np.float64), frames, axis=1)
+        states[:] = rollout.rollout(model, scratch, states, controls)[0][:, -1]
+
+    return {"mj_step": step, "mujoco.rollout": roll}
+
+
+def compare(
+    family: str,
+    num_rows: int,
+    sides: Mapping[str, Step],
+    actions: list[Any],
+    pairs: int,
+    *,
+    clock: Callable[[], float] | None = None,
+) -> list[Comparison]:
     """The first side against each of the others."""
 
     def repeat(step: Step) -> Callable[[], Any]:  # the same actions for each side, again and again
@@ -164,7 +231,7 @@ def compare(family: str, num_rows: int, sides: Mapping[str, Step], actions: list
 
     calls = {name: repeat(step) for name, step in sides.items()}
     targets = TARGETS.get((next(iter(sides)), num_rows))
-    return compare_in_turns(calls, pairs, case={"family": family, "tasks": num_rows}, targets=targets)
+    return compare_in_turns(calls, pairs, case={"family": family, "tasks": num_rows}, targets=targets, clock=clock)
 
 
 def compare_all(options: Options) -> Iterator[Comparison]:
@@ -176,6 +243,8 @@ def compare_all(options: Options) -> Iterator[Comparison]:
             yield from compare_with_gymnasium(num_rows, options)
     for num_rows, family in itertools.product(options.rows, options.families):
         yield from compare_with_sync(family, num_rows, options)
+    for num_rows, family in itertools.product(options.mujoco_rows, options.mujoco_families):
+        yield from compare_mujoco(family, num_rows, options)
 
 
 def measure_memory(num_steps: int, seed: int) -> Iterator[dict[str, float]]:
@@ -191,7 +260,7 @@ def measure_memory(num_steps: int, seed: int) -> Iterator[dict[str, float]]:
 @stoppable()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare, or show the memory, line by line as results come in."""
-    options = parse_options(Options, arguments, description=__doc__)
+    options = parse_options(Options, arguments, description=__doc__, check=check_families)
     started = time.perf_counter()
     torch.set_num_threads(1)  # NumPy has no threads in what is measured here
     machine = {"versions": find_versions(PACKAGES), "cpus": os.cpu_count()}  # what the ratios depend on

@@ -4,8 +4,8 @@
     python scripts/evaluate.py agent.zip --algorithm PPO --env ssm_metarl/CartPolePolarity-v0
 
 An agent is the folder of a finished run of train_ppo.py, or any archive that an algorithm of SB3 saved. Runs that
-differ only in the seed make one row of the table. "switch" is interpolation with the hidden sign flipping at half time;
-"default" is the environment as it is, where it has no splits.
+differ only in the seed make one row of the table. "switch" is interpolation with the hidden sign flipping at half time
+(hidden motors: with other ones from then on); "default" is the environment as it is, where it has no splits.
 
 Prints a table, and writes it with every return as results.md, results.json, returns.png and curves.png into the output
 folder. SB3's archives hold pickles, which run code when they are loaded: evaluate only agents that you trust.
@@ -44,6 +44,7 @@ from ssm_metarl_gym.experiments.evaluation import (
     find_splits,
     mean_curve,
     returns_of,
+    with_warm_up,
 )
 from ssm_metarl_gym.experiments.pictures import draw_curves, draw_returns, film, save_film
 from ssm_metarl_gym.experiments.runs import hold_output
@@ -67,6 +68,7 @@ class Options:
     output: Path = option(
         Path("output/evaluate"), "folder for the results", check=partial(check_output_folder, file_names=FILES)
     )
+    warm_up: int = option(0, "steps before each episode that do not count, in the same task", least=0, below=100_000)
     video: bool = option(False, "film the first agent of each row of the table in each split")
     env_kwargs: dict[str, Any] = option({}, "arguments that replace those that agents were trained with, in JSON")
     algorithm: str | None = option(None, "for archives: what saved them", choices=sorted(ALGORITHMS))
@@ -116,7 +118,8 @@ def choose_splits(options: Options, agent: SavedAgent) -> Splits:
         if split not in present:
             raise ValueError(f"--splits must be among {', '.join(present)} for {env_id}; got {split}.")
     wanted = options.splits or tuple(split for split in present if split != "train")
-    return {split: options.env_kwargs | present[split] for split in wanted}
+    splits: Splits = {split: options.env_kwargs | present[split] for split in wanted}
+    return with_warm_up(splits, env_id, env_kwargs, options.warm_up) if options.warm_up else splits
 
 
 def load(agent: SavedAgent, splits: Splits) -> BaseAlgorithm:

@@ -137,6 +137,28 @@ def walk_to(parameters: Floats, observations: Floats, t: int) -> Floats:
     return command
 
 
+def undo_map(parameters: Floats, observations: Floats, t: int) -> Floats:
+    """PointActuators: a weighted sum of positions and velocities for each motor."""
+    num_rows, size = observations.shape
+    weights = parameters.reshape(num_rows, size // 2, size)
+    command: Floats = 2.0 * np.einsum("rad,rd->ra", weights, observations)
+    return command
+
+
+def brake_at_centre(parameters: Floats, observations: Floats, t: int) -> Floats:
+    """DoubleIntegrator: against the position and against the velocity, alike in both directions."""
+    positions, velocities = observations[:, :2], observations[:, 2:]
+    command: Floats = -3.0 * (parameters[:, :1] * positions + parameters[:, 1:] * velocities)
+    return command
+
+
+def turn_back(parameters: Floats, observations: Floats, t: int) -> Floats:
+    """ComplexODE: a weight of the number for each part of the action, another one on the other side of zero."""
+    sides = np.concatenate([np.maximum(observations, 0.0), np.minimum(observations, 0.0)], axis=1)
+    command: Floats = 5.0 * np.einsum("rad,rd->ra", parameters.reshape(-1, 2, 2), sides)
+    return command
+
+
 def gait(num_joints: int) -> Controller:
     """A rhythm: each joint swings around a middle with an amplitude and a phase of its own, all at one frequency."""
 
@@ -165,10 +187,18 @@ CONTROLLERS = {
     **dict.fromkeys(("CartPole", "CartPolePolarity", "CartPoleSwitch"), Controller(5, push_cart)),
     **dict.fromkeys(("Pendulum", "PendulumPolarity", "PendulumSwitch"), Controller(5, swing_up)),
     "PointNavigation": Controller(2, walk_to),
+    "PointActuators": Controller(8, undo_map),
+    **dict.fromkeys(("DoubleIntegrator", "DoubleIntegratorFriction"), Controller(2, brake_at_centre)),
+    "ComplexODE": Controller(4, turn_back),
     **dict.fromkeys(("HalfCheetahVel", "HalfCheetahDir"), gait(6)),
     "AntDir": gait(8),
     "HopperParams": feedback(11, 3),
     "Walker2dParams": feedback(17, 6),
+    "ReacherActuators": feedback(10, 2),
+    "HalfCheetahActuators": gait(6),
+    "AntActuators": gait(8),
+    "HopperActuators": feedback(11, 3),
+    "Walker2dActuators": feedback(17, 6),
 }
 
 
@@ -180,7 +210,8 @@ class Judge:
         self.distribution = FAMILIES[family].distribution(split)
         self.controller = CONTROLLERS[family]
         self.is_batched = has_batched_form(self.env_id)
-        self.has_polarity = "polarity" in FAMILIES[family].task_type.signs
+        # The sign of the force or torque, which is not that of a direction.
+        self.sign = next((name for name in FAMILIES[family].task_type.signs if name in ("polarity", "sign")), None)
         self.horizon = gym.spec(self.env_id).max_episode_steps or 0
         self._envs: dict[int, Any] = {}
 
@@ -191,7 +222,7 @@ class Judge:
             parameters: Those of the controller in each row, ``Float[R Q]``.
             tasks: The task of each row.
             seed: Seeds the starting states.
-            told: Whether the controllers are told the present polarity.
+            told: Whether the controllers are told the present sign.
         """
         if self.is_batched:
             return self._run_batch(parameters, tasks, seed, told)
@@ -207,8 +238,8 @@ class Judge:
         returns, running = np.zeros(len(tasks)), np.ones(len(tasks), dtype=np.bool_)
         for t in range(self.horizon):
             command = self.controller.act(parameters, observations.astype(np.float64), t)
-            if told and self.has_polarity:
-                command *= env.unwrapped.tasks.column("polarity")[:, None]
+            if told and self.sign is not None:
+                command *= env.unwrapped.tasks.column(self.sign)[:, None]
             actions = (command[:, 0] > 0).astype(np.int64) if is_discrete else np.clip(command, -1.0, 1.0)
             observations, rewards, terminated, truncated, _ = env.step(actions)
             returns += rewards * running

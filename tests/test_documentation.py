@@ -39,7 +39,7 @@ LINK = re.compile(r"\]\(\s*([^()\s]+)")
 DOTTED_NAME = re.compile(r"\bssm_metarl_gym(?:\.\w+)+")
 # Files and folders of the repository, named from its root.
 PATH = re.compile(r"(?<![\w./-])(?:\.ci|agents|docs|scripts|ssm_metarl_gym|tests|wrappers)/[\w./-]*\w")
-NEEDS_MUJOCO = re.compile("HalfCheetah|Ant|Hopper|Walker2d")
+NEEDS_MUJOCO = re.compile("HalfCheetah|Ant|Hopper|Walker2d|Reacher|Swimmer")
 
 
 def examples(page):

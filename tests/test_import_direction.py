@@ -19,7 +19,7 @@ ALLOWED = {
     "seeding": set(),
     "_version": set(),
     "tasks": {"checks", "seeding"},
-    "envs": {"checks", "tasks"},
+    "envs": {"checks", "seeding", "tasks"},
     "envs.making": set(),
     "": {"_version", "envs", "tasks"},
     "__main__": {"commands"},

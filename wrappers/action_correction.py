@@ -45,7 +45,7 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
     **An action map** (``DynamicsModel(adapts="action_map")``) needs no search. The reference is the model itself with
     the map A of its source, the identity of one that was fitted, and the action taken is
     ``argmin_u |A u - u_asked|^2 + regularisation |u|^2``. Of a :class:`KalmanAdapter`, which knows how sure it is of A,
-    the gate is another one: open while A deviates significantly from the identity. While that is so and A is known
+    the gate is another one: open while the odds that there is a map at all are large. While that is so and A is known
     badly (a variance of more than 0.05 on average, where the prior is 1), a little noise explores what actions do.
 
     ``info["correction"]`` holds, at every step, ``asked`` and ``taken`` (actions), ``gate_open``, ``adapted_error`` and
@@ -74,8 +74,8 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
             the first gate alone.
         prior_steps: How many steps of evidence it takes to believe half of that: what actions do counts as the mean of
             the estimate, once for each step of the episode, and of 1, so many times.
-        map_gate: How many times as large as its uncertainty explains the squared deviation of an action map from the
-            identity must be, the mean over its entries.
+        map_gate: How many times as probable as that the map is still that of the source it must be that it is not:
+            the odds by all that a :class:`KalmanAdapter` has seen.
         decay: Decay of the running means.
         regularisation: Weight of the squared size of the action, in half ranges of a ``Box``, beside the squared error
             of the prediction, in variances of the change, or of the mapped action, in half ranges. None for 0.005 and
@@ -97,7 +97,7 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
         gate: float = 1.5,
         effect_gate: float = 0.9,
         prior_steps: float = 16.0,
-        map_gate: float = 6.0,
+        map_gate: float = 10.0,
         decay: float = 0.9,
         regularisation: float | None = None,
         exploration: float = 0.05,

@@ -18,8 +18,9 @@ from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.checks import Rule, check_fields
 from ssm_metarl_gym.seeding import seed_sequence
 from ssm_metarl_gym.wrappers.corrector import Corrector, Flags, Predict
+from ssm_metarl_gym.wrappers.single_sources import expected_rows
 
-__all__ = ["MAP_OPTIONS", "MapCorrector", "MapEstimates", "deviation", "undo_maps"]
+__all__ = ["MAP_OPTIONS", "MapCorrector", "MapEstimates", "undo_maps"]
 
 MAP_OPTIONS: Final = ("map_gate", "exploration")  # beside those of Corrector
 _KNOWN_VARIANCE: Final = 0.05  # of an entry of a map, on average: below it, there is nothing to explore
@@ -31,34 +32,65 @@ _RULES: Final[dict[str, Rule]] = {
 
 @dataclass(frozen=True)
 class MapEstimates:
-    """What is known of the maps on the actions of N rows.
+    """What is known of the maps on the actions of N rows, A u + c.
 
     Attributes:
         maps: A, ``Float64[N A A]``.
-        covariance: Of their entries, row by row of a map, ``Float64[N A*A A*A]``; None where an adapter knows none.
+        offsets: c, ``Float64[N A]``.
+        variance: Of the entries of a map, the mean, ``Float64[N]``; None where an adapter knows none.
+        belief_in_source: How probable it is that the map is that of the source, ``Float64[N]``; None likewise.
     """
 
     maps: Tensor
-    covariance: Tensor | None
+    offsets: Tensor
+    variance: Tensor | None = None
+    belief_in_source: Tensor | None = None
 
     @classmethod
     def of(cls, adapter: Adapter | AdapterRows) -> "MapEstimates":
         """Those of an adapter of a model with an action map, for its one row or its many."""
+        filtered = _filter_of(adapter)
+        if filtered is not None:
+            return cls._of_filter(filtered, cast("KalmanState", cast("Any", adapter).state))
         if isinstance(adapter, AdapterRows):
-            state = adapter.state if isinstance(adapter, RecursiveRows) else None
-            covariance = state.covariance if isinstance(state, KalmanState) else None
-            return cls(adapter.weights()["action_map"].double(), covariance)
-        covariance = adapter.covariance[None] if isinstance(adapter, KalmanAdapter) else None
-        return cls(cast("DynamicsModel", adapter.model).action_map.detach()[None].double(), covariance)
+            named = adapter.weights()
+        else:
+            named = {name: own.detach()[None] for name, own in adapter.model.named_parameters()}
+        return cls(named["action_map"].double(), named["action_offset"].double())
+
+    @classmethod
+    def _of_filter(cls, adapter: KalmanAdapter, state: KalmanState) -> "MapEstimates":
+        """What a filter expects; of any mix of the actions, that motors obey a single one each is likely."""
+        shape = cast("DynamicsModel", adapter.model).action_map.shape
+        num_entries = shape.numel()
+        maps = state.means[..., :num_entries].unflatten(2, shape).clone()  # N K A A
+        covariances = state.covariances[..., :num_entries, :num_entries]
+        prior = adapter.prior_variances()[:, :num_entries]  # K A*A
+        source = adapter.prior_mean()[:num_entries].view(shape)
+        (mixes,) = (prior > 0.0).all(dim=1).nonzero(as_tuple=True)
+        for k in mixes.tolist():
+            maps[:, k] = expected_rows(maps[:, k], covariances[:, k], prior[k].view(shape), source)
+        return cls(
+            (state.beliefs[..., None, None] * maps).sum(dim=1),
+            state.mean[:, num_entries:],
+            state.covariance.diagonal(dim1=1, dim2=2)[:, :num_entries].mean(dim=1),
+            adapter.belief_in_source(state),
+        )
+
+
+def _filter_of(adapter: Adapter | AdapterRows) -> KalmanAdapter | None:
+    """The filter whose state an adapter of one row or of many has, if it is one."""
+    filtered = adapter.adapter if isinstance(adapter, RecursiveRows) else adapter
+    return filtered if isinstance(filtered, KalmanAdapter) else None
 
 
 class MapCorrector(Corrector):
     """Finds the actions whose effect through the map of now is that of the asked ones through the map of the reference.
 
-    No model is asked for it: ``argmin_u |A u - A_reference u_asked|^2 + regularisation |u|^2``, in half ranges, within
-    the bounds. Where the adapter knows how sure it is of A, the gate is open while A deviates from that of the
-    reference significantly, and as long as A is known badly, noise explores what the actions do. (To explore only
-    what is not known: Feldbaum 1960, "Dual control theory".)
+    No model is asked for it: ``argmin_u |A u + c - w|^2 + regularisation |u|^2``, in half ranges, within the bounds,
+    where w is what the reference makes of the asked ones. A filter knows how probable it is that the map is that of its
+    source, and the gate is open while the odds are against it; as long as A is known badly, noise explores what the
+    actions do. (To explore only what is not known: Feldbaum 1960, "Dual control theory".)
 
     Args:
         adapter: What adapts the maps: its only row or its many are those that are corrected.
@@ -90,6 +122,10 @@ class MapCorrector(Corrector):
         check_fields(self, _RULES)
         self._adapter = adapter
         self._source = reference.action_map.detach().double()  # A A
+        self._source_offset = reference.action_offset.detach().double()  # A
+        known = torch.cat([self._source.flatten(), self._source_offset])
+        filtered = _filter_of(adapter)
+        self._knows_another_map = filtered is not None and not torch.equal(filtered.prior_mean(), known)
         self._rngs = [np.random.default_rng() for _ in range(num_rows)]
 
     @property
@@ -102,18 +138,19 @@ class MapCorrector(Corrector):
         self._rngs[row] = np.random.default_rng(seed_sequence(seed, "exploration"))
 
     def is_open(self) -> Flags:
-        """The rows ``[N]`` whose actions are corrected: those whose map differs from that of the reference for sure.
+        """The rows ``[N]`` whose actions are corrected: those where another map than that of the source is believed in.
 
-        Without a covariance, those where the physics differ: the model predicts better than the reference. None where
-        either gate is inf.
+        All of them where the policy knows another map than that of the source. Without a filter, those where the
+        physics differ: the model predicts better than the reference. None where either gate is inf.
         """
-        estimates = MapEstimates.of(self._adapter)
-        if estimates.covariance is None:
+        unchanged = MapEstimates.of(self._adapter).belief_in_source
+        if unchanged is None:
             return super().is_open()
-        if self.gate == math.inf:
-            return np.zeros(len(estimates.maps), dtype=np.bool_)
-        offsets = (estimates.maps - self._source).flatten(1)
-        is_open: Flags = (deviation(offsets, estimates.covariance) > self.map_gate).numpy()
+        if math.inf in (self.gate, self.map_gate):
+            return np.zeros(len(unchanged), dtype=np.bool_)
+        if self._knows_another_map:
+            return np.ones(len(unchanged), dtype=np.bool_)
+        is_open: Flags = (1.0 - unchanged >= self.map_gate * unchanged).numpy()
         return is_open
 
     def correct(
@@ -125,11 +162,11 @@ class MapCorrector(Corrector):
         """
         estimates = MapEstimates.of(self._adapter)
         low, high = (torch.as_tensor(bound).double() for bound in (self._space.low, self._space.high))
-        wanted = torch.as_tensor(asked).double() @ self._source.mT
-        found = undo_maps(estimates.maps, wanted, low, high, self.regularisation).numpy()
-        if estimates.covariance is not None:
+        wanted = torch.as_tensor(asked).double() @ self._source.mT + self._source_offset
+        found = undo_maps(estimates.maps, wanted - estimates.offsets, low, high, self.regularisation).numpy()
+        if estimates.variance is not None:
             # Explore while little is known, each row by a stream of its own.
-            unknown = estimates.covariance.diagonal(dim1=1, dim2=2).mean(1).numpy() > _KNOWN_VARIANCE
+            unknown = estimates.variance.numpy() > _KNOWN_VARIANCE
             scale = self.exploration * (self._space.high - self._space.low) / 2
             for i in np.flatnonzero(rows & unknown):
                 found[i] += scale * self._rngs[i].standard_normal(len(scale))
@@ -158,18 +195,3 @@ def undo_maps(maps: Tensor, wanted: Tensor, low: Tensor, high: Tensor, regularis
     normal = b_map.mT @ b_map + regularisation * torch.eye(len(half), dtype=maps.dtype)
     v: Tensor = torch.linalg.lstsq(normal, b_map.mT @ b[..., None]).solution[..., 0]
     return middle + half * v.clamp(-1.0, 1.0)
-
-
-def deviation(offsets: Tensor, covariance: Tensor) -> Tensor:
-    """``d' P^-1 d / W`` ``Float64[N]``, the squared offsets in units of their uncertainty, the mean over the entries.
-
-    Args:
-        offsets: d, ``Float64[N W]``.
-        covariance: P, ``Float64[N W W]``.
-
-    Returns:
-        NaN in a row whose P is not positive definite.
-    """
-    factor, failed = torch.linalg.cholesky_ex(covariance)
-    whitened = torch.linalg.solve_triangular(factor, offsets[..., None], upper=False)[..., 0]
-    return torch.where(failed == 0, whitened.square().mean(dim=1), torch.nan)

@@ -42,7 +42,7 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
         gate: How many times as large the error of the reference must be.
         effect_gate: Below which share of what they do in the reference actions are corrected.
         prior_steps: How many steps of evidence it takes to believe half of that.
-        map_gate: From which deviation on an action map is corrected.
+        map_gate: From which odds on an action map is corrected.
         decay: Decay of the running means.
         regularisation: Weight of the squared size of the action.
         exploration: Standard deviation of the noise while an action map is known badly. Row i explores as a single
@@ -61,7 +61,7 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
         gate: float = 1.5,
         effect_gate: float = 0.9,
         prior_steps: float = 16.0,
-        map_gate: float = 6.0,
+        map_gate: float = 10.0,
         decay: float = 0.9,
         regularisation: float | None = None,
         exploration: float = 0.05,

@@ -15,10 +15,15 @@ __all__ = [
     "KalmanState",
     "kalman_predict",
     "kalman_update",
+    "log_likelihood",
     "normalised_innovation",
     "whiten",
 ]
 
+_FREEDOM: Final = 4.0  # degrees, of how much the errors of a model differ in size
+_UNEXPLAINED: Final = (
+    10.0  # times the residual variance is what a model cannot explain where something else has changed
+)
 _RULES: Final[dict[str, Rule]] = {
     "prior_variance": ("a finite number > 0", lambda value: 0.0 < value < float("inf")),
     "process_noise": ("a finite number >= 0", lambda value: 0.0 <= value < float("inf")),
@@ -33,6 +38,8 @@ class FilteredModel(Protocol):
     Attributes:
         filtered_parameters: The names of the parameters that a filter may adapt, in the order of ``named_parameters``.
         residual_variance: The variance of what the model does not explain of each target, ``Float[D]``.
+        hypotheses: What may have changed, a row each: the prior variance of every parameter in units of that of the
+            adapter, ``Float[K W]``, zero for one that stays as it was. A model need not have it: then all may, alike.
     """
 
     filtered_parameters: tuple[str, ...]
@@ -44,20 +51,34 @@ class FilteredModel(Protocol):
 
 @dataclass(frozen=True)
 class KalmanState(FilterState):
-    """What a filter of W weights knows in B rows.
+    """What filters of W weights know in B rows, one filter for each of K hypotheses.
 
     Attributes:
-        mean: The weights, ``Float64[B W]``.
-        covariance: ``Float64[B W W]``.
+        means: The weights, ``Float64[B K W]``.
+        covariances: ``Float64[B K W W]``.
+        beliefs: The probabilities of the hypotheses, ``Float64[B K]``.
         innovation: How far off the last prediction was, squared, in units of what was to be expected, the mean over
-            the targets, ``Float64[B]``.
-        surprised: Whether it was further off than ``surprise``, and the covariance was left as it is, ``Bool[B]``.
+            the targets, ``Float64[B K]``.
+        surprised: Whether it was further off than ``surprise``, and the covariance was left as it is, ``Bool[B K]``.
     """
 
-    mean: Tensor
-    covariance: Tensor
+    means: Tensor
+    covariances: Tensor
+    beliefs: Tensor
     innovation: Tensor
     surprised: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """The weights that are to be expected, ``Float64[B W]``."""
+        return (self.beliefs[..., None] * self.means).sum(dim=1)
+
+    @property
+    def covariance(self) -> Tensor:
+        """How uncertain they are, whichever hypothesis holds, ``Float64[B W W]``."""
+        offsets = self.means - self.mean[:, None]
+        spread = self.covariances + offsets[..., None] * offsets[..., None, :]
+        return (self.beliefs[..., None, None] * spread).sum(dim=1)
 
 
 class KalmanAdapter(RecursiveAdapter[KalmanState]):
@@ -71,8 +92,19 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
 
     **Surprises.** Let m be the squared innovation in units of what was to be expected, the mean over the targets. Where
     m > ``surprise``, the transition counts for ``surprise`` / m only, so that the further off it is, the less it moves
-    (Huber 1981, "Robust Statistics", on weights that fall with the residual): once, that is an outlier. The second time
-    in a row it is a change: the covariance is that of the prior again, and the weights are free to move.
+    (Huber 1981, "Robust Statistics", on weights that fall with the residual): an outlier. It is a change if m would be
+    smaller were the covariance that of the prior, which it then is again: the weights are free to move. So it is the
+    second time in a row, whatever it is.
+
+    **Hypotheses.** Where a model says which parameters may have changed together, each such hypothesis has a filter of
+    its own, and the weights are the mean of all, by how well each has predicted: its probability is multiplied by the
+    likelihood of every transition, and goes back to the prior, in proportion to 1 / (1 + the number of its
+    parameters), as fast as the parameters do. The likelihood is that of Student's t, whose tails are heavy. A
+    hypothesis of few parameters is sure after few transitions, and one of many takes over where that one fails. One
+    more hypothesis is that something else has changed, which these parameters cannot explain: then they are those of
+    the source, and the noise is ten times as large. (Magill 1965, "Optimal adaptive estimation of sampled stochastic
+    processes"; for probabilities that are forgotten, Blom and Bar-Shalom 1988, "The interacting multiple model
+    algorithm for systems with Markovian switching coefficients".)
 
     Everything else is as in :class:`Adapter`, but for :meth:`adapt`: every transition counts once.
 
@@ -80,8 +112,10 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         >>> model = DynamicsModel(spaces.Box(-1.0, 1.0, (3,)), spaces.Box(-1.0, 1.0, (2,)), adapts="action_map")
         >>> _ = model.residual_variance.fill_(0.01)  # which DynamicsModel.fit measures
         >>> adapter = KalmanAdapter(model)
-        >>> adapter.variance["action_map"].tolist()
-        [[1.0, 1.0], [1.0, 1.0]]
+        >>> {name: list(variance.shape) for name, variance in adapter.variance.items()}
+        {'action_map': [2, 2], 'action_offset': [2]}
+        >>> [round(belief, 2) for belief in adapter.beliefs.tolist()]
+        [0.55, 0.18, 0.11, 0.08, 0.08]
 
     Args:
         model: A model with ``filtered_parameters``, which are just those that require a gradient, ``linearise`` and
@@ -129,116 +163,202 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         """How uncertain the weights are together, in the order of ``filtered_parameters``: ``Float64[W W]``."""
         return self._filter.covariance[0].clone()
 
+    @property
+    def beliefs(self) -> Tensor:
+        """The probabilities of the model's hypotheses, ``Float64[K]``."""
+        return self._filter.beliefs[0].clone()
+
     def initial_state(self, num_rows: int = 1) -> KalmanState:
         """The prior, in each of ``num_rows`` rows."""
-        mean = self._region.source.double().expand(num_rows, -1)
+        prior = self._prior_covariances()
+        shape = num_rows, len(prior)
         return KalmanState(
             counts=self._no_counts(num_rows),
-            mean=mean,
-            covariance=self._prior_covariance().expand(num_rows, -1, -1),
-            innovation=mean.new_zeros(num_rows),
-            surprised=torch.zeros(num_rows, dtype=torch.bool, device=mean.device),
+            means=self.prior_mean().expand(*shape, -1),
+            covariances=prior.expand(*shape, -1, -1),
+            beliefs=self._prior_beliefs().expand(shape),
+            innovation=prior.new_zeros(shape),
+            surprised=torch.zeros(shape, dtype=torch.bool, device=prior.device),
         )
 
     def with_prior_covariance(self, state: KalmanState) -> KalmanState:
-        """The same weights in every row, with the covariance of the prior."""
+        """The same weights in every row, with the covariances and the beliefs of the prior."""
         return replace(
             state,
-            covariance=self._prior_covariance().expand_as(state.covariance),
+            covariances=self._prior_covariances().expand_as(state.covariances),
+            beliefs=self._prior_beliefs().expand_as(state.beliefs),
             surprised=torch.zeros_like(state.surprised),
-        ).counted(covariance_resets=torch.ones_like(state.surprised))
+        ).counted(covariance_resets=torch.ones_like(state.surprised[:, 0]))
+
+    def belief_in_source(self, state: KalmanState) -> Tensor:
+        """How probable it is that the weights are those of the source, in each row, ``Float64[B]``.
+
+        Nothing has changed, or something else than the weights.
+        """
+        unchanged = (self.prior_variances() == 0.0).all(dim=1)
+        return state.beliefs[:, unchanged].sum(dim=1)
 
     def _absorb(self, state: KalmanState, states_t: Tensor, targets_t: Tensor) -> KalmanState:
         model = cast("FilteredModel", self.model)
-        noise = self.noise_scale * model.residual_variance.double()  # D
+        shape = state.beliefs.shape  # B K
+        noise = self._noise_factors() * self.noise_scale * model.residual_variance.double()  # K D
         # Predict: the parameters may have moved since the last transition.
         mean, covariance = kalman_predict(
-            state.mean, state.covariance, self._region.source.double(), self.prior_variance, self.process_noise
+            state.means, state.covariances, self.prior_mean(), self.prior_variances(), self.process_noise
         )
-        prediction, jacobian = model.linearise(states_t, mean.to(self._region.source.dtype))
-        if targets_t.shape != prediction.shape:
+        repeated = states_t.repeat_interleave(shape[1], dim=0)  # B*K ...
+        prediction, jacobian = model.linearise(repeated, mean.flatten(0, 1).to(self._region.source.dtype))
+        prediction, jacobian = prediction.unflatten(0, shape).double(), jacobian.unflatten(0, shape).double()
+        if targets_t.shape != prediction[:, 0].shape:
             raise ValueError(
-                f"the targets must have the shape {tuple(prediction.shape)}; got {tuple(targets_t.shape)}."
+                f"the targets must have the shape {tuple(prediction[:, 0].shape)}; got {tuple(targets_t.shape)}."
             )
-        innovation, jacobian = (targets_t - prediction).double(), jacobian.double()  # B D, B D W
-        whitened = whiten(covariance, innovation, jacobian, noise)
-        size = normalised_innovation(whitened)  # B
-        # Tell outliers from changes: a second surprise in a row is a change.
+        innovation = targets_t[:, None] - prediction  # B K D
+        whitened, log_volume = whiten(covariance, innovation, jacobian, noise)
+        size = normalised_innovation(whitened)  # B K
+        likelihood = log_likelihood(size, log_volume, targets_t.shape[1])
+        # Tell outliers from changes: what is more probable had the parameters changed, and a second surprise in a row.
         surprising = size > self.surprise
-        changed = surprising & state.surprised
-        if changed.any():
-            covariance = torch.where(changed[:, None, None], self._prior_covariance(), covariance)
-            whitened = whiten(covariance, innovation, jacobian, noise)
-            size = normalised_innovation(whitened)
+        changed = torch.zeros_like(surprising)
+        if surprising.any():
+            anew, anew_volume = whiten(self._prior_covariances(), innovation, jacobian, noise)
+            anew_size = normalised_innovation(anew)
+            anew_likelihood = log_likelihood(anew_size, anew_volume, targets_t.shape[1])
+            is_likelier = self._forgetting * (anew_likelihood - likelihood).exp() > 1.0
+            changed = surprising & (state.surprised | is_likelier)
+            covariance = torch.where(changed[..., None, None], self._prior_covariances(), covariance)
+            whitened = torch.where(changed[..., None, None], anew, whitened)
+            size = torch.where(changed, anew_size, size)
+            likelihood = torch.where(changed, anew_likelihood, likelihood)
+        # Believe the hypotheses that predict well.
+        beliefs = torch.lerp(state.beliefs, self._prior_beliefs().expand(shape), self._forgetting)
+        beliefs = (beliefs.log() + likelihood).softmax(dim=1)
         # Update, with the less weight the greater the surprise.
         clipped = size > self.surprise
         if clipped.any():
-            noise = noise * (size / self.surprise).clamp(min=1.0)[:, None]  # B D
-            whitened = whiten(covariance, innovation, jacobian, noise)
+            noise = noise * (size / self.surprise).clamp(min=1.0)[..., None]  # B K D
+            whitened, _ = whiten(covariance, innovation, jacobian, noise)
         mean, covariance = kalman_update(mean, covariance, whitened)
-        offset, beyond = self._project(mean - self._region.source)
+        offset, beyond = self._project((mean - self._region.source).flatten(0, 1))
+        # What is told of a row is what happened to the filter that is believed.
+        believed = beliefs.argmax(dim=1, keepdim=True)
+        clipped_step, beyond_step, reset = (
+            one.gather(1, believed)[:, 0] for one in (clipped, beyond.unflatten(0, shape), changed)
+        )
         return replace(
             state,
-            mean=self._region.source + offset,
-            covariance=covariance,
+            means=self._region.source + offset.unflatten(0, shape),
+            covariances=covariance,
+            beliefs=beliefs,
             innovation=size,
             surprised=surprising & ~changed,
         ).counted(
-            steps=torch.ones_like(beyond), clipped_steps=clipped, projected_steps=beyond, covariance_resets=changed
+            steps=torch.ones_like(reset),
+            clipped_steps=clipped_step,
+            projected_steps=beyond_step,
+            covariance_resets=reset,
         )
 
     def flat_weights(self, state: KalmanState) -> Tensor:
-        """The weights of each row as one vector, ``Float64[B W]``."""
+        """The weights of each row as one vector, ``Float64[B W]``: of what is believed, the mean."""
         return state.mean
 
-    def _prior_covariance(self) -> Tensor:
-        source = self._region.source
-        variances = torch.full_like(source, self.prior_variance, dtype=torch.float64)
-        return torch.diag(variances)
+    def _prior_beliefs(self) -> Tensor:
+        """Beforehand a hypothesis is the less likely, the more parameters it lets change: ``Float64[K]``."""
+        num_free = (self.prior_variances() > 0.0).sum(dim=1)
+        # Something else is as likely as the one with most of them.
+        num_free = torch.where(self._noise_factors()[:, 0] > 1.0, num_free.max(), num_free)
+        weights = 1.0 / (1.0 + num_free.double())
+        return weights / weights.sum()
+
+    def _noise_factors(self) -> Tensor:
+        """How much more noise than that of the model there is under each hypothesis: ``Float64[K 1]``."""
+        factors = torch.ones(len(self.prior_variances()), 1, dtype=torch.float64, device=self._region.source.device)
+        if len(factors) > 1:
+            factors[-1] = _UNEXPLAINED
+        return factors
+
+    @property
+    def _forgetting(self) -> float:
+        """The share of what is known that is forgotten between two transitions."""
+        return self.process_noise / self.prior_variance
+
+    def prior_mean(self) -> Tensor:
+        """The weights of the source, ``Float64[W]``."""
+        return self._region.source.double()
+
+    def prior_variances(self) -> Tensor:
+        """Of the weights, under each hypothesis: ``Float64[K W]``."""
+        return self.prior_variance * _hypotheses(self.model, len(self._region.source))
+
+    def _prior_covariances(self) -> Tensor:
+        """``Float64[K W W]``."""
+        return torch.diag_embed(self.prior_variances())
 
 
 def kalman_predict(
-    mean_tm1: Tensor, covariance_tm1: Tensor, source: Tensor, prior_variance: float, process_noise: float
+    mean_tm1: Tensor, covariance_tm1: Tensor, source: Tensor, prior_variances: Tensor, process_noise: float
 ) -> tuple[Tensor, Tensor]:
     """The mean and the covariance of w_t - source = a (w_tm1 - source) + noise, with a^2 = 1 - noise / prior.
 
-    So the prior stays the prior: a^2 prior + noise = prior.
+    So the prior stays the prior: a^2 prior + noise = prior. A weight whose prior has no variance stays as it was.
 
     Args:
-        mean_tm1: ``Float[B W]``.
-        covariance_tm1: ``Float[B W W]``.
+        mean_tm1: ``Float[... W]``.
+        covariance_tm1: ``Float[... W W]``.
         source: ``Float[W]``.
-        prior_variance: The variance of each parameter in the long run.
-        process_noise: The variance of the noise.
+        prior_variances: The variance of each weight in the long run, ``Float[... W]``.
+        process_noise: The variance of the noise; no more than that of the prior, where that is less.
     """
-    kept = 1.0 - process_noise / prior_variance
-    identity = torch.eye(len(source), dtype=source.dtype, device=source.device)
-    return source + kept**0.5 * (mean_tm1 - source), kept * covariance_tm1 + process_noise * identity
+    noise = prior_variances.clamp(max=process_noise)
+    kept = (1.0 - torch.where(noise > 0.0, noise / prior_variances, 0.0)).sqrt()  # a
+    covariance = kept[..., None] * covariance_tm1 * kept[..., None, :]
+    return source + kept * (mean_tm1 - source), covariance + torch.diag_embed(noise)
 
 
-def whiten(covariance: Tensor, innovation_t: Tensor, jacobian_t: Tensor, noise: Tensor) -> Tensor:
-    """L^-1 [H P, v] ``Float[B D W+1]``, with L L' = S = H P H' + R, the covariance that is expected of v.
+def whiten(covariance: Tensor, innovation_t: Tensor, jacobian_t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """L^-1 [H P, v] ``Float[... D W+1]`` and log |S| ``Float[...]``.
+
+    L L' = S = H P H' + R is the covariance that is expected of v.
 
     Args:
-        covariance: P, ``Float[B W W]``.
-        innovation_t: v, ``Float[B D]``.
-        jacobian_t: H, ``Float[B D W]``.
-        noise: The diagonal of R, ``Float[D]`` or ``Float[B D]``.
+        covariance: P, ``Float[... W W]``.
+        innovation_t: v, ``Float[... D]``.
+        jacobian_t: H, ``Float[... D W]``.
+        noise: The diagonal of R, ``Float[D]`` or ``Float[... D]``.
 
     Returns:
-        NaN in a row whose S is not positive definite.
+        Both NaN in a row whose S is not positive definite.
     """
-    projected = jacobian_t @ covariance  # B D W
-    expected = projected @ jacobian_t.mT + torch.diag_embed(noise)  # B D D
+    projected = jacobian_t @ covariance  # ... D W
+    expected = projected @ jacobian_t.mT + torch.diag_embed(noise)  # ... D D
     factor, failed = torch.linalg.cholesky_ex(expected)
     both = torch.cat([projected, innovation_t[..., None]], dim=-1)
     whitened = torch.linalg.solve_triangular(factor, both, upper=False)
-    return torch.where(failed[:, None, None] == 0, whitened, torch.nan)
+    log_volume = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
+    return torch.where(failed[..., None, None] == 0, whitened, torch.nan), torch.where(
+        failed == 0, log_volume, torch.nan
+    )
 
 
 def normalised_innovation(whitened: Tensor) -> Tensor:
-    """V' S^-1 v / D ``Float[B]``, about one where all is as assumed, from what :func:`whiten` gave."""
+    """V' S^-1 v / D ``Float[...]``, about one where all is as assumed, from what :func:`whiten` gave."""
     return whitened[..., -1].square().mean(dim=-1)
+
+
+def log_likelihood(size: Tensor, log_volume: Tensor, num_targets: int) -> Tensor:
+    """The logarithm of a density of Student's t of v, but for what depends on D and the degrees of freedom n alone.
+
+    ``-(n + D) / 2 log(1 + m D / n) - log |S| / 2``: where a model errs, it errs in all that belongs to a transition, at
+    a contact ten times as much as elsewhere, and one transition of those tells little of what is the matter.
+
+    Args:
+        size: M, what :func:`normalised_innovation` gave, ``Float[...]``.
+        log_volume: Log |S|, what :func:`whiten` gave, ``Float[...]``.
+        num_targets: D.
+    """
+    tail = (1.0 + size * (num_targets / _FREEDOM)).log()
+    return -0.5 * ((_FREEDOM + num_targets) * tail + log_volume)
 
 
 def kalman_update(mean: Tensor, covariance: Tensor, whitened: Tensor) -> tuple[Tensor, Tensor]:
@@ -247,8 +367,8 @@ def kalman_update(mean: Tensor, covariance: Tensor, whitened: Tensor) -> tuple[T
     With V = L^-1 H P and e = L^-1 v they are m + V' e and P - V' V, which is symmetric as it stands.
 
     Args:
-        mean: m, ``Float[B W]``.
-        covariance: P, ``Float[B W W]``.
+        mean: m, ``Float[... W]``.
+        covariance: P, ``Float[... W W]``.
         whitened: V and e, side by side, as :func:`whiten` gave them.
     """
     v, e = whitened[..., :-1], whitened[..., -1:]
@@ -269,3 +389,14 @@ def _check_model(model: nn.Module) -> None:
             f"residual_variance must be > 0 for every target; got {variance.tolist()}. Fit the model first: "
             "model.fit(env)."
         )
+
+
+def _hypotheses(model: nn.Module, num_weights: int) -> Tensor:
+    """The hypotheses that a model declares and that it is something else, ``Float64[K W]``.
+
+    Where it declares none: that all may change alike.
+    """
+    declared: Tensor = getattr(model, "hypotheses", torch.ones(1, num_weights))
+    if hasattr(model, "hypotheses"):
+        declared = torch.cat([declared, torch.zeros_like(declared[:1])])
+    return declared.double().to(cast("FilteredModel", model).residual_variance.device)

@@ -186,6 +186,11 @@ class RecursiveAdapter(Adapter, Generic[State]):
         """The weights of each row as one vector, ``Float64[B W]``."""
 
     @property
+    def state(self) -> State:
+        """What is known, as the one row of a :class:`FilterState`."""
+        return self._filter
+
+    @property
     def _filter(self) -> State:
         return self.initial_state() if self._known is None else self._known.filter
 

@@ -36,6 +36,11 @@ class RecursiveRows(AdapterRows):
         self.state: FilterState = self._adapter.initial_state(num_rows)
         self._windows = _Windows(num_rows)
 
+    @property
+    def adapter(self) -> RecursiveAdapter[Any]:
+        """The adapter at its source, whose arithmetic that of the rows is."""
+        return self._adapter
+
     def reset(self, rows: Tensor | None = None) -> None:
         """Go back to the source in these rows ``Bool[N]``, in all where it is None."""
         super().reset(rows)

@@ -17,6 +17,7 @@ from ssm_metarl_gym.agents.meta_learning.inner_loop import LearnedRates
 from ssm_metarl_gym.agents.meta_learning.maml import MetaMAML, MetaTask
 from ssm_metarl_gym.agents.meta_training.streams import collect_streams, make_stream_env
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
+from ssm_metarl_gym.agents.models.supervision import Policy
 from ssm_metarl_gym.checks import Rule, check_integer, check_number
 from ssm_metarl_gym.seeding import seed_sequence
 
@@ -79,9 +80,9 @@ class DynamicsOptions:
 class DynamicsObjective:
     """Trains a :class:`DynamicsModel` so that a few steps on the latest transitions tell it the task.
 
-    A task is a stream of random actions in an environment of the ``train`` split. Its support set is a window of
-    transitions of which only the last few count, a random number of them, so that the model learns to adapt from the
-    first transition on; its query set is the window that follows.
+    A task is a stream of random actions, or around a policy, in an environment of the ``train`` split. Its support set
+    is a window of transitions of which only the last few count, a random number of them, so that the model learns to
+    adapt from the first transition on; its query set is the window that follows.
 
     Args:
         env_id: An environment with a ``split`` argument.
@@ -90,6 +91,7 @@ class DynamicsObjective:
         seed: Seeds the tasks, the actions and the batches.
         options: How to train.
         distributed: Whether all processes of the default process group train together, each on a share of the tasks.
+        policy: What streams are around, see :func:`collect_streams`.
 
     Attributes:
         model: The model. Between updates, just what adapts at test time requires a gradient.
@@ -107,6 +109,7 @@ class DynamicsObjective:
         seed: int,
         options: DynamicsOptions,
         distributed: bool = False,
+        policy: Policy | None = None,
     ) -> None:
         if model.adapts == "action_map":
             raise ValueError(
@@ -119,6 +122,7 @@ class DynamicsObjective:
         self._seed = seed
         self._options = options
         self._distributed = distributed
+        self._policy = policy
         self._streams: tuple[Tensor, Tensor] | None = None
         with self._trainable():
             self._maml = MetaMAML(
@@ -222,7 +226,7 @@ class DynamicsObjective:
         """
         env = make_stream_env(self._env_id, num_streams, split=split, **self._env_kwargs)
         try:
-            streams = collect_streams(env, num_streams, stream_length, seed=seed)
+            streams = collect_streams(env, num_streams, stream_length, seed=seed, policy=self._policy)
         finally:
             env.close()
         # The model takes transitions one a row: S T ... -> ST ...

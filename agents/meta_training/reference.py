@@ -8,7 +8,7 @@ from torch import nn
 
 from ssm_metarl_gym.agents.meta_training.streams import collect_streams, make_stream_env
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
-from ssm_metarl_gym.agents.models.supervision import descend
+from ssm_metarl_gym.agents.models.supervision import Policy, descend
 from ssm_metarl_gym.agents.stateless import copy_module
 from ssm_metarl_gym.seeding import seed_sequence
 
@@ -21,9 +21,15 @@ _LR: Final = 3e-3
 
 
 def fit_reference(
-    model: DynamicsModel, env_id: str, env_kwargs: Mapping[str, Any], *, seed: int, num_updates: int
+    model: DynamicsModel,
+    env_id: str,
+    env_kwargs: Mapping[str, Any],
+    *,
+    seed: int,
+    num_updates: int,
+    policy: Policy | None = None,
 ) -> DynamicsModel:
-    """A copy of a model, all of it fitted by plain supervision to random actions in one task.
+    """A copy of a model, all of it fitted by plain supervision to random actions, or around a policy, in one task.
 
     Its units stay those of the model, so that the predictions of both can be compared.
 
@@ -33,11 +39,12 @@ def fit_reference(
         env_kwargs: Its arguments, ``task`` among them.
         seed: Seeds the streams of transitions and the batches.
         num_updates: Number of steps of Adam.
+        policy: What streams are around, see :func:`collect_streams`.
     """
     streams_seed, batches_seed = seed_sequence(seed, "reference").spawn(2)
     env = make_stream_env(env_id, _NUM_STREAMS, **env_kwargs)
     try:
-        streams = collect_streams(env, _NUM_STREAMS, _STREAM_LENGTH, seed=streams_seed)
+        streams = collect_streams(env, _NUM_STREAMS, _STREAM_LENGTH, seed=streams_seed, policy=policy)
     finally:
         env.close()
     counted = ~streams.restarted & np.isfinite(streams.next_observations).all(-1)

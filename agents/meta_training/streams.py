@@ -1,6 +1,6 @@
-"""Collecting streams of transitions by random actions, one task a stream."""
+"""Collecting streams of transitions by random actions or around a policy, one task a stream."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-from ssm_metarl_gym.agents.models.supervision import random_actions
+from ssm_metarl_gym.agents.models.supervision import NOISE, Policy, random_actions, with_noise
 from ssm_metarl_gym.envs.making import has_batched_form, make_rows
 
 __all__ = ["Streams", "collect_streams", "make_stream_env"]
@@ -47,8 +47,10 @@ def make_stream_env(env_id: str, num_streams: int, **env_kwargs: Any) -> StreamE
     return gym.make(env_id, disable_env_checker=True, **env_kwargs)
 
 
-def collect_streams(env: StreamEnv, num_streams: int, stream_length: int, *, seed: np.random.SeedSequence) -> Streams:
-    """Take random actions for ``stream_length`` steps in each of ``num_streams`` tasks.
+def collect_streams(
+    env: StreamEnv, num_streams: int, stream_length: int, *, seed: np.random.SeedSequence, policy: Policy | None = None
+) -> Streams:
+    """Act for ``stream_length`` steps in each of ``num_streams`` tasks.
 
     Every stream starts with a reset, which draws a task. An episode that ends within a stream goes on with the same
     task. Environments of this package start in states from far apart (their ``wide_start``).
@@ -59,6 +61,9 @@ def collect_streams(env: StreamEnv, num_streams: int, stream_length: int, *, see
         num_streams: S.
         stream_length: T.
         seed: Seeds the tasks, the states and the actions.
+        policy: Whatever has the ``predict`` of Stable-Baselines3: of nine streams three act at random and two each as
+            it does, with noise of a standard deviation of .05, .2 and .5 of half the range (of a ``Discrete`` space:
+            with random actions as often). None for random actions alone.
 
     Raises:
         ValueError: The observation space is no Box, or the action space neither Discrete nor a bounded Box.
@@ -78,40 +83,80 @@ def collect_streams(env: StreamEnv, num_streams: int, stream_length: int, *, see
     )
     env_seed = int(rng.integers(2**31))
     if isinstance(env, gym.vector.VectorEnv):
-        _play_together(env, streams, env_seed)
+        behaviour = _Behaviour(policy, action_space, np.arange(num_streams), rng)
+        _play_together(env, streams, env_seed, behaviour)
     else:
-        _play_one_by_one(env, streams, env_seed)
+        behaviours = [_Behaviour(policy, action_space, np.array([i]), rng) for i in range(num_streams)]
+        _play_one_by_one(env, streams, env_seed, behaviours)
     return streams
 
 
-def _play_together(env: gym.vector.VectorEnv[Any, Any, Any], streams: Streams, seed: int) -> None:
+class _Behaviour:
+    """How streams of the given numbers act: at random, or as a policy does with more or less noise."""
+
+    def __init__(
+        self, policy: Policy | None, space: spaces.Space[Any], numbers: npt.NDArray[Any], rng: np.random.Generator
+    ) -> None:
+        self._policy = policy
+        self._space = space
+        self._rng = rng
+        self._state: Any = None
+        self._starts = np.ones(len(numbers), dtype=np.bool_)
+        ways = numbers % 9
+        self._noisy = [(noise, np.flatnonzero((ways - 3) // 2 == i)) for i, noise in enumerate(NOISE)]
+
+    def act(self, observations: npt.NDArray[Any], at_random: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The actions of N streams, where these are the random ones."""
+        if self._policy is None:
+            return at_random
+        starts, self._starts = self._starts, np.zeros_like(self._starts)
+        chosen, self._state = self._policy.predict(
+            observations, state=self._state, episode_start=starts, deterministic=True
+        )
+        taken = at_random.copy()
+        for noise, rows in self._noisy:
+            taken[rows] = with_noise(chosen[rows], at_random[rows], self._space, noise, self._rng)
+        return taken
+
+    def begin(self, rows: npt.NDArray[np.bool_]) -> None:
+        """Begin an episode in these rows ``[N]``."""
+        self._starts |= rows
+
+
+def _play_together(
+    env: gym.vector.VectorEnv[Any, Any, Any], streams: Streams, seed: int, behaviour: _Behaviour
+) -> None:
     """Fill in what a batched environment does, a stream in each row."""
     options = _wide_start(env.unwrapped.single_env_type)  # type: ignore[attr-defined]
     observation, _ = env.reset(seed=seed, options=options)
     for t in range(streams.actions.shape[1]):
         streams.observations[:, t] = observation
+        streams.actions[:, t] = behaviour.act(observation, streams.actions[:, t])
         observation, _, terminated, truncated, info = env.step(streams.actions[:, t])
         streams.next_observations[:, t] = observation
         streams.restarted[:, t] = info.get("restarted", False)
         ended = np.logical_or(terminated, truncated)
         if ended.any():
+            behaviour.begin(ended)
             same_tasks = {"reset_mask": ended, "tasks": env.unwrapped.tasks}  # type: ignore[attr-defined]
             observation, _ = env.reset(options=options | same_tasks)
 
 
-def _play_one_by_one(env: gym.Env[Any, Any], streams: Streams, seed: int) -> None:
+def _play_one_by_one(env: gym.Env[Any, Any], streams: Streams, seed: int, behaviours: Sequence[_Behaviour]) -> None:
     """Fill in what a single environment does, one stream after the other."""
     options = _wide_start(env.unwrapped)
     num_streams, stream_length = streams.restarted.shape
     env.reset(seed=seed)
-    for stream in range(num_streams):
+    for stream, behaviour in zip(range(num_streams), behaviours, strict=True):
         observation, _ = env.reset(options=options)
         for t in range(stream_length):
             streams.observations[stream, t] = observation
+            (streams.actions[stream, t],) = behaviour.act(observation[None], streams.actions[stream, t : t + 1])
             observation, _, terminated, truncated, info = env.step(streams.actions[stream, t])
             streams.next_observations[stream, t] = observation
             streams.restarted[stream, t] = info.get("restarted", False)
             if terminated or truncated:
+                behaviour.begin(np.array([True]))
                 same_task = {"task": env.unwrapped.task} if hasattr(env.unwrapped, "task") else {}
                 observation, _ = env.reset(options=options | same_task)
 

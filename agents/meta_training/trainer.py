@@ -23,6 +23,7 @@ from ssm_metarl_gym.agents.meta_training.policy_objective import PolicyObjective
 from ssm_metarl_gym.agents.meta_training.reference import fit_reference
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.models.meta_policy import MetaPolicy
+from ssm_metarl_gym.agents.models.supervision import Policy
 from ssm_metarl_gym.checks import check_choice, check_integer
 from ssm_metarl_gym.tasks.task import Task
 
@@ -53,6 +54,9 @@ class MetaTrainer:
         env_kwargs: More arguments of the environment, such as a file can hold: what JSON can, tasks and distributions.
         seed: Seeds the tasks, the actions, the batches and the weights of the default model.
         device: The device of the default model; a given one stays where it is.
+        policy: Whatever has the ``predict`` of Stable-Baselines3, for ``"dynamics"``: two thirds of the streams act as
+            it does, with more or less noise, so that the model knows what lies around its behaviour. None for random
+            actions alone. A file does not hold it.
         **options: Fields of :class:`DynamicsOptions` or :class:`PolicyOptions`.
 
     Attributes:
@@ -78,6 +82,7 @@ class MetaTrainer:
         env_kwargs: Mapping[str, Any] | None = None,
         seed: int = 0,
         device: str | torch.device = "cpu",
+        policy: Policy | None = None,
         **options: Any,
     ) -> None:
         check_choice("objective", objective, list(OBJECTIVES))
@@ -91,6 +96,11 @@ class MetaTrainer:
             valid = [field.name for field in fields(kind.options)]
             check_choice(f"an option of the objective {objective!r}", name, valid)
         check_integer("seed", seed, least=0)
+        if policy is not None and objective != "dynamics":
+            raise ValueError(
+                f"policy must be None for objective={objective!r}, which trains one itself; got a "
+                f"{type(policy).__name__}. Leave it out."
+            )
         if "split" in (env_kwargs or {}):
             raise ValueError("env_kwargs must not hold 'split': training is on the train split. Use evaluate(split).")
         to_plain_values(env_kwargs or {})  # so that it is known before the training what cannot be saved after it
@@ -114,7 +124,10 @@ class MetaTrainer:
             seed=self.seed,
             options=self.options,
             distributed=world_size() > 1,
+            **({} if policy is None else {"policy": policy}),
         )
+        self._policy = policy
+        self._needs_policy = policy is not None  # as its streams are around one
         self._logger = Logger(None, [])
         # What the updates since the last row of the log gave: saved, so that a run that goes on writes the same rows.
         self._unlogged: list[dict[str, float]] = []
@@ -162,6 +175,11 @@ class MetaTrainer:
         check_integer("num_eval_tasks", num_eval_tasks)
         if eval_interval is not None:
             check_integer("eval_interval", eval_interval)
+        if self._needs_policy and self._policy is None:
+            raise ValueError(
+                "policy must be given to go on with what was trained around one; got None. Give it to "
+                "MetaTrainer.load(path, policy=...)."
+            )
         speed = _Speed(self.num_updates)
         with tqdm(total=total_updates, desc="meta-training", unit="update", disable=not progress_bar) as bar:
             for _ in range(total_updates):
@@ -247,9 +265,10 @@ class MetaTrainer:
     def reference(
         self, task: Task | Mapping[str, float] | None = None, *, num_updates: int = 2000, seed: int = 0
     ) -> DynamicsModel:
-        """A copy of the model, fitted to random actions in one task: the physics that a policy knows.
+        """A copy of the model, fitted to one task: the physics that a policy knows.
 
-        It is what :class:`ActionCorrection` compares the adapted model with.
+        It is fitted to streams like those that the model was trained on. :class:`ActionCorrection` compares the adapted
+        model with it.
 
         Args:
             task: The task that the policy was trained in, or the parameters in which it differs from the default; None
@@ -266,7 +285,9 @@ class MetaTrainer:
         check_integer("seed", seed, least=0)
         chosen = task.to_dict() if isinstance(task, Task) else dict(task or {})
         env_kwargs = self.env_kwargs | {"task": chosen}
-        return fit_reference(self.model, self.env_id, env_kwargs, seed=seed, num_updates=num_updates)
+        return fit_reference(
+            self.model, self.env_id, env_kwargs, seed=seed, num_updates=num_updates, policy=self._policy
+        )
 
     def adaptation_config(self) -> AdaptationConfig:
         """How to adapt the model online as it was trained to: the same steps, clipped, within a wide trust region.
@@ -305,6 +326,7 @@ class MetaTrainer:
             "model": self.model.state_dict(),
             "state": self._objective.state_dict(),
             "unlogged": list(self._unlogged),
+            "with_policy": self._needs_policy,
         }
         write_archive(path, state, _FORMAT)
 
@@ -316,6 +338,7 @@ class MetaTrainer:
         *,
         device: str | torch.device = "cpu",
         allowed_modules: Collection[str] = (),
+        policy: Policy | None = None,
     ) -> "MetaTrainer":
         """The trainer that was saved; no code from the file is run, and none that it names.
 
@@ -325,6 +348,7 @@ class MetaTrainer:
             device: The device of the default model.
             allowed_modules: Modules that may be imported where the environment is one of ``"module:id"``; those that
                 are imported already need not be named.
+            policy: The policy that it was trained around, to go on; the model alone needs none.
 
         Raises:
             ValueError: The file is damaged, not of a trainer, or of another model, or names a module that is not
@@ -340,14 +364,16 @@ class MetaTrainer:
             options = OBJECTIVES[objective].options(**state["options"])
             adapts = state["state"].get("adapts", "last_layer")
             model = default_model(objective, env_id, env_kwargs, seed, options, adapts=adapts).to(device)
-        trainer = cls(env_id, model, objective=objective, env_kwargs=env_kwargs, seed=seed, **state["options"])
+        given = {"objective": objective, "env_kwargs": env_kwargs, "seed": seed, "policy": policy}
+        trainer = cls(env_id, model, **given, **state["options"])
         try:
             trainer.model.load_state_dict(state["model"])
             trainer._objective.load_state_dict(state["state"])
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"the model must be built like the one in {source}: {error}") from None
         trainer.num_updates = state["num_updates"]
-        trainer._unlogged = list(state.get("unlogged", []))  # which older files do not hold
+        trainer._needs_policy |= state.get("with_policy", False)  # which older files do not hold, nor the next
+        trainer._unlogged = list(state.get("unlogged", []))
         return trainer
 
 

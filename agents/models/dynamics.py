@@ -34,8 +34,9 @@ class DynamicsModel(nn.Module):
 
     - ``"last_layer"``: the head. The features of a transition are computed once.
     - ``"all"``: core and head.
-    - ``"action_map"``: neither. The model is f(observation, A action), and the matrix ``action_map`` A, the identity at
-      first, is all that adapts: actuators that are swapped, reversed, weak or strong, for the actions of a ``Box``.
+    - ``"action_map"``: neither. The model is f(observation, A action + c), and the matrix ``action_map`` A, the
+      identity at first, and the vector ``action_offset`` c, zero at first, are all that adapts: actuators that are
+      swapped, reversed, weak, strong or biased, for the actions of a ``Box``.
 
     So there are two halves: :meth:`encode` computes what does not adapt, ``forward`` takes it and computes the rest.
     A new model is in evaluation mode, and just what adapts requires a gradient, see :meth:`prepare_to_adapt`. It
@@ -82,7 +83,7 @@ class DynamicsModel(nn.Module):
         self.observation_dim = cast("spaces.Box", observation_space).shape[0]
         self.action_space = action_space
         self.adapts = adapts
-        self.filtered_parameters = ("action_map",) if adapts == "action_map" else ()
+        self.filtered_parameters = ("action_map", "action_offset") if adapts == "action_map" else ()
         self.core = _default_core(input_dim, adapts) if core is None else core
         device = next((parameter.device for parameter in self.core.parameters()), torch.device("cpu"))
         self.core.eval()
@@ -102,6 +103,7 @@ class DynamicsModel(nn.Module):
             self.register_buffer("residual_variance", torch.zeros(self.observation_dim))
             if adapts == "action_map":
                 self.action_map = nn.Parameter(torch.eye(spaces.flatdim(action_space), dtype=features.dtype))
+                self.action_offset = nn.Parameter(torch.zeros(spaces.flatdim(action_space), dtype=features.dtype))
         self.head.to(features.dtype)
         self.to(device)
         self.prepare_to_adapt()
@@ -154,33 +156,54 @@ class DynamicsModel(nn.Module):
             return cast("Tensor", self.head(encoded))
         if self.adapts == "action_map":
             observations, actions = self._split(encoded)
-            encoded = self._normalised(observations, actions @ self.action_map.mT.to(actions.dtype))
+            executed = actions @ self.action_map.mT.to(actions.dtype) + self.action_offset.to(actions.dtype)
+            encoded = self._normalised(observations, executed)
         return cast("Tensor", self.head(self.core(encoded)))
 
     def linearise(self, encoded: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """The predictions of many rows, each with an action map of its own, and their slopes in the entries of it.
 
-        The slopes in A u are central differences over a tenth of the actions' standard deviation to both sides, and
-        dx/dA_ij = dx/d(A u)_i u_j.
+        The slopes in x = A u + c are central differences over a tenth of the actions' standard deviation to both sides,
+        and of a prediction y, dy/dA_ij = dy/dx_i u_j and dy/dc_i = dy/dx_i.
 
         Args:
             encoded: What :meth:`encode` gave, ``Float[B D + A]``.
-            weights: The action maps, ``Float[B A A]`` or flat ``Float[B A * A]``.
+            weights: The action maps, row by row, and the offsets, ``Float[B A * A + A]``.
 
         Returns:
-            ``Float[B D]`` and ``Float[B D A * A]``.
+            ``Float[B D]`` and ``Float[B D A * A + A]``.
         """
         observations, actions = self._split(encoded)
         num_rows, num_actions = actions.shape
-        mapped = (weights.to(actions.dtype).view(num_rows, num_actions, num_actions) @ actions[..., None]).mT  # B 1 A
+        maps, executed = weights.to(actions.dtype).split([num_actions**2, num_actions], dim=1)
+        executed = executed + (maps.view(num_rows, num_actions, num_actions) @ actions[..., None])[..., 0]  # B A
         step = 0.1 * self._split(self.input_scale)[1]
         offsets = torch.cat([torch.zeros_like(step)[None], torch.diag(step), -torch.diag(step)])  # 2A+1 A
-        around = mapped + offsets  # B 2A+1 A
+        around = executed[:, None] + offsets  # B 2A+1 A
         inputs = self._normalised(observations[:, None].expand(-1, len(offsets), -1), around)
         predictions = self.head(self.core(inputs.flatten(0, 1))).unflatten(0, around.shape[:2])  # B 2A+1 D
         centre, above, below = predictions.split([1, num_actions, num_actions], dim=1)
         slopes = (above - below) / (2.0 * step[:, None])  # B A D
-        return centre[:, 0], (slopes.mT[..., None] * actions[:, None, None]).flatten(2)
+        of_maps = (slopes.mT[..., None] * actions[:, None, None]).flatten(2)
+        return centre[:, 0], torch.cat([of_maps, slopes.mT], dim=2)
+
+    @property
+    def hypotheses(self) -> Tensor:
+        """What may be the matter with actions, as relative variances of map and offset, ``Float[4 A * A + A]``.
+
+        Nothing; or each motor has a sign and a gain of its own, where one that is reversed lies within a standard
+        deviation; or an offset beside, of half a standard deviation of the actions; or they are swapped or mixed in any
+        way, as by a random rotation, whose entries have the variance 1 / A. Most motors that are not as they were obey
+        their own action still, and to see this takes a transition or two, where it takes A of them to see any mix.
+        """
+        scale = self._split(self.input_scale)[1].float()
+        num_actions = len(scale)
+        own = 4.0 * torch.eye(num_actions, device=scale.device).flatten()
+        mix = torch.full((num_actions, num_actions), 1.0 / num_actions, device=scale.device).fill_diagonal_(1.0)
+        offset = (0.5 * scale) ** 2
+        rows = [(own, 0.0 * offset), (own, offset), (mix.flatten(), offset)]
+        hypotheses = torch.stack([torch.cat(row) for row in rows])
+        return torch.cat([torch.zeros_like(hypotheses[:1]), hypotheses])
 
     @property
     def adapted_network(self) -> nn.Module | None:
@@ -199,6 +222,7 @@ class DynamicsModel(nn.Module):
         self.head.requires_grad_(self.adapts != "action_map")
         if self.adapts == "action_map":
             self.action_map.requires_grad_(True)
+            self.action_offset.requires_grad_(True)
 
     def fit(
         self,
@@ -253,6 +277,7 @@ class DynamicsModel(nn.Module):
         if self.adapts == "action_map":
             with torch.no_grad():
                 self.action_map.copy_(torch.eye(len(self.action_map)))
+                self.action_offset.zero_()
         # Without the map, which is the identity here.
         network = nn.Sequential(self.core, self.head).requires_grad_(True)
         try:

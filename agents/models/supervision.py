@@ -16,12 +16,21 @@ from torch.nn import functional as F
 
 from ssm_metarl_gym.seeding import seed_sequence
 
-__all__ = ["Policy", "SimulatorEnv", "Transitions", "collect_transitions", "descend", "random_actions"]
+__all__ = [
+    "NOISE",
+    "Policy",
+    "SimulatorEnv",
+    "Transitions",
+    "collect_transitions",
+    "descend",
+    "random_actions",
+    "with_noise",
+]
 
 SimulatorEnv: TypeAlias = gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | VecEnv
 
 # The noise around a policy's actions, in half ranges, and what share of the transitions is of random actions.
-_NOISE: Final = (0.05, 0.2, 0.5)
+NOISE: Final = (0.05, 0.2, 0.5)
 _RANDOM_SHARE: Final = 1.0 / 3.0
 
 
@@ -82,8 +91,8 @@ def collect_transitions(env: SimulatorEnv, policy: Policy | None, num_transition
     if policy is None:
         return [_collect(rows, None, 0.0, num_transitions, rng)]
     num_random = round(_RANDOM_SHARE * num_transitions)
-    num_noisy = (num_transitions - num_random) // len(_NOISE)
-    noisy = [_collect(rows, policy, noise, num_noisy, rng) for noise in _NOISE]
+    num_noisy = (num_transitions - num_random) // len(NOISE)
+    noisy = [_collect(rows, policy, noise, num_noisy, rng) for noise in NOISE]
     return [_collect(rows, None, 0.0, num_random, rng), *noisy]
 
 
@@ -144,14 +153,14 @@ def _collect(
         actions = random_actions(rows.action_space, rng, (rows.num_rows,))
         if policy is not None:
             chosen, state = policy.predict(rows.shown(), state=state, episode_start=starts, deterministic=True)
-            actions = _with_noise(chosen, actions, rows.action_space, noise, rng)
+            actions = with_noise(chosen, actions, rows.action_space, noise, rng)
         next_observations, starts, counted = rows.step(actions)
         columns.append((observations[counted], actions[counted], next_observations[counted]))
         num_collected += int(counted.sum())
     return Transitions(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
 
-def _with_noise(
+def with_noise(
     chosen: npt.NDArray[Any],
     at_random: npt.NDArray[Any],
     space: spaces.Space[Any],

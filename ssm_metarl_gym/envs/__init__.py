@@ -6,11 +6,17 @@ import gymnasium as gym
 
 from ssm_metarl_gym.envs.cartpole import TaskCartPoleEnv
 from ssm_metarl_gym.envs.cartpole_vector import TaskCartPoleVectorEnv
+from ssm_metarl_gym.envs.complex_ode import TaskComplexODEEnv
+from ssm_metarl_gym.envs.complex_ode_vector import TaskComplexODEVectorEnv
+from ssm_metarl_gym.envs.double_integrator import TaskDoubleIntegratorEnv
+from ssm_metarl_gym.envs.double_integrator_vector import TaskDoubleIntegratorVectorEnv
 from ssm_metarl_gym.envs.hidden_actuators import HiddenActuators
 from ssm_metarl_gym.envs.hidden_task import DerivedQuantity, HiddenTask, TaskParameter
 from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv
 from ssm_metarl_gym.envs.pendulum import TaskPendulumEnv
 from ssm_metarl_gym.envs.pendulum_vector import TaskPendulumVectorEnv
+from ssm_metarl_gym.envs.point_actuators import TaskPointActuatorsEnv
+from ssm_metarl_gym.envs.point_actuators_vector import TaskPointActuatorsVectorEnv
 from ssm_metarl_gym.envs.point_navigation import TaskPointNavigationEnv
 from ssm_metarl_gym.envs.point_navigation_vector import TaskPointNavigationVectorEnv
 from ssm_metarl_gym.envs.repeat_observation import RepeatObservationEnv
@@ -26,9 +32,15 @@ __all__ = [
     "RepeatObservationVectorEnv",
     "TaskCartPoleEnv",
     "TaskCartPoleVectorEnv",
+    "TaskComplexODEEnv",
+    "TaskComplexODEVectorEnv",
+    "TaskDoubleIntegratorEnv",
+    "TaskDoubleIntegratorVectorEnv",
     "TaskParameter",
     "TaskPendulumEnv",
     "TaskPendulumVectorEnv",
+    "TaskPointActuatorsEnv",
+    "TaskPointActuatorsVectorEnv",
     "TaskPointNavigationEnv",
     "TaskPointNavigationVectorEnv",
     "register_environments",
@@ -38,6 +50,12 @@ __all__ = [
 # first of them, has no batched form.
 _CARTPOLE = ("cartpole:TaskCartPoleEnv", "cartpole_vector:TaskCartPoleVectorEnv")
 _PENDULUM = ("pendulum:TaskPendulumEnv", "pendulum_vector:TaskPendulumVectorEnv")
+_POINT_ACTUATORS = ("point_actuators:TaskPointActuatorsEnv", "point_actuators_vector:TaskPointActuatorsVectorEnv")
+_INTEGRATOR = (
+    "double_integrator:TaskDoubleIntegratorEnv",
+    "double_integrator_vector:TaskDoubleIntegratorVectorEnv",
+)
+_ODE = ("complex_ode:TaskComplexODEEnv", "complex_ode_vector:TaskComplexODEVectorEnv")
 _POINT = ("point_navigation:TaskPointNavigationEnv", "point_navigation_vector:TaskPointNavigationVectorEnv")
 _REPEAT = ("repeat_observation:RepeatObservationEnv", "repeat_observation_vector:RepeatObservationVectorEnv")
 
@@ -55,11 +73,20 @@ _REGISTRATIONS: dict[str, tuple[tuple[str, str | None], int | None, float | None
     "PendulumPolarity": (_PENDULUM, 200, None, {}),
     "PendulumSwitch": (_PENDULUM, 200, None, _SWITCHING),
     "PointNavigation": (_POINT, 100, None, {}),
+    "PointActuators": (_POINT_ACTUATORS, 100, None, {}),
+    "DoubleIntegrator": (_INTEGRATOR, 100, None, {}),
+    "DoubleIntegratorFriction": (_INTEGRATOR, 100, None, {}),
+    "ComplexODE": (_ODE, 200, None, {}),
     "HalfCheetahVel": (("mujoco:TaskHalfCheetahVelEnv", None), 200, None, {}),
     "HalfCheetahDir": (("mujoco:TaskHalfCheetahDirEnv", None), 200, None, {}),
     "AntDir": (("mujoco:TaskAntDirEnv", None), 200, None, {}),
     "HopperParams": (("mujoco:TaskHopperEnv", None), 200, None, {}),
     "Walker2dParams": (("mujoco:TaskWalker2dEnv", None), 200, None, {}),
+    "ReacherActuators": (("mujoco_actuators:TaskReacherActuatorsEnv", None), 50, None, {}),
+    "HalfCheetahActuators": (("mujoco_actuators:TaskHalfCheetahActuatorsEnv", None), 400, None, {}),
+    "AntActuators": (("mujoco_actuators:TaskAntActuatorsEnv", None), 400, None, {}),
+    "HopperActuators": (("mujoco_actuators:TaskHopperActuatorsEnv", None), 400, None, {}),
+    "Walker2dActuators": (("mujoco_actuators:TaskWalker2dActuatorsEnv", None), 400, None, {}),
     # A probe ends by itself, after as many steps as its arguments say: hence no time limit.
     "RepeatObservation": (_REPEAT, None, 0.9, {}),
 }

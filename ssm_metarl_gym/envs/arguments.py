@@ -111,7 +111,7 @@ def check_switch(
     switch: Mapping[str, Any] | None, task_type: type[Task], num_rows: int | None = None
 ) -> dict[str, Any]:
     """The switch that a user gave, an empty dictionary for None; with ``num_rows`` a step may be one for each row."""
-    if switch is not None and not task_type.signs:
+    if switch is not None and not (task_type.signs or task_type.switch_draws):
         raise ValueError(f"switch must be None, as a {task_type.__name__} has no sign to flip; got {shown(switch)}.")
     return check_steps_or_probability(switch, num_rows)
 

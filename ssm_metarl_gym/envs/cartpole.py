@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
-import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
@@ -59,6 +58,8 @@ class TaskCartPoleEnv(ClassicHiddenTask[CartPoleTask], CartPoleEnv):
       probability p, ``None`` never.
     * ``on_failure``: ``"terminate"``, or ``"restart"`` for a trial: a fall costs a penalty of 10 and re-draws the
       state, the task stays, and only the time limit ends the episode.
+    * ``observation_noise``: standard deviation of the noise on each component of what is seen of the state.
+    * ``warm_up_steps``: steps at the start of every episode that are not rewarded; then the state is drawn anew.
     * ``sutton_barto_reward``: as in Gymnasium.
 
     ``reset(options=...)`` takes ``task`` (a dictionary or a ``CartPoleTask``, for this episode), ``state`` (the four
@@ -76,6 +77,7 @@ class TaskCartPoleEnv(ClassicHiddenTask[CartPoleTask], CartPoleEnv):
     plain_family = "CartPole"
     state_limits = (LARGEST, LARGEST, LARGEST, LARGEST)
     bound_options = ("low", "high")
+    failure_penalty = FAILURE_PENALTY
     polarity = TaskParameter()
     gravity = TaskParameter()
     masscart = TaskParameter()
@@ -89,29 +91,22 @@ class TaskCartPoleEnv(ClassicHiddenTask[CartPoleTask], CartPoleEnv):
         super().__init__(family, **kwargs)
         self.observation_space = observable_space(spaces.Box(-np.inf, np.inf, (4,), np.float32), self._context)
 
-    @classmethod
-    def parse_bounds(cls, options: Mapping[str, Any], rows: tuple[int, ...]) -> tuple[Floats, Floats]:
+    def parse_bounds(self, options: Mapping[str, Any], rows: tuple[int, ...]) -> tuple[Floats, Floats]:
         """The options ``low`` and ``high`` of a reset, each a number or as many as fit: two of ``Float64[*rows 4]``."""
         low, high = (_parse_bound(name, options.get(name, default), rows) for name, default in _DEFAULT_BOUNDS)
         if np.any(low > high):
             raise ValueError(f"the option 'low' must not be greater than 'high'; got {low} and {high}.")
         return low, high
 
-    def step(self, action: Any) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Push the cart for 0.02 s."""
+    def _parse_action(self, action: Any) -> Any:
         if not self.action_space.contains(action):
             raise ValueError(f"an action must be 0 or 1; got {shown(action)}.")
-        if self.state is None:
-            raise gym.error.ResetNeeded("reset() must be called before step().")
+        return action
+
+    def _advance(self, action: Any) -> tuple[float, bool]:
         push = action if self.task.polarity > 0 else 1 - action
-        observation, reward, terminated, truncated, _ = CartPoleEnv.step(self, push)
-        restarted = terminated and self._is_trial
-        if restarted:
-            reward, terminated = reward - FAILURE_PENALTY, False
-            self._draw_state()
-            observation = self._observe_state()
-        self._end_step()
-        return self._observe(observation), reward, terminated, truncated, self._info() | {"restarted": restarted}
+        _, reward, failed, _, _ = CartPoleEnv.step(self, push)
+        return reward, failed
 
     def _observe_state(self) -> npt.NDArray[np.float32]:
         return np.array(self.state, dtype=np.float32)
@@ -119,10 +114,6 @@ class TaskCartPoleEnv(ClassicHiddenTask[CartPoleTask], CartPoleEnv):
     def _draw_state(self) -> None:
         super()._draw_state()
         self.steps_beyond_terminated = None
-
-    def _start(self, start: Any) -> tuple[npt.NDArray[Any], dict[str, Any]]:
-        observation, info = super()._start(start)
-        return observation, info | {"restarted": False}
 
 
 def _parse_bound(name: str, bound: Any, rows: tuple[int, ...]) -> Floats:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ssm_metarl_gym.envs.arguments import Family, parse_whole_numbers
-from ssm_metarl_gym.envs.cartpole import FAILURE_PENALTY, TaskCartPoleEnv
+from ssm_metarl_gym.envs.cartpole import TaskCartPoleEnv
 from ssm_metarl_gym.envs.hidden_task_vector import HiddenTaskVectorEnv, Observations
 
 __all__ = ["TaskCartPoleVectorEnv"]
@@ -31,7 +31,6 @@ class TaskCartPoleVectorEnv(HiddenTaskVectorEnv):
     """
 
     single_env_type = TaskCartPoleEnv
-    failure_penalty = FAILURE_PENALTY
 
     def __init__(
         self, num_envs: int = 1, family: Family | None = None, *, sutton_barto_reward: bool = False, **kwargs: Any

@@ -1,24 +1,20 @@
 """Hidden motors on any environment with a Box of actions."""
 
-from collections import deque
 from collections.abc import Mapping
 from typing import Any, SupportsFloat, cast
 
 import gymnasium as gym
 import numpy as np
-import numpy.typing as npt
-from gymnasium import spaces
 
-from ssm_metarl_gym.checks import as_array, check_choice, is_number, shown
-from ssm_metarl_gym.envs.arguments import Family, check_reset_options, check_steps_or_probability, parse_task
+from ssm_metarl_gym.checks import check_choice
+from ssm_metarl_gym.envs.actuators import Actuators, check_actuator_switch, task_after_switch
+from ssm_metarl_gym.envs.arguments import Family, check_reset_options, parse_task
 from ssm_metarl_gym.envs.hidden_task import observable_space
-from ssm_metarl_gym.tasks.actuators import LARGEST_DELAY, ActuatorTask, actuator_family, actuator_task_type
+from ssm_metarl_gym.tasks.actuators import ActuatorTask
 from ssm_metarl_gym.tasks.distributions import TaskDistribution
-from ssm_metarl_gym.tasks.families import parse_family
+from ssm_metarl_gym.tasks.families import actuator_family, parse_family
 
 __all__ = ["HiddenActuators"]
-
-Floats = npt.NDArray[np.float64]
 
 
 class HiddenActuators(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
@@ -69,13 +65,11 @@ class HiddenActuators(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         task: Mapping[str, float] | None = None,
         switch: Mapping[str, float] | None = None,
     ) -> None:
-        space = env.action_space
-        if not isinstance(space, spaces.Box) or not space.is_bounded() or not np.issubdtype(space.dtype, np.floating):
-            raise ValueError(f"env must have a bounded Box of floats as action space; got {space}.")
-        self._task_type = actuator_task_type(int(np.prod(space.shape)))
+        self._actuators = Actuators(env.action_space)
+        self._task_type = self._actuators.task_type
         num_motors = self._task_type.num_motors()
         self._family = parse_family(actuator_family(num_motors) if family is None else family, self._task_type)
-        self._switch = _check_switch(switch)
+        self._switch = check_actuator_switch(switch)
         gym.utils.RecordConstructorArgs.__init__(
             self,
             family=None if family is None else self._family.to_dict(),
@@ -93,11 +87,6 @@ class HiddenActuators(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         if self._is_visible:
             self.observation_space = observable_space(env.observation_space, self._context)
         self._fixed_task = None if task is None else parse_task(task, self._task_type)
-        # In double precision, so that the map is the same for every type of actions.
-        low, high = space.low.astype(np.float64).ravel(), space.high.astype(np.float64).ravel()
-        self._low, self._high, self._middle, self._half_range = low, high, (low + high) / 2.0, (high - low) / 2.0
-        # The actions of this episode, in half ranges, the last one at the end.
-        self._commands: deque[Floats] = deque(maxlen=LARGEST_DELAY + 1)
         self._task_rng: np.random.Generator | None = None
         self._switch_rng: np.random.Generator | None = None
         self._steps_to_switch: int | None = None
@@ -112,8 +101,7 @@ class HiddenActuators(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
     def task(self, task: Any) -> None:
         self._task = parse_task(task, self._task_type)
         self._task_id, self._parameters = self._task.task_id, self._task.to_dict()
-        self._matrix, self._offsets = self._task.matrix, self._task.offsets
-        self._delay = int(self._parameters["delay"])
+        self._actuators.obey(self._task)
         self._shown = self._context.normalise(self._task)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -127,34 +115,20 @@ class HiddenActuators(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         # Draws are made even where a given task makes them needless: later episodes do not depend on it.
         drawn = cast("ActuatorTask", self._distribution.sample(cast("np.random.Generator", self._task_rng)))
         self.task = task or self._fixed_task or drawn
-        self._commands.clear()
+        self._actuators.clear()
         self._steps_to_switch = self._draw_switch(first=True)
         return self._observe(observation), info | self._info()
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Execute what the actuators make of the action, then change the task where a switch is due."""
-        observation, reward, terminated, truncated, info = self.env.step(self._execute(action))
+        observation, reward, terminated, truncated, info = self.env.step(self._actuators.execute(action))
         if self._steps_to_switch is not None:
             self._steps_to_switch -= 1
             if self._steps_to_switch == 0:
-                self._change_task()
+                rng = cast("np.random.Generator", self._switch_rng)
+                self.task = task_after_switch(self._task, self._switch, self._distribution, rng)
                 self._steps_to_switch = self._draw_switch(first=False)
         return self._observe(observation), reward, terminated, truncated, info | self._info()
-
-    def _execute(self, action: Any) -> npt.NDArray[Any]:
-        """What the motors do when they are told ``action``."""
-        space, command = cast("spaces.Box", self.env.action_space), as_array(action)
-        if command.shape != space.shape or command.dtype.kind not in "iuf" or not np.isfinite(command).all():
-            raise ValueError(
-                f"an action must be finite numbers in an array of shape {space.shape}; got {shown(action)}."
-            )
-        clipped = command.astype(np.float64).ravel().clip(self._low, self._high)
-        self._commands.append((clipped - self._middle) / self._half_range)
-        is_due = self._delay < len(self._commands)
-        arrived = self._commands[-1 - self._delay] if is_due else np.zeros_like(self._middle)
-        done = (self._matrix @ arrived + self._offsets).clip(-1.0, 1.0)
-        executed = (self._middle + done * self._half_range).astype(space.dtype).reshape(space.shape)
-        return executed.clip(space.low, space.high)  # rounding must not carry it out of the Box
 
     def _seed_streams(self, seed: int | None) -> None:
         """Seed the streams of tasks and switches with an environment that was just seeded."""
@@ -171,16 +145,6 @@ class HiddenActuators(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
             return int(cast("np.random.Generator", self._switch_rng).geometric(self._switch["probability"]))
         return int(self._switch["step"]) if first and "step" in self._switch else None
 
-    def _change_task(self) -> None:
-        """A new task, or the present one with a motor that has failed."""
-        rng = cast("np.random.Generator", self._switch_rng)
-        if "motor" not in self._switch:
-            self.task = self._distribution.sample(rng)
-            return
-        matrix = self._matrix.copy()
-        matrix[:, rng.integers(len(matrix))] *= self._switch["motor"]
-        self.task = self._task_type.from_matrix(matrix, self._offsets, self._delay)
-
     def _observe(self, observation: Any) -> Any:
         if not self._is_visible:
             return observation
@@ -188,13 +152,3 @@ class HiddenActuators(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
 
     def _info(self) -> dict[str, Any]:
         return {"task_id": self._task_id, "task_params": dict(self._parameters)}
-
-
-def _check_switch(switch: Any) -> dict[str, Any]:
-    """The switch that a user gave, an empty dictionary for None."""
-    if not isinstance(switch, Mapping) or "motor" not in switch:
-        return check_steps_or_probability(switch)
-    gain = switch["motor"]
-    if not is_number(gain) or not abs(gain) <= 1.0:
-        raise ValueError(f"the 'motor' of a switch must be a number in [-1, 1], times its gain; got {shown(gain)}.")
-    return check_steps_or_probability({name: switch[name] for name in switch if name != "motor"}) | {"motor": gain}

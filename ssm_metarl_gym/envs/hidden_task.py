@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Final, Generic, cast
+from typing import Any, Final, Generic, NamedTuple, cast
 
 import gymnasium as gym
 import numpy as np
@@ -13,6 +13,7 @@ from gymnasium import spaces
 from ssm_metarl_gym.checks import check_choice, shown
 from ssm_metarl_gym.envs.arguments import Family, SomeTask, check_reset_options, check_switch, parse_task
 from ssm_metarl_gym.envs.rows import read_only
+from ssm_metarl_gym.seeding import seed_sequence
 from ssm_metarl_gym.tasks.distributions import TaskDistribution
 from ssm_metarl_gym.tasks.families import TaskFamily, parse_family
 from ssm_metarl_gym.tasks.marginals import Choice, Marginal
@@ -20,11 +21,11 @@ from ssm_metarl_gym.tasks.task import Task
 
 __all__ = [
     "DerivedQuantity",
+    "EnvStreams",
     "HiddenTask",
     "TaskParameter",
     "observable_space",
     "shown_parameters",
-    "task_streams",
 ]
 
 
@@ -60,7 +61,7 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
             observation, scaled to [-1, 1].
         task: A dictionary of parameters that every episode has, or None to draw them.
         switch: ``{"step": n}`` flips the sign of the task after n steps, ``{"probability": p}`` after any step with
-            probability p, None never.
+            probability p, None never. Where ``Task.switch_draws`` says so, it draws another task instead.
         **kwargs: What the environment takes.
     """
 
@@ -80,7 +81,7 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
         self._family = parse_family(family, self.task_type)
         self._distribution = self._family.distribution(split)
         self._split = split
-        self._switch = check_switch(switch, self.task_type)
+        self._switch = self._check_switch(switch)
         self._context = shown_parameters(self._family, context, switch)
         self._fixed_task = None if task is None else self._parse_task(task)
         self._task_rng: np.random.Generator | None = None
@@ -103,6 +104,15 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
                 if name in kwargs:
                     raise ValueError(f"{name} is set by the task; got {name}={shown(kwargs[name])}. Give task={{...}}.")
 
+    def _check_switch(self, switch: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The switch that a user gave, an empty dictionary for None."""
+        return check_switch(switch, self.task_type)
+
+    @property
+    def family(self) -> TaskFamily:
+        """What tasks are drawn from."""
+        return self._family
+
     @property
     def task(self) -> SomeTask:
         """The task that governs the next step."""
@@ -111,7 +121,7 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
     @task.setter
     def task(self, task: SomeTask) -> None:
         self._task = self._parse_task(task)
-        self._task_id = self._task.task_id
+        self._task_id, self._parameters = self._task.task_id, self._task.to_dict()
         if self._context is not None:
             self._shown = self._context.normalise(self._task)
         if self._constructed:
@@ -143,7 +153,7 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
         return super().reset(options=start or None)
 
     def step(self, action: Any) -> tuple[npt.NDArray[Any], float, bool, bool, dict[str, Any]]:
-        """Step with the present task, then flip its sign where a switch is due."""
+        """Step with the present task, then change it where a switch is due."""
         observation, reward, terminated, truncated, info = super().step(action)
         self._end_step()
         return self._observe(observation), float(reward), terminated, truncated, info | self._info()
@@ -155,7 +165,7 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
         return np.concatenate([observation, self._shown], dtype=observation.dtype)
 
     def _info(self) -> dict[str, Any]:
-        return {"task_id": self._task_id, "task_params": self._task.to_dict()}
+        return {"task_id": self._task_id, "task_params": dict(self._parameters)}
 
     def _parse_task(self, task: Any) -> SomeTask:
         return parse_task(task, self.task_type)
@@ -166,27 +176,37 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
         The draws are made even where a given task makes them needless, so that later episodes do not depend on it.
         """
         if seed is not None or self._task_rng is None:
-            self._task_rng, self._switch_rng = task_streams(self, self._family, self._split)
-        drawn = cast("SomeTask", self._distribution.sample(self._task_rng))
+            self._seed_streams(EnvStreams.of(self, self._family, self._split))
+        drawn = cast("SomeTask", self._distribution.sample(cast("np.random.Generator", self._task_rng)))
         self.task = task or self._fixed_task or drawn
         self._steps_to_switch = self._draw_switch(first=True)
 
+    def _seed_streams(self, streams: "EnvStreams") -> None:
+        """Go on with the streams of an environment that was just seeded."""
+        self._task_rng, self._switch_rng = streams.tasks, streams.switches
+
     def _draw_switch(self, *, first: bool) -> int | None:
-        """The number of steps until the sign flips, or None where it does not flip any more."""
+        """The number of steps until the task changes, or None where it does not change any more."""
         if "probability" in self._switch and self._switch["probability"] > 0.0:
             rng = cast("np.random.Generator", self._switch_rng)
             return int(rng.geometric(self._switch["probability"]))
         return int(self._switch["step"]) if first and "step" in self._switch else None
 
     def _end_step(self) -> None:
-        """Flip the sign where a switch is due, so that ``task`` is always the one of the next step."""
+        """Change the task where a switch is due, so that ``task`` is always the one of the next step."""
         if self._steps_to_switch is None:
             return
         self._steps_to_switch -= 1
         if self._steps_to_switch == 0:
-            sign = self.task_type.signs[0]
-            self.task = replace(self._task, **{sign: -getattr(self._task, sign)})
+            self.task = self._task_after_switch()
             self._steps_to_switch = self._draw_switch(first=False)
+
+    def _task_after_switch(self) -> SomeTask:
+        """The present task with its sign flipped or, where that is what a switch does, another one."""
+        if self.task_type.switch_draws:
+            return cast("SomeTask", self._distribution.sample(cast("np.random.Generator", self._switch_rng)))
+        sign = self.task_type.signs[0]
+        return replace(self._task, **{sign: -getattr(self._task, sign)})
 
     def render(self) -> Any:
         """Gymnasium's picture of the physics, with the hidden task as a caption."""
@@ -278,7 +298,7 @@ def shown_parameters(family: TaskFamily, context: str, switch: Mapping[str, Any]
     if context == "hidden":
         return None
     # Whoever is told the parameters must see the sign flip, even in a family where it does not vary.
-    flips: dict[str, Marginal] = {family.task_type.signs[0]: Choice(-1, 1)} if switch else {}
+    flips: dict[str, Marginal] = dict.fromkeys(family.task_type.signs[:1], Choice(-1, 1)) if switch else {}
     return TaskDistribution(family.task_type, family.train.parameters | flips)
 
 
@@ -301,13 +321,22 @@ def observable_space(space: Any, context: TaskDistribution | None) -> Any:
     return spaces.Box(low.astype(space.dtype), high.astype(space.dtype), dtype=space.dtype)
 
 
-def task_streams(
-    env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any], family: TaskFamily, split: str
-) -> tuple[np.random.Generator, np.random.Generator]:
-    """The streams of the tasks and of the switches of an environment that was just seeded."""
-    # A generator that the user set has no known seed (-1): then the streams start from a draw of it.
-    seed = cast("int", env.np_random_seed)
-    tasks = family.generator(split, seed if seed >= 0 else int(env.np_random.integers(2**63)))
-    # Another stream for the switches: how many an episode sees must not change the tasks of later ones.
-    (switches,) = tasks.spawn(1)
-    return tasks, switches
+class EnvStreams(NamedTuple):
+    """The random streams of an environment beside that of its states: none changes what comes from another."""
+
+    tasks: np.random.Generator
+    switches: np.random.Generator
+    noise: np.random.Generator
+
+    @classmethod
+    def of(
+        cls, env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any], family: TaskFamily, split: str
+    ) -> "EnvStreams":
+        """Those of an environment that was just seeded."""
+        # A generator that the user set has no known seed (-1): then the streams start from a draw of it.
+        seed = cast("int", env.np_random_seed)
+        seed = seed if seed >= 0 else int(env.np_random.integers(2**63))
+        tasks = family.generator(split, seed)
+        # Another stream for the switches: how many an episode sees must not change the tasks of later ones.
+        (switches,) = tasks.spawn(1)
+        return cls(tasks, switches, np.random.default_rng(seed_sequence(seed, "observation noise")))

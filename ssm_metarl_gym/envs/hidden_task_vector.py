@@ -1,11 +1,12 @@
 """What the batched environments share: n tasks, each in its own episode, stepped at once."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Final, TypeAlias, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Final, cast
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
@@ -14,17 +15,19 @@ from ssm_metarl_gym.envs.arguments import (
     Family,
     check_reset_options,
     check_seed,
+    check_switch,
     parse_autoreset_mode,
     parse_reset_mask,
     parse_state,
     parse_time_limit,
 )
 from ssm_metarl_gym.envs.classic import ClassicHiddenTask
-from ssm_metarl_gym.envs.hidden_task import observable_space
+from ssm_metarl_gym.envs.hidden_task import EnvStreams, observable_space
+from ssm_metarl_gym.envs.observation_noise import ObservationNoise
+from ssm_metarl_gym.envs.row_starts import RowStarts
 from ssm_metarl_gym.envs.row_tasks import RowTasks
-from ssm_metarl_gym.envs.rows import copies_of_rows, read_only
+from ssm_metarl_gym.envs.rows import AttributeOfARow, copies_of_rows, read_only
 from ssm_metarl_gym.tasks.distributions import TaskSet
-from ssm_metarl_gym.tasks.families import parse_family
 from ssm_metarl_gym.tasks.task import Task, TaskBatch
 
 __all__ = ["HiddenTaskVectorEnv"]
@@ -36,10 +39,6 @@ Observations = npt.NDArray[np.float32]
 # A time limit that no episode reaches.
 _NEVER: Final = np.iinfo(np.int64).max
 
-# The lowest starting state and how far above it others lie: ``Float64[n S]``, or one number where all are the same,
-# since arithmetic with one number is faster.
-Bounds: TypeAlias = tuple[Floats | float, Floats | float]
-
 
 class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]]):
     """n environments with hidden tasks, each row with its own task, stepped together in NumPy.
@@ -49,12 +48,13 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
     One row alone is equal to the single environment under the same seed, too.
 
     A subclass names the single environment and provides the physics: :meth:`_derive`, :meth:`_parse_actions`,
-    :meth:`_advance` and :meth:`_observe_state`.
+    :meth:`_advance` and :meth:`_observe_state`. The type of the tasks, the limits of the state and the starting states
+    are those of a single environment with the same arguments.
 
     Args:
         num_envs: Number of rows n.
-        family: As for the single environment, so are ``split``, ``context`` and ``on_failure``; None for the plain
-            family.
+        family: As for the single environment, so are ``split``, ``context``, ``on_failure``, ``observation_noise`` and
+            ``warm_up_steps``; None for the plain family.
         max_episode_steps: Number of steps after which an episode is truncated; -1 or None for no limit.
         task: The task that every episode has, or a sequence with one for each row; or (JSON can hold that) a dictionary
             of parameters, where a value may be a list with one number for each row.
@@ -63,6 +63,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         autoreset_mode: ``"NextStep"``, ``"SameStep"`` or ``"Disabled"``; or a member of Gymnasium's ``AutoresetMode``,
             which JSON cannot hold.
         dtype: ``"float64"`` is exact; ``"float32"`` is faster and drifts from the single environment by rounding.
+        **kwargs: What else the single environment takes.
 
     ``reset(options=...)`` takes what the single environment takes, with an entry for each row: ``tasks`` in place of
     ``task`` (a sequence of tasks or dictionaries, or a dictionary of columns), ``state`` (``Float[n S]``), bounds of
@@ -76,10 +77,8 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
 
     # The environment of one row: it gives the spaces, the starting states and the names of options, and draws pictures.
     single_env_type: ClassVar[type[ClassicHiddenTask[Any]]]
-    # What a failure costs in a trial; None where nothing can fail, so that every end is a success.
-    failure_penalty: ClassVar[float | None] = None
-    # None until it is made: Gymnasium closes an environment whose arguments were refused, too.
-    _painter: Any = None
+    # The environment of one row, None until it is made: Gymnasium closes one whose arguments were refused, too.
+    _single: Any = None
 
     def __init__(
         self,
@@ -92,36 +91,48 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         task: Mapping[str, npt.ArrayLike] | Task | Sequence[Task] | TaskSet | None = None,
         switch: Mapping[str, Any] | None = None,
         on_failure: str = "terminate",
+        observation_noise: float = 0.0,
+        warm_up_steps: int = 0,
         render_mode: str | None = None,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         dtype: str = "float64",
+        **kwargs: Any,
     ) -> None:
         check_integer("num_envs", num_envs)
         check_choice("dtype", dtype, ("float64", "float32"))
-        check_choice("on_failure", on_failure, ("terminate", "restart"))
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be None or 'rgb_array'; got {shown(render_mode)}.")
         self.num_envs = num_envs
         self.render_mode = render_mode
         self.max_episode_steps = parse_time_limit(max_episode_steps)
         self.autoreset_mode = parse_autoreset_mode(autoreset_mode)
-        self._is_trial = on_failure == "restart" and self.failure_penalty is not None
         self._dtype = np.dtype(dtype)
-        single_env_type = self.single_env_type
-        self._state_size = len(single_env_type.state_limits)
+        single = self.single_env_type(
+            family,
+            split=split,
+            on_failure=on_failure,
+            observation_noise=observation_noise,
+            warm_up_steps=warm_up_steps,
+            render_mode=render_mode,
+            **kwargs,
+        )
+        self._single = single
+        self._is_trial = on_failure == "restart" and single.failure_penalty is not None
+        self._warm_up_steps = warm_up_steps
+        self._tells_restarts = single.failure_penalty is not None or warm_up_steps > 0
+        self._state_size = len(single.state_limits)
         self._row_tasks = RowTasks(
             num_envs,
-            parse_family(single_env_type.plain_family if family is None else family, single_env_type.task_type),
+            single.family,
             self._derive,
             split=split,
             context=context,
             task=task,
-            switch=switch,
+            switch=self._check_switch(switch),
+            change=self._change_at(switch),
             dtype=self._dtype,
         )
 
-        single = single_env_type(family=self._row_tasks.family, split=split, render_mode=render_mode)
-        self._painter = single
         self.metadata = single.metadata | {"render_modes": ["rgb_array"], "autoreset_mode": self.autoreset_mode}
         self.single_observation_space = observable_space(single.observation_space, self._row_tasks.shown_parameters)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -129,9 +140,10 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         self.action_space = batch_space(self.single_action_space, num_envs)
 
         self._state = np.zeros((self._state_size, num_envs), dtype=self._dtype)
-        self._default_bounds = _low_and_spread(single_env_type.parse_bounds({}, ()))
-        # Those of each row; None as long as no reset has given any.
-        self._bounds: tuple[Floats, Floats] | None = None
+        self._noise = ObservationNoise(
+            observation_noise, num_envs, cast("spaces.Box", single.observation_space).shape[0]
+        )
+        self._starts = RowStarts(num_envs, single.parse_bounds({}, ()))
         self._allocate()
         self._started = False
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
@@ -144,8 +156,10 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name in ("task", *cls.single_env_type.task_type.parameter_names()):
-            setattr(cls, name, _AttributeOfARow(name))
+        single_env_type = getattr(cls, "single_env_type", None)
+        parameters = [] if single_env_type is None else single_env_type.task_type.parameter_names()
+        for name in ("task", *parameters):
+            setattr(cls, name, AttributeOfARow(name))
 
     @property
     def tasks(self) -> TaskBatch:
@@ -163,7 +177,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
 
     @state.setter
     def state(self, state: Any) -> None:
-        self._state[:] = parse_state(state, self.single_env_type.state_limits, self.num_envs).T
+        self._state[:] = parse_state(state, self._single.state_limits, self.num_envs).T
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -188,14 +202,16 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         mask = parse_reset_mask(options.pop("reset_mask", None), self.num_envs, started=self._started)
         given = options.pop("tasks", None)
         tasks = None if given is None else self._row_tasks.parse(given)
-        limits = self.single_env_type.state_limits
+        limits = self._single.state_limits
         states = parse_state(options.pop("state"), limits, self.num_envs) if "state" in options else None
-        bounds = _low_and_spread(self.single_env_type.parse_bounds(options, (self.num_envs,))) if options else None
+        bounds = self._single.parse_bounds(options, (self.num_envs,)) if options else None
         check_seed(seed, mask, self.num_envs)
         # Nothing may change before every option is known to be valid.
         super().reset(seed=None if seed is None else int(seed))
         if seed is not None or not self._row_tasks.is_seeded:
-            self._row_tasks.seed(self)
+            streams = EnvStreams.of(self, self._row_tasks.family, self._row_tasks.split)
+            self._row_tasks.seed(streams)
+            self._noise.rng = streams.noise
         rows = self._all_rows if mask is None else np.flatnonzero(mask)
         self._begin(rows, bounds, tasks)
         self._ended[rows] = False
@@ -219,21 +235,24 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
                 "Call reset(options={'reset_mask': terminations | truncations})."
             )
         # The physics, in the present tasks.
-        rewards, failed = self._advance(self._parse_actions(actions))
-        if resetting is not None:
-            failed[resetting] = False
-        # A failure ends an episode or, in a trial, costs a penalty and starts another attempt.
-        terminated, restarted = failed, self._nowhere
-        if self._is_trial:
-            terminated, restarted = self._nowhere.copy(), read_only(failed)
-            if np.count_nonzero(failed):
-                rewards[failed] -= cast("float", self.failure_penalty)
-                self._draw_states(failed.nonzero()[0])
-        # The switches, so that all that is told from here on is of the next step.
-        self._row_tasks.end_step(resetting)
-        # The time limit.
+        rewards, ended = self._advance(self._parse_actions(actions))
         self._elapsed += 1
         truncated = self._elapsed >= self._time_limit
+        if resetting is not None:
+            ended[resetting] = False
+        # A failure ends an episode or, in a trial, costs a penalty and starts another attempt.
+        terminated, restarted = ended, self._nowhere
+        if self._is_trial:
+            terminated, restarted = self._nowhere.copy(), read_only(ended)
+            if np.count_nonzero(ended):
+                rewards[ended] -= cast("float", self._single.failure_penalty)
+        if self._warm_up_steps:
+            terminated, restarted = self._end_warm_up(rewards, terminated, restarted, resetting)
+        if restarted is not self._nowhere and np.count_nonzero(restarted):
+            self._draw_states(restarted.nonzero()[0])
+        # The switches, so that all that is told from here on is of the next step.
+        self._row_tasks.end_step(resetting)
+        self._noise.draw(self._all_rows if resetting is None else np.delete(self._all_rows, resetting))
         # The resets of NEXT_STEP.
         if resetting is not None:
             rewards[resetting], truncated[resetting] = 0.0, False
@@ -273,12 +292,21 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the window in which the pictures are drawn."""
-        if self._painter is not None:
-            self._painter.close()
+        if self._single is not None:
+            self._single.close()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         read_only(self._nowhere)  # NumPy's copies of read-only arrays can be written
+
+    # What a subclass may change.
+
+    def _check_switch(self, switch: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The switch that a user gave, an empty dictionary for None."""
+        return check_switch(switch, self._single.task_type, self.num_envs)
+
+    def _change_at(self, switch: Any) -> Callable[[TaskBatch, np.random.Generator], TaskBatch] | None:
+        """What a switch makes of tasks, where that does not follow from their type."""
 
     # What a subclass provides.
 
@@ -308,73 +336,53 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
     # Episodes.
 
     @property
-    def _derived(self) -> list[npt.NDArray[Any]]:
-        """What :meth:`_derive` gave for the present tasks: C arrays ``Float[n]``."""
+    def _derived(self) -> npt.NDArray[Any]:
+        """What :meth:`_derive` gave for the present tasks: ``Float[C n]``."""
         return self._row_tasks.derived
 
-    def _begin(self, rows: Rows, bounds: Bounds | None = None, tasks: TaskBatch | None = None) -> None:
+    def _end_warm_up(
+        self,
+        rewards: Floats,
+        terminated: npt.NDArray[np.bool_],
+        restarted: npt.NDArray[np.bool_],
+        resetting: Rows | None,
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """No reward in a warm-up, in which an attempt may end but no episode; and the rows that begin one anew."""
+        warm = self._elapsed <= self._warm_up_steps
+        rewards[warm] = 0.0
+        restarted = restarted | (warm & (terminated | (self._elapsed == self._warm_up_steps)))
+        if resetting is not None:
+            restarted[resetting] = False
+        return terminated & ~warm, read_only(restarted)
+
+    def _begin(self, rows: Rows, bounds: tuple[Floats, Floats] | None = None, tasks: TaskBatch | None = None) -> None:
         """Start an episode in ``rows``, in theirs of the ``tasks [n]`` where they are given."""
         self._row_tasks.begin(rows, tasks)
         self._elapsed[rows] = 0
-        if bounds is not None or self._bounds is not None:
-            self._set_bounds(rows, bounds or self._default_bounds)
+        self._starts.begin(rows, bounds)
         self._draw_states(rows)
-
-    def _set_bounds(self, rows: Rows, bounds: Bounds) -> None:
-        """The bounds of the starting states of ``rows``, which hold until their episodes end."""
-        shape = (self.num_envs, self._state_size)
-        if self._bounds is None:
-            low, spread = self._default_bounds
-            self._bounds = np.broadcast_to(low, shape).copy(), np.broadcast_to(spread, shape).copy()
-        for own, new in zip(self._bounds, bounds, strict=True):
-            own[rows] = np.broadcast_to(new, shape)[rows]
+        self._noise.draw(rows)
 
     def _draw_states(self, rows: Rows) -> None:
-        low, spread = self._default_bounds if self._bounds is None else (bound[rows] for bound in self._bounds)
-        # As Generator.uniform computes it, which takes longer.
-        states = self.np_random.random((len(rows), self._state_size))
-        states *= spread
-        states += low
-        self._state.T[rows] = states
+        self._state.T[rows] = self._single.start_states(self._starts.draw(rows, self.np_random))
 
     # What is handed out.
 
     def _observe(self) -> Observations:
-        observations, shown = self._observe_state(), self._row_tasks.shown
+        observations, shown = self._noise.add(self._observe_state()), self._row_tasks.shown
         return observations if shown is None else np.concatenate([observations, shown], axis=1)
 
     def _infos(self, restarted: npt.NDArray[np.bool_], mask: npt.NDArray[np.bool_] | None = None) -> dict[str, Any]:
         """What is told of all rows or, with zeros elsewhere, of those of a mask."""
         infos = self._row_tasks.infos(mask)
-        if self.failure_penalty is None:
+        if not self._tells_restarts:
             return infos
         return infos | {"restarted": restarted if mask is None else restarted & mask, "_restarted": infos["_task_id"]}
 
     def _draw(self, row: int) -> Any:
         if not self._started:
             raise gym.error.ResetNeeded("reset() must be called before render().")
-        self._painter.task = self.tasks[row]
-        self._painter.state = self._state[:, row].astype(np.float64)
+        self._single.task = self.tasks[row]
+        self._single.state = self._state[:, row].astype(np.float64)
         self._prepare_painter(row)
-        return self._painter.render()
-
-
-class _AttributeOfARow:
-    """What a single environment has and many together have not: setting it must not pass for setting the tasks."""
-
-    def __init__(self, name: str) -> None:
-        self._message = f"a batched environment has no {name!r} but one for each row: use its attribute 'tasks'."
-
-    def __get__(self, env: Any, owner: type | None = None) -> Any:
-        raise AttributeError(self._message)
-
-    def __set__(self, env: Any, value: Any) -> None:
-        raise AttributeError(self._message)
-
-
-def _low_and_spread(bounds: tuple[Floats, Floats]) -> Bounds:
-    low, high = bounds
-    spread = high - low
-    if (low == low.flat[0]).all() and (spread == spread.flat[0]).all():
-        return float(low.flat[0]), float(spread.flat[0])
-    return low, spread
+        return self._single.render()

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
-import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
@@ -57,6 +56,8 @@ class TaskPendulumEnv(ClassicHiddenTask[PendulumTask], PendulumEnv):
     * ``switch``: ``{"step": n}`` flips the polarity after n steps, ``{"probability": p}`` after any step with
       probability p, ``None`` never.
     * ``on_failure``: ``"terminate"`` or ``"restart"``, as for CartPole; a pendulum cannot fail.
+    * ``observation_noise``: standard deviation of the noise on each component of what is seen of the state.
+    * ``warm_up_steps``: steps at the start of every episode that are not rewarded; then the state is drawn anew.
 
     ``reset(options=...)`` takes ``task`` (a dictionary or a ``PendulumTask``, for this episode), ``state`` (angle and
     angular velocity, at most 8) and Gymnasium's ``x_init`` and ``y_init`` (at most 8). ``info`` holds ``task_id`` and
@@ -84,8 +85,7 @@ class TaskPendulumEnv(ClassicHiddenTask[PendulumTask], PendulumEnv):
         super().__init__(family, **kwargs)
         self.action_space = spaces.Box(-1.0, 1.0, shape=(1,), dtype=np.float32)
 
-    @classmethod
-    def parse_bounds(cls, options: Mapping[str, Any], rows: tuple[int, ...]) -> tuple[Floats, Floats]:
+    def parse_bounds(self, options: Mapping[str, Any], rows: tuple[int, ...]) -> tuple[Floats, Floats]:
         """The options ``x_init`` and ``y_init`` of a reset, as bounds of the state: two of ``Float64[*rows 2]``."""
         high = np.empty((*rows, 2))
         for i, (name, default) in enumerate((("x_init", DEFAULT_X), ("y_init", DEFAULT_Y))):
@@ -94,23 +94,25 @@ class TaskPendulumEnv(ClassicHiddenTask[PendulumTask], PendulumEnv):
                 high[..., i] = parse_array(bound)
             except ValueError:  # of another shape
                 high[..., i] = np.nan
-            if not ((high[..., i] >= 0.0) & (high[..., i] <= cls.state_limits[i])).all():
+            if not ((high[..., i] >= 0.0) & (high[..., i] <= self.state_limits[i])).all():
                 each = f", or one for each of the {rows[0]} rows" if rows else ""
-                rule = f"must be a finite number >= 0{each}, of at most {cls.state_limits[i]:g}"
+                rule = f"must be a finite number >= 0{each}, of at most {self.state_limits[i]:g}"
                 raise ValueError(f"the option {name!r} {rule}; got {shown(bound)}.")
         return -high, high
 
-    def step(self, action: Any) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Apply a torque for 0.05 s; an action outside [-1, 1] counts as the nearest bound, as in Gymnasium's."""
+    def _parse_action(self, action: Any) -> Floats:
         action = as_array(action)
         if action.shape != (1,) or action.dtype.kind not in "iuf" or not np.isfinite(action).all():
             raise ValueError(f"an action must be one finite number in an array of shape (1,); got {shown(action)}.")
-        # In double precision, so that the same action has the same effect in every type of numbers.
-        action = action.astype(np.float64)
-        if self.state is None:
-            raise gym.error.ResetNeeded("reset() must be called before step().")
-        torque = np.clip(action, -1.0, 1.0) * (MAX_TORQUE * self.task.gain * self.task.polarity)
-        return super().step(torque)
+        # In double precision, so that the same action has the same effect in every type of numbers; one outside
+        # [-1, 1] counts as the nearest bound, as in Gymnasium's.
+        command: Floats = np.clip(action.astype(np.float64), -1.0, 1.0)
+        return command
+
+    def _advance(self, action: Floats) -> tuple[float, bool]:
+        torque = action * (MAX_TORQUE * self.task.gain * self.task.polarity)
+        _, reward, *_ = PendulumEnv.step(self, torque)
+        return float(reward), False
 
     def _observe_state(self) -> npt.NDArray[np.float32]:
         observation: npt.NDArray[np.float32] = self._get_obs()

@@ -92,4 +92,4 @@ class TaskPendulumVectorEnv(HiddenTaskVectorEnv):
 
     def _prepare_painter(self, row: int) -> None:
         # No torque has acted yet where the episode has only begun.
-        self._painter.last_u = float(self._torque[row]) if self._elapsed[row] else None
+        self._single.last_u = float(self._torque[row]) if self._elapsed[row] else None

@@ -3,15 +3,14 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from ssm_metarl_gym.checks import as_array, shown
-from ssm_metarl_gym.envs.arguments import LARGEST
-from ssm_metarl_gym.envs.classic import ClassicHiddenTask
+from ssm_metarl_gym.envs.arguments import LARGEST, Family
 from ssm_metarl_gym.envs.hidden_task import TaskParameter
+from ssm_metarl_gym.envs.plane import LINE_COLOUR, POINT_COLOUR, PlaneEnv
+from ssm_metarl_gym.envs.row_physics import RowPhysicsEnv
 from ssm_metarl_gym.tasks.classic import PointNavigationTask
 
 __all__ = ["TaskPointNavigationEnv"]
@@ -22,74 +21,10 @@ GOAL_RADIUS: Final = 0.01
 
 Floats = npt.NDArray[np.float64]
 
-# The picture: its width in pixels, the coordinate of its edges, and the colours of the goal, the point and the lines.
-_WIDTH, _EDGE = 500, 1.0
-_GOAL_COLOUR, _POINT_COLOUR, _LINE_COLOUR = (46, 125, 50), (204, 77, 77), (210, 210, 210)
+_GOAL_COLOUR: Final = (46, 125, 50)
 
 
-class _Plane(gym.Env[npt.NDArray[np.float32], Any]):
-    """The spaces of the point navigation, and its picture. Gymnasium has no such environment to build on."""
-
-    metadata: dict[str, Any] = {"render_modes": ["human", "rgb_array"], "render_fps": 30}  # noqa: RUF012 - as in Gymnasium
-
-    goal_x: Any
-    goal_y: Any
-
-    def __init__(self, render_mode: str | None = None) -> None:
-        if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(f"render_mode must be None, 'human' or 'rgb_array'; got {shown(render_mode)}.")
-        self.render_mode = render_mode
-        self.observation_space = spaces.Box(-np.inf, np.inf, shape=(2,), dtype=np.float32)
-        self.action_space = spaces.Box(-1.0, 1.0, shape=(2,), dtype=np.float32)
-        self.state: Any = None
-        self.screen: Any = None
-        self.clock: Any = None
-
-    def render(self) -> npt.NDArray[np.uint8] | None:
-        """Draw the point (red), the goal (green) and the square of the training goals on ``screen``."""
-        if self.render_mode is None:
-            gym.logger.warn('render() needs a render mode. Give gym.make(..., render_mode="rgb_array").')
-            return None
-        if self.state is None:
-            raise gym.error.ResetNeeded("reset() must be called before render().")
-        try:
-            import pygame
-        except ImportError as error:
-            message = 'pictures need pygame; run `pip install "ssm-metarl-gym[demo]"`.'
-            raise gym.error.DependencyNotInstalled(message) from error
-        if self.screen is None:
-            pygame.display.init()
-            size, is_window = (_WIDTH, _WIDTH), self.render_mode == "human"
-            self.screen = pygame.display.set_mode(size) if is_window else pygame.Surface(size)
-            self.clock = pygame.time.Clock()
-        self.screen.fill((255, 255, 255))
-        square = [_pixels(x, y) for x, y in ((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5))]
-        pygame.draw.polygon(self.screen, _LINE_COLOUR, square, width=2)
-        pygame.draw.circle(self.screen, _GOAL_COLOUR, _pixels(self.goal_x, self.goal_y), 12, width=3)
-        pygame.draw.circle(self.screen, _POINT_COLOUR, _pixels(*self.state), 7)
-        if self.render_mode == "human":
-            pygame.event.pump()
-            self.clock.tick(self.metadata["render_fps"])
-            pygame.display.flip()
-            return None
-        return np.transpose(np.array(pygame.surfarray.pixels3d(self.screen)), axes=(1, 0, 2))
-
-    def close(self) -> None:
-        """Close the window, if there is one."""
-        if self.screen is not None:
-            import pygame
-
-            pygame.display.quit()
-            self.screen = self.clock = None
-
-
-def _pixels(x: float, y: float) -> tuple[int, int]:
-    """Where a position is in the picture, y upwards; one outside of the picture is at its edge."""
-    column, row = (np.clip([x, -y], -_EDGE, _EDGE) + _EDGE) * (_WIDTH / (2 * _EDGE))
-    return int(column), int(row)
-
-
-class TaskPointNavigationEnv(ClassicHiddenTask[PointNavigationTask], _Plane):
+class TaskPointNavigationEnv(RowPhysicsEnv[PointNavigationTask], PlaneEnv):
     """A point that is moved through the plane, rewarded for being near a goal that the agent is not told.
 
     The "2D navigation" of MAML (Finn et al. 2017, https://arxiv.org/abs/1703.03400, section 5.3). The dynamics are the
@@ -134,26 +69,33 @@ class TaskPointNavigationEnv(ClassicHiddenTask[PointNavigationTask], _Plane):
     goal_x = TaskParameter()
     goal_y = TaskParameter()
 
-    @classmethod
-    def parse_bounds(cls, options: Mapping[str, Any], rows: tuple[int, ...]) -> tuple[Floats, Floats]:
+    def __init__(self, family: Family | None = None, **kwargs: Any) -> None:
+        space = spaces.Box(-np.inf, np.inf, shape=(2,), dtype=np.float32)
+        super().__init__(family, observation_space=space, num_actions=2, **kwargs)
+
+    def parse_bounds(self, options: Mapping[str, Any], rows: tuple[int, ...]) -> tuple[Floats, Floats]:
         """The origin, twice: two of ``Float64[*rows 2]``."""
         return np.zeros((*rows, 2)), np.zeros((*rows, 2))
 
-    def step(self, action: Any) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Move the point; an action outside [-1, 1] counts as the nearest bound."""
-        action = as_array(action)
-        if action.shape != (2,) or action.dtype.kind not in "iuf" or not np.isfinite(action).all():
-            raise ValueError(f"an action must be two finite numbers in an array of shape (2,); got {shown(action)}.")
-        if self.state is None:
-            raise gym.error.ResetNeeded("reset() must be called before step().")
-        # In double precision, so that the same action has the same effect in every type of numbers.
-        self.state = self.state + np.clip(action.astype(np.float64), -1.0, 1.0) * MAX_SPEED
-        away_x, away_y = (self.state - [self.goal_x, self.goal_y]).tolist()
-        squared_distance = away_x * away_x + away_y * away_y
-        if self.render_mode == "human":
-            self.render()
-        observation = self._observe(self._observe_state())
-        return observation, -squared_distance, squared_distance <= GOAL_RADIUS**2, False, self._info()
+    def derive(self, values: Floats) -> Floats:
+        """The goals."""
+        return values
 
-    def _observe_state(self) -> npt.NDArray[np.float32]:
-        return np.array(self.state, dtype=np.float32)
+    def advance(
+        self, state: npt.NDArray[Any], derived: npt.NDArray[Any], commands: npt.NDArray[Any]
+    ) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """Move the points, and measure how far they are from their goals."""
+        commands *= MAX_SPEED
+        state += commands
+        away = np.subtract(state, derived, out=commands)
+        away_x, away_y = np.square(away, out=away)
+        squared_distances = away_x + away_y
+        reached: npt.NDArray[np.bool_] = squared_distances <= GOAL_RADIUS**2
+        return np.negative(squared_distances, dtype=np.float64), reached
+
+    def _paint(self, pygame: Any) -> None:
+        """The point (red), the goal (green) and the square of the training goals."""
+        square = [self._pixels(x, y) for x, y in ((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5))]
+        pygame.draw.polygon(self.screen, LINE_COLOUR, square, width=2)
+        pygame.draw.circle(self.screen, _GOAL_COLOUR, self._pixels(self.goal_x, self.goal_y), 12, width=3)
+        pygame.draw.circle(self.screen, POINT_COLOUR, self._pixels(*self.state), 7)

@@ -1,14 +1,13 @@
 """The tasks of n rows: drawn or given at the start of each row's episode, switched in its course, told in infos."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple, cast
 
-import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from ssm_metarl_gym.envs.arguments import check_switch, parse_tasks
-from ssm_metarl_gym.envs.hidden_task import shown_parameters, task_streams
+from ssm_metarl_gym.envs.arguments import parse_tasks
+from ssm_metarl_gym.envs.hidden_task import EnvStreams, shown_parameters
 from ssm_metarl_gym.envs.rows import read_only
 from ssm_metarl_gym.tasks.families import TaskFamily
 from ssm_metarl_gym.tasks.task import TaskBatch
@@ -20,7 +19,7 @@ Floats = npt.NDArray[np.float64]
 
 # The least number of tasks that are drawn at once.
 _BLOCK: Final = 256
-# The countdown of a row whose sign does not flip any more.
+# The countdown of a row whose task does not change any more.
 _NEVER: Final = np.iinfo(np.int64).max
 
 
@@ -54,13 +53,15 @@ class RowTasks:
         split: ``"train"``, ``"interpolation"`` or ``"extrapolation"``.
         context: ``"hidden"``, or ``"visible"`` to show the parameters.
         task: The task of every episode, or one for each row; None to draw them.
-        switch: When the sign flips, as for the single environment; ``{"step": [...]}`` may hold a number for each row.
+        switch: When tasks change, as ``check_switch`` gave it.
+        change: What a switch makes of tasks; None for another sign or other tasks, whatever is of their type.
         dtype: The type of what is derived.
 
     Attributes:
         family: What tasks are drawn from.
+        split: The split that they are drawn from.
         shown_parameters: The distribution that scales the parameters that are shown, or None for hidden ones.
-        derived: What the physics compute from the tasks, ``C`` arrays ``Float[n]``.
+        derived: What the physics compute from the tasks, ``Float[C n]``, by rows.
         shown: The scaled parameters ``Float32[n C]``, or None for hidden ones.
 
     Raises:
@@ -76,17 +77,19 @@ class RowTasks:
         split: str,
         context: str,
         task: Any,
-        switch: Mapping[str, Any] | None,
+        switch: dict[str, Any],
+        change: Callable[[TaskBatch, np.random.Generator], TaskBatch] | None = None,
         dtype: np.dtype[Any],
     ) -> None:
         self._num_rows = num_rows
         self.family = family
-        self._split = split
+        self.split = split
         self._distribution = family.distribution(split)
         self._task_type = family.task_type
         self._derive = derive
         self._dtype = dtype
-        self._switch = check_switch(switch, self._task_type, num_rows)
+        self._switch = switch
+        self._change = change
         self.shown_parameters = shown_parameters(family, context, switch)
         if "step" in self._switch:
             # One for each row, in an array that the caller does not share.
@@ -106,7 +109,7 @@ class RowTasks:
         self._values: Floats
         self._task_ids: npt.NDArray[np.int64]
         self._columns: dict[str, Any]
-        self.derived: list[npt.NDArray[Any]]
+        self.derived: npt.NDArray[Any]
         self.shown: npt.NDArray[np.float32] | None = None
         tasks = self._with_derived(TaskBatch(self._task_type, {}, num_rows) if self._fixed is None else self._fixed)
         self._set(self._all_rows, tasks)
@@ -132,9 +135,9 @@ class RowTasks:
         """Whether the streams were seeded."""
         return self._task_rng is not None
 
-    def seed(self, env: gym.vector.VectorEnv[Any, Any, Any]) -> None:
-        """Seed the streams of tasks and switches with an environment that was just seeded."""
-        self._task_rng, self._switch_rng = task_streams(env, self.family, self._split)
+    def seed(self, streams: EnvStreams) -> None:
+        """Go on with the streams of an environment that was just seeded."""
+        self._task_rng, self._switch_rng = streams.tasks, streams.switches
         self._next = len(self._drawn.task_ids)
 
     def begin(self, rows: Rows, given: TaskBatch | None = None) -> None:
@@ -151,9 +154,9 @@ class RowTasks:
             self._steps_to_switch[rows] = self._draw_switches(rows, first=True)
 
     def end_step(self, resetting: Rows | None) -> None:
-        """Flip the sign where a switch is due, so that the tasks are always those of the next step.
+        """Change the tasks where a switch is due, so that they are always those of the next step.
 
-        The episodes of the rows ``resetting`` are over: theirs flips no more.
+        The episodes of the rows ``resetting`` are over: theirs changes no more.
         """
         if not self._switch:
             return
@@ -162,11 +165,19 @@ class RowTasks:
             self._steps_to_switch[resetting] = _NEVER
         rows = (self._steps_to_switch == 0).nonzero()[0]
         if len(rows):
-            _, sign = self._sign_indices[0]
-            values = self._values[:, rows]
-            values[sign] *= -1.0
-            self._set(rows, self._with_derived(TaskBatch.from_values(self._task_type, values)))
+            self._set(rows, self._with_derived(self._switched(rows)))
             self._steps_to_switch[rows] = self._draw_switches(rows, first=False)
+
+    def _switched(self, rows: Rows) -> TaskBatch:
+        """What a switch makes of the tasks of ``rows``."""
+        rng, values = cast("np.random.Generator", self._switch_rng), self._values[:, rows]
+        if self._change is not None:
+            return self._change(TaskBatch.from_values(self._task_type, values), rng)
+        if self._task_type.switch_draws:
+            return self._distribution.sample_batch(rng, len(rows))
+        _, sign = self._sign_indices[0]
+        values[sign] *= -1.0
+        return TaskBatch.from_values(self._task_type, values)
 
     def infos(self, mask: npt.NDArray[np.bool_] | None = None) -> dict[str, Any]:
         """New dictionaries; the arrays in them are read-only and never change after they were handed out.
@@ -202,7 +213,7 @@ class RowTasks:
         return taken
 
     def _draw_switches(self, rows: Rows, *, first: bool) -> Any:
-        """The number of steps until the sign of each of ``rows`` flips."""
+        """The number of steps until the task of each of ``rows`` changes."""
         if "probability" in self._switch:
             probability, rng = self._switch["probability"], cast("np.random.Generator", self._switch_rng)
             return rng.geometric(probability, len(rows)) if probability > 0.0 else _NEVER
@@ -216,12 +227,11 @@ class RowTasks:
         """Give ``rows`` new tasks, and renew all that follows from them. Arrays handed out before stay as they are."""
         values, task_ids = tasks.values, tasks.task_ids
         if len(rows) == self._num_rows:
-            self.derived = [column.copy() for column in tasks.derived]
+            self.derived = tasks.derived.copy(order="C")
         else:
             values, task_ids = self._values.copy(), self._task_ids.copy()
             values.T[rows], task_ids[rows] = tasks.values.T, tasks.task_ids
-            for column, new in zip(self.derived, tasks.derived, strict=True):
-                column[rows] = new
+            self.derived[:, rows] = tasks.derived
         self._values = read_only(values)
         self._task_ids = read_only(task_ids)
         self._columns = self._name_columns(values, self._everywhere)

@@ -22,6 +22,7 @@ __all__ = [
     "held_out_splits",
     "mean_curve",
     "returns_of",
+    "with_warm_up",
 ]
 
 Rewards: TypeAlias = list[list[float]]  # the reward at each step, a row for each task
@@ -105,7 +106,7 @@ def draw_tasks(env_id: str, num_tasks: int, seed: int, **env_kwargs: Any) -> lis
 def find_splits(env_id: str, env_kwargs: Mapping[str, Any]) -> Splits:
     """The splits that an environment has, those of its tasks first; ``"default"`` alone where it has no tasks.
 
-    ``"switch"`` is interpolation with the hidden sign flipping at half time.
+    ``"switch"`` is interpolation with the hidden sign flipping, or other motors taking over, at half time.
 
     Args:
         env_id: The id of a registered environment.
@@ -122,6 +123,35 @@ def find_splits(env_id: str, env_kwargs: Mapping[str, Any]) -> Splits:
     half_time = (env.spec.max_episode_steps if env.spec else None) or 0
     splits["switch"] = {"split": "interpolation", "switch": {"step": half_time // 2}}
     return {split: chosen for split, chosen in splits.items() if _takes(env_id, {**env_kwargs, **chosen})}
+
+
+def with_warm_up(splits: Splits, env_id: str, env_kwargs: Mapping[str, Any], num_steps: int) -> Splits:
+    """The splits with so many steps before every episode that are not rewarded, in the same task.
+
+    Episodes are as long as without them, and a switch comes as long after their start.
+
+    Args:
+        splits: What :func:`find_splits` gave.
+        env_id: The id of the environment.
+        env_kwargs: Its other arguments.
+        num_steps: Number of steps.
+
+    Raises:
+        ValueError: The environment has no warm-up.
+    """
+    if not _takes(env_id, {**env_kwargs, "warm_up_steps": num_steps}):
+        raise ValueError(f"a warm-up is for environments that take 'warm_up_steps'; {env_id} does not. Leave it out.")
+    env = gym.make(env_id, **env_kwargs)
+    env.close()
+    limit = (env.spec.max_episode_steps if env.spec else None) or -1
+    warm: Splits = {}
+    for split, chosen in splits.items():
+        warm[split] = {**chosen, "warm_up_steps": num_steps}
+        if limit > 0:
+            warm[split]["max_episode_steps"] = limit + num_steps
+        if "step" in chosen.get("switch", {}):
+            warm[split]["switch"] = {"step": chosen["switch"]["step"] + num_steps}
+    return warm
 
 
 def held_out_splits(env_id: str, env_kwargs: Mapping[str, Any]) -> list[str]:

@@ -32,13 +32,16 @@ class Job:
     after: tuple["Job", ...] = ()
 
 
-def run_jobs(jobs: Sequence[Job], total_steps: int, description: str) -> dict[Job, Any]:
-    """Do all jobs, on all cores.
+def run_jobs(
+    jobs: Sequence[Job], total_steps: int, description: str, *, num_workers: int | None = None
+) -> dict[Job, Any]:
+    """Do all jobs, on all cores or in so many processes.
 
     Args:
         jobs: The most urgent ones first. Those that others come after are among them.
         total_steps: The steps that the jobs report by :func:`add_progress`, all together.
         description: What the progress bar says.
+        num_workers: The most processes; None for as many as there are cores.
 
     Returns:
         What each job gives, in the order of the jobs, whichever ended first: one seed gives one result.
@@ -55,7 +58,7 @@ def run_jobs(jobs: Sequence[Job], total_steps: int, description: str) -> dict[Jo
     if not jobs:
         return {}
     counter = multiprocessing.get_context("spawn").Value("Q", 0)
-    num_workers = min(len(jobs), os.cpu_count() or 1)
+    num_workers = min(len(jobs), num_workers or os.cpu_count() or 1)
     results: dict[Job, Any] = {}
     with (
         tqdm(total=total_steps, desc=description, unit="step", unit_scale=True, mininterval=2.0) as bar,

@@ -47,29 +47,32 @@ def compare_in_turns(
     *,
     case: Mapping[str, str | int] | None = None,
     targets: Mapping[str, float] | None = None,
+    clock: Callable[[], float] | None = None,
 ) -> list[Comparison]:
     """How many times as fast as the first side each of the others is.
 
     The sides run in turns, a short chunk of calls each, so that whatever else slows the machine slows all of them. A
-    ratio is that of the CPU times in two neighbouring chunks. A chunk lasts ``CHUNK_SECONDS``, or one call where that
-    takes longer.
+    ratio is that of the times in two neighbouring chunks. A chunk lasts ``CHUNK_SECONDS``, or one call where that takes
+    longer.
 
     Args:
         sides: The sides by name, the one to compare with first.
         num_pairs: Number of chunks of each side.
         case: What is compared, by the name of its column in a table.
         targets: What medians should reach, by the name of the side.
+        clock: The CPU time of this process for None; ``time.perf_counter`` where a side has threads or processes.
     """
-    lengths = {name: _chunk_length(call) for name, call in sides.items()}
+    clock = clock or time.process_time
+    lengths = {name: _chunk_length(call, clock) for name, call in sides.items()}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     gc.collect()
     gc.disable()  # else one side pays for what the other leaves behind
     try:
         for _, (name, call) in itertools.product(range(num_pairs), sides.items()):
-            started = time.process_time()
+            started = clock()
             for _ in range(lengths[name]):
                 call()
-            seconds[name].append((time.process_time() - started) / lengths[name])
+            seconds[name].append((clock() - started) / lengths[name])
     finally:
         gc.enable()
     (against, baseline), *others = seconds.items()
@@ -80,10 +83,10 @@ def compare_in_turns(
     return comparisons
 
 
-def _chunk_length(call: Callable[[], object]) -> int:
+def _chunk_length(call: Callable[[], object], clock: Callable[[], float]) -> int:
     """The number of calls that a chunk holds."""
-    length, started = 0, time.process_time()
-    while not length or time.process_time() - started < CHUNK_SECONDS:
+    length, started = 0, clock()
+    while not length or clock() - started < CHUNK_SECONDS:
         call()
         length += 1
     return length

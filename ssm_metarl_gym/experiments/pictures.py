@@ -14,7 +14,7 @@ from ssm_metarl_gym.experiments.evaluation import Policy, Rewards, evaluate
 from ssm_metarl_gym.experiments.report import Estimate
 from ssm_metarl_gym.files import replacing
 
-__all__ = ["draw_curves", "draw_returns", "film", "save_film"]
+__all__ = ["draw_curves", "draw_lines", "draw_returns", "film", "save_film"]
 
 _SMOOTHED_STEPS = 5
 
@@ -72,6 +72,33 @@ def draw_curves(
         axes.set(xlabel="step of the episode", title=split)
     all_axes[0].set_ylabel(f"mean reward of the last {_SMOOTHED_STEPS} steps")
     all_axes[-1].legend(fontsize="small")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def draw_lines(lines: Mapping[str, Mapping[str, Mapping[float, Estimate]]], x_label: str, path: Path) -> None:
+    """Draw mean returns with their intervals, a line for each agent and a part of the picture for each split.
+
+    An agent with the place 0 alone is a level: what needs none of what the axis tells.
+
+    Args:
+        lines: The mean return and its interval, by split, agent and place on the axis.
+        x_label: What the axis tells.
+        path: Where the picture goes.
+    """
+    figure, all_axes = _subplots(len(lines), (4.5 * len(lines), 3.5), layout="constrained")
+    agents = list(dict.fromkeys(agent for by_agent in lines.values() for agent in by_agent))
+    for (split, by_agent), axes in zip(lines.items(), all_axes, strict=True):
+        for agent, points in by_agent.items():
+            color, (means, lows, highs) = f"C{agents.index(agent) % 10}", zip(*points.values(), strict=True)
+            if list(points) == [0]:
+                axes.axhline(means[0], color=color, linestyle="--", label=agent)
+                continue
+            axes.plot(list(points), means, "o-", color=color, label=agent)
+            axes.fill_between(list(points), lows, highs, color=color, alpha=0.15)
+        axes.set(xlabel=x_label, title=split)
+    all_axes[0].set_ylabel("return")
+    all_axes[-1].legend(fontsize="x-small")
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120)
 

@@ -1,21 +1,28 @@
 """How sure a mean is."""
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-__all__ = ["bootstrap_interval", "interval_over_seeds"]
+__all__ = ["bootstrap_interval", "interquartile_mean", "interval_over_seeds"]
 
 CONFIDENCE: Final = 0.95
 
 
-def bootstrap_interval(values: npt.ArrayLike, seed: int, num_resamples: int = 2000) -> tuple[float, float]:
+def interquartile_mean(values: npt.ArrayLike, axis: int = 0) -> Any:
+    """The mean of the middle half of the values along an axis (Agarwal et al. 2021, https://arxiv.org/abs/2108.13264)."""
+    return stats.trim_mean(values, 0.25, axis=axis)
+
+
+def bootstrap_interval(
+    values: npt.ArrayLike, seed: int, num_resamples: int = 2000, *, statistic: Callable[..., Any] = np.mean
+) -> tuple[float, float]:
     """A 95 % interval of the mean of ``values``, ``Float[n]``, by the percentile bootstrap (Efron 1979).
 
-    Of one value it is that value, and of values that are not finite it is NaN.
+    Of one value it is that value, and of values that are not finite it is NaN. Another ``statistic`` must take an axis.
     """
     values = np.asarray(values, dtype=np.float64)
     if len(values) == 1 or not np.isfinite(values).all():
@@ -24,7 +31,7 @@ def bootstrap_interval(values: npt.ArrayLike, seed: int, num_resamples: int = 20
     with np.errstate(over="ignore"):  # in a standard error, which nobody asked for
         result = stats.bootstrap(
             (values,),
-            np.mean,
+            statistic,
             n_resamples=num_resamples,
             confidence_level=CONFIDENCE,
             method="percentile",

@@ -11,11 +11,10 @@ import numpy.typing as npt
 
 from ssm_metarl_gym.checks import check_choice, check_generator, check_integer, shown
 from ssm_metarl_gym.tasks.distributions import Distribution, register_kind
-from ssm_metarl_gym.tasks.families import TaskFamily
 from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Marginal, Uniform, marginal_from_dict
 from ssm_metarl_gym.tasks.task import Task, TaskBatch
 
-__all__ = ["LARGEST_DELAY", "ActuatorDistribution", "ActuatorTask", "actuator_family", "actuator_task_type"]
+__all__ = ["LARGEST_DELAY", "ActuatorDistribution", "ActuatorTask", "actuator_task_type"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -37,6 +36,8 @@ class ActuatorTask(Task):
     * ``offset_<i>``: what is added to motor i, in half ranges of the action space;
     * ``delay``: the number of steps that an action is late, a whole number.
     """
+
+    switch_draws = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,8 +100,7 @@ def actuator_task_type(num_motors: int) -> type[ActuatorTask]:
     motors = range(num_motors)
     entries = [(f"map_{i}_{j}", float, float(i == j)) for i in motors for j in motors]
     offsets = [(f"offset_{i}", float, 0.0) for i in motors]
-    # A lower limit of 0 would be exclusive; no whole number lies between -0.5 and 0.
-    limits = {name: (-1e6, 1e6) for name, *_ in (*entries, *offsets)} | {"delay": (-0.5, float(LARGEST_DELAY))}
+    limits = {name: (-1e6, 1e6) for name, *_ in (*entries, *offsets)} | {"delay": (0.0, float(LARGEST_DELAY))}
     docstring = f"The map of {num_motors} motors: see :class:`ActuatorTask`."
     return make_dataclass(
         f"ActuatorTask{num_motors}",
@@ -280,27 +280,3 @@ def _from_numbers(data: Mapping[str, Any]) -> ActuatorDistribution:
 
 
 register_kind("actuators", _from_numbers)
-
-
-def actuator_family(
-    num_motors: int,
-    *,
-    gain: Marginal = Uniform((0.6, 1.4)),  # noqa: B008 - a frozen value
-    extrapolation_gain: Marginal = Choice(0.4, 1.7),  # noqa: B008 - a frozen value
-    **others: Any,
-) -> TaskFamily:
-    """The family of maps that differ in their gains alone between training and extrapolation.
-
-    Args:
-        num_motors: Number of motors d.
-        gain: The gains of training and interpolation.
-        extrapolation_gain: The gains of extrapolation, all of them outside.
-        **others: The other fields of an :class:`ActuatorDistribution`, which all splits have.
-
-    Raises:
-        ValueError: An argument has no valid value.
-    """
-    return TaskFamily(
-        ActuatorDistribution(num_motors, gain=gain, **others),
-        ActuatorDistribution(num_motors, gain=extrapolation_gain, **others),
-    )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ssm_metarl_gym.tasks.task import Task
 
-__all__ = ["CartPoleTask", "PendulumTask", "PointNavigationTask"]
+__all__ = ["CartPoleTask", "ComplexODETask", "DoubleIntegratorTask", "PendulumTask", "PointNavigationTask"]
 
 # Limits of what the physics multiply by, and of what they divide by: no step overflows within them.
 _FACTOR, _DIVISOR = (0.0, 1e6), (1e-6, 1e6)
@@ -73,3 +73,38 @@ class PointNavigationTask(Task):
 
     goal_x: float = 0.5
     goal_y: float = 0.5
+
+
+@dataclass(frozen=True)
+class DoubleIntegratorTask(Task):
+    """The physics of a mass that a force pushes through the plane.
+
+    Attributes:
+        sign: +1, or -1 where the force acts against the command.
+        mass: Mass, which the force is divided by.
+        friction: Loss of velocity, by the mass.
+    """
+
+    signs = ("sign",)
+    positive = ("mass",)
+    limits = {"mass": _DIVISOR, "friction": (0.0, 1e6)}  # noqa: RUF012 - as in Task
+
+    sign: int = 1
+    mass: float = 1.0
+    friction: float = 0.0
+
+
+@dataclass(frozen=True)
+class ComplexODETask(Task):
+    """What a complex action a does to the rate of a number: ``Re(c0 a + c1 a^2)``.
+
+    Attributes:
+        c0: What acts in proportion to the action.
+        c1: What acts in proportion to its square.
+    """
+
+    switch_draws = True
+    limits = dict.fromkeys(("c0", "c1"), (-1e6, 1e6))
+
+    c0: float = 5.0
+    c1: float = 0.0

@@ -9,7 +9,14 @@ import numpy as np
 
 from ssm_metarl_gym.checks import check_choice, shown
 from ssm_metarl_gym.seeding import seed_sequence
-from ssm_metarl_gym.tasks.classic import CartPoleTask, PendulumTask, PointNavigationTask
+from ssm_metarl_gym.tasks.actuators import ActuatorDistribution, ActuatorTask
+from ssm_metarl_gym.tasks.classic import (
+    CartPoleTask,
+    ComplexODETask,
+    DoubleIntegratorTask,
+    PendulumTask,
+    PointNavigationTask,
+)
 from ssm_metarl_gym.tasks.distributions import Distribution, TaskDistribution, TaskSet, distribution_from_dict
 from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Marginal, Uniform
 from ssm_metarl_gym.tasks.mujoco import (
@@ -22,7 +29,7 @@ from ssm_metarl_gym.tasks.mujoco import (
 )
 from ssm_metarl_gym.tasks.task import Task
 
-__all__ = ["FAMILIES", "SPLITS", "TaskFamily", "parse_family"]
+__all__ = ["FAMILIES", "SPLITS", "TaskFamily", "actuator_family", "parse_family", "point_actuators"]
 
 SPLITS: Final = ("train", "interpolation", "extrapolation")
 
@@ -105,8 +112,11 @@ class TaskFamily:
 def parse_family(family: Any, task_type: type[Task]) -> TaskFamily:
     """The family that a user gave: its name, itself, a distribution to train on, or the dictionary of either."""
     if isinstance(family, str):
-        check_choice("family", family, [name for name in FAMILIES if FAMILIES[name].task_type is task_type])
-        return FAMILIES[family]
+        named = {name: known for name, known in FAMILIES.items() if known.task_type is task_type}
+        if issubclass(task_type, ActuatorTask):
+            named.setdefault("PointActuators", point_actuators(task_type.num_motors()))
+        check_choice("family", family, list(named))
+        return named[family]
     if isinstance(family, Mapping):
         family = (
             distribution_from_dict(family, task_type)
@@ -121,6 +131,37 @@ def parse_family(family: Any, task_type: type[Task]) -> TaskFamily:
             f"got {shown(family)}."
         )
     return family
+
+
+def actuator_family(
+    num_motors: int,
+    *,
+    gain: Marginal = Uniform((0.6, 1.4)),  # noqa: B008 - a frozen value
+    extrapolation_gain: Marginal = Choice(0.4, 1.7),  # noqa: B008 - a frozen value
+    **others: Any,
+) -> TaskFamily:
+    """The family of maps that differ in their gains alone between training and extrapolation.
+
+    Args:
+        num_motors: Number of motors d.
+        gain: The gains of training and interpolation.
+        extrapolation_gain: The gains of extrapolation, all of them outside.
+        **others: The other fields of an :class:`ActuatorDistribution`, which all splits have.
+
+    Raises:
+        ValueError: An argument has no valid value.
+    """
+    return TaskFamily(
+        ActuatorDistribution(num_motors, gain=gain, **others),
+        ActuatorDistribution(num_motors, gain=extrapolation_gain, **others),
+    )
+
+
+def point_actuators(dimension: int) -> TaskFamily:
+    """The family ``PointActuators`` in so many dimensions: an orthogonal mix of motors with gains."""
+    return actuator_family(
+        dimension, gain=Uniform((0.7, 1.3)), extrapolation_gain=Uniform((1.3, 2.0)), sign=False, rotation=True
+    )
 
 
 def _family(
@@ -154,6 +195,8 @@ _PENDULUM: Final[tuple[dict[str, Marginal], dict[str, Marginal]]] = (
     {"m": Uniform((0.5, 0.75), (1.25, 1.5)), "l": Uniform((0.5, 0.75), (1.25, 1.5))},
 )
 _SIGN: Final = Choice(-1, 1)
+_AIB_INNER: Final = Uniform((0.5, 1.5))
+_AIB_OUTER: Final = Uniform((0.1, 0.5), (1.5, 2.0))
 
 FAMILIES: Final[dict[str, TaskFamily]] = {
     "CartPole": _family(CartPoleTask, *_CARTPOLE),
@@ -168,6 +211,21 @@ FAMILIES: Final[dict[str, TaskFamily]] = {
         dict.fromkeys(("goal_x", "goal_y"), Uniform((-0.5, 0.5))),
         dict.fromkeys(("goal_x", "goal_y"), Uniform((-0.75, -0.5), (0.5, 0.75))),
     ),
+    # The hidden maps of this project's study, in two dimensions: of others see point_actuators.
+    "PointActuators": point_actuators(2),
+    # The ranges of AIB, the Actuator Inversion Benchmark of DMA*-SH (https://arxiv.org/abs/2602.06550), of which it has
+    # finite sets: see tasks/aib.py.
+    "DoubleIntegrator": _family(DoubleIntegratorTask, {"mass": _AIB_INNER}, {"mass": _AIB_OUTER}, sign=_SIGN),
+    "DoubleIntegratorFriction": _family(
+        DoubleIntegratorTask,
+        {"mass": _AIB_INNER, "friction": _AIB_INNER},
+        {"mass": _AIB_OUTER, "friction": _AIB_OUTER},
+    ),
+    "ComplexODE": _family(
+        ComplexODETask,
+        dict.fromkeys(("c0", "c1"), Uniform((-5, 5))),
+        dict.fromkeys(("c0", "c1"), Uniform((-10, -5), (5, 10))),
+    ),
     # The benchmarks of MAML (https://arxiv.org/abs/1703.03400), ProMP (https://arxiv.org/abs/1810.06784) and PEARL
     # (https://arxiv.org/abs/1903.08254), on Gymnasium's MuJoCo environments.
     "HalfCheetahVel": _family(HalfCheetahVelTask, {"velocity": Uniform((0, 3))}, {"velocity": Uniform((3, 4))}),
@@ -175,4 +233,10 @@ FAMILIES: Final[dict[str, TaskFamily]] = {
     "AntDir": TaskFamily(TaskDistribution(AntDirTask, {"direction": Uniform((0, 2 * math.pi))})),
     "HopperParams": _multipliers(HopperTask),
     "Walker2dParams": _multipliers(Walker2dTask),
+    # The motors of Gymnasium's robots, reversed, weak or strong, in Reacher swapped too: this project's.
+    "ReacherActuators": actuator_family(2, permutation=True),
+    "HalfCheetahActuators": actuator_family(6),
+    "AntActuators": actuator_family(8),
+    "HopperActuators": actuator_family(3),
+    "Walker2dActuators": actuator_family(6),
 }

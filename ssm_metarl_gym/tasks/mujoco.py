@@ -52,7 +52,9 @@ class ModelTask(Task):
     """Multipliers of the physics of a MuJoCo model: subclass it, one field of default 1 for each of them.
 
     A name consists of a part of the model and a quantity: ``<body>_mass``, ``<body>_inertia`` (the three principal
-    moments), ``<joint>_damping`` or ``<geom>_friction`` (sliding, torsional and rolling).
+    moments), ``<joint>_damping``, ``<geom>_friction`` (sliding, torsional and rolling) or ``<motor>_gear``; or it is
+    ``gravity``, or a quantity alone for all parts at once. ``ssm_metarl_gym.envs.mujoco_models`` says which a model
+    has, and makes an environment of them.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

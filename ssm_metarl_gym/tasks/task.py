@@ -22,12 +22,14 @@ class Task:
 
     Attributes:
         signs: The names of the parameters that are +1 or -1. The first is the one that a switch flips.
+        switch_draws: Whether a switch draws another task instead, of tasks without a sign.
         positive: The names of the parameters that must be > 0.
         limits: The least and the greatest value of a parameter, by name, where not every finite number will do: beyond
             them the physics could not be computed.
     """
 
     signs: ClassVar[tuple[str, ...]] = ()
+    switch_draws: ClassVar[bool] = False
     positive: ClassVar[tuple[str, ...]] = ()
     limits: ClassVar[Mapping[str, tuple[float, float]]] = {}
 
@@ -191,7 +193,10 @@ def _rules(task_type: type[Task]) -> dict[str, Rule]:
     """The rule of each parameter, by name, in the order of the fields."""
     rules = dict.fromkeys(task_type.parameter_names(), _FINITE)
     rules |= dict.fromkeys(task_type.positive, _POSITIVE)
-    rules |= {name: _within(*limits, exclusive=limits[0] == 0.0) for name, limits in task_type.limits.items()}
+    rules |= {
+        name: _within(*limits, exclusive=limits[0] == 0.0 and name in task_type.positive)
+        for name, limits in task_type.limits.items()
+    }
     return rules | dict.fromkeys(task_type.signs, _SIGN)
 
 

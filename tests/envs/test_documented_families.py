@@ -2,19 +2,26 @@
 
 import math
 import re
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
 import pytest
 
 import ssm_metarl_gym  # noqa: F401 - registers the environments
-from ssm_metarl_gym.tasks import FAMILIES, Choice
+from ssm_metarl_gym.tasks import FAMILIES, ActuatorDistribution, Choice, Uniform
+
+
+def file_name(family):
+    """The page of a family."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", family).lower().replace("cart_pole", "cartpole") + ".md"
+
 
 PAGES = {
-    name: re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().replace("cart_pole", "cartpole") + ".md"
+    name: file_name(name)
     for name in FAMILIES
-    # Their parameters are those of another page, and the sign.
-    if not name.endswith(("Polarity", "Switch"))
+    # Their parameters are those of another page, and the sign; those of hidden motors are drawn together.
+    if not name.endswith(("Polarity", "Switch", "Actuators"))
 }
 NAME = re.compile(r"`([\w<>]+)`")
 RANGE = re.compile(r"\[([^,\]]+), ([^\]]+)\]")
@@ -59,6 +66,25 @@ def test_a_page_tells_the_defaults_and_the_ranges_of_every_parameter(name, check
                 else:
                     assert np.array(marginal.intervals) == pytest.approx(np.array(intervals(cell)), rel=1e-12)
     assert told == set(defaults)
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name.endswith("Actuators")])
+def test_a_page_tells_how_motors_are_drawn(name, checkout):
+    page = (checkout / "docs/environments" / file_name(name)).read_text(encoding="utf-8")
+    table = {name: cells for name, *cells in re.findall(r"^\| `(\w+)` of [^|]+ \| ([^|]+) \| ([^|]+) \|$", page, re.M)}
+    family = FAMILIES[name]
+    same = {name: cells[0] for name, cells in table.items() if name != "gain"}
+    assert family.train == ActuatorDistribution(
+        family.task_type.num_motors(),
+        gain=Uniform(*intervals(table["gain"][0])),
+        sign=same.get("sign") == "-1 or +1",
+        permutation=same.get("permutation") == "swapped or not",
+        rotation=same.get("rotation") == "any",
+    )
+    outside = table["gain"][1]
+    outer = Uniform(*intervals(outside)) if "[" in outside else Choice(*map(float, outside.split(" or ")))
+    assert family.extrapolation == replace(family.train, gain=outer)
+    assert all(table[name][0] == table[name][1] for name in same)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

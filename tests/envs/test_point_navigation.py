@@ -126,7 +126,7 @@ def test_refuses_another_on_failure():
 def test_refuses_other_actions(action):
     env = make().unwrapped
     env.reset(seed=0)
-    with pytest.raises(ValueError, match=r"an action must be two finite numbers in an array of shape \(2,\); got "):
+    with pytest.raises(ValueError, match=r"an action must be finite numbers in an array of shape \(2,\); got "):
         env.step(action)
     assert env.state.tolist() == [0.0, 0.0]
 

@@ -22,3 +22,11 @@ def test_weights_and_normalisation_come_back(tmp_path):
     assert again.state_dict().keys() == model.state_dict().keys()
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_arguments_of_the_environment_decide_its_spaces(tmp_path):
+    env_id, env_kwargs = "ssm_metarl/PointActuators-v0", {"dimension": 3}
+    model = make_model(env_id, **env_kwargs)
+    assert (model.observation_dim, model.action_space.shape) == (6, (3,))
+    save_weights(model, tmp_path / "model.pt")
+    assert load_weights(env_id, tmp_path / "model.pt", **env_kwargs).observation_dim == 6

@@ -12,6 +12,7 @@ from ssm_metarl_gym.experiments.evaluation import (
     held_out_splits,
     mean_curve,
     returns_of,
+    with_warm_up,
 )
 from ssm_metarl_gym.wrappers import OnlineAdaptation, make_sb3_env
 
@@ -155,3 +156,36 @@ def test_splits_of_mujoco():
     assert list(find_splits("ssm_metarl/HalfCheetahDir-v0", {})) == ["train", "interpolation", "switch"]
     assert held_out_splits("ssm_metarl/HalfCheetahDir-v0", {}) == ["interpolation"]
     assert list(find_splits("ssm_metarl/HopperParams-v0", {})) == ["train", "interpolation", "extrapolation"]
+    assert list(find_splits("ssm_metarl/ReacherActuators-v0", {})) == ["train", *SPLITS]
+
+
+class TestWarmUp:
+    ENV_ID = "ssm_metarl/PendulumPolarity-v0"
+
+    def test_lengthens_episodes_and_comes_before_a_switch(self):
+        splits = with_warm_up(find_splits(self.ENV_ID, {}), self.ENV_ID, {}, 24)
+        assert splits["extrapolation"] == {"split": "extrapolation", "warm_up_steps": 24, "max_episode_steps": 224}
+        assert splits["switch"]["switch"] == {"step": 124}
+
+    def test_does_not_count_but_agents_remember_it(self):
+        splits = with_warm_up(find_splits(self.ENV_ID, {}), self.ENV_ID, {}, 3)
+        env = make_sb3_env(self.ENV_ID, 2, **{**splits["interpolation"], "max_episode_steps": 8})
+        agent = Still()
+        rewards = evaluate(agent, env, seed=0)
+        assert [np.flatnonzero(row).tolist() for row in rewards] == [[3, 4, 5, 6, 7]] * 2
+        assert [starts.all() for starts in agent.starts] == [True] + [False] * 7
+
+    def test_is_for_environments_that_have_one(self):
+        with pytest.raises(ValueError, match="a warm-up is for environments that take 'warm_up_steps'; CartPole-v1"):
+            with_warm_up({"default": {}}, "CartPole-v1", {}, 3)
+
+
+class Still:
+    """Does nothing, and remembers when episodes started."""
+
+    def __init__(self):
+        self.starts = []
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        self.starts.append(episode_start.copy())
+        return np.zeros((len(observation), 1)), None

@@ -57,3 +57,17 @@ def test_no_jobs_give_nothing():
 def test_what_a_job_raises_is_raised_here():
     with pytest.raises(ValueError, match="it cannot be done"):
         run_jobs([Job(fail, ())], 1, "working")
+
+
+def test_no_more_processes_are_taken_than_there_may_be(tmp_path, monkeypatch):
+    taken = []
+
+    def counted(num_workers, **initialising):
+        taken.append(num_workers)
+        return threads(num_workers, **initialising)
+
+    monkeypatch.setattr(jobs, "worker_pool", counted)
+    work = [Job(note, (tmp_path, name)) for name in "abc"]
+    run_jobs(work, 9, "working", num_workers=1)
+    run_jobs(work[:2], 6, "working", num_workers=5)
+    assert taken == [1, 2]

@@ -64,6 +64,13 @@ def test_chunks_last_as_long_as_they_are_told(clock, monkeypatch):
     assert calls == {"slow": 3 * 2, "fast": 3 * 8}
 
 
+def test_another_clock_may_count(monkeypatch):
+    monkeypatch.setattr(measuring, "CHUNK_SECONDS", 0.5)
+    now = [0.0]
+    sides = {name: lambda seconds=seconds: now.append(now[-1] + seconds) for name, seconds in (("a", 3.0), ("b", 1.5))}
+    assert compare_in_turns(sides, 2, clock=lambda: now[-1])[0].median == 2.0
+
+
 def test_the_garbage_collector_rests_meanwhile_and_is_back_whatever_happens(monkeypatch):
     monkeypatch.setattr(measuring, "CHUNK_SECONDS", 0.0)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssm_metarl_gym.experiments.pictures import draw_curves, draw_returns, film, save_film
+from ssm_metarl_gym.experiments.pictures import draw_curves, draw_lines, draw_returns, film, save_film
 from ssm_metarl_gym.experiments.report import Estimate
 from ssm_metarl_gym.wrappers import make_sb3_env
 
@@ -28,6 +28,17 @@ def test_returns_are_drawn(tmp_path):
     draw_returns(estimates, {agent: {"switch": [1.0, 2.0], "default": [2.0]} for agent in "ab"}, path)
     assert is_drawn(path)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_lines_and_levels_are_drawn(tmp_path):
+    told = {1.0: Estimate(3.0, 2.0, 4.0), 2.0: Estimate(4.0, 3.0, 5.0)}
+    for name, level in (("low", 1.0), ("high", 4.5)):
+        corrected = {0: Estimate(level, level, level)}
+        draw_lines(
+            {"switch": {"told": told, "corrected": corrected}, "nominal": {"told": told}}, "d", tmp_path / f"{name}.png"
+        )
+        assert is_drawn(tmp_path / f"{name}.png")
+    assert (tmp_path / "low.png").read_bytes() != (tmp_path / "high.png").read_bytes()
 
 
 def test_curves_are_drawn_with_the_step_of_the_change(tmp_path):

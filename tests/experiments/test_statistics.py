@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from ssm_metarl_gym.experiments.statistics import bootstrap_interval, interval_over_seeds
+from ssm_metarl_gym.experiments.statistics import bootstrap_interval, interquartile_mean, interval_over_seeds
 
 
 class TestBootstrapInterval:
@@ -23,6 +23,10 @@ class TestBootstrapInterval:
     @pytest.mark.parametrize(("values", "end"), [([3.0], 3.0), ([2.0, 2.0], 2.0), ([1e300, 1e300], 1e300)])
     def test_without_a_spread_it_is_the_mean(self, values, end):
         assert bootstrap_interval(values, 0) == pytest.approx((end, end))
+
+    def test_of_another_statistic(self):
+        low, high = bootstrap_interval([1.0] * 20 + [1000.0], 0, statistic=interquartile_mean)
+        assert (low, high) == (1.0, 1.0)
 
     @pytest.mark.parametrize("values", [[1.0, math.nan], [1.0, math.inf], [math.nan]])
     def test_what_is_not_finite_has_none(self, values):
@@ -47,3 +51,8 @@ class TestIntervalOverSeeds:
         assert interval_over_seeds([values], 3) == bootstrap_interval(values, 3)
         low, high = interval_over_seeds([[0.0, 2.0] * 50], 0)  # 1 +- 1.96 * 0.1
         assert (low, high) == pytest.approx((0.8, 1.2), abs=0.05)
+
+
+def test_an_interquartile_mean_is_that_of_the_middle_half():
+    assert interquartile_mean([-1e9, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 1e9]) == 3.5
+    assert interquartile_mean(np.array([[0.0, 4.0, 6.0, 100.0], [1.0, 1.0, 1.0, 1.0]]), axis=1).tolist() == [5.0, 1.0]

@@ -2,6 +2,8 @@ import json
 import math
 import os
 
+import gymnasium as gym
+import numpy as np
 import pytest
 
 TINY = ["--rows", "2", "--sb3-rows", "2", "--pairs", "1"]
@@ -72,6 +74,33 @@ def test_no_family_leaves_a_comparison_out(bench_envs, capsys):
     bench_envs.main([*TINY, "--families", "--sb3-families", "PendulumSwitch-v0"])
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| PendulumSwitch-v0")]
     assert row.startswith("| PendulumSwitch-v0 | 2 | SB3VecEnv | DummyVecEnv | ")
+
+
+@pytest.mark.slow
+def test_rows_of_mujoco_are_compared_with_processes_and_with_their_physics(bench_envs, capsys):
+    pytest.importorskip("mujoco")
+    none = ["--families", "--sb3-families", "--mujoco-families", "ReacherActuators-v0", "--mujoco-rows", "2"]
+    bench_envs.main([*TINY, *none])
+    rows = [line.split(" | ")[:4] for line in capsys.readouterr().out.splitlines() if line.startswith("| Reacher")]
+    sides = ("AsyncVectorEnv", "mj_step", "mujoco.rollout")
+    assert rows == [["| ReacherActuators-v0", "2", side, "SyncVectorEnv"] for side in sides]
+
+
+@pytest.mark.parametrize("family", ["HalfCheetahVel", "HopperParams"])
+def test_the_physics_alone_move_as_the_environments_do(bench_envs, family):
+    pytest.importorskip("mujoco")
+    singles = [gym.make(f"ssm_metarl/{family}-v0", task={}) for _ in range(3)]
+    others = [gym.make(f"ssm_metarl/{family}-v0", task={}) for _ in range(3)]
+    steps = bench_envs.physics_alone(singles, seed=4)
+    for i, other in enumerate(others):
+        other.reset(seed=4 + i)
+    for action in np.random.default_rng(0).uniform(-1, 1, (3, 3, *singles[0].action_space.shape)):
+        steps["mj_step"](action)
+        steps["mujoco.rollout"](action)
+        for other, row in zip(others, action, strict=True):
+            other.step(row)
+    for single, other in zip(singles, others, strict=True):
+        assert single.unwrapped.state_vector().tolist() == other.unwrapped.state_vector().tolist()
 
 
 def test_memory_is_shown_instead(bench_envs, monkeypatch, tmp_path, capsys):

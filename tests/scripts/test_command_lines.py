@@ -37,6 +37,19 @@ BAD_ENV_KWARGS = [
     """--env ssm_metarl/HalfCheetahDir-v0 --env-kwargs '{"xml_file": "nowhere.xml"}'""",
 ]
 LINES = {
+    "actuators": [
+        *BAD_FOLDERS,
+        "--output taken",
+        "--dimensions 0",
+        "--dimensions 17",
+        "--aib Pendulum",
+        "--rows corected_filter",
+        "--steps 0",
+        "--seeds 0",
+        f"--num-tasks {HUGE}",
+        "--num-tasks 19",
+        "--processes -1",
+    ],
     "bench_adaptation": [*BAD_FILES, "--rows 0", f"--rows {HUGE}", "--calls 99", "--pairs 0", "--seed -1"],
     "bench_envs": [
         *BAD_FILES,
@@ -45,6 +58,8 @@ LINES = {
         f"--rows {HUGE}",
         "--sb3-rows 0",
         "--families HopperParams-v0",
+        "--mujoco-families CartPole-v0",
+        "--mujoco-rows 0",
         "--memory-steps 7",
         "--seed -1",
         "positional",
@@ -100,7 +115,8 @@ LINES = {
         *BAD_FOLDERS,
         "",
         "--output taken",
-        "--envs Ant-v5",
+        "--envs Pendulum-v1",
+        "--conditions broken",
         "--seeds 0",
         f"--tasks {HUGE}",
         "--transitions 99",

@@ -40,7 +40,14 @@ class TestJudge:
 
     @pytest.mark.parametrize(
         ("family", "task"),
-        [("CartPole", {"length": 0.3}), ("Pendulum", {"m": 1.2}), ("PointNavigation", {"goal_y": -0.3})],
+        [
+            ("CartPole", {"length": 0.3}),
+            ("Pendulum", {"m": 1.2}),
+            ("PointNavigation", {"goal_y": -0.3}),
+            ("PointActuators", {"map_0_1": 0.3}),
+            ("DoubleIntegrator", {"mass": 0.7}),
+            ("ComplexODE", {"c1": 2.0}),
+        ],
     )
     def test_returns_are_those_of_the_environment(self, headroom, family, task):
         judge = headroom.Judge(family, "interpolation")

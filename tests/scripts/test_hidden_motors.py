@@ -1,7 +1,6 @@
 import json
 from types import SimpleNamespace
 
-import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -19,7 +18,13 @@ def motors(load_script):
 @pytest.mark.parametrize("env_id", [CHEETAH, REACHER])
 @pytest.mark.parametrize(
     ("condition", "num_matrices", "gains"),
-    [("hidden", 1, (0.6, 1.4)), ("extrapolation", 1, (0.4, 1.7)), ("change", 2, (0.6, 1.4)), ("nominal", 1, (1, 1))],
+    [
+        ("hidden", 1, (0.6, 1.4)),
+        ("extrapolation", 1, (0.4, 1.7)),
+        ("swapped", 1, (0.6, 1.4)),
+        ("change", 2, (0.6, 1.4)),
+        ("nominal", 1, (1, 1)),
+    ],
 )
 def test_matrices_reverse_weaken_and_swap_motors(motors, env_id, condition, num_matrices, gains):
     matrices = motors.draw_matrices(env_id, condition, 40, seed=1)
@@ -33,7 +38,20 @@ def test_matrices_reverse_weaken_and_swap_motors(motors, env_id, condition, num_
     assert sizes.max() <= gains[1]
     assert (matrices < 0.0).any() == (condition != "nominal")
     is_swapped = ~driven[..., 0, 0]
-    assert is_swapped.any() == (env_id == REACHER and condition != "nominal")
+    assert is_swapped.any() == (condition == "swapped" or (env_id == REACHER and condition != "nominal"))
+
+
+@pytest.mark.parametrize(("condition", "gain"), [("reversed", -1.0), ("dead", 0.0), ("weak", 0.5)])
+def test_one_motor_fails_half_way(motors, condition, gain):
+    matrices = motors.draw_matrices(CHEETAH, condition, 40, seed=1)
+    np.testing.assert_array_equal(matrices[:, 0], np.broadcast_to(np.eye(6), (40, 6, 6)))
+    failed = np.sort(matrices[:, 1].reshape(40, 36), axis=1)
+    expected = np.sort(np.append(np.eye(6)[1:].ravel(), [gain, *np.zeros(5)]))
+    np.testing.assert_array_equal(failed, np.broadcast_to(expected, (40, 36)))
+    assert len({int(np.diag(one).argmin()) for one in matrices[:, 1]}) == 6
+    # Who undoes it leaves a dead motor alone.
+    undone = np.diagonal(motors.invert(matrices[:, 1]) @ matrices[:, 1], axis1=1, axis2=2)
+    np.testing.assert_allclose(undone.min(axis=1), float(gain != 0.0), atol=1e-12)
 
 
 def test_another_matrix_from_half_way_on(motors):
@@ -42,21 +60,61 @@ def test_another_matrix_from_half_way_on(motors):
         np.testing.assert_array_equal(motors.matrix_at(matrices, t, 50), matrices[:, which])
 
 
-def test_who_undoes_the_matrix_does_as_where_there_is_none(motors):
-    (matrices,) = motors.draw_matrices(REACHER, "hidden", 1, seed=0)
-    plain, hidden = gym.make(REACHER), motors.make_env(REACHER, matrices)
-    for env in (plain, hidden):
-        env.reset(seed=0)
-        env.action_space.seed(0)
-    for _ in range(5):
-        action = 0.5 * plain.action_space.sample()
-        expected, *_ = plain.step(action)
-        found, *_ = hidden.step(np.linalg.solve(matrices[0], action))
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+@pytest.fixture
+def play(motors):
+    """A function that gives the returns in each 50 steps of an agent, whose policy takes the same actions always."""
+
+    class Policy:
+        def predict(self, observations, *, deterministic):
+            action = np.full((len(observations), num_actions), 0.3, np.float32)
+            action[:, 0] = -0.2
+            return action, None
+
+    def run(agent, env_id, matrices):
+        nonlocal num_actions
+        num_actions = matrices.shape[-1]
+        env = SimpleNamespace(normalize_obs=lambda observations: observations)
+        return motors.run(agent, env_id, lambda: motors.Nominal(Policy(), env, None), matrices, 0)
+
+    num_actions = 0
+    return run
+
+
+def test_who_undoes_the_matrix_does_as_where_there_is_none(motors, play):
+    hidden, none = (motors.draw_matrices(REACHER, condition, 3, seed=0) for condition in ("change", "nominal"))
+    expected = play("as_is", REACHER, none)
+    assert expected.shape == (3, 1)
+    np.testing.assert_allclose(play("told", REACHER, hidden), expected, rtol=1e-4)
+    assert (np.abs(play("as_is", REACHER, hidden) - expected) > 0.1).any()
+
+
+def test_motors_fail_half_way_and_nothing_is_earned_after_the_end(motors, play):
+    hopper = play("as_is", "Hopper-v5", motors.draw_matrices("Hopper-v5", "nominal", 2, seed=0))
+    assert hopper.shape == (2, 8)
+    assert (hopper[:, 0] > 0.0).all()
+    assert (hopper[:, 4:] == 0.0).all()  # they have fallen
+    sound, dead = (motors.draw_matrices(CHEETAH, condition, 1, seed=0) for condition in ("nominal", "dead"))
+    expected, as_is, told = play("as_is", CHEETAH, sound), play("as_is", CHEETAH, dead), play("told", CHEETAH, dead)
+    np.testing.assert_array_equal(as_is[:, :4], expected[:, :4])
+    assert (as_is[:, 4:] != expected[:, 4:]).all()
+    np.testing.assert_allclose(told, as_is)  # nothing undoes it
+
+
+def test_the_table_of_failures_says_what_was_earned_before_and_after(motors):
+    scales = {"as_is": 0.25, "told": 1.0, "told_late": 1.0, "corrected": 0.5}
+    rows = [
+        {"env": CHEETAH, "seed": seed, "condition": "weak", "agent": agent, "each_50_steps": windows}
+        for agent, scale in scales.items()
+        for seed, windows in enumerate([[[100.0] * 4 + [scale * 40.0] * 4], [[100.0] * 4 + [scale * 80.0] * 4]])
+    ]
+    lines = motors.format_failures(rows).splitlines()
+    assert len(lines) == 2 + 4
+    assert lines[5].startswith("| HalfCheetah-v5 | weak | corrected | 100 [100, 100] | 30 [")
+    assert lines[5].endswith("| 50.0 [50.0, 50.0] % kept (50.0, 50.0) |")
 
 
 def test_the_table_says_what_was_gained_in_each_seed(motors):
-    returns = {"as_is": (0.0, 10.0), "told": (100.0, 110.0), "corrected": (90.0, 90.0)}
+    returns = {"as_is": (0.0, 10.0), "told": (100.0, 110.0), "told_late": (100.0, 10.0), "corrected": (90.0, 90.0)}
     rows = [
         {"env": CHEETAH, "seed": seed, "condition": condition, "agent": agent, "returns": [mean - 1.0, mean + 1.0]}
         for condition, scale in (("hidden", 1.0), ("nominal", -1.0))
@@ -65,7 +123,9 @@ def test_the_table_says_what_was_gained_in_each_seed(motors):
     ]
     lines = motors.format_table(rows).splitlines()
     assert len(lines) == 4
-    assert lines[2].endswith("| 85.0 [21.5, 148.5] % of the gap (90.0, 80.0) |")
+    assert lines[2].endswith(
+        "| 50.0 [-585.3, 685.3] % of the gap (100.0, 0.0) | 85.0 [21.5, 148.5] % of the gap (90.0, 80.0) |"
+    )
     # -190 in place of -100, and in place of -110.
     assert lines[3].endswith("| 18.6 [-91.1, 128.4] % kept (10.0, 27.3) |")
 
@@ -81,20 +141,22 @@ def run_main(motors, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         motors,
         "run",
-        lambda name, env_id, fit, matrices, seed: np.full(len(matrices), len(matrices) + motors.AGENTS.index(name)),
+        lambda name, env_id, fit, matrices, seed: np.full(
+            (len(matrices), 1), len(matrices) + motors.AGENTS.index(name)
+        ),
     )
 
     def run(*options):
         motors.main(["--output", str(tmp_path), *(options or ["--tasks", "2"])])
         lines = capsys.readouterr().out.splitlines()
-        return lines[:-6], lines[-6:]
+        return lines[:-9], lines[-9:]
 
     return run
 
 
 def test_half_a_line_that_was_left_by_a_kill_is_measured_again(run_main, tmp_path):
     measured, table = run_main()
-    assert len(measured) == 2 * 4 * 3
+    assert len(measured) == 2 * 7 * 4
     path = tmp_path / "results.jsonl"
     path.write_text(path.read_text()[:-20])
     assert run_main() == (measured[-1:], table)

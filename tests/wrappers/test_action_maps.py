@@ -12,7 +12,7 @@ from torch import nn
 
 from ssm_metarl_gym.agents import AdaptationConfig, Adapter, DynamicsModel, KalmanAdapter
 from ssm_metarl_gym.wrappers import ActionCorrection, OnlineAdaptation, VectorActionCorrection, VectorOnlineAdaptation
-from ssm_metarl_gym.wrappers.action_maps import deviation, undo_maps
+from ssm_metarl_gym.wrappers.action_maps import undo_maps
 
 REVERSED = [[0.0, -0.8], [1.2, 0.0]]  # swapped, one of them the other way round
 GRADIENTS = AdaptationConfig(
@@ -27,6 +27,7 @@ class Plane(gym.Env):
         self.observation_space = spaces.Box(-np.inf, np.inf, (2,), dtype=np.float64)
         self.action_space = spaces.Box(-1.0, 1.0, (2,))
         self.matrix, self._noise, self.fails = np.array(matrix), noise, False
+        self.offset = np.zeros(2)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -34,7 +35,8 @@ class Plane(gym.Env):
         return self._position.copy(), {}
 
     def step(self, action):
-        self._position = self._position + self.matrix @ action + self._noise * self.np_random.normal(size=2)
+        noise = self._noise * self.np_random.normal(size=2)
+        self._position = self._position + self.matrix @ action + self.offset + noise
         shown = np.where(self.fails, np.nan, self._position)
         return shown, 0.0, False, False, {}
 
@@ -95,11 +97,6 @@ class TestClosedForm:
         expected = torch.tensor([[-0.5, -0.5], [1.0, 0.0]]).double()
         torch.testing.assert_close(undo_maps(maps, wanted, low, high, 0.0), expected)
 
-    def test_the_deviation_of_a_map(self):
-        covariance = torch.tensor([[[4.0, 0.0], [0.0, 1.0]], [[1.0, 0.5], [0.5, 1.0]], [[0.0, 0.0], [0.0, 1.0]]])
-        offsets = torch.tensor([[2.0, 3.0], [1.0, -1.0], [0.0, 0.0]])
-        torch.testing.assert_close(deviation(offsets, covariance), torch.tensor([5.0, 2.0, torch.nan]), equal_nan=True)
-
 
 class TestGate:
     def test_where_nothing_is_hidden_the_asked_actions_pass_bit_for_bit(self):
@@ -149,6 +146,29 @@ def test_a_change_is_told_by_the_filter_alone_which_keeps_its_map():
     assert info["adaptation"]["num_changes"] == 0
     assert info["adaptation"]["num_transitions"] == 16  # of the window, which was not cleared
     np.testing.assert_allclose(env.env.model.action_map.detach(), REVERSED, atol=0.1)
+
+
+def test_an_offset_is_undone():
+    env = wrap(np.diag([-0.8, 1.0]), regularisation=0.0)
+    env.unwrapped.offset = np.array([0.1, -0.15])
+    for report in reports_of(env)[5:]:
+        expected = (report["asked"] - [0.1, -0.15]) / [-0.8, 1.0]
+        np.testing.assert_allclose(np.clip(expected, -1, 1), report["taken"], atol=0.1)
+
+
+def test_where_a_motor_dies_the_other_one_does_what_was_asked():
+    env = wrap(np.eye(2), regularisation=0.001)
+    reports_of(env)
+    env.unwrapped.matrix = np.diag([0.0, -0.7])
+    reports = [env.step(action)[-1]["correction"] for action in asked_actions(20, seed=1)]
+    for report in reports[4:]:
+        assert report["gate_open"]
+        np.testing.assert_allclose(np.clip(report["asked"][1] / -0.7, -1, 1), report["taken"][1], atol=0.1)
+
+
+def test_what_no_map_explains_is_left_alone():
+    reports = reports_of(wrap(np.eye(2), noise=0.05), 60)  # 25 times the variance that the model reckons with
+    assert np.mean([report["gate_open"] for report in reports]) < 0.2
 
 
 class TestExploration:

@@ -7,7 +7,13 @@ from gymnasium import spaces
 from torch import nn
 
 from ssm_metarl_gym.agents import DynamicsModel, KalmanAdapter
-from ssm_metarl_gym.agents.adaptation.kalman import kalman_predict, kalman_update, normalised_innovation, whiten
+from ssm_metarl_gym.agents.adaptation.kalman import (
+    kalman_predict,
+    kalman_update,
+    log_likelihood,
+    normalised_innovation,
+    whiten,
+)
 
 MSE = nn.MSELoss()
 
@@ -62,7 +68,7 @@ class TestClosedForm:
         mean = source + covariance @ (h.T @ (precision * (y - h @ source)))
         torch.testing.assert_close(model.w.detach(), mean)
         torch.testing.assert_close(adapter.variance["w"], covariance.diagonal())
-        torch.testing.assert_close(adapter.state_dict()["filter"]["covariance"][0], covariance)
+        torch.testing.assert_close(adapter.covariance, covariance)
 
     def test_with_process_noise_it_is_the_posterior_of_the_moving_weights(self):
         model = Linear(SOURCE, NOISE)
@@ -82,7 +88,7 @@ class TestClosedForm:
         unexplained = targets.flatten() - h @ source.repeat(num_rows)
         offset, covariance = posterior(joint, h, unexplained, torch.tensor(NOISE, dtype=torch.float64).repeat(num_rows))
         torch.testing.assert_close(model.w.detach(), source + offset[-3:])
-        torch.testing.assert_close(adapter.state_dict()["filter"]["covariance"][0], covariance[-3:, -3:])
+        torch.testing.assert_close(adapter.covariance, covariance[-3:, -3:])
 
     def test_the_functions_on_many_rows(self):
         generator = torch.Generator().manual_seed(0)
@@ -90,7 +96,7 @@ class TestClosedForm:
         mean, v = torch.randn(4, 3, generator=generator).double(), torch.randn(4, 2, generator=generator).double()
         noise = torch.tensor([0.5, 2.0]).double()
         covariance = root @ root.mT
-        whitened = whiten(covariance, v, h, noise)
+        whitened, log_volume = whiten(covariance, v, h, noise)
         new_mean, new_covariance = kalman_update(mean, covariance, whitened)
         for row in range(4):
             offset, expected = posterior(covariance[row], h[row], v[row], noise)
@@ -100,18 +106,29 @@ class TestClosedForm:
             assert normalised_innovation(whitened)[row].item() == pytest.approx(
                 (v[row] @ torch.linalg.inv(s) @ v[row]).item() / 2.0
             )
+            assert log_volume[row].item() == pytest.approx(torch.logdet(s).item())
         assert torch.equal(new_covariance, new_covariance.mT)
 
     def test_the_prior_stays_the_prior_where_nothing_is_seen(self):
         source = torch.tensor([1.0, 2.0]).double()
         mean, covariance = torch.tensor([[3.0, -1.0]]).double(), torch.tensor([[[0.1, 0.05], [0.05, 0.2]]]).double()
-        once = kalman_predict(mean, covariance, source, 2.0, 0.5)
+        prior = torch.tensor([2.0, 2.0]).double()
+        once = kalman_predict(mean, covariance, source, prior, 0.5)
         torch.testing.assert_close(once[0], source + 0.75**0.5 * torch.tensor([[2.0, -3.0]]).double())
         torch.testing.assert_close(once[1], torch.tensor([[[0.575, 0.0375], [0.0375, 0.65]]]).double())
         for _ in range(200):
-            mean, covariance = kalman_predict(mean, covariance, source, 2.0, 0.5)
+            mean, covariance = kalman_predict(mean, covariance, source, prior, 0.5)
         torch.testing.assert_close(mean, source[None])
-        torch.testing.assert_close(covariance, 2.0 * torch.eye(2).double()[None])
+        torch.testing.assert_close(covariance, torch.diag(prior)[None])
+
+    def test_each_weight_has_a_prior_of_its_own(self):
+        mean, covariance = torch.tensor([3.0, 2.0, 0.0]).double(), torch.zeros(3, 3).double()
+        covariance[1, 1] = 0.1
+        # None, less than the noise, and more.
+        prior = torch.tensor([0.0, 0.25, 2.0]).double()
+        mean, covariance = kalman_predict(mean, covariance, torch.ones(3).double(), prior, 0.5)
+        assert mean.tolist() == pytest.approx([3.0, 1.0, 1.0 - 0.75**0.5])
+        torch.testing.assert_close(covariance, torch.diag(torch.tensor([0.0, 0.25, 0.5]).double()))
 
     def test_variance_that_is_not_seen_never_exceeds_the_prior(self):
         adapter = KalmanAdapter(Linear(SOURCE, NOISE), process_noise=0.2, trust_region_eps=math.inf)
@@ -177,6 +194,16 @@ class TestSurprises:
         assert adapter.model.w.item() > 2.6
         assert adapter.stats.covariance_resets == 1
 
+    def test_what_other_parameters_would_explain_is_a_change_at_once(self):
+        # Two targets of one weight: 4 in both is another weight, 4 and -4 are of none.
+        for second, is_change in ((4.0, True), (-4.0, False)):
+            adapter = KalmanAdapter(Linear([0.0], [0.01, 0.01]), trust_region_eps=math.inf)
+            states = torch.ones(21, 2).double()
+            targets = torch.tensor([[0.0, 0.0]] * 20 + [[4.0, second]]).double()
+            adapter.adapt(MSE, {"states": states, "targets": targets})
+            assert adapter.stats.covariance_resets == is_change
+            assert adapter.model.w.item() == pytest.approx(4.0 if is_change else 0.0, abs=0.1)
+
     def test_a_million_times_an_outlier_moves_nothing(self):
         adapter = scalar()
         see(adapter, *[1.0] * 50)
@@ -207,9 +234,109 @@ def random_model(num_actions=2, observation_dim=3):
     return model
 
 
+class Choices(Linear):
+    """Three weights, of which none, the first, or all may have changed."""
+
+    def __init__(self):
+        super().__init__([0.0, 0.0, 0.0], [0.1, 0.1])
+        self.hypotheses = torch.tensor([[0.0, 0.0, 0.0], [4.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+
+
+def choose(**options):
+    return KalmanAdapter(Choices(), trust_region_eps=math.inf, **options)
+
+
+class TestHypotheses:
+    def test_without_forgetting_they_are_compared_by_their_evidence(self):
+        adapter = choose(process_noise=0.0, surprise=math.inf)
+        states, targets = stream(6)
+        targets = targets / 3.0
+        adapter.adapt(MSE, {"states": states, "targets": targets})
+        one = torch.full((2,), 0.1).double()
+        log_odds, means, covariances = [], [], []
+        for variances, num_free, noise in (
+            ([0.0, 0.0, 0.0], 0, one),
+            ([4.0, 0.0, 0.0], 1, one),
+            ([1.0, 1.0, 1.0], 3, one),
+            ([0.0, 0.0, 0.0], 3, 10.0 * one),  # something else, as likely beforehand as the most parameters
+        ):
+            mean, covariance = torch.zeros(3).double(), torch.diag(torch.tensor(variances).double())
+            evidence = -math.log(1.0 + num_free)
+            for h, y in zip(states.view(-1, 2, 3), targets, strict=True):
+                # Student's t of two numbers with 4 degrees of freedom and the scale S, up to a constant.
+                scale, v = h @ covariance @ h.T + torch.diag(noise), y - h @ mean
+                distance = (v @ torch.linalg.inv(scale) @ v).item()
+                evidence += -3.0 * math.log(1.0 + distance / 4.0) - 0.5 * torch.logdet(scale).item()
+                offset, covariance = posterior(covariance, h, v, noise)
+                mean = mean + offset
+            log_odds.append(evidence)
+            means.append(mean)
+            covariances.append(covariance)
+        beliefs = torch.tensor(log_odds).double().softmax(0)
+        torch.testing.assert_close(adapter.beliefs, beliefs, rtol=1e-5, atol=1e-12)
+        mean = beliefs @ torch.stack(means)
+        torch.testing.assert_close(adapter.model.w.detach(), mean)
+        second_moments = [c + torch.outer(m, m) for c, m in zip(covariances, means, strict=True)]
+        spread = (beliefs[:, None, None] * torch.stack(second_moments)).sum(0) - torch.outer(mean, mean)
+        torch.testing.assert_close(adapter.covariance, spread)
+
+    def test_what_they_cannot_explain_is_something_else(self):
+        adapter = choose()
+        states, noise = stream(40)
+        adapter.adapt(MSE, {"states": states, "targets": noise})  # a variance of 9 in place of 0.1
+        assert adapter.beliefs.argmax().item() == 3
+        assert adapter.belief_in_source(adapter.state).item() > 0.9
+        torch.testing.assert_close(adapter.model.w.detach(), torch.zeros(3).double(), atol=0.05, rtol=0.0)
+
+    @pytest.mark.parametrize(("true", "which"), [([0, 0, 0], 0), ([-2, 0, 0], 1), ([0.5, -1, 1], 2)])
+    def test_the_least_that_explains_is_believed(self, true, which):
+        adapter = choose()
+        states, noise = stream(10)
+        targets = states.view(-1, 2, 3) @ torch.tensor(true).double() + 0.1 * noise
+        adapter.adapt(MSE, {"states": states, "targets": targets})
+        assert adapter.beliefs.argmax().item() == which
+        of_source = adapter.beliefs[0] + adapter.beliefs[3]
+        assert adapter.belief_in_source(adapter.state).item() == pytest.approx(of_source.item())
+        torch.testing.assert_close(adapter.model.w.detach(), torch.tensor(true).double(), atol=0.3, rtol=0.0)
+
+    def test_what_was_believed_long_is_given_up_soon(self):
+        adapter = choose()
+        states, noise = stream(400)
+        changed = torch.where(torch.arange(400)[:, None] < 395, 0.0, -2.0 * states.view(-1, 2, 3)[..., 0])
+        for t in range(400):
+            adapter.adapt(MSE, {"states": states[t : t + 1], "targets": (changed + 0.1 * noise)[t : t + 1]})
+            if t == 394:
+                assert adapter.beliefs[0] > 0.9
+        assert adapter.beliefs[1] > 0.9
+        assert adapter.model.w[0].item() == pytest.approx(-2.0, abs=0.2)
+
+    def test_the_likelihood_is_that_of_students_t(self):
+        sizes = torch.tensor([0.0, 2.0, 1e6]).double()
+        # (1 + v^2 / 4)^(-5/2) of one number.
+        t = torch.distributions.StudentT(4.0)
+        expected = t.log_prob(sizes.sqrt()) - t.log_prob(torch.zeros(3).double())
+        torch.testing.assert_close(log_likelihood(sizes, torch.zeros(3), 1), expected)
+        # A scale of e^2 in all three of three numbers: log |S| = 6.
+        assert log_likelihood(torch.zeros(1), torch.tensor([6.0]), 3).item() == -3.0
+
+    def test_rows_are_those_of_single_adapters(self):
+        adapter = choose()
+        states, targets = stream(12)
+        many = adapter.initial_state(3)
+        for t in range(4):
+            many = adapter.update(many, states[3 * t : 3 * t + 3], targets[3 * t : 3 * t + 3])
+        for row in range(3):
+            one = adapter.initial_state()
+            for t in range(4):
+                one = adapter.update(one, states[3 * t + row][None], targets[3 * t + row][None])
+            for name, tensor in vars(one).items():
+                torch.testing.assert_close(getattr(many, name)[row], tensor[0])
+
+
 class TestActionMap:
-    @pytest.mark.parametrize("hidden", [[[-1.0, 0.0], [0.0, 0.6]], [[0.0, 1.3], [-0.8, 0.0]]])
-    def test_it_finds_a_hidden_map(self, hidden):
+    @pytest.mark.parametrize("offset", [[0.0, 0.0], [0.2, -0.3]])
+    @pytest.mark.parametrize("hidden", [[[-1.0, 0.0], [0.0, 0.6]], [[0.0, 1.0], [-0.8, 0.0]]])
+    def test_it_finds_a_hidden_map_and_offset(self, hidden, offset):
         model, rng = random_model(), np.random.default_rng(0)
         adapter = KalmanAdapter(model)
         hidden = torch.tensor(hidden)
@@ -217,21 +344,30 @@ class TestActionMap:
         actions = rng.uniform(-1.0, 1.0, (60, 2)).astype(np.float32)
         encoded = model.encode(observations, actions)
         with torch.no_grad():
-            targets = model.linearise(encoded, hidden.expand(60, -1, -1))[0]
+            targets = model.linearise(encoded, torch.cat([hidden.flatten(), torch.tensor(offset)]).expand(60, -1))[0]
             targets = targets + 1e-3**0.5 * torch.as_tensor(rng.normal(size=targets.shape), dtype=torch.float32)
         for t in range(60):
             adapter.adapt(MSE, {"states": encoded[t : t + 1], "targets": targets[t : t + 1]})
         torch.testing.assert_close(model.action_map.detach(), hidden, atol=0.1, rtol=0.0)
+        torch.testing.assert_close(model.action_offset.detach(), torch.tensor(offset), atol=0.05, rtol=0.0)
         assert adapter.variance["action_map"].shape == (2, 2)
         assert adapter.variance["action_map"].max() < 0.01
 
-    def test_actions_of_zero_tell_nothing(self):
+    def test_actions_of_zero_tell_nothing_of_the_map(self):
         model = random_model()
         adapter = KalmanAdapter(model)
+        # Nothing, 2, 4 and 6 weights that are free, and something else: as probable as 1, 1/3, 1/5, 1/7, 1/7.
+        expected = torch.tensor([105.0, 35.0, 21.0, 15.0, 15.0]).double() / 191.0
+        torch.testing.assert_close(adapter.beliefs, expected)
+        own, mixed = (expected[1] + expected[2]) * 4.0, expected[3]
+        variance = torch.stack([own + mixed, mixed / 2, mixed / 2, own + mixed]).view(2, 2)
+        torch.testing.assert_close(adapter.variance["action_map"], variance)
         encoded = model.encode(np.ones((5, 3)), np.zeros((5, 2)))
-        adapter.adapt(MSE, {"states": encoded, "targets": torch.ones(5, 3)})
+        adapter.adapt(MSE, {"states": encoded, "targets": model(encoded).detach()})
         assert torch.equal(model.action_map.detach(), torch.eye(2))
-        assert torch.equal(adapter.variance["action_map"], torch.ones(2, 2))
+        # But that there is no offset.
+        assert adapter.beliefs[2] < 0.1 * expected[2]
+        assert adapter.beliefs[0] / adapter.beliefs[1] == pytest.approx(3.0)
 
 
 class TestErrors:
@@ -248,7 +384,9 @@ class TestErrors:
     def test_other_parameters_than_those_declared(self):
         model = random_model()
         model.head.requires_grad_(True)
-        with pytest.raises(ValueError, match=r"got \['action_map', 'head.weight', 'head.bias'\] and \['action_map'\]"):
+        with pytest.raises(
+            ValueError, match=r"got \['action_map', 'action_offset', 'head.weight', .*\] and \['action_map', 'a"
+        ):
             KalmanAdapter(model)
 
     def test_a_model_that_was_not_fitted(self):

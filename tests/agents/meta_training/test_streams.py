@@ -208,3 +208,44 @@ def test_observations_of_no_shape_are_refused():
     env.observation_space = spaces.Dict()
     with pytest.raises(ValueError, match="the observation space must be a Box"):
         collect_streams(env, 1, 1, seed=np.random.SeedSequence(0))
+
+
+class Counting:
+    """Acts by the number of steps since the start of the episode, which is its state."""
+
+    def __init__(self, act):
+        self._act = act
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        state = np.zeros(len(observation)) if state is None else state
+        state = np.where(episode_start, 0.0, state + 1.0)
+        return self._act(state), state
+
+
+class TestAroundAPolicy:
+    def test_streams_act_at_random_or_as_the_policy_with_noise(self):
+        env = make_stream_env("ssm_metarl/Pendulum-v0", 18)
+        policy = Counting(lambda state: np.full((len(state), 1), 0.4, dtype=np.float32))
+        seed = np.random.SeedSequence(0)
+        streams, at_random = (collect_streams(env, 18, 100, seed=seed, policy=one) for one in (policy, None))
+        ways = np.arange(18) % 9
+        np.testing.assert_array_equal(streams.actions[ways < 3], at_random.actions[ways < 3])
+        for noise, chosen in ((0.05, (3, 4)), (0.2, (5, 6)), (0.5, (7, 8))):
+            actions = streams.actions[np.isin(ways, chosen)]
+            assert actions.mean() == pytest.approx(0.4, abs=0.1)
+            assert actions.std() == pytest.approx(noise * env.single_action_space.high.item(), rel=0.1)
+        env.close()
+
+    def test_what_it_remembers_begins_with_every_episode(self):
+        for batched in (False, True):
+            env = make_stream_env("ssm_metarl/CartPole-v0", 9) if batched else gym.make("ssm_metarl/CartPole-v0")
+            # Left, but for the third step of an episode.
+            policy = Counting(lambda state: (state == 2.0).astype(np.int64))
+            streams = collect_streams(env, 9, 60, seed=np.random.SeedSequence(1), policy=policy)
+            # Where an episode begins, the observation is not where the last step led.
+            begins = (streams.observations[3, 1:] != streams.next_observations[3, :-1]).any(axis=1)
+            starts = np.append(0, np.flatnonzero(begins) + 1)
+            assert len(starts) > 2
+            since = np.arange(60) - starts[np.searchsorted(starts, np.arange(60), side="right") - 1]
+            assert (streams.actions[3] == (since == 2)).mean() > 0.9  # all but those of the noise
+            env.close()

@@ -244,6 +244,41 @@ class TestLog:
             make_trainer().learn(1, **{name: 0})
 
 
+class Rightwards:
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        return np.ones(len(observation), dtype=np.int64), state
+
+
+class TestAroundAPolicy:
+    def test_it_is_in_the_streams_and_in_no_file(self, tmp_path):
+        trainers = [make_trainer(make_model(), policy=policy) for policy in (None, Rightwards())]
+        for trainer in trainers:
+            trainer.model.load_state_dict(trainers[0].model.state_dict())
+        losses = [learn(trainer, 2) for trainer in trainers]
+        assert losses[0] != losses[1]
+        trainers[1].save(tmp_path / "trainer.pt")
+        expected = learn(trainers[1], 2)
+        loaded = MetaTrainer.load(tmp_path / "trainer.pt", make_model(), policy=Rightwards())
+        assert learn(loaded, 2) == expected
+        # Without it the model is there, but nothing is learned that would be around nothing.
+        without = MetaTrainer.load(tmp_path / "trainer.pt", make_model())
+        with pytest.raises(ValueError, match=r"policy must be given .* got None\. Give it to MetaTrainer\.load"):
+            without.learn(1)
+        without.save(tmp_path / "again.pt")
+        with pytest.raises(ValueError, match="policy must be given"):
+            MetaTrainer.load(tmp_path / "again.pt", make_model()).learn(1)
+
+    def test_the_reference_is_around_it_too(self):
+        trainers = [make_trainer(make_model(), policy=policy) for policy in (None, Rightwards())]
+        trainers[1].model.load_state_dict(trainers[0].model.state_dict())
+        references = [trainer.reference(num_updates=2).state_dict() for trainer in trainers]
+        assert not same(*references)
+
+    def test_what_trains_a_policy_takes_none(self):
+        with pytest.raises(ValueError, match="policy must be None for objective='policy'"):
+            MetaTrainer(ENV_ID, objective="policy", policy=Rightwards())
+
+
 class TestAdaptationConfig:
     def test_is_that_of_the_inner_loop(self):
         config = make_trainer(inner_lr=0.07, inner_steps=2).adaptation_config()

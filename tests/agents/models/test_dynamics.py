@@ -174,36 +174,50 @@ class TestActionMap:
     def test_it_alone_adapts(self):
         model = action_map_model().train().requires_grad_(False)
         model.prepare_to_adapt()
-        assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == ["action_map"]
-        assert model.filtered_parameters == ("action_map",)
+        assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == [
+            "action_map",
+            "action_offset",
+        ]
+        assert model.filtered_parameters == ("action_map", "action_offset")
         assert not any(part.training for part in model.modules())
         assert "action_map" not in DynamicsModel(OBSERVATIONS, ACTIONS["box"]).state_dict()
 
     def test_it_is_linearised_in_each_row_at_a_map_of_its_own(self):
         model, (observations, actions, _) = action_map_model(), transitions(ACTIONS["box"])
-        maps = torch.randn(6, 2, 2)
+        maps, offsets = 0.3 * torch.randn(6, 2, 2), 0.1 * torch.randn(6, 2)
         encoded = model.encode(observations, actions)
         with torch.no_grad():
-            predictions, jacobians = model.linearise(encoded, maps.flatten(1))
-            assert all(
-                torch.equal(one, other)
-                for one, other in zip((predictions, jacobians), model.linearise(encoded, maps), strict=True)
-            )
+            predictions, jacobians = model.linearise(encoded, torch.cat([maps.flatten(1), offsets], dim=1))
         for row in range(6):
             with torch.no_grad():
                 model.action_map.copy_(maps[row])
+                model.action_offset.copy_(offsets[row])
             prediction = model(encoded[row : row + 1])
             torch.testing.assert_close(predictions[row], prediction[0].detach())
             for component in range(3):
-                (slope,) = torch.autograd.grad(prediction[0, component], model.action_map, retain_graph=True)
-                torch.testing.assert_close(jacobians[row, component].view(2, 2), slope, atol=2e-3, rtol=2e-2)
+                slopes = torch.autograd.grad(
+                    prediction[0, component], [model.action_map, model.action_offset], retain_graph=True
+                )
+                found = jacobians[row, component].split([4, 2])
+                for one, other in zip(found, slopes, strict=True):
+                    torch.testing.assert_close(one, other.flatten(), atol=2e-3, rtol=2e-2)
+
+    def test_what_may_be_the_matter_with_it(self):
+        model = action_map_model()
+        with torch.no_grad():
+            model.input_scale[3:] = torch.tensor([2.0, 0.6])
+        nothing, own, biased, mixed = model.hypotheses.tolist()
+        assert nothing == [0.0] * 6
+        assert own == [4.0, 0.0, 0.0, 4.0, 0.0, 0.0]
+        assert biased == pytest.approx([4.0, 0.0, 0.0, 4.0, 1.0, 0.09])
+        assert mixed == pytest.approx([1.0, 0.5, 0.5, 1.0, 1.0, 0.09])
 
     def test_it_computes_in_the_type_of_its_core(self):
         core = nn.Sequential(nn.Linear(5, 8), nn.Tanh()).to(torch.bfloat16)
         model = DynamicsModel(OBSERVATIONS, ACTIONS["box"], core, adapts="action_map")
         encoded = model.encode(*transitions(ACTIONS["box"])[:2])
         assert {encoded.dtype, model(encoded).dtype, model.action_map.dtype} == {torch.bfloat16}
-        predictions, slopes = model.linearise(encoded, torch.eye(2).repeat(6, 1, 1))
+        predictions, slopes = model.linearise(encoded, torch.cat([torch.eye(2).flatten(), torch.zeros(2)]).repeat(6, 1))
         assert predictions.dtype == torch.bfloat16
         assert slopes.isfinite().all()
 
@@ -262,6 +276,7 @@ class TestFit:
         if adapts == "action_map":
             with torch.no_grad():
                 model.action_map.fill_(3.0)
+                model.action_offset.fill_(0.5)
         model.fit(Noisy(), **FIT | {"num_transitions": 100, "num_updates": 2})
         assert {name for name, p in model.named_parameters() if p.requires_grad} == {
             name for name, p in fresh.named_parameters() if p.requires_grad
@@ -269,6 +284,7 @@ class TestFit:
         assert not any(part.training for part in model.modules())
         if adapts == "action_map":
             assert torch.equal(model.action_map, torch.eye(2))
+            assert not model.action_offset.any()
 
     def test_one_seed_gives_one_result_and_no_other_randomness(self, untouched_rng):
         models = [DynamicsModel(OBSERVATIONS, ACTIONS["box"], adapts="action_map") for _ in range(3)]
