@@ -433,6 +433,8 @@ def show_scaled(name: str, options: Options, records: Records) -> None:
             cells.append(f"{Estimate(float(interquartile_mean(values)), *interval):.2f}" if len(values) else "")
         if any(cells):
             rows.append([label, *cells])
+    if not rows:
+        return
     print(f"\n{name}, interquartile mean of returns / {PHYSICS[name].best:g} over contexts and seeds\n")
     print(format_markdown(["", *columns], rows))
 
