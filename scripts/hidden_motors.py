@@ -234,7 +234,7 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
         if not returns:
             continue
         as_is, told, told_late, corrected = (returns[name].mean(axis=1) for name in AGENTS)
-        if condition == "nominal":  # what is kept
+        if condition in ("nominal", "dead"):  # what is kept: there is nothing to gain
             gained, what = (1.0 - (as_is - one) / np.abs(as_is) for one in (told_late, corrected)), "kept"
         else:
             gained, what = ((one - as_is) / (told - as_is) for one in (told_late, corrected)), "of the gap"
