@@ -91,24 +91,26 @@ class MaskedLoss:
     Args:
         loss_fn: The loss, for which :func:`has_known_slopes` holds.
         targets: ``Float[B N D]``.
-        mask: ``Bool[B N]``, of which some is true in every row.
+        mask: ``Bool[B N]``. The loss of a row in which nothing counts is 0.
     """
 
     def __init__(self, loss_fn: Any, targets: Tensor, mask: Tensor) -> None:
         self._loss_fn = loss_fn
         self._targets = targets
-        self._mask = mask[..., None]
+        self._mask = None if mask.all() else mask[..., None]
         is_sum = getattr(loss_fn, "reduction", "mean") == "sum"
         self._num_elements = (
-            torch.ones(1, dtype=torch.long) if is_sum else mask.sum(1) * targets.shape[-1]
+            torch.ones(1, dtype=torch.long) if is_sum else mask.sum(1).clamp(min=1) * targets.shape[-1]
         )  # that the loss is a mean of
 
     def __call__(self, predictions: Tensor) -> tuple[Tensor, Tensor]:
         """The losses and their slopes by the predictions: ``Float[B N D]`` -> ``Float[B]`` and ``Float[B N D]``."""
         _check_shapes(predictions, self._targets)
-        errors = torch.where(self._mask, predictions - self._targets, 0.0)
+        errors = predictions - self._targets
+        if self._mask is not None:
+            errors = torch.where(self._mask, errors, 0.0)
         values, slopes = _values_and_slopes(self._loss_fn, errors)
-        return values.sum((1, 2)) / self._num_elements, slopes / self._num_elements[:, None, None]
+        return values.sum((1, 2)) / self._num_elements, slopes.div_(self._num_elements[:, None, None])
 
 
 def _values_and_slopes(loss_fn: Any, error: Tensor) -> tuple[Tensor, Tensor]:

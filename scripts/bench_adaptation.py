@@ -1,9 +1,12 @@
 """How fast adaptation is, against what one would take without it, in ratios of CPU time on one thread.
 
-    VectorOnlineAdaptation  steps of many rows at once, against a loop over as many single OnlineAdaptation wrappers
+    VectorOnlineAdaptation  steps of many rows at once, against a loop over as many single OnlineAdaptation wrappers;
+                            where all layers adapt, beside it the least that such steps take: the products of matrices,
+                            and weights that are read and written once a gradient step
     Adapter.adapt           one call, against a loop of forward, backward and step written by hand, with torch.optim.SGD
                             and without an optimizer, as lean as it can be
-    VectorActionCorrection  steps of the whole wrapper, against the VectorOnlineAdaptation that it stands on
+    VectorActionCorrection  steps of the whole wrapper, against the VectorOnlineAdaptation that it stands on; of a Box
+                            of actions also without the effect gate, for which a twin adapts as well
     PPO, predictions        Stable-Baselines3's PPO on predictions that VectorOnlineAdaptation shows, against plain PPO:
                             rollouts and epochs
 
@@ -26,6 +29,7 @@ if __name__ == "__main__":
 import copy
 import functools
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -132,8 +136,44 @@ def compare_rows(options: Options) -> Iterator[Comparison]:
             "a loop of OnlineAdaptation": steps_of(singles, options.seed),
             name: steps_of(make_envs(CARTPOLE, num_rows, adapter), options.seed),
         }
+        if adapts == "all":
+            sides["products and weights alone"] = make_products(adapter.model, num_rows)
         targets = {name: ROW_TARGETS[num_rows]} if num_rows in ROW_TARGETS else None
         yield from compare_in_turns(sides, options.pairs, case={"case": f"{adapts}, {num_rows} rows"}, targets=targets)
+
+
+def make_products(model: nn.Module, num_rows: int) -> Callable[[], None]:
+    """The products of matrices of one step of all rows, in parts that a cache holds, and a pass over their weights.
+
+    Forwards before each gradient step and after the last one, and backwards in each.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    size = min(num_rows, 64)
+    weights = [torch.randn(size, layer.in_features, layer.out_features) for layer in layers]
+    gradients = [torch.randn_like(weight) for weight in weights]
+    widths = [layers[0].in_features, *(layer.out_features for layer in layers)]
+    outputs, slopes = ([torch.randn(size, WINDOW, width) for width in widths] for _ in range(2))
+
+    def forwards() -> None:
+        for i, weight in enumerate(weights):
+            torch.bmm(outputs[i], weight, out=outputs[i + 1])
+
+    def backwards() -> None:
+        for i, weight in reversed(list(enumerate(weights))):
+            torch.bmm(outputs[i].mT, slopes[i + 1], out=gradients[i])
+            if i:
+                torch.bmm(slopes[i + 1], weight.mT, out=slopes[i])
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.sub_(gradient, alpha=1e-9)
+
+    def call() -> None:
+        for _ in range(math.ceil(num_rows / size)):
+            for _ in range(STEPS):
+                forwards()
+                backwards()
+            forwards()
+
+    return call
 
 
 def compare_adapter(options: Options) -> Iterator[Comparison]:
@@ -191,13 +231,14 @@ def compare_correction(options: Options) -> Iterator[Comparison]:
     """Corrected actions against the adaptation alone."""
     for env_id, num_rows in itertools.product((CARTPOLE, PENDULUM), options.rows):
         trainer, adapter = train(env_id, "last_layer", options.seed)
-        corrected = VectorActionCorrection(make_envs(env_id, num_rows, adapter), trainer.reference())
-        sides = {
-            "VectorOnlineAdaptation": steps_of(make_envs(env_id, num_rows, adapter), options.seed),
-            "VectorActionCorrection": steps_of(corrected, options.seed),
-        }
+        name, reference = "VectorActionCorrection", trainer.reference()
+        gates = {name: {}, f"{name}, no effect gate": {"effect_gate": math.inf}} if env_id == PENDULUM else {name: {}}
+        sides = {"VectorOnlineAdaptation": steps_of(make_envs(env_id, num_rows, adapter), options.seed)}
+        for side, gate in gates.items():
+            corrected = VectorActionCorrection(make_envs(env_id, num_rows, adapter), reference, **gate)
+            sides[side] = steps_of(corrected, options.seed)
         case = {"case": f"{env_id.split('/')[1]}, {num_rows} rows"}
-        targets = {"VectorActionCorrection": CORRECTION_TARGET}
+        targets = {name: CORRECTION_TARGET}
         yield from compare_in_turns(sides, options.pairs, case=case, targets=targets)
 
 

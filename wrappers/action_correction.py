@@ -11,11 +11,10 @@ import numpy.typing as npt
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ssm_metarl_gym.agents.adaptation.recursive_rows import make_adapter_rows
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
-from ssm_metarl_gym.wrappers.adapted_model import encode_rows
 from ssm_metarl_gym.wrappers.correction import Correction
 from ssm_metarl_gym.wrappers.correction_archive import read_correction
+from ssm_metarl_gym.wrappers.corrector import Index
 from ssm_metarl_gym.wrappers.online_adaptation import OnlineAdaptation
 
 __all__ = ["ActionCorrection"]
@@ -120,9 +119,7 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
         self._online = env
         self._dim = env.model.observation_dim
         self._observation: Floats | None = None  # where the next transition starts, if that is known
-        self._correction = Correction(
-            type(self).__name__, env, reference, env.action_space, make_adapter_rows(env.adapter, 1), options
-        )
+        self._correction = Correction(type(self).__name__, env, reference, env.action_space, options)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
         """Start an episode with both gates closed."""
@@ -193,7 +190,7 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
         saved = read_correction(path, env.observation_space, env.action_space, core=core, loss_fn=loss_fn)
         return cls(OnlineAdaptation(env, saved.adapter, **saved.online), saved.reference, **saved.correction)
 
-    def _predict(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
-        encoded = encode_rows(self._online.model, observations, actions)
+    def _predict(self, encoded: Tensor, index: Index | None) -> Tensor:
+        """What the adapted model predicts, for the only row that there is: ``Float[1 P F]`` -> ``Float[1 P D]``."""
         predicted: Tensor = self._online.model(encoded[0])
         return predicted[None]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.checks import check_choice, check_integer, check_number
 
 __all__ = [
+    "LatestTransition",
     "OnlineOptions",
     "check_adapted_model",
     "encode_rows",
@@ -68,6 +69,20 @@ class OnlineOptions:
                 f"leave_out must be 0 where no predictions are shown; got {self.leave_out!r}. Set "
                 "observe_predictions=True, or leave leave_out as it is."
             )
+
+
+class LatestTransition(NamedTuple):
+    """The transitions of the last step, one a row.
+
+    Attributes:
+        encoded: What the model encodes of where they began and of the actions, ``Float[N F]``.
+        targets: The changes, normalised, ``Float[N D]``.
+        errors: The squared errors of the adapted models before they adapted to them, ``Float64[N]``.
+    """
+
+    encoded: Tensor
+    targets: Tensor
+    errors: npt.NDArray[np.float64]
 
 
 def encode_rows(model: DynamicsModel, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:

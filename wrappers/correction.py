@@ -1,6 +1,6 @@
 """What the correction of actions does for the rows of many environments, of which a single one is one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -10,14 +10,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ssm_metarl_gym.agents.adaptation.adapter import Adapter
+from ssm_metarl_gym.agents.adaptation.recursive_rows import make_adapter_rows
 from ssm_metarl_gym.agents.adaptation.rows import AdapterRows
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.stateless import copy_module
 from ssm_metarl_gym.seeding import row_seeds
 from ssm_metarl_gym.wrappers.action_maps import MAP_OPTIONS, MapCorrector
-from ssm_metarl_gym.wrappers.adapted_model import encode_rows
+from ssm_metarl_gym.wrappers.adapted_model import LatestTransition, encode_rows
 from ssm_metarl_gym.wrappers.correction_archive import SavedCorrection, write_correction
-from ssm_metarl_gym.wrappers.corrector import Corrector
+from ssm_metarl_gym.wrappers.corrector import Corrector, Index
 from ssm_metarl_gym.wrappers.online_adaptation import OnlineAdaptation
 from ssm_metarl_gym.wrappers.online_rows import OnlineRows
 from ssm_metarl_gym.wrappers.vector_online_adaptation import VectorOnlineAdaptation
@@ -26,6 +28,7 @@ __all__ = ["Correction"]
 
 Flags = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
+PredictEncoded = Callable[[Tensor, Index | None], Tensor]
 
 # Of the squared size of an action beside the squared error of what it is to do: of a prediction, of a mapped action.
 _REGULARISATION: Final = 0.005
@@ -41,38 +44,46 @@ class Correction:
         env: OnlineAdaptation | VectorOnlineAdaptation,
         reference: DynamicsModel | None,
         action_space: gym.Space[Any],
-        twin: AdapterRows,
         options: dict[str, Any],
     ) -> None:
-        source = cast("DynamicsModel", twin.model)
+        source = cast("DynamicsModel", env.source.model)
+        self._num_rows = env.num_envs if isinstance(env, VectorOnlineAdaptation) else 1
         reference = _check_reference(wrapper_name, reference, source)
         of_maps = source.adapts == reference.adapts == "action_map"
         if options["regularisation"] is None:
             options = options | {"regularisation": _MAP_REGULARISATION if of_maps else _REGULARISATION}
         # In the precision of the model that adapts, to which its predictions are what is wanted.
         reference = copy_module(reference).eval().to(source.head.weight.dtype)
-        own = reference, action_space, twin.num_rows
+        own = reference, action_space, self._num_rows
         if of_maps:
-            self.corrector: Corrector = MapCorrector(env.adapter, *own, **options)
+            self.corrector: Corrector = MapCorrector(cast("Adapter | AdapterRows", env.adapter), *own, **options)
         else:
             self.corrector = Corrector(*own, **{name: options[name] for name in options if name not in MAP_OPTIONS})
         self._options = options
         self._online = env
+        # A twin adapts by the same steps on the same inputs, to what the reference would have done.
+        self._predict_twin: PredictEncoded | None = None
+        self._twin_rows: OnlineRows | None = None  # where the online wrapper does not see to it
+        if self.corrector.compares_effects:
+            if isinstance(env, VectorOnlineAdaptation):
+                self._predict_twin = env.add_twins().predict_twins
+            else:
+                twin = make_adapter_rows(env.source, 1)
+                self._predict_twin = twin.predict
+                self._twin_rows = OnlineRows(twin, env.options)
         # Not the fallback: the source was never adapted to these physics. If the adapted model is bad, the gate stays
         # closed.
         self._model = env.model
-        # Adapts by the same steps on the same inputs, to what the reference would have done.
-        self._twin = twin
-        self._twin_rows = OnlineRows(twin, env.options)
-        self._predicted = torch.zeros(2, twin.num_rows, reference.observation_dim)
+        self._predicted = torch.zeros(self._num_rows, reference.observation_dim)  # by the reference
 
     def act(
-        self, predict: Any, observations: Floats, asked: npt.NDArray[Any], going: Flags
+        self, predict: PredictEncoded, observations: Floats, asked: npt.NDArray[Any], going: Flags
     ) -> tuple[npt.NDArray[Any], Flags]:
         """The actions to take, and the rows whose gate is open; the others take what was asked, bit for bit.
 
         Args:
-            predict: The adapted model.
+            predict: What the adapted models of some rows ``Int[M]`` predict, of all rows where that is None, for what
+                their model encoded: ``Float[M P F]`` -> ``Float[M P D]``.
             observations: ``Float[N D]``.
             asked: The actions.
             going: ``Bool[N]``, the rows that take a step; the others only begin an episode.
@@ -88,19 +99,22 @@ class Correction:
             seen = np.where(sees[:, None], observations, 0.0).astype(observations.dtype)
             finite = asked.copy()
             finite[~are_numbers] = 0
-            if self.corrector.compares_effects:
-                self.corrector.compare_effects(predict, self._predict_twin, seen, finite, sees)
+            if (predict_twin := self._predict_twin) is not None and sees.any():
+
+                def predict_both(*probes: Any) -> tuple[Tensor, Tensor]:
+                    encoded = self._encode(*probes)
+                    return predict(*encoded), predict_twin(*encoded)
+
+                self.corrector.compare_effects(predict_both, seen, finite, sees)
             is_open = self.corrector.is_open() & sees
             taken = asked.copy()
             if is_open.any():
-                taken[is_open] = self.corrector.correct(predict, seen, finite, is_open)[is_open]
+                found = self.corrector.correct(lambda *probes: predict(*self._encode(*probes)), seen, finite, is_open)
+                taken[is_open] = found[is_open]
             reference = self.corrector.reference
-            self._predicted = torch.stack(
-                [
-                    predict(observations[:, None], taken[:, None])[:, 0],
-                    reference(reference.encode(observations, taken)),
-                ]
-            )
+            self._predicted = reference(reference.encode(observations, taken))
+            if self._predict_twin is not None and isinstance(self._online, VectorOnlineAdaptation):
+                self._online.expect(self._predicted)
         return taken, is_open
 
     def advance(
@@ -115,19 +129,22 @@ class Correction:
             going: ``Bool[N]``, the rows that took a step.
             kept: ``Bool[N]``, those of them whose trial was not restarted.
         """
+        encoded, targets, errors = self._online.latest or LatestTransition(
+            self._model.encode(observations, taken),
+            self._model.targets(observations, next_observations),
+            np.full(len(going), np.nan),
+        )
         verdict = self._online.verdict
         kept = kept & ~verdict.outliers
         with torch.no_grad(), np.errstate(invalid="ignore"):
-            targets = self._model.targets(observations, next_observations)
-            adapted_error, reference_error = (self._predicted - targets).square().mean(-1)
+            reference_errors = (self._predicted - targets).square().mean(-1).double().numpy()
         # In other physics the means begin anew, with what the model makes of it after this step, of which it knows more
         # if it was time to adapt.
         self.corrector.begin(verdict.changes)
-        now = np.where(verdict.changes, self._online.errors_after, adapted_error.double().numpy())
-        self.corrector.learn(now, reference_error.double().numpy(), kept)
-        if self.corrector.compares_effects:
-            encoded = self._model.encode(observations, taken)
-            self._twin_rows.advance(encoded, self._predicted[1], going, kept, verdict.changes)
+        now = np.where(verdict.changes, self._online.errors_after, errors)
+        self.corrector.learn(now, reference_errors, kept)
+        if self._twin_rows is not None:
+            self._twin_rows.advance(encoded, self._predicted, going, kept, verdict.changes)
 
     def seed(self, seed: int | Sequence[int | None] | None, rows: Flags) -> None:
         """Seed what is random in those of these rows ``[N]`` that the seed of a reset is for."""
@@ -144,11 +161,14 @@ class Correction:
     def begin(self, rows: Flags) -> None:
         """Forget what these rows ``[N]`` have seen."""
         self.corrector.begin(rows)
-        self._twin_rows.begin(rows)
+        if self._twin_rows is not None:
+            self._twin_rows.begin(rows)
 
-    def _predict_twin(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
-        predicted: Tensor = self._twin.predict(encode_rows(self._model, observations, actions))
-        return predicted
+    def _encode(
+        self, observations: npt.NDArray[Any], actions: npt.NDArray[Any], index: Index
+    ) -> tuple[Tensor, Index | None]:
+        """What the model encodes of P actions in some rows ``Int[M]``: ``Float[M P F]``, and the rows if not all."""
+        return encode_rows(self._model, observations, actions), index if len(index) < self._num_rows else None
 
     def report(self, asked: npt.NDArray[Any], taken: npt.NDArray[Any], is_open: Flags) -> dict[str, Any]:
         """``info["correction"]`` of all rows."""

@@ -14,10 +14,15 @@ from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.checks import Rule, check_choice, check_fields
 from ssm_metarl_gym.wrappers.adapted_model import encode_rows
 
-__all__ = ["Corrector", "Predict"]
+__all__ = ["Corrector", "Index", "Predict", "PredictBoth"]
 
-# Float[N P D] and Int[N P] or Float[N P A] -> Float[N P D], the predicted changes, normalised.
-Predict = Callable[[npt.NDArray[Any], npt.NDArray[Any]], Tensor]
+Index = npt.NDArray[np.int64]
+# Of the models of some rows: Float[M P D], Int[M P] or Float[M P A], and which rows these are, Int[M], in increasing
+# order -> Float[M P D], the predicted changes, normalised.
+Predict = Callable[[npt.NDArray[Any], npt.NDArray[Any], Index], Tensor]
+# The same of two models.
+PredictBoth = Callable[[npt.NDArray[Any], npt.NDArray[Any], Index], tuple[Tensor, Tensor]]
+_Ask = Callable[[npt.NDArray[Any]], Tensor]  # [M P ...] -> Float[M P D], at the observations at hand
 Flags = npt.NDArray[np.bool_]
 _STEP: Final = 0.05  # of the finite differences, in half ranges of the action
 _ITERATIONS: Final = 2  # of Gauss and Newton: from a good start the models bend little
@@ -123,8 +128,7 @@ class Corrector:
     @torch.no_grad()
     def compare_effects(
         self,
-        predict: Predict,
-        predict_twin: Predict,
+        predict_both: PredictBoth,
         observations: npt.NDArray[Any],
         asked: npt.NDArray[Any],
         rows: Flags,
@@ -137,25 +141,25 @@ class Corrector:
         ``prior_steps`` that say 1.
 
         Args:
-            predict: The adapted model.
-            predict_twin: The twin.
+            predict_both: The adapted model, and the twin.
             observations: ``Float[N D]``.
             asked: The actions that were asked for, ``Float[N A]``.
             rows: ``Bool[N]``, for which it is estimated.
         """
+        (index,) = rows.nonzero()
         half, middle = (self._space.high - self._space.low) / 2, (self._space.high + self._space.low) / 2
-        scaled = (asked - middle) / half  # N A
+        scaled = (asked[index] - middle) / half  # M A
         size = np.abs(scaled).max(axis=1, keepdims=True)
         direction = np.where(size > 1e-6, scaled / np.maximum(size, 1e-6), 1.0) * half
-        probes = np.stack([middle + direction, middle - direction], axis=1).astype(self._space.dtype)  # N 2 A
-        repeated = np.repeat(observations[:, None], 2, axis=1)
-        now, before = (_difference(model(repeated, probes)) for model in (predict, predict_twin))
+        probes = np.stack([middle + direction, middle - direction], axis=1).astype(self._space.dtype)  # M 2 A
+        repeated = np.repeat(observations[index, None], 2, axis=1)
+        now, before = map(_difference, predict_both(repeated, probes, index))
         size = before.square().sum(1).double()
         ratio = ((now * before).sum(1).double() / size.clamp(min=1e-12)).numpy()
-        weight = self._num_steps / np.maximum(self._num_steps + self.prior_steps, 1.0)
-        effect = 1.0 + weight * (ratio - 1.0)
-        rows = rows & (size > 1e-12).numpy() & np.isfinite(effect)
-        self.effect[rows] = effect[rows]
+        num_steps = self._num_steps[index]
+        effect = 1.0 + num_steps / np.maximum(num_steps + self.prior_steps, 1.0) * (ratio - 1.0)
+        known = (size > 1e-12).numpy() & np.isfinite(effect)
+        self.effect[index[known]] = effect[known]
 
     def correct(
         self, predict: Predict, observations: npt.NDArray[Any], asked: npt.NDArray[Any], rows: Flags
@@ -165,76 +169,77 @@ class Corrector:
         Those of other rows than ``rows`` ``[N]`` are the asked ones.
         """
         taken = asked.copy()
+        (index,) = rows.nonzero()
+        here = observations[index]
+
+        def ask(actions: npt.NDArray[Any]) -> Tensor:
+            return predict(np.repeat(here[:, None], actions.shape[1], axis=1), actions, index)
+
         with torch.no_grad():
             find = self._nearest_choice if self._is_discrete else self._least_squares
-            taken[rows] = find(predict, observations, asked)[rows]
+            taken[index] = find(ask, here, asked[index])
         return taken
 
-    def _nearest_choice(
-        self, predict: Predict, observations: npt.NDArray[Any], asked: npt.NDArray[Any]
-    ) -> npt.NDArray[Any]:
+    def _nearest_choice(self, ask: _Ask, observations: npt.NDArray[Any], asked: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The choice whose prediction is nearest to the wanted one; the asked one among equals."""
         n, num_choices = len(asked), int(self._space.n)
         choices = np.broadcast_to(self._space.start + np.arange(num_choices), (n, num_choices))
-        repeated = np.repeat(observations[:, None], num_choices, axis=1)
-        now, before = predict(repeated, choices), self._predict_reference(repeated, choices)  # N P D
+        now, before = ask(choices), self._predict_reference(observations, choices)  # M P D
         if self._match == "effect":
             now, before = (prediction - prediction.mean(1, keepdim=True) for prediction in (now, before))
         rows, own = torch.arange(n), torch.as_tensor(asked - self._space.start)
-        errors = (now - before[rows, own][:, None]).square().sum(2)  # N P
+        errors = (now - before[rows, own][:, None]).square().sum(2)  # M P
         best = torch.where(errors[rows, own] <= errors.amin(1), own, errors.argmin(1))
         taken: npt.NDArray[Any] = (best.numpy() + self._space.start).astype(asked.dtype)
         return taken
 
-    def _least_squares(
-        self, predict: Predict, observations: npt.NDArray[Any], asked: npt.NDArray[Any]
-    ) -> npt.NDArray[Any]:
+    def _least_squares(self, ask: _Ask, observations: npt.NDArray[Any], asked: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """``argmin_u |f(o, u) - wanted|^2 + regularisation |u|^2``, by steps of Gauss and Newton, within the bounds."""
         low, high = self._space.low, self._space.high
         half, middle = (high - low) / 2, (high + low) / 2
-        wanted = self._predict_reference(observations[:, None], asked[:, None])[:, 0]  # N D
+        wanted = self._predict_reference(observations, asked[:, None])  # M 1 D
         if self._match == "effect":
             idle = np.broadcast_to(np.clip(np.zeros_like(low), low, high), asked.shape)[:, None]
-            wanted = wanted - self._predict_reference(observations[:, None], idle)[:, 0]
-            wanted = wanted + predict(observations[:, None], idle)[:, 0]
-        u = torch.as_tensor((asked - middle) / half).double()  # N A, in half ranges
+            wanted = wanted - self._predict_reference(observations, idle) + ask(idle)
+        wanted = wanted.double()
 
         def costs(u: Tensor) -> tuple[Tensor, Tensor]:
-            """Of actions ``Float[N P A]``: what the model predicts ``Float[N P D]``, and the cost ``Float[N P]``."""
-            repeated = np.repeat(observations[:, None], u.shape[1], axis=1)
-            predicted = predict(repeated, (u.numpy() * half + middle).astype(self._space.dtype)).double()
-            errors = (predicted - wanted[:, None].double()).square().sum(2)
-            return predicted, errors + self.regularisation * u.square().sum(2)
+            """Of actions ``Float[M P A]``: what the model predicts ``Float[M P D]``, and the cost ``Float[M P]``."""
+            predicted = ask((u.numpy() * half + middle).astype(self._space.dtype)).double()
+            return predicted, (predicted - wanted).square().sum(2) + self.regularisation * u.square().sum(2)
 
         # Begin where it costs least: far from the asked action the model bends.
-        starts = _starts(u)  # N P A
-        _, cost = costs(starts)
-        cost, best = cost.min(1)
-        u = starts[torch.arange(len(u)), best]
+        starts = _starts(torch.as_tensor((asked - middle) / half).double())  # M P A, in half ranges
+        u, predicted, cost = _cheapest(starts, *costs(starts))
         num_actions = asked.shape[1]
-        steps = (
-            _STEP * torch.cat([torch.zeros(1, num_actions), torch.eye(num_actions), -torch.eye(num_actions)]).double()
-        )
+        eye = torch.eye(num_actions, dtype=torch.float64)
         for _ in range(_ITERATIONS):
-            predicted, _ = costs(u[:, None] + steps)  # N 1+2A D
-            ahead, back = predicted[:, 1:].split(num_actions, dim=1)
-            jacobian = (ahead - back) / (2 * _STEP)  # N A D
-            residual = (wanted.double() - predicted[:, 0])[..., None]  # N D 1
-            normal = jacobian @ jacobian.mT + self.regularisation * torch.eye(num_actions, dtype=torch.float64)
-            target = jacobian @ (residual + jacobian.mT @ u[..., None])  # N A 1
-            step = torch.linalg.lstsq(normal, target).solution[..., 0].clamp(-1.0, 1.0) - u
+            around, _ = costs(u[:, None] + _STEP * torch.cat([eye, -eye]))
+            ahead, back = around.split(num_actions, dim=1)
+            jacobian = (ahead - back) / (2 * _STEP)  # M A D
+            residual = (wanted[:, 0] - predicted)[..., None]  # M D 1
+            normal = jacobian @ jacobian.mT + self.regularisation * eye
+            target = jacobian @ (residual + jacobian.mT @ u[..., None])  # M A 1
+            step = self._solve(normal, target)[..., 0].clamp(-1.0, 1.0) - u
             # The whole step or a part of it, or none where none costs less.
-            tried = u[:, None] + torch.tensor([1.0, 0.3], dtype=torch.float64)[:, None] * step[:, None]  # N 2 A
-            _, tried_costs = costs(tried)
-            least, which = tried_costs.min(1)
-            better = least < cost
-            u = torch.where(better[:, None], tried[torch.arange(len(u)), which], u)
-            cost = torch.where(better, least, cost)
+            tried = u[:, None] + torch.tensor([1.0, 0.3], dtype=torch.float64)[:, None] * step[:, None]  # M 2 A
+            best, best_predicted, least = _cheapest(tried, *costs(tried))
+            better = (least < cost)[:, None]
+            u, predicted = torch.where(better, best, u), torch.where(better, best_predicted, predicted)
+            cost = torch.where(better[:, 0], least, cost)
         taken: npt.NDArray[Any] = np.clip(u.numpy() * half + middle, low, high).astype(self._space.dtype)
         return taken
 
+    def _solve(self, normal: Tensor, target: Tensor) -> Tensor:
+        """The solutions of ``Float64[M A A]`` and ``Float64[M A 1]``, which without regularisation need not be one."""
+        # The second is several times as fast.
+        solve = torch.linalg.lstsq if self.regularisation == 0.0 else torch.linalg.solve_ex
+        solution: Tensor = solve(normal, target)[0]
+        return solution
+
     def _predict_reference(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
-        encoded = encode_rows(self.reference, observations, actions)
+        """What the reference says of P actions at each observation: ``Float[M D]`` and ``[M P ...]``."""
+        encoded = encode_rows(self.reference, np.repeat(observations[:, None], actions.shape[1], axis=1), actions)
         predicted: Tensor = self.reference(encoded.flatten(0, 1)).unflatten(0, encoded.shape[:2])
         return predicted
 
@@ -248,6 +253,13 @@ class Corrector:
 def _difference(predictions: Tensor) -> Tensor:
     """Of two predictions ``Float[N 2 D]``: ``Float[N D]``."""
     return predictions[:, 0] - predictions[:, 1]
+
+
+def _cheapest(u: Tensor, predicted: Tensor, cost: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of ``Float[M P ...]`` each: the action, the prediction and the cost where that is least, ``Float[M ...]``."""
+    cost, best = cost.min(1)
+    rows = torch.arange(len(u))
+    return u[rows, best], predicted[rows, best], cost
 
 
 def _starts(asked: Tensor) -> Tensor:

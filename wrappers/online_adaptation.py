@@ -15,6 +15,7 @@ from ssm_metarl_gym.agents.adaptation.adapter import Adapter
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.stateless import copy_module
 from ssm_metarl_gym.wrappers.adapted_model import (
+    LatestTransition,
     OnlineOptions,
     check_adapted_model,
     parse_change_ratio,
@@ -94,6 +95,7 @@ class OnlineAdaptation(
         options: What is adapted to, and when.
         verdict: What the last transition was, an outlier, a change or neither.
         errors_after: ``Float64[1]``, the error on the transition that told of the last change, once adapted to it.
+        latest: The transition of the last step, ``N = 1``; None where it is not known where that began.
 
     Raises:
         ValueError: An argument is outside its range, or the model is of another kind or of other spaces.
@@ -164,6 +166,7 @@ class OnlineAdaptation(
         self._transitions: deque[tuple[Tensor, Tensor]] = deque(maxlen=window)
         self._observation: npt.NDArray[np.float32] | None = None  # where the next transition starts, if that is known
         self._num_steps = 0
+        self.latest: LatestTransition | None = None
         self.errors_after = np.full(1, np.nan)  # of the model once adapted to it, after the last change
         self._forget()
 
@@ -205,9 +208,12 @@ class OnlineAdaptation(
             before = None
         encoded, encoded_probes = self._encode(before, action, observation)
         error = None
+        self.latest = None
         self.verdict = Verdict.nothing(1)
         if encoded is not None and before is not None:
-            error = self._join(encoded, self.model.targets(before[None], observation[None]))
+            targets = self.model.targets(before[None], observation[None])
+            error = self._join(encoded, targets)
+            self.latest = LatestTransition(encoded, targets, np.array([error]))
         loss = None
         if len(self._transitions) >= self.options.warmup and self._num_steps % self.options.every == 0:
             loss = self._adapt()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ssm_metarl_gym.agents.adaptation.rows import AdapterRows
+from ssm_metarl_gym.agents.adaptation.twins import TwinRows
 from ssm_metarl_gym.wrappers.adapted_model import OnlineOptions
 
 __all__ = ["OnlineRows"]
@@ -24,7 +25,7 @@ class OnlineRows:
         losses: ``Float64[N]``, the loss of each row after the last step, nan where nothing was adapted.
     """
 
-    def __init__(self, adapter: AdapterRows, options: OnlineOptions) -> None:
+    def __init__(self, adapter: AdapterRows | TwinRows, options: OnlineOptions) -> None:
         self._adapter = adapter
         self._options = options
         n = adapter.num_rows

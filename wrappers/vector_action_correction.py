@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
-from ssm_metarl_gym.agents.stateless import copy_module
-from ssm_metarl_gym.wrappers.adapted_model import encode_rows
 from ssm_metarl_gym.wrappers.correction import Correction
 from ssm_metarl_gym.wrappers.correction_archive import read_correction
 from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation
@@ -86,9 +84,7 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
             )
         self._online = env
         self._dim = env.model.observation_dim
-        twin = copy_module(env.adapter)
-        twin.reset()
-        self._correction = Correction(type(self).__name__, env, reference, env.single_action_space, twin, options)
+        self._correction = Correction(type(self).__name__, env, reference, env.single_action_space, options)
         shape = cast("tuple[int, ...]", env.observation_space.shape)
         self._shown = np.zeros(shape, dtype=env.observation_space.dtype)
 
@@ -104,7 +100,7 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
         """Take the corrected actions in every row."""
         asked = np.asarray(actions)
         begins = np.where(self._lost[:, None], np.nan, self._shown[:, : self._dim]).astype(self._shown.dtype)
-        taken, is_open = self._correction.act(self._predict, begins, asked, self._going())
+        taken, is_open = self._correction.act(self._online.adapter.predict, begins, asked, self._going())
         self._asked = asked
         self._is_open = is_open
         shown, rewards, terminations, truncations, infos = super().step(taken if is_open.any() else actions)
@@ -127,10 +123,6 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
         spaces = env.single_observation_space, env.single_action_space
         saved = read_correction(path, *spaces, core=core, loss_fn=loss_fn)
         return cls(VectorOnlineAdaptation(env, saved.adapter, **saved.online), saved.reference, **saved.correction)
-
-    def _predict(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
-        predicted: Tensor = self._online.adapter.predict(encode_rows(self._online.model, observations, actions))
-        return predicted
 
     def _going(self) -> Flags:
         """The rows ``[N]`` that make a transition on this step: not those that only begin an episode."""

@@ -13,9 +13,12 @@ from torch.nn import functional as F
 
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter
 from ssm_metarl_gym.agents.adaptation.recursive_rows import make_adapter_rows
+from ssm_metarl_gym.agents.adaptation.rows import AdapterRows
+from ssm_metarl_gym.agents.adaptation.twins import TwinRows
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.stateless import copy_module
 from ssm_metarl_gym.wrappers.adapted_model import (
+    LatestTransition,
     OnlineOptions,
     check_adapted_model,
     encode_rows,
@@ -83,6 +86,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         options: What is adapted to, and when.
         verdict: What the last transition of each row was, an outlier, a change or neither.
         errors_after: ``Float64[N]``, the error on the transition that told of a row's last change, once adapted to it.
+        latest: The transitions of the last step; None before the first one.
 
     Raises:
         ValueError: An argument is outside its range, the model is of another kind or of other spaces, or the autoreset
@@ -132,11 +136,12 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         check_adapted_model(name, adapter, env.single_observation_space, env.single_action_space)
         self.source = copy_module(adapter)
         self.source.reset()
-        self.adapter = make_adapter_rows(self.source, self.num_envs)
+        self.adapter: AdapterRows | TwinRows = make_adapter_rows(self.source, self.num_envs)
         self.model = cast("DynamicsModel", self.adapter.model)
         self._fallback = SourceFallback(self.num_envs)
         self._left_out = LeftOutEpisodes(self.num_envs, leave_out)
         self._rows = OnlineRows(self.adapter, self.options)
+        self._expected: Tensor | None = None  # by the twins, if there are any
         self._surprises = Surprises(
             self.num_envs,
             outlier_error=outlier_error,
@@ -147,6 +152,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         )
         self.verdict = Verdict.nothing(self.num_envs)  # on the last transitions
         self.errors_after = np.full(self.num_envs, np.nan)  # of the models once adapted to them, after the last change
+        self.latest: LatestTransition | None = None
         self._errors = np.full(self.num_envs, np.nan)
         self._num_outliers = np.zeros(self.num_envs, dtype=np.int64)
         self._num_changes = np.zeros(self.num_envs, dtype=np.int64)
@@ -160,6 +166,21 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         dtype = self.single_observation_space.dtype  # what is shown is as exact as what is wrapped
         self._observations = np.zeros((n, dim), dtype=dtype)
         self._shown = np.zeros((n, dim * (1 + len(self._probes))), dtype=dtype)
+
+    def add_twins(self) -> TwinRows:
+        """Let a twin of each row adapt, by the same steps on the same inputs, to what :meth:`expect` says.
+
+        All rows begin anew, at the source.
+        """
+        twins = self.adapter = TwinRows(self.source, self.num_envs)
+        self.model = cast("DynamicsModel", twins.model)
+        self._rows = OnlineRows(twins, self.options)
+        self.expect(self.model.head.weight.new_zeros(self.num_envs, self.model.observation_dim))
+        return twins
+
+    def expect(self, changes: Tensor) -> None:
+        """Say what twins are to adapt to of the next step: the normalised changes ``Float[N D]``."""
+        self._expected = changes
 
     def predict(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
         """The change of the observation that the model in use of each row predicts, normalised.
@@ -212,13 +233,15 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         going = ~self._ended if self._mode is AutoresetMode.NEXT_STEP else np.ones_like(self._ended)
         judged = going & ~restarted
         errors = self._measure(self.adapter.predict, encoded, targets)
+        self.latest = LatestTransition(encoded, targets, errors)
         self._errors = np.where(judged, errors, np.nan)
         self.verdict = self._surprises.judge(errors, judged)
         source_errors = self._measure(self._predict_by_source, encoded, targets)
         self._fallback.learn(errors, source_errors, judged, self.verdict)
         self._num_outliers += self.verdict.outliers
         self._num_changes += self.verdict.changes
-        self._rows.advance(encoded, targets, going, judged & ~self.verdict.outliers, self.verdict.changes)
+        wanted = targets if self._expected is None else torch.cat([targets, self._expected], dim=1)
+        self._rows.advance(encoded, wanted, going, judged & ~self.verdict.outliers, self.verdict.changes)
         if self.verdict.changes.any():
             now = self._measure(self.adapter.predict, encoded, targets)
             self.errors_after = np.where(self.verdict.changes, now, self.errors_after)

@@ -129,7 +129,7 @@ class Adapter:
         timer = StepTimer(self.budget_ms)
         before_call = self._before_call = self._snapshot()
         states, targets = parse_batch(batch_dict)
-        if len(states) == 0:
+        if states.shape[0] == 0:
             self._stats = replace(self._stats, calls=self._stats.calls + 1, empty_calls=self._stats.empty_calls + 1)
             return math.nan
         training = self._state.training_modules()
@@ -306,7 +306,9 @@ class Adapter:
             return math.nan, targets
         if with_gradient and not objective.requires_grad:
             raise ValueError("the loss must depend on what the model predicts; got one without a gradient.")
-        return (float(loss.item()) if math.isfinite(objective.item()) else math.nan), objective
+        value = float(loss.item())
+        is_finite = math.isfinite(value if objective is loss else objective.item())
+        return (value if is_finite else math.nan), objective
 
     def _step(self, objective: Tensor, weights: Tensor) -> _Step | None:
         """One clipped and projected step from the present weights; None, and nothing changed, where not finite."""

@@ -32,7 +32,7 @@ def parse_batch(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         got = {key: type(batch[key]).__name__ for key in batch} if is_mapping else type(batch).__name__
         raise ValueError(f"the batch must be a dictionary with the tensors 'states' and 'targets'; got {got}.")
     states, targets = batch["states"], batch["targets"]
-    if states.ndim == 0 or targets.ndim == 0 or len(states) != len(targets):
+    if states.ndim == 0 or targets.ndim == 0 or states.shape[0] != targets.shape[0]:
         raise ValueError(
             "states and targets must have the same number of rows; got shapes "
             f"{tuple(states.shape)} and {tuple(targets.shape)}."

@@ -81,7 +81,7 @@ class RecursiveRows(AdapterRows):
         bits = row_bytes(states.flatten(0, 1), targets.flatten(0, 1)).unflatten(0, mask.shape)
         for places, counted in self._windows.take(bits, mask & rows[:, None]):
             self.state = self._adapter.update(self.state, states[index, places], targets[index, places], counted)
-        self._weights = self._adapter.flat_weights(self.state).to(self._weights.dtype)
+        self._weights = self._layout.weights(self._adapter.flat_weights(self.state).to(self._weights.dtype))
         # Tell what happened.
         stats = self.stats
         stats.calls += rows
@@ -99,7 +99,7 @@ class RecursiveRows(AdapterRows):
         losses = torch.full((self.num_rows,), torch.nan, dtype=torch.float64)
         for index, objective in self._objectives(loss_fn, states, targets, mask, rows.numpy()):
             losses[index] = objective(self._weights[index], with_gradient=False)[0].double()
-        return torch.where(losses.isfinite(), losses, torch.nan)
+        return torch.where(rows & losses.isfinite(), losses, torch.nan)
 
 
 class _Windows:

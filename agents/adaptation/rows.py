@@ -5,7 +5,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,9 @@ from torch.func import vmap
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter
 from ssm_metarl_gym.agents.adaptation.batched_network import find_network
 from ssm_metarl_gym.agents.adaptation.budget import StepTimer
+from ssm_metarl_gym.agents.adaptation.buffers import Buffers
 from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig
+from ssm_metarl_gym.agents.adaptation.row_layout import RowLayout
 from ssm_metarl_gym.agents.adaptation.trust_region import moving_moments
 from ssm_metarl_gym.agents.losses import MaskedLoss, checked_loss, is_mean_over_elements, masked_loss
 from ssm_metarl_gym.agents.stateless import StatelessModule, attributes_kept
@@ -33,6 +35,7 @@ Objective: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 # Measured: so many weights at once stay in the cache of a core while steps are taken on them.
 _CACHED_NUMBERS: Final = 2**18
 _LEAST_ROWS: Final = 32  # below which more is spent on calls than on numbers
+_SLACK: Final = 1.001  # of distances, for what rounding makes of them
 
 
 @dataclass
@@ -78,6 +81,24 @@ class RowStats:
             getattr(self, name)[rows] = value
 
 
+class _RowSteps(NamedTuple):
+    """Where one step of each row led.
+
+    Attributes:
+        weights: ``Float[R W]``.
+        reach: ``Float64[R]``; the weights are no farther than that from the source.
+        clipped: ``Bool[R]``, whether the gradient was clipped.
+        projected: ``Bool[R]``, whether the step ended on the border of the trust region.
+        is_finite: ``Bool[R]``, whether gradient and weights are finite.
+    """
+
+    weights: Tensor
+    reach: Floats
+    clipped: Flags
+    projected: Flags
+    is_finite: Flags
+
+
 class AdapterRows:
     """What an :class:`Adapter` does to a module, for N rows at once: each has weights of its own and its own batch.
 
@@ -116,27 +137,34 @@ class AdapterRows:
                 "weights per row must all be of single or all of double precision; got "
                 f"{', '.join(sorted(map(str, dtypes)))}. Use the model's float() first."
             )
-        self._shapes = {name: parameter.shape for name, parameter in parameters.items()}
         # Of plain networks, batched products take the place of vmap and autograd.
-        self._network = find_network(self.model)
-        self._source = torch.cat([parameter.flatten() for parameter in parameters.values()])  # W
+        network = self._network = find_network(self.model)
+        kernels = set() if network is None else {id(kernel) for kernel in network.kernels}
+        turned = {name for name, p in self.model.named_parameters() if p.requires_grad and id(p) in kernels}
+        self._layout = RowLayout(parameters, turned)
+        self._buffers = Buffers()
+        self._source = self._layout.weights(torch.cat([p.flatten() for p in parameters.values()]))  # W
         self._source_norm = float(torch.linalg.vector_norm(self._source))
         self._weights = self._source.repeat(num_rows, 1)  # N W
         self._num_rows_in_cache = max(_LEAST_ROWS, _CACHED_NUMBERS // len(self._source))
         self.stats = RowStats.zeros(num_rows)
 
-    def predict(self, states: Tensor) -> Any:
-        """What the model of each row predicts: ``Float[N P ...]`` -> ``Float[N P D]``."""
+    def predict(self, states: Tensor, rows: Rows | None = None) -> Any:
+        """What the models of some rows predict.
+
+        Args:
+            states: ``Float[M P ...]``.
+            rows: Which rows these are, ``Int[M]`` or a slice; None for all.
+
+        Returns:
+            ``Float[M P D]``.
+        """
         with torch.no_grad():
-            return self._forward(self._weights, states)
+            return self._forward(self._weights if rows is None else self._weights[rows], states)
 
     def weights(self) -> dict[str, Tensor]:
         """The weights of each row by the names of the parameters, ``{name: Float[N ...]}``."""
-        parts = self._weights.split([shape.numel() for shape in self._shapes.values()], dim=1)
-        return {
-            name: part.unflatten(1, shape).clone()
-            for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
-        }
+        return {name: part.clone() for name, part in self._layout.named(self._weights).items()}
 
     def reset(self, rows: Tensor | None = None) -> None:
         """Go back to the source in these rows ``Bool[N]``, in all where it is None."""
@@ -180,7 +208,7 @@ class AdapterRows:
         losses = torch.full((self.num_rows,), math.nan, dtype=torch.float64)
         with np.errstate(all="ignore"):  # what is not finite is no step
             for index, objective in self._objectives(loss_fn, states, targets, mask, asked & ~empty):
-                losses.numpy()[index] = self._descend(objective, index, timer)
+                losses.numpy()[index] = self._descend(objective, index, (asked & ~empty)[index], timer)
         return losses
 
     def _objectives(
@@ -205,12 +233,8 @@ class AdapterRows:
         """``Float[N W]`` and ``Float[N P ...]`` -> the predictions of each row."""
         if self._network is not None and states.ndim == 3:
             return self._network(weights, states)
-        parts = weights.split([shape.numel() for shape in self._shapes.values()], dim=1)
-        named = {
-            name: part.unflatten(1, shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
-        }
         with attributes_kept(self.model):
-            return vmap(lambda named, x: self._module(named, (x,)))(named, states)
+            return vmap(lambda named, x: self._module(named, (x,)))(self._layout.named(weights), states)
 
     def _differentiate(
         self,
@@ -236,63 +260,105 @@ class AdapterRows:
             (gradients,) = torch.autograd.grad(losses.sum(), weights)
         return losses.detach(), gradients
 
-    def _descend(self, objective: Objective, index: Rows, timer: StepTimer) -> Floats:
-        """Take the steps of these rows, and put what happened into their statistics: ``Float64[R]``, the losses."""
+    def _descend(self, objective: Objective, index: Rows, going: Flags, timer: StepTimer) -> Floats:
+        """Take the steps of these rows, and put what happened into their statistics.
+
+        Args:
+            objective: Their losses and gradients.
+            index: Which rows these are.
+            going: ``Bool[R]``, those of them that adapt; the others are only computed along.
+            timer: Says whether there is time for a step.
+
+        Returns:
+            ``Float64[R]``, the losses, nan in rows that do not adapt.
+        """
         cfg, stats = self.cfg, self.stats
         num_steps = 0 if cfg.lr == 0.0 or cfg.trust_region_eps == 0.0 else cfg.max_steps_per_call
-        weights = self._weights[index]  # R W
+        before = weights = self._weights[index]  # R W, a view of them where the index is a slice
+        reach = stats.distance.numpy()[index] * self._source_norm
         tensor, gradients = objective(weights, with_gradient=num_steps > 0)
-        first = losses = tensor.double().numpy()
-        going: Flags = np.isfinite(first)
-        for step in range(num_steps):
-            if not timer.has_time():
-                stats.cut_calls.numpy()[index] += going
-                break
-            candidates, clipped, projected, possible = self._step(weights, gradients)
-            going_on = going & possible
-            candidates = _where_rows(going_on, candidates, weights)
-            tensor, gradients = objective(candidates, with_gradient=step + 1 < num_steps)
-            after = tensor.double().numpy()
-            # A step is accepted where all is finite still; elsewhere the row stays where it was before the step.
-            accepted = going_on & np.isfinite(after)
-            weights = _where_rows(accepted, candidates, weights)
-            losses = np.where(accepted, after, np.where(going, np.nan, losses))
-            stats.steps.numpy()[index] += accepted
-            stats.clipped_steps.numpy()[index] += accepted & clipped
-            stats.projected_steps.numpy()[index] += accepted & projected
-            going = accepted
+        asked, first = going, tensor.double().numpy()
+        losses = np.where(asked, first, np.nan)
+        going = asked & np.isfinite(first)
+        taken, clipped, projected = (np.zeros(len(going), dtype=np.int64) for _ in range(3))
+        try:
+            for step in range(num_steps):
+                if not timer.has_time():
+                    stats.cut_calls.numpy()[index] += going
+                    break
+                # Not where the weights are now, to which a step that is undone goes back; the last one to where they
+                # were at first.
+                is_last = 0 < step == num_steps - 1
+                out = before if is_last else self._buffers.take(f"weights {step % 2}", weights.shape, weights)
+                led = self._step(weights, gradients, reach, going, out)
+                candidates = _where_rows(led.is_finite, led.weights, weights)
+                tensor, gradients = objective(candidates, with_gradient=step + 1 < num_steps)
+                after = tensor.double().numpy()
+                # A step is accepted where all is finite still; elsewhere the row stays where it was before the step.
+                accepted = going & led.is_finite & np.isfinite(after)
+                weights = _where_rows(accepted | ~going, candidates, weights)
+                losses = np.where(accepted, after, np.where(going, np.nan, losses))
+                taken += accepted
+                clipped += accepted & led.clipped
+                projected += accepted & led.projected
+                reach, going = led.reach, accepted
+        finally:
+            if weights is not before or not isinstance(index, slice):
+                self._weights[index] = weights
+        stats.steps.numpy()[index] += taken
+        stats.clipped_steps.numpy()[index] += clipped
+        stats.projected_steps.numpy()[index] += projected
         losses = np.where(np.isfinite(losses), losses, np.nan)
-        undone = np.isnan(losses)
-        stats.rejected_steps.numpy()[index] += undone
-        self._track(index, first, ~undone)
-        self._weights[index] = weights
+        stats.rejected_steps.numpy()[index] += asked & np.isnan(losses)
+        self._track(index, first, ~np.isnan(losses))
         stats.distance.numpy()[index] = self._distances(weights)
         return losses
 
     def _distances(self, weights: Tensor) -> Floats:
         """The distances of ``Float[R W]`` from the source, relative to its norm: ``Float64[R]``."""
-        offset: Floats = torch.linalg.vector_norm(weights - self._source, dim=1).double().numpy()
-        return offset / self._source_norm if self._source_norm else np.where(offset > 0.0, np.inf, 0.0)
+        _, norms = self._offset(weights)
+        distance: Floats = norms.double().numpy()
+        return distance / self._source_norm if self._source_norm else np.where(distance > 0.0, np.inf, 0.0)
 
-    def _step(self, weights: Tensor, gradients: Tensor) -> tuple[Tensor, Flags, Flags, Flags]:
-        """One clipped and projected step of each row: where it leads, was it clipped, projected, is it finite?"""
+    def _offset(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Where ``Float[R W]`` are from the source, until the next call, and how far ``Float[R]``."""
+        offset = torch.sub(weights, self._source, out=self._buffers.take("offset", (*weights.shape,), weights))
+        return offset, torch.linalg.vector_norm(offset, dim=1)
+
+    def _step(self, weights: Tensor, gradients: Tensor, reach: Floats, going: Flags, out: Tensor) -> "_RowSteps":
+        """One clipped and projected step of each row.
+
+        Args:
+            weights: ``Float[R W]``.
+            gradients: ``Float[R W]``.
+            reach: ``Float64[R]``; the weights are no farther than that from the source.
+            going: ``Bool[R]``, the rows that take a step; the others stay where they are.
+            out: ``Float[R W]``, the memory for where the steps lead.
+        """
         cfg, finfo = self.cfg, torch.finfo(weights.dtype)
         slope = torch.linalg.vector_norm(gradients, dim=1).numpy()
         # Clip the gradient to its largest norm, and descend.
-        lr = min(cfg.lr, finfo.max) * np.minimum(1.0, cfg.grad_clip_norm / slope)
-        weights = torch.addcmul(weights, torch.from_numpy(lr)[:, None], gradients, value=-1.0)
-        # Project onto the ball around the source.
-        offset = weights - self._source
-        norms = torch.linalg.vector_norm(offset, dim=1)
-        distance = norms.numpy()
+        lr = min(cfg.lr, finfo.max) * np.minimum(1.0, cfg.grad_clip_norm / slope) * going
+        weights = torch.addcmul(weights, torch.from_numpy(lr)[:, None], gradients, value=-1.0, out=out)
+        clipped = slope > cfg.grad_clip_norm
+        # Where no row can have come out of the ball, or to numbers whose squares overflow, no distance is measured.
         radius = cfg.trust_region_eps * self._source_norm if cfg.trust_region_eps < math.inf else math.inf
-        projected = distance > radius
+        rounding = finfo.eps * (self._source_norm + (radius if radius < math.inf else reach))
+        reach = _SLACK * (reach + lr.astype(np.float64) * slope + rounding)
+        if (reach < min(radius, math.sqrt(finfo.max))).all():
+            return _RowSteps(weights, reach, clipped, np.zeros_like(clipped), np.ones_like(clipped))
+        # Project onto the ball around the source.
+        offset, norms = self._offset(weights)
+        distance = norms.numpy()
+        projected: Flags = going & (distance > radius)
         if projected.any():
             # It ends inside by what rounding can add, so that the weights cannot leave the ball.
             inner = max(radius - finfo.eps * (self._source_norm + radius), 0.0)
-            pulled = self._source + offset * (inner / norms.double()).to(offset.dtype)[:, None]
-            weights = torch.where(torch.from_numpy(projected)[:, None], pulled, weights)
-        return weights, slope > cfg.grad_clip_norm, projected, np.isfinite(slope) & np.isfinite(distance)
+            (rows,) = projected.nonzero()
+            scale = (inner / norms[rows].double()).to(offset.dtype)[:, None]
+            weights[rows] = self._source + offset[rows] * scale
+        reach = np.where(projected, radius, distance)
+        return _RowSteps(weights, reach, clipped, projected, np.isfinite(slope) & np.isfinite(distance))
 
     def _track(self, index: Rows, losses: Floats, counted: Flags) -> None:
         """Move the running mean and variance towards the losses before adaptation, where they are finite."""
@@ -314,14 +380,17 @@ def _where_rows(rows: Flags, new: Tensor, old: Tensor) -> Tensor:
 def _in_parts(
     states: Tensor, targets: Tensor, mask: Tensor, rows: Flags, size: int
 ) -> Iterator[tuple[Rows, Tensor, Tensor, Tensor]]:
-    """So many rows after the other as ``size`` says: which they are, their states, targets and masks."""
+    """At most so many rows after the other as ``size`` says: which they are, their states, targets and masks."""
+    size = math.ceil(len(rows) / math.ceil(len(rows) / size))  # of equal parts
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
-        index = part if rows[part].all() else start + rows[part].nonzero()[0]
+        # Where most of them adapt, it is faster to compute the others along than to pick these out.
+        index = part if rows[part].mean() > 0.5 else start + rows[part].nonzero()[0]
         x, m = states[index], mask[index]
         if len(m):
             # What is not there may be anything, and the gradient of what does not count is 0 times that.
-            yield index, x.masked_fill(~m.view(*m.shape, *[1] * (x.ndim - 2)), 0), targets[index], m
+            x = x if m.all() else x.masked_fill(~m.view(*m.shape, *[1] * (x.ndim - 2)), 0)
+            yield index, x, targets[index], m
 
 
 def _by_length(

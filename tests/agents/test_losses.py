@@ -37,6 +37,13 @@ def test_losses_and_slopes_are_those_of_autograd(loss_fn, dtype):
     assert (own[~mask] == 0.0).all()
 
 
+def test_where_nothing_counts_the_loss_is_zero():
+    loss = MaskedLoss(F.mse_loss, torch.zeros(2, 3, 4), torch.tensor([[True] * 3, [False] * 3]))
+    losses, slopes = loss(torch.ones(2, 3, 4))
+    assert losses.tolist() == [1.0, 0.0]
+    assert (slopes[1] == 0.0).all()
+
+
 class Weighted(nn.MSELoss):
     """May compute anything."""
 

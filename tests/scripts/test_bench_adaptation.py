@@ -24,11 +24,13 @@ def test_every_comparison_has_its_row(bench_adaptation, tmp_path, capsys):
     results = json.loads(path.read_text())
     assert set(results) == {"rows", "versions", "seconds"}
     steps = [f"{adapts}, steps: {n}" for adapts in ("last_layer", "all") for n in (1, 3) for _ in range(2)]
-    corrected = ["CartPolePolarity-v0, 2 rows", "PendulumPolarity-v0, 2 rows"]
+    # Of all layers also the products alone, and of a Box a correction without the effect gate.
+    of_rows = ["last_layer, 2 rows", *2 * ["all, 2 rows"]]
+    corrected = ["CartPolePolarity-v0, 2 rows", *2 * ["PendulumPolarity-v0, 2 rows"]]
     rows = results["rows"]
-    assert [row["case"] for row in rows] == ["last_layer, 2 rows", "all, 2 rows", *steps, *corrected, "2 rows"]
+    assert [row["case"] for row in rows] == [*of_rows, *steps, *corrected, "2 rows"]
     assert all(0 < row["low"] <= row["median"] <= row["high"] < math.inf for row in rows)
-    assert [row["target"] for row in rows] == [None, None, *4 * [1 / 1.5, None], 0.5, 0.5, 0.4]
+    assert [row["target"] for row in rows] == [*3 * [None], *4 * [1 / 1.5, None], 0.5, 0.5, None, 0.4]
     assert capsys.readouterr().out.count("\n|") == 2 + len(rows)
 
 

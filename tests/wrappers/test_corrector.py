@@ -30,12 +30,17 @@ def linear_model(action_space, actions, drift=None):
 
 
 def predict_by(model):
-    def predict(observations, actions):
+    def predict(observations, actions, rows):
+        assert len(rows) == len(observations) == len(actions)
         n, p = observations.shape[:2]
         flat = observations.reshape(n * p, -1), actions.reshape(n * p, *actions.shape[2:])
         return model(model.encode(*flat)).unflatten(0, (n, p))
 
     return predict
+
+
+def predict_by_both(model, twin):
+    return lambda *probes: (predict_by(model)(*probes), predict_by(twin)(*probes))
 
 
 def correct(space, reference, adapted, asked, **options):
@@ -147,9 +152,8 @@ class TestGates:
         corrector.learn(np.array([1.0, 1.0]), np.array([reference_error, 9.0]), rows)
         now = linear_model(PLANE, (effect * np.eye(2)).tolist())
         asked = np.array([[0.3, -0.9], [0.0, 0.0]], dtype=np.float32)
-        corrector.compare_effects(
-            predict_by(now), predict_by(linear_model(PLANE, IDENTITY)), np.zeros((2, 2), np.float32), asked, rows
-        )
+        predict = predict_by_both(now, linear_model(PLANE, IDENTITY))
+        corrector.compare_effects(predict, np.zeros((2, 2), np.float32), asked, rows)
         np.testing.assert_allclose(corrector.effect, [effect, np.nan], rtol=1e-5)
         assert corrector.is_open().tolist() == [is_open, False]
 
@@ -164,7 +168,7 @@ class TestGates:
         here, asked = np.zeros((2, 2), np.float32), np.array([[0.3, -0.9], [0.3, -0.9]], dtype=np.float32)
 
         def compare(rows):
-            corrector.compare_effects(predict_by(now), predict_by(reference), here, asked, np.array(rows))
+            corrector.compare_effects(predict_by_both(now, reference), here, asked, np.array(rows))
 
         for expected in believed:
             compare([True, True])
@@ -182,7 +186,7 @@ class TestGates:
         corrector.learn(np.ones(2), np.ones(2), ALL.repeat(2))
         useless, asked = linear_model(PLANE, np.zeros((2, 2))), np.array([[0.3, -0.9], [1.0, 0.0]], dtype=np.float32)
         arguments = np.zeros((2, 2), np.float32), asked, np.array([True, True])
-        corrector.compare_effects(predict_by(linear_model(PLANE, IDENTITY)), predict_by(useless), *arguments)
+        corrector.compare_effects(predict_by_both(linear_model(PLANE, IDENTITY), useless), *arguments)
         np.testing.assert_array_equal(corrector.effect, [np.nan, np.nan])
 
 

@@ -175,6 +175,26 @@ def test_calls_that_a_budget_ends_are_counted(monkeypatch):
         assert reports["steps"].tolist() == reports["cut_calls"].tolist() == 3 * [num_calls]
 
 
+def test_twins_adapt_to_what_is_expected_and_the_rows_as_without_them():
+    def make():
+        vector = gym.make_vec(CARTPOLE, 3)
+        return VectorOnlineAdaptation(vector, make_adapter(vector.single_observation_space, vector.single_action_space))
+
+    alone, paired = make(), make()
+    twins = paired.add_twins()
+    states = alone.model.encode(np.zeros((3, 4), np.float32), np.ones(3, np.int64))[:, None]
+    for envs in (alone, paired):
+        envs.reset(seed=0)
+    for _ in range(5):
+        paired.expect(torch.full((3, 4), 2.0))
+        own, others = (envs.step(np.ones(3, dtype=np.int64))[-1]["adaptation"] for envs in (alone, paired))
+        np.testing.assert_allclose(own["loss"], others["loss"], rtol=1e-5)
+        assert own.keys() == others.keys()
+    torch.testing.assert_close(paired.adapter.predict(states), alone.adapter.predict(states))
+    distances = [(predict(states) - 2.0).square().mean().item() for predict in (twins.predict_twins, twins.predict)]
+    assert distances[0] < distances[1]
+
+
 def test_copies_go_on_alike():
     vector = gym.make_vec(CARTPOLE, 3)
     adapter = make_adapter(vector.single_observation_space, vector.single_action_space)

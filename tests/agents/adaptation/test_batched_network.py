@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ssm_metarl_gym.agents import DynamicsModel
 from ssm_metarl_gym.agents.adaptation.batched_network import find_network
+from ssm_metarl_gym.agents.adaptation.row_layout import RowLayout
 from ssm_metarl_gym.agents.losses import MaskedLoss
 
 N, K = 3, 5
@@ -33,8 +34,18 @@ def make_case(model):
     named = {
         name: p.detach() + 0.1 * torch.randn(N, *p.shape) for name, p in model.named_parameters() if p.requires_grad
     }
-    weights = torch.cat([part.flatten(1) for part in named.values()], dim=1)
-    return named, weights, torch.randn(N, K, 3), torch.randn(N, K, 2)
+    return named, torch.randn(N, K, 3), torch.randn(N, K, 2)
+
+
+def layout_of(model):
+    """How the network takes weights of rows."""
+    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    kernels = {id(kernel) for kernel in find_network(model).kernels}
+    return RowLayout(own, {name for name, p in own.items() if id(p) in kernels})
+
+
+def weights_of(model, named):
+    return layout_of(model).weights(torch.cat([part.flatten(1) for part in named.values()], dim=1))
 
 
 @pytest.mark.parametrize("make", [plain, partly_frozen, lambda: nn.Linear(3, 2)])
@@ -42,7 +53,8 @@ def test_losses_and_gradients_are_those_of_each_row_s_own_network(make):
     torch.manual_seed(0)
     model = make()
     network = find_network(model)
-    named, weights, states, targets = make_case(model)
+    named, states, targets = make_case(model)
+    weights = weights_of(model, named)
     mask = torch.rand(N, K) < 0.7
     mask[:, 0] = True
     assert network.knows_gradient(F.huber_loss)
@@ -56,16 +68,18 @@ def test_losses_and_gradients_are_those_of_each_row_s_own_network(make):
             loss = F.huber_loss(expected[mask[i]], targets[i][mask[i]])
             slopes = torch.autograd.grad(loss, list(own.values()))
             torch.testing.assert_close(losses[i], loss.detach())
-            torch.testing.assert_close(gradients[i], torch.cat([slope.flatten() for slope in slopes]))
+            for slope, gradient in zip(slopes, layout_of(model).named(gradients[i]).values(), strict=True):
+                torch.testing.assert_close(gradient, slope)
 
 
 def test_other_elementwise_layers_have_outputs_alone():
     model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2))
     network = find_network(model)
-    named, weights, states, _ = make_case(model)
+    named, states, _ = make_case(model)
     assert not network.knows_gradient(F.mse_loss)
     own = {name: part[1] for name, part in named.items()}
-    torch.testing.assert_close(network(weights, states)[1], functional_call(model, own, (states[1],)).detach())
+    predictions = network(weights_of(model, named), states)
+    torch.testing.assert_close(predictions[1], functional_call(model, own, (states[1],)).detach())
 
 
 class First(nn.Module):
@@ -91,8 +105,9 @@ def test_what_adapts_of_a_model_of_the_dynamics(adapts, core, known):
     assert (network is not None) == known
     if known:
         encoded = model.encode(env.observation_space.sample()[None], env.action_space.sample()[None])
-        weights = torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
-        torch.testing.assert_close(network(weights[None], encoded[None])[0], model(encoded).detach())
+        named = {name: p.detach()[None] for name, p in model.named_parameters() if p.requires_grad}
+        predictions = network(weights_of(model, named), encoded[None])
+        torch.testing.assert_close(predictions[0], model(encoded).detach())
 
 
 def test_weights_beside_the_network_are_no_plain_network():

@@ -144,6 +144,35 @@ def test_rows_that_do_not_adapt_stay_as_they_are():
     assert torch.equal(rows.stats.calls, chosen.long())
 
 
+@pytest.mark.parametrize("loss_fn", [nn.MSELoss(), worst])
+def test_rows_computed_along_stay_as_they_are_whatever_they_hold(loss_fn):
+    rows = AdapterRows(Adapter(make_model("network"), BOUNDS), N)
+    batch, mask = make_batch(masked=False)
+    for part in batch.values():
+        part[1] = math.nan
+        part[3] = 1e30
+    before, stats = rows.weights(), copy.deepcopy(rows.stats)
+    chosen = torch.tensor([True, False, True, False, True])
+    expected = AdapterRows(Adapter(rows.model, BOUNDS), N)
+    assert rows.adapt(loss_fn, batch, mask=mask, rows=chosen).isnan().tolist() == (~chosen).tolist()
+    for name, weight in rows.weights().items():
+        assert torch.equal((weight != before[name]).flatten(1).any(dim=1), chosen)
+    for name, value in vars(rows.stats).items():
+        torch.testing.assert_close(value[~chosen], getattr(stats, name)[~chosen], equal_nan=True)
+    clean = {name: part.nan_to_num(0.0).clamp(-9.0, 9.0) for name, part in batch.items()}
+    expected.adapt(loss_fn, clean, mask=mask)
+    for name, weight in rows.weights().items():
+        torch.testing.assert_close(weight[chosen], expected.weights()[name][chosen])
+
+
+def test_some_rows_predict_as_all_do():
+    rows = AdapterRows(Adapter(make_model("network"), BOUNDS), N)
+    batch, mask = make_batch()
+    rows.adapt(nn.MSELoss(), batch, mask=mask)
+    some = torch.tensor([1, 4]).numpy()
+    torch.testing.assert_close(rows.predict(batch["states"][some], some), rows.predict(batch["states"])[some])
+
+
 def test_reset_goes_back_to_the_source_in_the_rows_given():
     rows = AdapterRows(Adapter(make_model("network"), BOUNDS), N)
     batch, _ = make_batch(masked=False)
