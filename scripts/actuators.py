@@ -155,7 +155,9 @@ TRAINED = {
 class Options:
     """The command line."""
 
-    dimensions: tuple[int, ...] = option((2, 4, 6, 1, 3), "those of the point mass", least=1, below=17)
+    dimensions: tuple[int, ...] = option(
+        (2, 4, 6, 1, 3), "those of the point mass, or none", least=1, below=17, may_be_empty=True
+    )
     aib: tuple[str, ...] = option((), "environments of AIB", choices=AIB)
     rows: tuple[str, ...] = option(CORRECTED, "what is compared", choices=[*CORRECTED, *TRAINED])
     steps: tuple[int, ...] = option((400_000, 1_000_000), "steps of training on the tasks", least=1, below=10**9)
@@ -431,6 +433,8 @@ def show_scaled(name: str, options: Options, records: Records) -> None:
             cells.append(f"{Estimate(float(interquartile_mean(values)), *interval):.2f}" if len(values) else "")
         if any(cells):
             rows.append([label, *cells])
+    if not rows:
+        return
     print(f"\n{name}, interquartile mean of returns / {PHYSICS[name].best:g} over contexts and seeds\n")
     print(format_markdown(["", *columns], rows))
 

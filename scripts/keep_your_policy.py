@@ -4,6 +4,8 @@
                 squares in place of gradient steps, and the same for a policy trained over masses and lengths
     gravity     pendulums of other gravities, with which the policy mostly copes by itself: correction must not harm
     constants   what half and twice each constant of the correction does, on training tasks
+    corruption  what is left of the gain where a share of the transitions that the model adapts to is corrupted: of the
+                corrected policy, and of one that was trained on the family to see adapted predictions
 
 Policies and models are trained once for each seed and lie in the output folder; runs.jsonl holds a line for each
 evaluation, as soon as it is known. The same command again goes on, and prints the tables.
@@ -17,24 +19,28 @@ if __name__ == "__main__":
 
     end_on_signals()
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.vector import AutoresetMode
 from stable_baselines3 import PPO
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
 import ssm_metarl_gym  # noqa: F401 - registers the environments
 from ssm_metarl_gym.agents import Adapter, MetaTrainer, RecursiveLeastSquares
+from ssm_metarl_gym.envs.making import make_rows
 from ssm_metarl_gym.experiments.checks import check_output_folder
 from ssm_metarl_gym.experiments.command_line import option, parse_options, refusing
+from ssm_metarl_gym.experiments.corruption import CorruptedModel, Corruption
 from ssm_metarl_gym.experiments.dynamics_models import load_weights, make_model, save_weights
 from ssm_metarl_gym.experiments.evaluation import evaluate, returns_of
 from ssm_metarl_gym.experiments.records import Records
@@ -45,7 +51,7 @@ from ssm_metarl_gym.files import replacing
 from ssm_metarl_gym.wrappers import SB3VecEnv, VectorActionCorrection, VectorOnlineAdaptation, make_sb3_env
 
 FAMILIES = ("CartPolePolarity", "PendulumPolarity")
-STUDIES = ("main", "gravity", "constants")
+STUDIES = ("main", "gravity", "constants", "corruption")
 NUM_TRAINING_ENVS, ROLLOUT_LENGTH = 64, 128
 META_UPDATES, INNER_STEPS, NUM_STREAMS = 1_500, 3, 1_000
 # Seeds of held-out tasks, and of the training tasks on which constants are chosen.
@@ -56,6 +62,13 @@ HELD_OUT: dict[str, dict[str, Any]] = {
     "switch": {"split": "interpolation", "switch": {"step": 100}},
     "nominal": {"task": {}},
 }
+# What adapts to corrupted transitions, and the row of this study that it must not fall below.
+CORRUPTED: dict[str, dict[str, Any]] = {
+    "corrected": {"correction": {}},
+    "adapted predictions": {"policy": "predictions"},
+}
+FROZEN = {"corrected": "as it is", "adapted predictions": "frozen predictions"}
+SHARES = (0.1, 0.05, 0.02)
 TRAINING: dict[str, dict[str, Any]] = {
     "train": {"split": "train"},
     "train, switch": {"split": "train", "switch": {"step": 100}},
@@ -75,6 +88,8 @@ class Recipe:
     learning_rate: float
     gamma: float
     ent_coef: float
+    rollout_length: int = ROLLOUT_LENGTH
+    num_epochs: int = 4
 
 
 RECIPES = {
@@ -105,10 +120,11 @@ class Case:
         row: What acts.
         column: Where it acts.
         env_kwargs: The arguments of the environments that the column stands for.
-        policy: ``"nominal"`` or ``"masses"``, as what the policy was trained on.
+        policy: ``"nominal"``, ``"masses"`` or ``"predictions"``, as what the policy was trained on.
         correction: The options of the correction; None for the policy as it is.
         adaptation: The options of the adaptation.
         recursive: Whether recursive least squares take the place of gradient steps.
+        corruption: How the transitions are corrupted that the model adapts to, and which share of them.
     """
 
     study: str
@@ -120,6 +136,7 @@ class Case:
     correction: Mapping[str, Any] | None = None
     adaptation: Mapping[str, Any] | None = None
     recursive: bool = False
+    corruption: tuple[Corruption, float] = ("outliers", 0.0)
 
 
 class Prepared:
@@ -162,16 +179,24 @@ class Prepared:
 
     def _learn_policy(self, path: Path, name: str) -> None:
         recipe, started = RECIPES[self._family], time.process_time()
-        # The family without the hidden sign: masses and lengths alone.
-        tasks = {"task": {}} if name == "nominal" else {"family": self._family.removesuffix("Polarity")}
-        env = VecNormalize(make_sb3_env(self.env_id, NUM_TRAINING_ENVS, **tasks), clip_obs=5.0, gamma=recipe.gamma)
+        if name == "predictions":
+            # As in quickstart.py, half as many steps.
+            recipe = replace(recipe, timesteps=recipe.timesteps // 2, rollout_length=32, num_epochs=8)
+            envs = make_rows(self.env_id, NUM_TRAINING_ENVS, autoreset_mode=AutoresetMode.SAME_STEP, split="train")
+            adapter = Adapter(self.trainer.model, self.trainer.adaptation_config())
+            rows = SB3VecEnv(VectorOnlineAdaptation(envs, adapter, observe_predictions=True))
+        else:
+            # The family without the hidden sign: masses and lengths alone.
+            tasks = {"task": {}} if name == "nominal" else {"family": self._family.removesuffix("Polarity")}
+            rows = make_sb3_env(self.env_id, NUM_TRAINING_ENVS, **tasks)
+        env = VecNormalize(rows, clip_obs=5.0, gamma=recipe.gamma)
         model = PPO(
             "MlpPolicy",
             env,
             learning_rate=LinearSchedule(recipe.learning_rate, 0.1 * recipe.learning_rate, 1.0),
-            n_steps=ROLLOUT_LENGTH,
-            batch_size=ROLLOUT_LENGTH * NUM_TRAINING_ENVS // 4,
-            n_epochs=4,
+            n_steps=recipe.rollout_length,
+            batch_size=recipe.rollout_length * NUM_TRAINING_ENVS // 4,
+            n_epochs=recipe.num_epochs,
             gamma=recipe.gamma,
             ent_coef=recipe.ent_coef,
             # SB3 seeds environment i with seed + i: these lie far apart.
@@ -190,23 +215,32 @@ class Prepared:
         )
 
 
-def run_case(case: Case, prepared: Prepared, num_tasks: int, seed: int) -> list[float]:
-    """The return in each task."""
-    envs = gym.make_vec(prepared.env_id, num_envs=num_tasks, autoreset_mode="SameStep", **case.env_kwargs)
-    if case.correction is not None:
-        trainer = prepared.trainer
-        adapter = (
-            RecursiveLeastSquares(trainer.model)
-            if case.recursive
-            else Adapter(trainer.model, trainer.adaptation_config())
-        )
-        envs = VectorOnlineAdaptation(envs, adapter, **case.adaptation or {})
-        envs = VectorActionCorrection(envs, prepared.reference, **case.correction)
+def run_cases(cases: Sequence[Case], prepared: Prepared, num_tasks: int, seed: int) -> list[list[float]]:
+    """The return in each task, of cases that differ in the corruption alone and are stepped together."""
+    case, num_rows = cases[0], len(cases) * num_tasks
+    make = partial(gym.make_vec, prepared.env_id, autoreset_mode="SameStep", **case.env_kwargs)
+    envs, start = make(num_envs=num_rows), make(num_envs=num_tasks)
+    if case.correction is not None or case.policy == "predictions":
+        model, bounds = prepared.trainer.model, prepared.trainer.adaptation_config()
+        if len(cases) > 1:
+            model = CorruptedModel(model, envs.single_observation_space, [one.corruption for one in cases], seed=seed)
+        adapter = RecursiveLeastSquares(model) if case.recursive else Adapter(model, bounds)
+        shows = {"observe_predictions": case.policy == "predictions"}
+        envs = VectorOnlineAdaptation(envs, adapter, **shows, **case.adaptation or {})
+        if case.correction is not None:
+            envs = VectorActionCorrection(envs, prepared.reference, **case.correction)
     policy, statistics = prepared.policy(case.policy)
     env = VecNormalize.load(str(statistics), SB3VecEnv(envs))
     env.training = env.norm_reward = False
-    first = TUNING_SEED if case.column in TRAINING else EVALUATION_SEED
-    return returns_of(evaluate(policy, env, seed=first + 1_000 * seed))
+    first = (TUNING_SEED if case.column in TRAINING else EVALUATION_SEED) + 1_000 * seed
+    if len(cases) > 1:
+        # Each case has the tasks and the starts that a case alone draws.
+        start.reset(seed=first)
+        tasks, states = [task.to_dict() for task in start.unwrapped.tasks], start.unwrapped.state
+        starts = [{"task": task, "state": state} for task, state in zip(tasks, states, strict=True)]
+        env.set_options(starts * len(cases))
+    returns = returns_of(evaluate(policy, env, seed=first))
+    return [returns[i : i + num_tasks] for i in range(0, num_rows, num_tasks)]
 
 
 def main_cases() -> Iterator[Case]:
@@ -232,7 +266,7 @@ def constant_cases() -> Iterator[Case]:
     """The rows of the study ``constants``: half and twice each of them."""
     constants = {
         "correction": {"gate": 1.5, "effect_gate": 0.9, "prior_steps": 16.0, "decay": 0.9, "regularisation": 0.005},
-        "adaptation": {"change_ratio": 20.0, "error_floor": 0.001},
+        "adaptation": {"change_ratio": 5.0, "error_floor": 0.001},
     }
     gravities = gravity_columns(8.0, 9.0, 12.0, 14.0)
     for family in FAMILIES:
@@ -248,10 +282,25 @@ def constant_cases() -> Iterator[Case]:
                         yield case(f"{word} {name}", **{"correction": {}, kind: {name: changed}})
 
 
+def corruption_cases() -> Iterator[Case]:
+    """The rows of the study ``corruption``: each kind and share, beside the policies that know of no transitions."""
+    for family in FAMILIES:
+        for column in ("interpolation", "extrapolation", "switch"):
+            case = partial(Case, "corruption", family, column=column, env_kwargs=HELD_OUT[column])
+            yield case("as it is")
+            for name, acting in CORRUPTED.items():
+                yield case(name, **acting)
+                for share, kind in itertools.product(SHARES, get_args(Corruption)):
+                    yield case(f"{name}, {share:.0%} {kind}", corruption=(kind, share), **acting)
+            # A model that waits for more transitions than an episode has is never adapted.
+            yield case("frozen predictions", policy="predictions", adaptation={"window": 201, "warmup": 201})
+
+
 CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "main": main_cases,
     "gravity": gravity_cases,
     "constants": constant_cases,
+    "corruption": corruption_cases,
 }
 
 
@@ -260,18 +309,23 @@ def run_study(study: str, options: Options, records: Records) -> None:
     prepared: dict[tuple[str, int], Prepared] = {}
     rows = list(dict.fromkeys(case.row for case in CASES[study]()))
     cases = sorted(CASES[study](), key=lambda case: rows.index(case.row))
-    for case, seed in ((case, seed) for case in cases for seed in range(options.seeds)):
-        key = {"study": study, "family": case.family, "row": case.row, "column": case.column, "seed": seed}
-        key["num_tasks"] = options.num_tasks
-        if records.find(**key):
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        groups.setdefault(repr(replace(case, row="", corruption=("outliers", 0.0))), []).append(case)
+    for group, seed in itertools.product(groups.values(), range(options.seeds)):
+        family, column, policy = group[0].family, group[0].column, group[0].policy
+        key = {"study": study, "family": family, "column": column, "seed": seed, "num_tasks": options.num_tasks}
+        if all(records.find(**key, row=case.row) for case in group):
             continue
-        if (case.family, seed) not in prepared:
-            prepared[case.family, seed] = Prepared(options.output, case.family, seed, records)
-        prepared[case.family, seed].policy(case.policy)  # so that its training is not in the seconds
+        if (family, seed) not in prepared:
+            prepared[family, seed] = Prepared(options.output, family, seed, records)
+        prepared[family, seed].policy(policy)  # so that its training is not in the seconds
         started = time.process_time()
-        returns = run_case(case, prepared[case.family, seed], options.num_tasks, seed)
-        records.add(**key, cpu_seconds=time.process_time() - started, returns=np.round(returns, 3).tolist())
-        print(f"{study}, {case.family}, {case.row}, {case.column}, seed {seed}: {np.mean(returns):.1f}", flush=True)
+        returns = run_cases(group, prepared[family, seed], options.num_tasks, seed)
+        seconds = (time.process_time() - started) / len(group)
+        for case, own in zip(group, returns, strict=True):
+            records.add(**key, row=case.row, cpu_seconds=seconds, returns=np.round(own, 3).tolist())
+            print(f"{study}, {family}, {case.row}, {column}, seed {seed}: {np.mean(own):.1f}", flush=True)
 
 
 def show(study: str, options: Options, records: Records) -> None:
@@ -296,6 +350,39 @@ def show(study: str, options: Options, records: Records) -> None:
         print(format_markdown([study, *columns, "CPU seconds"], rows))
 
 
+def compare_with_frozen(family: str, row: str, column: str, options: Options, records: Records) -> str:
+    """The share of its clean gain that a row of the study ``corruption`` keeps, and in how many tasks it does harm."""
+    agent = row.partition(",")[0]
+    shares, num_worse = [], 0
+    for seed in range(options.seeds):
+        found = [
+            records.find(
+                study="corruption", family=family, row=of, column=column, num_tasks=options.num_tasks, seed=seed
+            )
+            for of in (row, agent, FROZEN[agent])
+        ]
+        if not all(found):
+            return ""
+        returns, clean, frozen = (np.array(lines[0]["returns"]) for lines in found)
+        shares.append([100 * (returns.mean() - frozen.mean()) / (clean.mean() - frozen.mean())])
+        num_worse += int((returns < frozen - 0.02 * np.abs(frozen)).sum())
+    return f"{estimate(shares, 0):.1f}, {num_worse}"
+
+
+def show_corruption(options: Options, records: Records) -> None:
+    """Print what is left of each gain."""
+    cases = list(corruption_cases())
+    columns = list(dict.fromkeys(case.column for case in cases))
+    for family in FAMILIES:
+        rows = list(dict.fromkeys(case.row for case in cases if case.row not in FROZEN.values()))
+        cells = [
+            [row, *(compare_with_frozen(family, row, column, options, records) for column in columns)] for row in rows
+        ]
+        print(f"\n{family}: per cent of the clean gain over the frozen policy, and how many of all tasks of")
+        print(f"{options.seeds} seeds are worse than frozen by more than 2 %\n")
+        print(format_markdown(["corruption", *columns], cells))
+
+
 @stoppable()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prepare, evaluate and print."""
@@ -307,6 +394,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for study in options.studies:
             run_study(study, options, records)
             show(study, options, records)
+            if study == "corruption":
+                show_corruption(options, records)
         prepared = [
             [line["family"], line["row"], str(line["seed"]), f"{line['cpu_seconds']:.0f}", f"{line['steps']}"]
             for line in records.find(study="prepared")

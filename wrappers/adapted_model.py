@@ -25,7 +25,7 @@ __all__ = [
     "with_predictions",
 ]
 
-_CHANGE_RATIO: Final = 20.0
+_CHANGE_RATIO: Final = 5.0
 
 
 @dataclass(frozen=True)

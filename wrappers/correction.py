@@ -135,7 +135,7 @@ class Correction:
             np.full(len(going), np.nan),
         )
         verdict = self._online.verdict
-        kept = kept & ~verdict.outliers
+        kept = kept & ~verdict.doubted
         with torch.no_grad(), np.errstate(invalid="ignore"):
             reference_errors = (self._predicted - targets).square().mean(-1).double().numpy()
         # In other physics the means begin anew, with what the model makes of it after this step, of which it knows more
@@ -144,7 +144,7 @@ class Correction:
         now = np.where(verdict.changes, self._online.errors_after, errors)
         self.corrector.learn(now, reference_errors, kept)
         if self._twin_rows is not None:
-            self._twin_rows.advance(encoded, self._predicted, going, kept, verdict.changes)
+            self._twin_rows.advance(encoded, self._predicted, going, kept, verdict)
 
     def seed(self, seed: int | Sequence[int | None] | None, rows: Flags) -> None:
         """Seed what is random in those of these rows ``[N]`` that the seed of a reset is for."""

@@ -24,7 +24,7 @@ from ssm_metarl_gym.wrappers.adapted_model import (
 )
 from ssm_metarl_gym.wrappers.left_out import LeftOutEpisodes
 from ssm_metarl_gym.wrappers.source_fallback import SourceFallback
-from ssm_metarl_gym.wrappers.surprises import Surprises, Verdict
+from ssm_metarl_gym.wrappers.surprises import SURPRISES_OF_A_CHANGE, Surprises, Verdict
 
 __all__ = ["OnlineAdaptation"]
 
@@ -40,9 +40,10 @@ class OnlineAdaptation(
 
     Each transition is judged by the *error* of the adapted model on it, before it adapts to it: the mean squared error
     of the change of the observation, in variances. An *outlier*, whose error is beyond that of any physics or not
-    finite, is left out. A *surprise* is an error many times the running mean of unsurprising ones. One alone stays in
-    the window; two in a row are a *change* of the physics: the window keeps these two only, and the weights go back to
-    the source, unless ``restore="never"``.
+    finite, is left out. A *surprise* is an error many times the running mean of unsurprising ones. It is held back;
+    three in a row are a *change* of the physics: the window keeps these three only, and the weights go back to the
+    source, unless ``restore="never"``. What the next transitions do not confirm is left out. (A model that has not
+    predicted a single transition well yet is in no position to doubt one: until then, surprises stay in the window.)
 
     While the running mean of the adapted model's errors is above that of the source's, predictions are those of the
     source: those that are shown, and those of :meth:`predict`.
@@ -56,7 +57,7 @@ class OnlineAdaptation(
     ``rejected_steps`` (since the source was last restored), ``distance`` (of the weights from the source, relative),
     ``num_transitions`` (in the window), ``cut_calls`` (that a budget of the adapter ended, since the source was last
     restored), ``source_used`` (for now), ``left_out`` (whether the predictions of the episode are), and
-    ``num_source_used``, ``num_outliers`` and ``num_changes`` (in this episode).
+    ``num_source_used``, ``num_outliers``, ``num_suspicions`` (held back) and ``num_changes`` (in this episode).
 
     Example:
         >>> trainer = MetaTrainer("ssm_metarl/CartPolePolarity-v0").learn(800)
@@ -82,9 +83,9 @@ class OnlineAdaptation(
         outlier_error: The error, in variances, beyond which a transition is left out as an outlier; inf for none but
             those whose error is not finite.
         change_ratio: The multiple of the running mean beyond which an error is a surprise; inf for no surprises. None
-            for 20, and for inf with a :class:`KalmanAdapter`, which tells changes by itself and keeps what it knows.
+            for 5, and for inf with a :class:`KalmanAdapter`, which tells changes by itself and keeps what it knows.
         error_start: The running mean of the errors at the start of an episode, and after a change at least.
-        error_decay: The decay of that mean, in [0, 1).
+        error_decay: The decay of that mean, in [0, 1). An error counts as three times the mean at most.
         error_floor: The least value of that mean.
 
     Attributes:
@@ -93,7 +94,7 @@ class OnlineAdaptation(
         source: The same at its source.
         model: Its model, which adapts.
         options: What is adapted to, and when.
-        verdict: What the last transition was, an outlier, a change or neither.
+        verdict: What the last transition was: an outlier, a suspicion, a change or none of them.
         errors_after: ``Float64[1]``, the error on the transition that told of the last change, once adapted to it.
         latest: The transition of the last step, ``N = 1``; None where it is not known where that began.
 
@@ -118,7 +119,7 @@ class OnlineAdaptation(
         outlier_error: float = 50.0,
         change_ratio: float | None = None,
         error_start: float = 0.02,
-        error_decay: float = 0.98,
+        error_decay: float = 0.9,
         error_floor: float = 0.001,
     ) -> None:
         # One of its own: environments that shared one would adapt to each other's tasks, and the model of a trainer
@@ -164,6 +165,7 @@ class OnlineAdaptation(
             error_floor=error_floor,
         )
         self._transitions: deque[tuple[Tensor, Tensor]] = deque(maxlen=window)
+        self._held_back: deque[tuple[Tensor, Tensor]] = deque(maxlen=SURPRISES_OF_A_CHANGE - 1)
         self._observation: npt.NDArray[np.float32] | None = None  # where the next transition starts, if that is known
         self._num_steps = 0
         self.latest: LatestTransition | None = None
@@ -231,6 +233,7 @@ class OnlineAdaptation(
         self.verdict = Verdict.nothing(1)  # on the last transition
         self._num_steps = 0
         self._num_outliers = 0
+        self._num_suspicions = 0
         self._num_changes = 0
 
     def _encode(
@@ -255,17 +258,18 @@ class OnlineAdaptation(
         self.verdict = self._surprises.judge(errors, rows)
         source_errors = np.array([self._measure(self._source_model, encoded, target)])
         self._fallback.learn(errors, source_errors, rows, self.verdict)
-        outlier, change = (bool(flags[0]) for flags in self.verdict)
-        if outlier:
-            self._num_outliers += 1
-            return error
-        self._transitions.append((encoded, target))
+        outlier, suspicion, change = (bool(flags[0]) for flags in self.verdict)
+        self._num_outliers += outlier
+        self._num_suspicions += suspicion
+        self._num_changes += change
+        if suspicion:
+            self._held_back.append((encoded, target))
         if change:
-            self._num_changes += 1
-            while len(self._transitions) > 2:
-                self._transitions.popleft()
+            self._transitions = deque(self._held_back, maxlen=self.options.window)
             if self.options.restore != "never":
                 self.adapter.reset()
+        if not self.verdict.doubted[0]:
+            self._transitions.append((encoded, target))
         return error
 
     def _measure(self, model: DynamicsModel, encoded: Tensor, target: Tensor) -> float:
@@ -309,5 +313,6 @@ class OnlineAdaptation(
             "left_out": bool(self._left_out.rows[0]),
             "num_transitions": len(self._transitions),
             "num_outliers": self._num_outliers,
+            "num_suspicions": self._num_suspicions,
             "num_changes": self._num_changes,
         }

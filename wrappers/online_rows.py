@@ -8,6 +8,7 @@ from torch import Tensor
 from ssm_metarl_gym.agents.adaptation.rows import AdapterRows
 from ssm_metarl_gym.agents.adaptation.twins import TwinRows
 from ssm_metarl_gym.wrappers.adapted_model import OnlineOptions
+from ssm_metarl_gym.wrappers.surprises import SURPRISES_OF_A_CHANGE, Verdict
 
 __all__ = ["OnlineRows"]
 
@@ -32,6 +33,9 @@ class OnlineRows:
         # N K ..., made with the first transition; the next one of a row takes the place of its oldest.
         self._states = torch.empty(n, 0)
         self._targets = torch.empty(n, 0)
+        # N H ..., the last transitions of each row that were held back.
+        self._held_states = torch.empty(n, 0)
+        self._held_targets = torch.empty(n, 0)
         self._filled = torch.zeros(n, options.window, dtype=torch.bool)
         self._places = np.zeros(n, dtype=np.int64)
         self._num_steps = np.zeros(n, dtype=np.int64)
@@ -50,35 +54,37 @@ class OnlineRows:
         self._num_steps[rows] = 0
         self.losses[rows] = np.nan
 
-    def advance(self, states: Tensor, targets: Tensor, going: Flags, kept: Flags, changes: Flags) -> None:
+    def advance(self, states: Tensor, targets: Tensor, going: Flags, kept: Flags, verdict: Verdict) -> None:
         """Keep the transitions of this step, and adapt the rows whose turn it is.
 
-        Where the physics changed, the last two transitions alone are kept, and adaptation begins anew.
+        Where the physics changed, what was held back and the transition of this step alone are kept, and adaptation
+        begins anew.
 
         Args:
             states: ``Float[N F]``, what the model takes.
             targets: ``Float[N D]``, what it should have predicted.
             going: ``Bool[N]``, the rows that took a step.
             kept: ``Bool[N]``, those of them whose transition counts.
-            changes: ``Bool[N]``, those of them whose physics changed.
+            verdict: Of which transitions to hold back, and where the physics changed.
         """
         if not self._states.shape[1]:
             self._states = states.new_zeros((*self._filled.shape, *states.shape[1:]))
             self._targets = targets.new_zeros((*self._filled.shape, *targets.shape[1:]))
-        (rows,) = kept.nonzero()
-        index, place = torch.as_tensor(rows), torch.as_tensor(self._places[rows] % self._filled.shape[1])
-        self._states[index, place] = states[index]
-        self._targets[index, place] = targets[index]
-        self._filled[index, place] = True
-        self._places[rows] += 1
-        self._num_steps += going
-        if changes.any():
-            (changed,) = changes.nonzero()
-            self._filled[torch.as_tensor(changed)] = False
-            for back in (1, 2):
-                self._filled[changed, (self._places[changed] - back) % self._filled.shape[1]] = True
+            num_held = SURPRISES_OF_A_CHANGE - 1
+            self._held_states = states.new_zeros((len(states), num_held, *states.shape[1:]))
+            self._held_targets = targets.new_zeros((len(targets), num_held, *targets.shape[1:]))
+        suspected = torch.as_tensor(verdict.suspicions)
+        for held, new in ((self._held_states, states), (self._held_targets, targets)):
+            held[suspected] = torch.cat([held[suspected, 1:], new[suspected, None]], dim=1)
+        if verdict.changes.any():
+            changed = torch.as_tensor(verdict.changes)
+            self._filled[changed] = False
+            for i in range(SURPRISES_OF_A_CHANGE - 1):
+                self._keep(verdict.changes, self._held_states[:, i], self._held_targets[:, i])
             if self._options.restore != "never":
-                self._adapter.reset(torch.as_tensor(changes))
+                self._adapter.reset(changed)
+        self._keep(kept, states, targets)
+        self._num_steps += going
 
         due = going & (self.num_transitions() >= self._options.warmup) & (self._num_steps % self._options.every == 0)
         self.losses = np.full(len(going), np.nan)
@@ -88,3 +94,12 @@ class OnlineRows:
                 self._adapter.reset(chosen)
             batch = {"states": self._states, "targets": self._targets}
             self.losses = self._adapter.adapt(self._options.loss_fn, batch, mask=self._filled, rows=chosen).numpy()
+
+    def _keep(self, rows: Flags, states: Tensor, targets: Tensor) -> None:
+        """Let these rows ``[N]`` of ``Float[N F]`` and ``Float[N D]`` join the window."""
+        index = torch.as_tensor(rows.nonzero()[0])
+        place = torch.as_tensor(self._places[rows] % self._filled.shape[1])
+        self._states[index, place] = states[index]
+        self._targets[index, place] = targets[index]
+        self._filled[index, place] = True
+        self._places[rows] += 1

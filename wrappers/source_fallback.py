@@ -43,7 +43,7 @@ class SourceFallback:
         self.num_used[rows] = 0
 
     def learn(self, adapted_errors: Floats, source_errors: Floats, rows: Flags, verdict: Verdict) -> None:
-        """Take in the errors on the last transitions. Outliers say nothing, and after a change evidence begins anew.
+        """Take in the errors on the last transitions. Doubted ones say nothing; after a change evidence begins anew.
 
         Args:
             adapted_errors: ``Float[n]``, the squared error of the adapted model of each row on its transition, before
@@ -52,7 +52,7 @@ class SourceFallback:
             rows: ``Bool[n]``, which rows have a transition.
             verdict: What these are.
         """
-        kept = rows & ~verdict.outliers & np.isfinite(adapted_errors) & np.isfinite(source_errors)
+        kept = rows & ~verdict.doubted & np.isfinite(adapted_errors) & np.isfinite(source_errors)
         for means, errors in ((self._adapted_errors, adapted_errors), (self._source_errors, source_errors)):
             moved = np.where(np.isnan(means), errors, _DECAY * means + (1.0 - _DECAY) * errors)
             means[kept] = moved[kept]

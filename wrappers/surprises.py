@@ -1,18 +1,22 @@
 """Outliers and changes of the physics, told apart by how much they surprise a model."""
 
 import math
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ssm_metarl_gym.checks import Rule, check_fields
 
-__all__ = ["Surprises", "Verdict"]
+__all__ = ["SURPRISES_OF_A_CHANGE", "Surprises", "Verdict"]
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
+# In a row. Of one transition in ten that is wrong, two in a row are found twice in an episode of 200 steps.
+SURPRISES_OF_A_CHANGE: Final = 3
+# In means: how much of an unsurprising error counts for the mean. It is to be that of what the model knows.
+_MOST: Final = 3.0
 _POSITIVE: Rule = ("a number > 0 (inf for never)", lambda value: value > 0.0)
 
 
@@ -21,24 +25,33 @@ class Verdict(NamedTuple):
 
     Attributes:
         outliers: ``Bool[n]``, whether to leave a row's transition out.
-        changes: ``Bool[n]``, whether the physics of a row have changed since the transition before its last one.
+        suspicions: ``Bool[n]``, whether to hold it back, until the next ones tell that it is the first of a change.
+        changes: ``Bool[n]``, whether the physics of a row have changed: with the first of the transitions that were
+            held back, which were right.
     """
 
     outliers: Flags
+    suspicions: Flags
     changes: Flags
+
+    @property
+    def doubted(self) -> Flags:
+        """``Bool[n]``, what must not be learned from: outliers, and suspicions while they are no more than that."""
+        return self.outliers | self.suspicions
 
     @classmethod
     def nothing(cls, num_rows: int) -> "Verdict":
         """That of rows without a transition."""
-        return cls(np.zeros(num_rows, dtype=np.bool_), np.zeros(num_rows, dtype=np.bool_))
+        return cls(*np.zeros((3, num_rows), dtype=np.bool_))
 
 
 class Surprises:
     """Judges each row's transitions by the errors of a model that did not yet adapt to them.
 
-    An error beyond ``outlier_error`` is that of no physics: an outlier. One that is ``change_ratio`` times the running
-    mean of unsurprising errors is a surprise: alone a suspicion, of which the verdict says nothing, and a change where
-    the next error is one as well. After a change the mean starts anew.
+    An error beyond ``outlier_error`` is that of no physics: an outlier. One that is more than ``change_ratio`` times
+    the running mean of unsurprising errors is a surprise: a suspicion, as a wrong transition makes one, and the third
+    in a row a change. After a change the mean starts anew. A model that has not predicted a single transition well,
+    at the start of an episode or after a change, is in no position to doubt one.
 
     Args:
         num_rows: The number of rows, n.
@@ -57,9 +70,9 @@ class Surprises:
         num_rows: int,
         *,
         outlier_error: float = 50.0,
-        change_ratio: float = 20.0,
+        change_ratio: float = 5.0,
         error_start: float = 0.02,
-        error_decay: float = 0.98,
+        error_decay: float = 0.9,
         error_floor: float = 0.001,
     ) -> None:
         self.outlier_error = outlier_error
@@ -72,12 +85,14 @@ class Surprises:
         rules = {"outlier_error": _POSITIVE, "change_ratio": _POSITIVE, "error_start": size, "error_decay": decay}
         check_fields(self, rules | {"error_floor": size})
         self._means = np.full(num_rows, float(error_start))
-        self._suspected = np.zeros(num_rows, dtype=np.bool_)
+        self._num_suspected = np.zeros(num_rows, dtype=np.int64)  # in a row
+        self._is_trusted = np.zeros(num_rows, dtype=np.bool_)
 
     def forget(self, rows: Flags) -> None:
         """Judge these rows as if nothing had happened in them: an episode begins."""
         self._means[rows] = self.error_start
-        self._suspected[rows] = False
+        self._num_suspected[rows] = 0
+        self._is_trusted[rows] = False
 
     def judge(self, errors: Floats, rows: Flags) -> Verdict:
         """The verdict on the transitions of the given rows.
@@ -90,11 +105,14 @@ class Surprises:
         kept = rows & ~outliers
         errors = np.where(kept, errors, 0.0)
         surprises = kept & (errors > self.change_ratio * self._means)
-        changes = surprises & self._suspected
+        changes = surprises & (self._num_suspected == SURPRISES_OF_A_CHANGE - 1)
+        suspicions = surprises & self._is_trusted & ~changes
         # The mean is that of unsurprising errors, and starts anew with other physics, where what led to the verdict is
         # no surprise again: in physics that the model cannot learn, there would be no end of changes.
-        means = np.maximum(self.error_floor, self.error_decay * self._means + (1.0 - self.error_decay) * errors)
-        anew = np.maximum(self.error_start, errors / self.change_ratio)
-        self._means = np.where(kept & ~surprises, means, np.where(changes, anew, self._means))
-        self._suspected = np.where(kept, surprises & ~changes, self._suspected)
-        return Verdict(outliers, changes)
+        counted = np.minimum(errors, _MOST * self._means)
+        means = np.maximum(self.error_floor, self.error_decay * self._means + (1.0 - self.error_decay) * counted)
+        anew = np.maximum(np.where(changes, self.error_start, self._means), errors / self.change_ratio)
+        self._means = np.where(kept & ~surprises, means, np.where(surprises & ~suspicions, anew, self._means))
+        self._num_suspected = np.where(kept, np.where(suspicions, self._num_suspected + 1, 0), self._num_suspected)
+        self._is_trusted = np.where(kept, (self._is_trusted | ~surprises) & ~changes, self._is_trusted)
+        return Verdict(outliers, suspicions, changes)

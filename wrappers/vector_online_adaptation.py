@@ -84,7 +84,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         source: The adapter that was given, at its source.
         model: The model whose weights these are, itself with those of the source.
         options: What is adapted to, and when.
-        verdict: What the last transition of each row was, an outlier, a change or neither.
+        verdict: What the last transition of each row was: an outlier, a suspicion, a change or none of them.
         errors_after: ``Float64[N]``, the error on the transition that told of a row's last change, once adapted to it.
         latest: The transitions of the last step; None before the first one.
 
@@ -110,7 +110,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         outlier_error: float = 50.0,
         change_ratio: float | None = None,
         error_start: float = 0.02,
-        error_decay: float = 0.98,
+        error_decay: float = 0.9,
         error_floor: float = 0.001,
     ) -> None:
         self.arguments: dict[str, Any] = {
@@ -155,6 +155,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         self.latest: LatestTransition | None = None
         self._errors = np.full(self.num_envs, np.nan)
         self._num_outliers = np.zeros(self.num_envs, dtype=np.int64)
+        self._num_suspicions = np.zeros(self.num_envs, dtype=np.int64)
         self._num_changes = np.zeros(self.num_envs, dtype=np.int64)
         action_shape = env.single_action_space.shape or ()
         self._probes = np.empty((0, *action_shape), dtype=env.single_action_space.dtype)
@@ -222,6 +223,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         self._left_out.begin(rows)
         self._errors[rows] = np.nan
         self._num_outliers[rows] = 0
+        self._num_suspicions[rows] = 0
         self._num_changes[rows] = 0
         self._observations[rows] = observations[rows]
         self._show()
@@ -239,9 +241,10 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         source_errors = self._measure(self._predict_by_source, encoded, targets)
         self._fallback.learn(errors, source_errors, judged, self.verdict)
         self._num_outliers += self.verdict.outliers
+        self._num_suspicions += self.verdict.suspicions
         self._num_changes += self.verdict.changes
         wanted = targets if self._expected is None else torch.cat([targets, self._expected], dim=1)
-        self._rows.advance(encoded, wanted, going, judged & ~self.verdict.outliers, self.verdict.changes)
+        self._rows.advance(encoded, wanted, going, judged & ~self.verdict.doubted, self.verdict)
         if self.verdict.changes.any():
             now = self._measure(self.adapter.predict, encoded, targets)
             self.errors_after = np.where(self.verdict.changes, now, self.errors_after)
@@ -287,5 +290,6 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
             "left_out": self._left_out.rows.copy(),
             "num_transitions": self._rows.num_transitions(),
             "num_outliers": self._num_outliers.copy(),
+            "num_suspicions": self._num_suspicions.copy(),
             "num_changes": self._num_changes.copy(),
         }

@@ -124,6 +124,7 @@ LINES = {
         "--policy-folders half_a_run",
         "--policy-folders run_without_model",
     ],
+    "keep_sac": [*BAD_FOLDERS, "--timesteps 0", f"--timesteps {HUGE}", "--num-episodes 1", "--seeds 0"],
     "keep_your_policy": [*BAD_FOLDERS, "--studies mian", "--seeds 0", f"--num-tasks {HUGE}", "--num-tasks 1"],
     "lost_adapter": [
         "--percent-left-out 101",

@@ -37,6 +37,33 @@ def test_the_table_is_of_the_seeds_of_the_command_line(keep_your_policy, tmp_pat
     assert row.endswith("| 5.0 |")
 
 
+def test_what_is_kept_of_the_clean_gain_and_where_it_does_harm(keep_your_policy, tmp_path):
+    records = Records(tmp_path / "runs.jsonl")
+    key = {"study": "corruption", "family": "PendulumPolarity", "column": "switch", "num_tasks": 2}
+    row = "corrected, 10% stuck"
+    for seed in range(2):
+        records.add(**key, row="as it is", seed=seed, returns=[-100.0, -300.0])
+        records.add(**key, row="corrected", seed=seed, returns=[-100.0, -100.0])
+        records.add(**key, row=row, seed=seed, returns=[-103.0, -117.0])
+    options = keep_your_policy.Options(seeds=2, num_tasks=2)
+    # 90 of 100, and the first task of both seeds lost more than 2 %.
+    compared = [
+        keep_your_policy.compare_with_frozen("PendulumPolarity", of, "switch", options, records)
+        for of in (row, "corrected")
+    ]
+    assert compared == ["90.0 [90.0, 90.0], 2", "100.0 [100.0, 100.0], 0"]
+    options = keep_your_policy.Options(seeds=3, num_tasks=2)
+    assert keep_your_policy.compare_with_frozen("PendulumPolarity", row, "switch", options, records) == ""
+
+
+def test_each_kind_and_share_of_corruption_meets_the_same_tasks_as_the_frozen_policies(keep_your_policy):
+    cases = [case for case in keep_your_policy.corruption_cases() if case.family == "CartPolePolarity"]
+    corrupted = [case for case in cases if case.corruption[1] > 0.0]
+    assert len(corrupted) == 2 * 4 * 3 * 3
+    assert len(cases) == len(corrupted) + 4 * 3
+    assert {case.column for case in cases} == {"interpolation", "extrapolation", "switch"}
+
+
 @pytest.mark.slow
 def test_what_is_there_is_not_done_again(keep_your_policy, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(keep_your_policy, "FAMILIES", ("PendulumPolarity",))
@@ -53,6 +80,6 @@ def test_what_is_there_is_not_done_again(keep_your_policy, tmp_path, capsys, mon
     assert f"{np.mean(returns):.1f} [{low:.1f}, {high:.1f}]" in printed
     assert {line["steps"] for line in lines if line["row"] == "policy, masses"} == {128 * 64}
 
-    monkeypatch.setattr(keep_your_policy, "run_case", lambda *_: pytest.fail("it was measured before"))
+    monkeypatch.setattr(keep_your_policy, "run_cases", lambda *_: pytest.fail("it was measured before"))
     keep_your_policy.main(arguments)
     assert capsys.readouterr().out.strip().endswith("|")

@@ -17,8 +17,8 @@ NEVER_SURPRISED = {"outlier_error": np.inf, "change_ratio": np.inf}
 ALL = np.ones(1, dtype=np.bool_)
 
 
-def learn(fallback, adapted_error, source_error, *, outlier=False, change=False):
-    verdict = Verdict(np.array([outlier]), np.array([change]))
+def learn(fallback, adapted_error, source_error, *, outlier=False, suspicion=False, change=False):
+    verdict = Verdict(*np.array([[outlier], [suspicion], [change]]))
     fallback.learn(np.array([adapted_error]), np.array([source_error]), ALL, verdict)
     return bool(fallback.used[0])
 
@@ -41,6 +41,7 @@ def test_what_is_left_out_says_nothing_and_a_change_begins_anew():
     fallback = SourceFallback(1)
     assert learn(fallback, 0.2, 0.1)
     assert learn(fallback, 0.0, 40.0, outlier=True)
+    assert learn(fallback, 0.0, 40.0, suspicion=True)
     assert learn(fallback, 0.0, np.nan)
     assert learn(fallback, np.inf, 0.1)
     assert not learn(fallback, 0.2, 0.1, change=True)

@@ -237,3 +237,33 @@ def test_a_model_of_other_spaces():
     adapter = make_adapter(pendulum.single_observation_space, pendulum.single_action_space)
     with pytest.raises(ValueError, match="the model must be made for the spaces of the environment"):
         VectorOnlineAdaptation(gym.make_vec(CARTPOLE, 3), adapter)
+
+
+@pytest.mark.parametrize("restore", ["episode", "never"])
+def test_every_row_doubts_and_begins_anew_where_a_single_wrapper_does(scripted, restore):
+    quiet = 0.01 * np.random.default_rng(0).normal(size=(3, 14, 2))
+    quiet[0, [4, 6], 0] = 30.0, 1.0  # an outlier and one surprise
+    quiet[1, [5, 6, 8, 9, 10]] += 1.0  # two surprises and then a change
+    quiet[2, [4, 5, 8]] -= 1.0  # a change with outliers in its midst
+    quiet[2, 6, 1] = np.nan
+    # What follows a missing observation is missing as well.
+    scripts = [np.concatenate([np.zeros((1, 2)), changes.cumsum(axis=0)])[None] for changes in np.nan_to_num(quiet)]
+    scripts[2][0, 7] = np.nan
+    vector = SyncVectorEnv([lambda own=own: scripted(own) for own in scripts], autoreset_mode=AutoresetMode.DISABLED)
+    model = make_adapter(vector.single_observation_space, vector.single_action_space).model
+    nn.init.zeros_(model.head.weight)
+    nn.init.zeros_(model.head.bias)
+    adapter = Adapter(model, BOUNDS)
+    envs = VectorOnlineAdaptation(vector, adapter, restore=restore, observe_predictions=True)
+    singles = [OnlineAdaptation(scripted(own), adapter, restore=restore, observe_predictions=True) for own in scripts]
+    for env in (envs, *singles):
+        env.reset()
+    for _ in range(14):
+        observations, *_, infos = envs.step(np.zeros(3, dtype=int))
+        for i, single in enumerate(singles):
+            observation, *_, info = single.step(0)
+            np.testing.assert_allclose(observations[i], observation, rtol=1e-4, atol=1e-5)
+            for name in ("num_transitions", "num_outliers", "num_suspicions", "num_changes", "steps"):
+                assert infos["adaptation"][name][i] == info["adaptation"][name], (name, i)
+    counts = [infos["adaptation"][f"num_{name}"].tolist() for name in ("outliers", "suspicions", "changes")]
+    assert counts == [[1, 0, 2], [1, 4, 2], [0, 1, 1]]

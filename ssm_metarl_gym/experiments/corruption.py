@@ -1,0 +1,81 @@
+"""Transitions as a sensor logs them that fails now and then, for what adapts to them."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
+from ssm_metarl_gym.checks import check_choice, check_number
+from ssm_metarl_gym.seeding import seed_sequence
+
+__all__ = ["CorruptedModel", "Corruption"]
+
+Corruption = Literal["outliers", "NaN", "stuck", "late"]
+
+
+class CorruptedModel(DynamicsModel):
+    """A copy of a model of the dynamics that is taught wrong changes now and then, and predicts as the model does.
+
+    What is corrupted is what an adapter learns from, and what its predictions are judged by: a share of the changes
+    that :meth:`targets` gives, each row and step by itself. The policy and the environment know nothing of it.
+
+    - ``"outliers"``: a hundred times the change.
+    - ``"NaN"``: not a number.
+    - ``"stuck"``: no change, as of a sensor that says what it said before.
+    - ``"late"``: the change of the step before, as of a sensor that lags.
+
+    Example:
+        >>> model = CorruptedModel(trainer.model, envs.single_observation_space, [("NaN", 0.1), ("late", 0.1)], seed=0)
+        >>> env = VectorOnlineAdaptation(envs, Adapter(model, trainer.adaptation_config()))
+
+    Args:
+        model: The model.
+        observation_space: The space of the observations that it was made for.
+        corruptions: How changes are corrupted, and the share of them, in [0, 1]. Of C corruptions the first one is
+            that of the first C-th of the rows, and so on.
+        seed: Seeds which ones.
+
+    Raises:
+        ValueError: An unknown kind, or a share outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        model: DynamicsModel,
+        observation_space: spaces.Space[Any],
+        corruptions: Sequence[tuple[Corruption, float]],
+        *,
+        seed: int,
+    ) -> None:
+        for kind, share in corruptions:
+            check_choice("the kind of corruption", kind, get_args(Corruption))
+            check_number("the share", share, ("a number in [0, 1]", lambda value: 0.0 <= value <= 1.0))
+        super().__init__(observation_space, model.action_space, copy.deepcopy(model.core), adapts=model.adapts)
+        self.load_state_dict(model.state_dict())
+        self._corruptions = list(corruptions)
+        self._rng = np.random.default_rng(seed_sequence(seed, "corruption"))
+        self._previous: Tensor | None = None  # the true changes of the step before
+        self._given: Tensor | None = None
+
+    def targets(self, observations: npt.NDArray[Any], next_observations: npt.NDArray[Any]) -> Tensor:
+        """The changes that the model should predict, some of them corrupted: ``Float[N D]`` twice -> ``Float[N D]``."""
+        true = super().targets(observations, next_observations)
+        # The adaptation and the correction around it ask of the same step, and are told the same.
+        if self._given is None or self._previous is None or not torch.equal(true, self._previous):
+            before = true if self._previous is None else self._previous
+            parts = (changes.tensor_split(len(self._corruptions)) for changes in (true, before))
+            corrupted = (self._corrupt(*part) for part in zip(self._corruptions, *parts, strict=True))
+            self._given, self._previous = torch.cat(list(corrupted)), true
+        return self._given.clone()
+
+    def _corrupt(self, corruption: tuple[Corruption, float], true: Tensor, before: Tensor) -> Tensor:
+        kind, share = corruption
+        fails = torch.as_tensor(self._rng.random(len(true)) < share)
+        wrong = before if kind == "late" else {"outliers": 100.0, "NaN": torch.nan, "stuck": 0.0}[kind] * true
+        return torch.where(fails[:, None], wrong, true)
