@@ -31,8 +31,11 @@ class CorruptedModel(DynamicsModel):
     - ``"late"``: the change of the step before, as of a sensor that lags.
 
     Example:
-        >>> model = CorruptedModel(trainer.model, envs.single_observation_space, [("NaN", 0.1), ("late", 0.1)], seed=0)
-        >>> env = VectorOnlineAdaptation(envs, Adapter(model, trainer.adaptation_config()))
+        >>> env = gym.make("CartPole-v1")
+        >>> model = DynamicsModel(env.observation_space, env.action_space)
+        >>> corrupted = CorruptedModel(model, env.observation_space, [("NaN", 1.0)], seed=0)
+        >>> corrupted.targets(np.zeros((1, 4)), np.ones((1, 4)))
+        tensor([[nan, nan, nan, nan]])
 
     Args:
         model: The model.
