@@ -43,10 +43,12 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
     used.
 
     **An action map** (``DynamicsModel(adapts="action_map")``) needs no search. The reference is the model itself with
-    the map A of its source, the identity of one that was fitted, and the action taken is
-    ``argmin_u |A u - u_asked|^2 + regularisation |u|^2``. Of a :class:`KalmanAdapter`, which knows how sure it is of A,
-    the gate is another one: open while the odds that there is a map at all are large. While that is so and A is known
-    badly (a variance of more than 0.05 on average, where the prior is 1), a little noise explores what actions do.
+    the map and the offset of its source, the identity and zero of one that was fitted, of which the action taken is
+    ``argmin_u |A u + c - u_asked|^2 + regularisation |u|^2``. Of a :class:`KalmanAdapter`, which knows how sure it is
+    of A, the gate is another one: open while the odds that there is a map at all are large. While that is so and A is
+    known badly (its entries have a variance of more than 0.05 on average), a little noise explores what actions do.
+    Before any transition that average is 1.47 for one motor and 0.12 for six, and from ten motors on less than 0.05, so
+    that A then counts as known until the transitions speak for a mix of the actions.
 
     ``info["correction"]`` holds, at every step, ``asked`` and ``taken`` (actions), ``gate_open``, ``adapted_error`` and
     ``reference_error`` (running means of the squared one-step errors, in variances of the change; None at first) and

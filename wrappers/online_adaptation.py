@@ -41,9 +41,10 @@ class OnlineAdaptation(
     Each transition is judged by the *error* of the adapted model on it, before it adapts to it: the mean squared error
     of the change of the observation, in variances. An *outlier*, whose error is beyond that of any physics or not
     finite, is left out. A *surprise* is an error many times the running mean of unsurprising ones. It is held back;
-    three in a row are a *change* of the physics: the window keeps these three only, and the weights go back to the
-    source, unless ``restore="never"``. What the next transitions do not confirm is left out. (A model that has not
-    predicted a single transition well yet is in no position to doubt one: until then, surprises stay in the window.)
+    three, with nothing but outliers between, are a *change* of the physics: the window keeps these three only, and the
+    weights go back to the source, unless ``restore="never"``. What the next transitions do not confirm is left out. (A
+    model that has not predicted a single transition well yet is in no position to doubt one: until then, surprises stay
+    in the window.)
 
     While the running mean of the adapted model's errors is above that of the source's, predictions are those of the
     source: those that are shown, and those of :meth:`predict`.

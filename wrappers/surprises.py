@@ -49,9 +49,9 @@ class Surprises:
     """Judges each row's transitions by the errors of a model that did not yet adapt to them.
 
     An error beyond ``outlier_error`` is that of no physics: an outlier. One that is more than ``change_ratio`` times
-    the running mean of unsurprising errors is a surprise: a suspicion, as a wrong transition makes one, and the third
-    in a row a change. After a change the mean starts anew. A model that has not predicted a single transition well,
-    at the start of an episode or after a change, is in no position to doubt one.
+    the running mean of unsurprising errors is a surprise: a suspicion, as a wrong transition makes one, and the third,
+    with nothing but outliers between, a change. After a change the mean starts anew. A model that has not predicted a
+    single transition well, at the start of an episode or after a change, is in no position to doubt one.
 
     Args:
         num_rows: The number of rows, n.

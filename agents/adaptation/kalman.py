@@ -92,9 +92,10 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
 
     **Surprises.** Let m be the squared innovation in units of what was to be expected, the mean over the targets. Where
     m > ``surprise``, the transition counts for ``surprise`` / m only, so that the further off it is, the less it moves
-    (Huber 1981, "Robust Statistics", on weights that fall with the residual): an outlier. It is a change if m would be
-    smaller were the covariance that of the prior, which it then is again: the weights are free to move. So it is the
-    second time in a row, whatever it is.
+    (Huber 1981, "Robust Statistics", on weights that fall with the residual): an outlier. It is a change if the
+    transition would be more probable by far were the covariance that of the prior, by more than ``prior_variance`` /
+    ``process_noise`` times. That it then is again: the weights are free to move. So it is the second time in a row,
+    whatever it is; with ``process_noise=0`` it is then alone.
 
     **Hypotheses.** Where a model says which parameters may have changed together, each such hypothesis has a filter of
     its own, and the weights are the mean of all, by how well each has predicted: its probability is multiplied by the
