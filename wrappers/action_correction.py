@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
-from ssm_metarl_gym.wrappers.correction import Correction
+from ssm_metarl_gym.wrappers.correction import Correction, as_asked
 from ssm_metarl_gym.wrappers.correction_archive import read_correction
 from ssm_metarl_gym.wrappers.corrector import Index
 from ssm_metarl_gym.wrappers.online_adaptation import OnlineAdaptation
@@ -132,7 +132,7 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
 
     def step(self, action: Any) -> tuple[Floats, SupportsFloat, bool, bool, dict[str, Any]]:
         """Take the corrected action."""
-        asked = np.asarray(action)[None]
+        asked = as_asked(action, self.action_space)[None]
         # Unknown until the step has succeeded: after one that failed half-way, no false transition is learned from.
         before, self._observation = self._observation, None
         known = before is not None

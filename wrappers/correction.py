@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter
@@ -24,7 +25,7 @@ from ssm_metarl_gym.wrappers.online_adaptation import OnlineAdaptation
 from ssm_metarl_gym.wrappers.online_rows import OnlineRows
 from ssm_metarl_gym.wrappers.vector_online_adaptation import VectorOnlineAdaptation
 
-__all__ = ["Correction"]
+__all__ = ["Correction", "as_asked"]
 
 Flags = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
@@ -33,6 +34,12 @@ PredictEncoded = Callable[[Tensor, Index | None], Tensor]
 # Of the squared size of an action beside the squared error of what it is to do: of a prediction, of a mapped action.
 _REGULARISATION: Final = 0.005
 _MAP_REGULARISATION: Final = 0.02
+
+
+def as_asked(actions: Any, space: gym.Space[Any]) -> npt.NDArray[Any]:
+    """The actions that a policy gives, in numbers that can hold corrected ones: those of a ``Box`` may be whole."""
+    asked = np.asarray(actions)
+    return asked.astype(space.dtype) if isinstance(space, spaces.Box) and asked.dtype.kind in "iub" else asked
 
 
 class Correction:
@@ -61,6 +68,7 @@ class Correction:
             self.corrector = Corrector(*own, **{name: options[name] for name in options if name not in MAP_OPTIONS})
         self._options = options
         self._online = env
+        self._space = action_space
         # A twin adapts by the same steps on the same inputs, to what the reference would have done.
         self._predict_twin: PredictEncoded | None = None
         self._twin_rows: OnlineRows | None = None  # where the online wrapper does not see to it
@@ -99,6 +107,9 @@ class Correction:
             seen = np.where(sees[:, None], observations, 0.0).astype(observations.dtype)
             finite = asked.copy()
             finite[~are_numbers] = 0
+            if isinstance(self._space, spaces.Box):
+                # What is beyond the bounds the environment would have clipped: that is what was wanted.
+                finite = np.clip(finite, self._space.low, self._space.high)
             if (predict_twin := self._predict_twin) is not None and sees.any():
 
                 def predict_both(*probes: Any) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 
 __all__ = ["SavedCorrection", "read_correction", "write_correction"]
 
-_FORMAT: Final = "correction 1"
+_FORMAT: Final = "correction 2"
 _STORED: Final = ("observation_dim", "action_space", "model", "reference", "adapter", "online", "correction")
 _ADAPTERS: Final[dict[str, Any]] = {kind.__name__: kind for kind in (Adapter, KalmanAdapter, RecursiveLeastSquares)}
 _LOSSES: Final[dict[str, Any]] = {kind.__name__: kind for kind in (*ELEMENTWISE, *ELEMENTWISE_FUNCTIONS)}

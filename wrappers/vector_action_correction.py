@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
-from ssm_metarl_gym.wrappers.correction import Correction
+from ssm_metarl_gym.wrappers.correction import Correction, as_asked
 from ssm_metarl_gym.wrappers.correction_archive import read_correction
 from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation
 from ssm_metarl_gym.wrappers.vector_online_adaptation import VectorOnlineAdaptation
@@ -98,7 +98,7 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
 
     def step(self, actions: Any) -> tuple[Floats, Any, Any, Any, dict[str, Any]]:
         """Take the corrected actions in every row."""
-        asked = np.asarray(actions)
+        asked = as_asked(actions, self.single_action_space)
         begins = np.where(self._lost[:, None], np.nan, self._shown[:, : self._dim]).astype(self._shown.dtype)
         taken, is_open = self._correction.act(self._online.adapter.predict, begins, asked, self._going())
         self._asked = asked

@@ -172,7 +172,15 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         """Let a twin of each row adapt, by the same steps on the same inputs, to what :meth:`expect` says.
 
         All rows begin anew, at the source.
+
+        Raises:
+            ValueError: There are twins already, which another correction asked for.
         """
+        if isinstance(self.adapter, TwinRows):
+            raise ValueError(
+                f"one VectorOnlineAdaptation must have one VectorActionCorrection around it; got {self}, "
+                "which has one. Make another VectorOnlineAdaptation."
+            )
         twins = self.adapter = TwinRows(self.source, self.num_envs)
         self.model = cast("DynamicsModel", twins.model)
         self._rows = OnlineRows(twins, self.options)

@@ -182,11 +182,10 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         )
 
     def with_prior_covariance(self, state: KalmanState) -> KalmanState:
-        """The same weights in every row, with the covariances and the beliefs of the prior."""
+        """The same weights and beliefs in every row, with the covariances of the prior."""
         return replace(
             state,
             covariances=self._prior_covariances().expand_as(state.covariances),
-            beliefs=self._prior_beliefs().expand_as(state.beliefs),
             surprised=torch.zeros_like(state.surprised),
         ).counted(covariance_resets=torch.ones_like(state.surprised[:, 0]))
 

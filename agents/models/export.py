@@ -49,6 +49,7 @@ class _Predicting(nn.Module):
         action = action.flatten(1).to(observation.dtype)
         if model.adapts == "action_map":
             action = action @ model.action_map.detach().to(action.dtype).mT
+            action = action + model.action_offset.detach().to(action.dtype)
         normalised = (torch.cat([observation, action], dim=1) - model.input_shift) / model.input_scale
         change = model.head(model.core(normalised.to(self.dtype))).to(observation.dtype)
         predicted: Tensor = observation + change * model.target_scale

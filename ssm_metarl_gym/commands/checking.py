@@ -39,6 +39,11 @@ def find_maker(name: str) -> Callable[[], _Env]:
         maker = getattr(module, attribute, None)
         if callable(maker):
             return maker  # type: ignore[no-any-return]
+        if "/" not in attribute and attribute not in gym.registry:
+            raise ValueError(
+                f"{module_name} must have a class or a function {attribute or 'after the colon'} that makes an "
+                f"environment, or register an environment of that id; it has none. Use module:Class."
+            )
     try:
         spec = gym.spec(attribute)
     except gym.error.Error as error:

@@ -86,6 +86,11 @@ def check_actuator_switch(switch: Any, num_rows: int | None = None) -> dict[str,
     if not is_number(gain) or not abs(gain) <= 1.0:
         raise ValueError(f"the 'motor' of a switch must be a number in [-1, 1], times its gain; got {shown(gain)}.")
     when = {name: switch[name] for name in switch if name != "motor"}
+    if not when.keys() & {"step", "probability"}:
+        raise ValueError(
+            f"the 'motor' of a switch must have a 'step' or a 'probability' beside it; got {shown(switch)}. Use "
+            "{'motor': 0.0, 'step': 100}, for example."
+        )
     return check_steps_or_probability(when, num_rows) | {"motor": gain}
 
 

@@ -59,6 +59,8 @@ def test_switches_are_checked():
     assert check_actuator_switch(switch) == switch
     with pytest.raises(ValueError, match=r"the 'motor' of a switch must be a number in \[-1, 1\]"):
         check_actuator_switch({"step": 3, "motor": 1.5})
+    with pytest.raises(ValueError, match=r"a 'step' or a 'probability' beside it; got \{'motor': 0, 'stp': 3\}"):
+        check_actuator_switch({"motor": 0, "stp": 3})
 
 
 def test_a_motor_of_each_task_fails():

@@ -285,3 +285,11 @@ def test_a_policy_that_knows_one_sign_of_the_torque_copes_with_the_other():
         return np.mean(shown[75:])
 
     assert heights(corrected=True) > heights(corrected=False) + 0.3
+
+
+def test_one_correction_for_each_adaptation_of_many_rows():
+    envs = gym.make_vec(PENDULUM, num_envs=2)
+    env = VectorOnlineAdaptation(envs, Adapter(make_model(gym.make(PENDULUM)), BOUNDS))
+    VectorActionCorrection(env, make_model(gym.make(PENDULUM)))
+    with pytest.raises(ValueError, match="one VectorOnlineAdaptation must have one VectorActionCorrection around it"):
+        VectorActionCorrection(env, make_model(gym.make(PENDULUM)))

@@ -11,7 +11,13 @@ from gymnasium.vector import AutoresetMode
 from torch import nn
 
 from ssm_metarl_gym.agents import AdaptationConfig, Adapter, DynamicsModel, KalmanAdapter
-from ssm_metarl_gym.wrappers import ActionCorrection, OnlineAdaptation, VectorActionCorrection, VectorOnlineAdaptation
+from ssm_metarl_gym.wrappers import (
+    ActionCorrection,
+    OnlineAdaptation,
+    VectorActionCorrection,
+    VectorOnlineAdaptation,
+    correction_archive,
+)
 from ssm_metarl_gym.wrappers.action_maps import undo_maps
 
 REVERSED = [[0.0, -0.8], [1.2, 0.0]]  # swapped, one of them the other way round
@@ -315,3 +321,36 @@ class TestRefuses:
     def test_options_outside_their_range(self, name):
         with pytest.raises(ValueError, match=f"{name} must be a"):
             wrap(REVERSED, **{name: -1.0})
+
+
+class TestAskedActions:
+    """What policies may ask for beside numbers of the type of the space, within its bounds."""
+
+    @pytest.mark.parametrize("make", [wrap, lambda matrix: wrap_rows([matrix])])
+    def test_whole_numbers_are_corrected_as_the_same_numbers_with_a_point_are(self, make):
+        taken = []
+        for kind in (np.int64, np.float32):
+            env = make(-0.8 * np.eye(2))
+            env.reset(seed=0)
+            infos = [
+                env.step(np.reshape([action], env.action_space.shape).astype(kind))[-1] for action in [[1, 0]] * 20
+            ]
+            taken.append(np.ravel(infos[-1]["correction"]["taken"]))
+        np.testing.assert_array_equal(*taken)
+        assert taken[0][0] < -0.9
+
+    def test_what_is_beyond_the_bounds_is_what_the_bound_does(self):
+        env = wrap(np.diag([1.5, 1.5]), exploration=0.0, regularisation=1e-6)
+        reports_of(env)
+        for _ in range(3):
+            report = env.step(np.float32([3.0, 0.0]))[-1]["correction"]
+        assert report["asked"].tolist() == [3.0, 0.0]
+        assert report["taken"] == pytest.approx([1.0 / 1.5, 0.0], abs=0.05)
+
+
+def test_a_file_from_before_the_offset_is_refused_by_its_format(tmp_path, monkeypatch):
+    monkeypatch.setattr(correction_archive, "_FORMAT", "correction 1")
+    wrap(REVERSED).save(tmp_path / "old.pt")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="in format correction 2; it is not"):
+        ActionCorrection.load(tmp_path / "old.pt", make_plane(REVERSED))

@@ -247,6 +247,15 @@ def choose(**options):
 
 
 class TestHypotheses:
+    def test_a_reset_of_the_covariance_keeps_weights_and_beliefs(self):
+        adapter = choose()
+        states, targets = stream(6)
+        adapter.adapt(MSE, {"states": states, "targets": targets})
+        beliefs, weights = adapter.beliefs, adapter.model.w.detach().clone()
+        adapter.reset_covariance()
+        torch.testing.assert_close(adapter.beliefs, beliefs, rtol=0.0, atol=0.0)
+        torch.testing.assert_close(adapter.state.mean[0], weights)
+
     def test_without_forgetting_they_are_compared_by_their_evidence(self):
         adapter = choose(process_noise=0.0, surprise=math.inf)
         states, targets = stream(6)

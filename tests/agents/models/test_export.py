@@ -32,6 +32,7 @@ def test_a_model_of_the_dynamics_gives_the_next_observations(actions, adapts, co
     model.set_normalisation(observations, taken, next_observations)
     if adapts == "action_map":
         model.action_map.data.normal_()
+        model.action_offset.data.normal_()
     model.export_onnx(tmp_path / "model.onnx")
     (predicted,) = run(tmp_path / "model.onnx", observation=observations, action=taken)
     with torch.no_grad():
