@@ -58,7 +58,7 @@ from ssm_metarl_gym.experiments.dynamics_models import load_weights, make_model,
 from ssm_metarl_gym.experiments.evaluation import evaluate, returns_of
 from ssm_metarl_gym.experiments.jobs import Job, add_progress, run_jobs
 from ssm_metarl_gym.experiments.pictures import draw_lines
-from ssm_metarl_gym.experiments.records import Records
+from ssm_metarl_gym.experiments.records import Records, append_line
 from ssm_metarl_gym.experiments.report import Estimate, estimate, format_markdown
 from ssm_metarl_gym.experiments.runs import hold_output
 from ssm_metarl_gym.experiments.saved_agents import find_algorithm
@@ -76,6 +76,9 @@ FIT_TRANSITIONS, FIT_UPDATES, FIT_LEARNING_RATE = 20_000, 3_000, 3e-3
 EVALUATION_SEED = 1_000_000
 # The dimension whose curve over the steps of training is drawn, and the steps at which dimensions are compared.
 CURVE_DIMENSION, COMPARED_STEPS = 3, 1_000_000
+# To be raised whenever a default of the filter, of the other adapters or of the correction changes: what adapts is then
+# evaluated again.
+RULE = 2
 # AIB's unscored steps before every episode.
 WARM_UP = 24
 FILES = ("runs.jsonl", "return_by_dimension.png", "return_by_steps.png")
@@ -172,9 +175,14 @@ class Options:
         """The names of what is compared in."""
         return [*(f"d = {d}" for d in self.dimensions), *self.aib]
 
+    @property
+    def records_path(self) -> Path:
+        """The file of what is known, to which processes that run side by side only append."""
+        return self.output / "runs.jsonl"
+
     def records(self) -> Records:
-        """What is known so far."""
-        return Records(self.output / "runs.jsonl")
+        """What is known so far; for the time when nothing runs."""
+        return Records(self.records_path)
 
     def stem(self, name: str, seed: int, what: str) -> Path:
         """The path of a policy or a model, without the ending."""
@@ -245,7 +253,8 @@ def load_filter(name: str, seed: int, options: Options) -> KalmanAdapter:
 def note(options: Options, name: str, what: str, seed: int, started: float, steps: int) -> None:
     """Write what something took that others stand on."""
     seconds = round(time.process_time() - started, 1)
-    options.records().add(study="prepared", physics=name, row=what, seed=seed, cpu_seconds=seconds, steps=steps)
+    line = {"study": "prepared", "physics": name, "row": what, "seed": seed, "cpu_seconds": seconds, "steps": steps}
+    append_line(options.records_path, **line)
 
 
 def learn_policy(name: str, row: str, seed: int, steps: int, options: Options) -> None:
@@ -337,22 +346,30 @@ def meta_train(name: str, seed: int, options: Options) -> None:
 def key_of(name: str, row: str, seed: int, steps: int, column: str, options: Options) -> dict[str, Any]:
     """What tells an evaluation from others."""
     key = {"study": "returns", "physics": name, "row": row, "steps": steps, "seed": seed, "column": column}
-    return key | {"num_tasks": options.num_tasks}
+    return key | {"num_tasks": options.num_tasks} | rule_of(row)
 
 
-def run_row(name: str, row: str, seed: int, steps: int, options: Options) -> None:
-    """Train what a row needs for itself, and evaluate it where it was not evaluated yet."""
+def adapts(row: str) -> bool:
+    """Whether a model adapts in a row."""
+    return row in CORRECTED[1:] or (row in TRAINED and TRAINED[row].sees_predictions)
+
+
+def rule_of(row: str) -> dict[str, int]:
+    """What says by which rule a row adapts, if it does."""
+    return {"rule": RULE} if adapts(row) else {}
+
+
+def run_row(name: str, row: str, seed: int, steps: int, columns: Sequence[str], options: Options) -> None:
+    """Train what a row needs for itself, and evaluate it in these columns."""
     policy_row, policy_steps = (row, steps) if row in TRAINED else ("nominal", PHYSICS[name].nominal_steps)
     learn_policy(name, policy_row, seed, policy_steps, options)
-    records = options.records()
-    for column, env_kwargs in columns_of(name, options.num_tasks).items():
-        key = key_of(name, row, seed, steps, column, options)
-        if not records.find(**key):
-            started = time.process_time()
-            env = make_env(name, row, seed, options.num_tasks, options, **env_kwargs)
-            policy, scaled = load_policy(name, policy_row, seed, policy_steps, env, options)
-            returns = np.round(returns_of(evaluate(policy, scaled, seed=EVALUATION_SEED + 1_000 * seed)), 3).tolist()
-            records.add(**key, cpu_seconds=round(time.process_time() - started, 1), returns=returns)
+    for column in columns:
+        started = time.process_time()
+        env = make_env(name, row, seed, options.num_tasks, options, **columns_of(name, options.num_tasks)[column])
+        policy, scaled = load_policy(name, policy_row, seed, policy_steps, env, options)
+        returns = np.round(returns_of(evaluate(policy, scaled, seed=EVALUATION_SEED + 1_000 * seed)), 3).tolist()
+        line = {"cpu_seconds": round(time.process_time() - started, 1), "returns": returns}
+        append_line(options.records_path, **key_of(name, row, seed, steps, column, options), **line)
         add_progress(1)
 
 
@@ -372,22 +389,23 @@ def plan_jobs(options: Options, records: Records) -> list[Job]:
     jobs: dict[Job, None] = {}
     for name, row, seed, steps in all_runs(options):
         columns = columns_of(name, options.num_tasks)
-        if all(records.find(**key_of(name, row, seed, steps, column, options)) for column in columns):
+        missing = tuple(c for c in columns if not records.find(**key_of(name, row, seed, steps, c, options)))
+        if not missing:
             continue
         after: tuple[Job, ...] = ()
         if row in CORRECTED:
             after = (Job(learn_policy, (name, "nominal", seed, PHYSICS[name].nominal_steps, options)),)
         if row == "corrected_filter":
             after = (*after, Job(fit_map_model, (name, seed, options), after))
-        elif row in CORRECTED[2:] or (row in TRAINED and TRAINED[row].sees_predictions):
+        elif adapts(row):
             after = (*after, Job(meta_train, (name, seed, options)))
-        jobs |= dict.fromkeys((*after, Job(run_row, (name, row, seed, steps, options), after)))
+        jobs |= dict.fromkeys((*after, Job(run_row, (name, row, seed, steps, missing, options), after)))
     return list(jobs)
 
 
-def returns_in(records: Records, options: Options, **key: Any) -> list[list[float]]:
+def returns_in(records: Records, options: Options, *, row: str, **key: Any) -> list[list[float]]:
     """The returns of each seed that is known, ``[num_seeds num_tasks]``."""
-    lines = records.find(study="returns", num_tasks=options.num_tasks, **key)
+    lines = records.find(study="returns", num_tasks=options.num_tasks, row=row, **key, **rule_of(row))
     return [line["returns"] for line in lines if line["seed"] < options.seeds]
 
 
@@ -442,7 +460,7 @@ def show_scaled(name: str, options: Options, records: Records) -> None:
     bins = [(0.0, 0.125), (0.125, 0.25), (0.25, 0.375), (0.375, 0.51)]
     rows = []
     for label, row, steps in labels_of(options):
-        key = {"physics": name, "row": row, "steps": steps}
+        key: dict[str, Any] = {"physics": name, "row": row, "steps": steps}
         inside = returns_in(records, options, **key, column="interpolation")
         means = context_means(returns_in(records, options, **key, column="extrapolation"))
         if inside and len(means):
@@ -502,7 +520,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with hold_output(options.output):
         with refusing():
             jobs = [] if options.report else plan_jobs(options, options.records())
-        total = sum(len(columns_of(job.arguments[0], options.num_tasks)) for job in jobs if job.work is run_row)
+        total = sum(len(job.arguments[4]) for job in jobs if job.work is run_row)
         run_jobs(jobs, total, "evaluating", num_workers=options.processes or None)
         records = options.records()
         for name in options.physics:

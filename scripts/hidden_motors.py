@@ -59,6 +59,8 @@ FAILURES = {"reversed": -1.0, "dead": 0.0, "weak": 0.5}  # the gain of the motor
 ALL_CONDITIONS = (*CONDITIONS, "weak")
 AGENTS = ("as_is", "told", "told_late", "corrected")
 WINDOW = 50
+# To be raised whenever a default of the filter or of the correction changes: what is corrected is then run again.
+RULE = 2
 # The command that trains a policy, but for its environment, seed and folder.
 HYPERPARAMETERS = (
     '{"n_steps": 256, "batch_size": 64, "n_epochs": 10, "gamma": 0.99, "learning_rate": [3e-4, 0.0], "ent_coef": 0.0}'
@@ -209,6 +211,7 @@ def all_runs(agents: Sequence[SavedAgent], options: Options) -> Iterator[tuple[d
         for condition, name in itertools.product(options.conditions, AGENTS):
             key = {"env": env_id, "seed": seed, "condition": condition, "agent": name}
             key |= {"transitions": options.transitions, "updates": options.updates, "tasks": options.tasks}
+            key |= {"rule": RULE} if name == "corrected" else {}
             matrices = draw_matrices(env_id, condition, options.tasks, seed)
             start = int(seed_sequence(seed, "starts", env_id, condition).generate_state(1)[0]) // 2
             yield key, partial(run, name, env_id, nominal, matrices, start)

@@ -90,7 +90,7 @@ def prepare(seed: int, options: Options, records: Records) -> Kept:
     """Train what is not in the output folder yet."""
     policy_path, model_path, reference_path = (
         options.output / f"{name}-{seed}.{suffix}"
-        for name, suffix in (("sac", "zip"), ("dynamics", "pt"), ("reference", "pt"))
+        for name, suffix in ((f"sac-{options.timesteps}", "zip"), ("dynamics", "pt"), ("reference", "pt"))
     )
     if not policy_path.exists():
         started = time.process_time()
@@ -98,7 +98,8 @@ def prepare(seed: int, options: Options, records: Records) -> Kept:
         model.learn(options.timesteps)
         with replacing(policy_path) as temporary:
             model.save(temporary)
-        records.add(row="SAC", seed=seed, steps=model.num_timesteps, cpu_seconds=time.process_time() - started)
+        key = {"timesteps": options.timesteps, "seed": seed}
+        records.add(row="SAC", **key, steps=model.num_timesteps, cpu_seconds=time.process_time() - started)
     torch.manual_seed(seed)
     if not model_path.exists():
         core = make_model(ENV_ID)
@@ -135,7 +136,7 @@ def train_further(kept: Kept, task: Mapping[str, float], target: float, seed: in
 
 def run_row(row: str, column: str, kept: Kept, seed: int, options: Options, records: Records) -> None:
     """Measure what is not in the records yet."""
-    key = {"column": column, "seed": seed, "num_episodes": options.num_episodes}
+    key = {"column": column, "seed": seed, "timesteps": options.timesteps, "num_episodes": options.num_episodes}
     if records.find(row=row, **key):
         return
     started, task = time.process_time(), COLUMNS[column]
@@ -152,17 +153,17 @@ def run_row(row: str, column: str, kept: Kept, seed: int, options: Options, reco
 
 def show(options: Options, records: Records) -> None:
     """Print the mean returns with 95 % intervals over seeds, and the steps of each seed in the other physics."""
-    rows = []
+    rows, key = [], {"timesteps": options.timesteps, "num_episodes": options.num_episodes}
     for row in ROWS:
         cells = []
         for column in COLUMNS:
-            lines = records.find(row=row, column=column, num_episodes=options.num_episodes)
+            lines = records.find(row=row, column=column, **key)
             returns = [line["returns"] for line in lines if line["seed"] < options.seeds]
             cells.append(f"{estimate(returns, 0):.1f}" if returns else "")
         rows.append([row, *cells])
     cells = []
     for column in COLUMNS:
-        lines = records.find(row="trained further", column=column, num_episodes=options.num_episodes)
+        lines = records.find(row="trained further", column=column, **key)
         lines = sorted((line for line in lines if line["seed"] < options.seeds), key=lambda line: line["seed"])
         cells.append(", ".join(f"{'' if line['reached'] else '> '}{line['steps']:,}" for line in lines))
     rows.append(["its steps, by seed", *cells])
@@ -170,7 +171,8 @@ def show(options: Options, records: Records) -> None:
     print(format_markdown(["", *COLUMNS], rows))
     print()
     trained = [
-        [str(line["seed"]), f"{line['steps']:,}", f"{line['cpu_seconds']:.0f}"] for line in records.find(row="SAC")
+        [str(line["seed"]), f"{line['steps']:,}", f"{line['cpu_seconds']:.0f}"]
+        for line in records.find(row="SAC", timesteps=options.timesteps)
     ]
     print(format_markdown(["SAC of seed", "steps", "CPU seconds"], trained))
 

@@ -28,7 +28,11 @@ class CorruptedModel(DynamicsModel):
     - ``"outliers"``: a hundred times the change.
     - ``"NaN"``: not a number.
     - ``"stuck"``: no change, as of a sensor that says what it said before.
-    - ``"late"``: the change of the step before, as of a sensor that lags.
+    - ``"late"``: the change of the step before, as of a sensor that lags. Nothing tells the model where an episode
+      ends: on the first step of the next one it is the last change of the one before. What comes first of all, or
+      first with another number of rows, is on time.
+
+    Every call of :meth:`targets` is taken for a step and draws anew: ask once for each, as the wrappers do.
 
     Example:
         >>> env = gym.make("CartPole-v1")
@@ -45,7 +49,7 @@ class CorruptedModel(DynamicsModel):
         seed: Seeds which ones.
 
     Raises:
-        ValueError: An unknown kind, or a share outside [0, 1].
+        ValueError: No corruption, an unknown kind, or a share outside [0, 1].
     """
 
     def __init__(
@@ -56,6 +60,10 @@ class CorruptedModel(DynamicsModel):
         *,
         seed: int,
     ) -> None:
+        if not corruptions:
+            raise ValueError(
+                "corruptions must hold at least one; got none. Give one, with share 0.0 to corrupt nothing."
+            )
         for kind, share in corruptions:
             check_choice("the kind of corruption", kind, get_args(Corruption))
             check_number("the share", share, ("a number in [0, 1]", lambda value: 0.0 <= value <= 1.0))
@@ -64,18 +72,14 @@ class CorruptedModel(DynamicsModel):
         self._corruptions = list(corruptions)
         self._rng = np.random.default_rng(seed_sequence(seed, "corruption"))
         self._previous: Tensor | None = None  # the true changes of the step before
-        self._given: Tensor | None = None
 
     def targets(self, observations: npt.NDArray[Any], next_observations: npt.NDArray[Any]) -> Tensor:
         """The changes that the model should predict, some of them corrupted: ``Float[N D]`` twice -> ``Float[N D]``."""
         true = super().targets(observations, next_observations)
-        # The adaptation and the correction around it ask of the same step, and are told the same.
-        if self._given is None or self._previous is None or not torch.equal(true, self._previous):
-            before = true if self._previous is None else self._previous
-            parts = (changes.tensor_split(len(self._corruptions)) for changes in (true, before))
-            corrupted = (self._corrupt(*part) for part in zip(self._corruptions, *parts, strict=True))
-            self._given, self._previous = torch.cat(list(corrupted)), true
-        return self._given.clone()
+        before = true if self._previous is None or len(self._previous) != len(true) else self._previous
+        self._previous = true
+        parts = (changes.tensor_split(len(self._corruptions)) for changes in (true, before))
+        return torch.cat([self._corrupt(*part) for part in zip(self._corruptions, *parts, strict=True)])
 
     def _corrupt(self, corruption: tuple[Corruption, float], true: Tensor, before: Tensor) -> Tensor:
         kind, share = corruption

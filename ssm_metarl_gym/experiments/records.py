@@ -6,13 +6,14 @@ from typing import Any
 
 from ssm_metarl_gym.files import replacing
 
-__all__ = ["Records"]
+__all__ = ["Records", "append_line"]
 
 
 class Records:
     """The lines of a file in JSON Lines, one object in each; lines that are added are written at once.
 
-    What a process that was killed left of its last line is removed from the file.
+    What a process that was killed left of its last line is removed from the file: no other process may write to it
+    meanwhile. Where many do, one makes the records before the others start, and these use :func:`append_line`.
 
     Args:
         path: The file; where there is none, there are no lines yet.
@@ -51,13 +52,24 @@ class Records:
         return [line for line in self._lines if all(line.get(name) == value for name, value in values.items())]
 
     def add(self, **line: Any) -> None:
-        """Write a line at once.
-
-        Raises:
-            TypeError: It holds what JSON cannot hold; nothing is written.
-            OSError: It cannot be written.
-        """
-        text = json.dumps(line)
-        with self._path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(text + "\n")
+        """Write a line at once, as :func:`append_line` does."""
+        append_line(self._path, **line)
         self._lines.append(line)
+
+
+def append_line(path: Path, /, **line: Any) -> None:
+    """Write a line at the end of a file of records, to which other processes may append at the same time.
+
+    Args:
+        path: The file.
+        **line: What the line holds.
+
+    Raises:
+        TypeError: It holds what JSON cannot hold; nothing is written.
+        OSError: It cannot be written.
+    """
+    text = json.dumps(line).encode() + b"\n"
+    with path.open(
+        "ab", buffering=len(text) + 1
+    ) as file:  # all of it is written by one call, so that none come between
+        file.write(text)

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from ssm_metarl_gym.agents import RecursiveLeastSquares
 from ssm_metarl_gym.experiments.corruption import CorruptedModel
 from ssm_metarl_gym.experiments.dynamics_models import make_model
+from ssm_metarl_gym.wrappers import ActionCorrection, OnlineAdaptation, VectorActionCorrection, VectorOnlineAdaptation
 
 ENV_ID = "ssm_metarl/PendulumPolarity-v0"
 
@@ -41,14 +43,39 @@ def test_a_share_of_the_targets_is_corrupted_and_the_others_are_not(kind):
         previous = true
 
 
-def test_who_asks_again_of_the_same_step_is_told_the_same():
-    _, corrupted = make_pair(("stuck", 0.5))
-    first, second = steps(2)
-    given = corrupted.targets(*first)
-    expected = given.clone()
-    given.zero_()  # the caller's own
-    assert torch.equal(corrupted.targets(*first), expected)
-    assert not torch.equal(corrupted.targets(*second) == 0.0, expected == 0.0)
+def test_each_step_is_drawn_anew_where_nothing_changes_or_what_changes_is_no_number():
+    _, corrupted = make_pair(("NaN", 0.5))
+    missing = [corrupted.targets(np.zeros((1, 3)), np.ones((1, 3))).isnan().all().item() for _ in range(200)]
+    assert 60 < sum(missing) < 140
+    model, corrupted = make_pair(("late", 1.0))
+    before, after = steps(1, 1)[0]
+    unknown = np.full_like(after, np.nan)
+    given = [corrupted.targets(before, each) for each in (unknown, after, before)]
+    assert given[1].isnan().all()
+    assert torch.equal(given[2], model.targets(before, after))
+
+
+def test_another_number_of_rows_begins_anew():
+    model, corrupted = make_pair(("late", 1.0))
+    (before, after), *_ = steps(1, 3)
+    corrupted.targets(before, after)
+    assert torch.equal(corrupted.targets(before[:1], after[:1]), model.targets(before[:1], after[:1]))
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_the_wrappers_ask_once_for_each_step_so_that_both_models_are_told_the_same(many, monkeypatch):
+    model, corrupted = make_pair(("NaN", 0.5))
+    asked, targets = [], CorruptedModel.targets
+    monkeypatch.setattr(CorruptedModel, "targets", lambda *args: asked.append(0) or targets(*args))
+    if many:
+        envs = gym.make_vec(ENV_ID, num_envs=2, autoreset_mode="SameStep")
+        env = VectorActionCorrection(VectorOnlineAdaptation(envs, RecursiveLeastSquares(corrupted)), model)
+    else:
+        env = ActionCorrection(OnlineAdaptation(gym.make(ENV_ID), RecursiveLeastSquares(corrupted)), model)
+    env.reset(seed=0)
+    for step in range(1, 4):
+        env.step(np.zeros(env.action_space.shape, dtype=np.float32))
+        assert len(asked) == step
 
 
 def test_it_predicts_what_the_model_predicts_and_the_seed_says_what_is_corrupted():
@@ -76,3 +103,8 @@ def test_each_part_of_the_rows_has_its_own_corruption():
 def test_what_it_cannot_do_is_refused(corruption, message):
     with pytest.raises(ValueError, match=message):
         make_pair(("stuck", 0.1), corruption)
+
+
+def test_no_corruption_is_refused():
+    with pytest.raises(ValueError, match=r"at least one; got none\. Give one"):
+        make_pair()

@@ -1,9 +1,10 @@
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ssm_metarl_gym.experiments.records import Records
+from ssm_metarl_gym.experiments.records import Records, append_line
 
 ROWS = [{"env": "Reacher-v5", "seed": seed, "returns": [-3.25, seed]} for seed in range(3)]
 
@@ -65,6 +66,22 @@ def test_a_damaged_line_is_named(path, damaged):
     with pytest.raises(ValueError, match=r"runs\.jsonl must be an object in JSON; line 2 is damaged"):
         Records(path)
     assert path.read_text() == text
+
+
+def test_who_appends_leaves_the_half_line_of_another_process_alone(path):
+    before = path.read_bytes() + b'{"seed": '
+    path.write_bytes(before)
+    append_line(path, path=3)
+    assert path.read_bytes() == before + b'{"path": 3}\n'
+
+
+def test_lines_of_many_processes_do_not_mix(path):
+    lines = [{"seed": seed, "returns": [float(seed)] * 5_000} for seed in range(3)]
+    with ThreadPoolExecutor(3) as pool:  # each opens the file for itself, as processes do
+        list(pool.map(lambda line: append_line(path, **line), lines * 20))
+    found = Records(path).find()
+    assert found[:3] == ROWS
+    assert sorted(found[3:], key=lambda line: line["seed"]) == [line for line in lines for _ in range(20)]
 
 
 def test_what_json_cannot_hold_is_not_written(path):

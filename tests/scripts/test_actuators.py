@@ -53,6 +53,22 @@ class TestPlan:
             "corrected_rls"
         }
 
+    def test_only_the_columns_that_are_missing_are_evaluated(self, actuators, options):
+        fill(actuators, options)
+        path = options.output / "runs.jsonl"
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+        (job,) = [job for job in actuators.plan_jobs(options, options.records()) if job.work is actuators.run_row]
+        assert job.arguments[4] == ("nominal",)
+
+    def test_what_adapts_is_done_again_by_another_rule_and_not_mixed_with_it(self, actuators, options, monkeypatch):
+        records = fill(actuators, options)
+        key = {"physics": "d = 1", "steps": 0, "column": "switch"}
+        monkeypatch.setattr(actuators, "RULE", actuators.RULE + 1)
+        jobs = actuators.plan_jobs(options, records)
+        assert {job.arguments[1] for job in jobs if job.work is actuators.run_row} == {"corrected_filter"}
+        assert actuators.returns_in(records, options, row="corrected_filter", **key) == []
+        assert len(actuators.returns_in(records, options, row="as_is", **key)) == 2
+
     def test_every_job_can_be_sent_and_told_apart(self, actuators, options):
         jobs = actuators.plan_jobs(options, options.records())
         assert all(isinstance(job, Job) for job in jobs)
@@ -134,12 +150,13 @@ def test_a_row_is_trained_and_evaluated(actuators, tmp_path, monkeypatch, name, 
     actuators.learn_policy(name, "nominal", 0, 100, options)
     actuators.fit_map_model(name, 0, options)
     actuators.meta_train(name, 0, options)
-    actuators.run_row(name, row, 0, steps, options)
+    columns = tuple(actuators.columns_of(name, 20))
+    actuators.run_row(name, row, 0, steps, columns, options)
     lines = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
     found = {line["column"]: line for line in lines if line["study"] == "returns"}
-    assert found.keys() == actuators.columns_of(name, 20).keys()
+    assert tuple(found) == columns
     assert all(np.isfinite(line["returns"]).all() and len(line["returns"]) == 20 for line in found.values())
     assert {line["row"] for line in found.values()} == {row}
-    assert Records(tmp_path / "runs.jsonl").find(study="prepared")
-    monkeypatch.setattr(actuators, "evaluate", lambda *_, **__: pytest.fail("it was measured before"))
-    actuators.run_row(name, row, 0, steps, options)
+    records = Records(tmp_path / "runs.jsonl")
+    assert records.find(study="prepared")
+    assert all(records.find(**actuators.key_of(name, row, 0, steps, column, options)) for column in columns)

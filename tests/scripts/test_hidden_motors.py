@@ -172,6 +172,14 @@ def test_the_table_is_of_runs_with_the_options_of_the_command_line(run_main):
     assert run_main() == ([], table)
 
 
+def test_what_is_corrected_is_run_again_by_another_rule(run_main, motors, monkeypatch):
+    measured, _ = run_main()
+    monkeypatch.setattr(motors, "RULE", motors.RULE + 1)
+    again, _ = run_main()
+    assert again == [line for line in measured if "corrected" in line]
+    assert len(again) == 2 * 7
+
+
 def test_a_damaged_line_is_refused(run_main, tmp_path, capsys):
     (tmp_path / "results.jsonl").write_text("{\n")
     with pytest.raises(SystemExit) as exit_info:

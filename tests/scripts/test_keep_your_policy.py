@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -43,8 +44,10 @@ def test_what_is_kept_of_the_clean_gain_and_where_it_does_harm(keep_your_policy,
     row = "corrected, 10% stuck"
     for seed in range(2):
         records.add(**key, row="as it is", seed=seed, returns=[-100.0, -300.0])
-        records.add(**key, row="corrected", seed=seed, returns=[-100.0, -100.0])
-        records.add(**key, row=row, seed=seed, returns=[-103.0, -117.0])
+        rule = {"rule": keep_your_policy.RULE}
+        records.add(**key, row="corrected", seed=seed, returns=[0.0, 0.0], rule=rule["rule"] - 1)  # of an earlier one
+        records.add(**key, row="corrected", seed=seed, returns=[-100.0, -100.0], **rule)
+        records.add(**key, row=row, seed=seed, returns=[-103.0, -117.0], **rule)
     options = keep_your_policy.Options(seeds=2, num_tasks=2)
     # 90 of 100, and the first task of both seeds lost more than 2 %.
     compared = [
@@ -62,6 +65,27 @@ def test_each_kind_and_share_of_corruption_meets_the_same_tasks_as_the_frozen_po
     assert len(corrupted) == 2 * 4 * 3 * 3
     assert len(cases) == len(corrupted) + 4 * 3
     assert {case.column for case in cases} == {"interpolation", "extrapolation", "switch"}
+
+
+def test_what_was_only_partly_written_is_completed_and_another_rule_measured_again(
+    keep_your_policy, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(keep_your_policy, "FAMILIES", ("PendulumPolarity",))
+    monkeypatch.setattr(keep_your_policy, "Prepared", lambda *_: SimpleNamespace(policy=lambda _: None))
+    monkeypatch.setattr(keep_your_policy, "run_cases", lambda cases, *_: [[1.0, 2.0]] * len(cases))
+    options, path = keep_your_policy.Options(seeds=1, num_tasks=2), tmp_path / "runs.jsonl"
+    keep_your_policy.run_study("corruption", options, Records(path))
+    lines = path.read_text().splitlines(keepends=True)
+    rows = [(line["row"], line["column"]) for line in map(json.loads, lines)]
+    assert len(rows) == len(set(rows)) == 3 * (4 + 2 * 4 * 3)
+    path.write_text("".join(lines[::2]))
+    keep_your_policy.run_study("corruption", options, Records(path))
+    assert sorted((line["row"], line["column"]) for line in Records(path).find()) == sorted(rows)
+    monkeypatch.setattr(keep_your_policy, "RULE", keep_your_policy.RULE + 1)
+    keep_your_policy.run_study("corruption", options, Records(path))
+    again = [line["row"] for line in Records(path).find()[len(rows) :]]
+    assert len(again) == len(rows) - 3
+    assert "as it is" not in again
 
 
 @pytest.mark.slow
