@@ -223,7 +223,16 @@ def folder(tmp_path, monkeypatch):
     }.items():
         (tmp_path / f"{name}.py").write_text(code)
     (tmp_path / "folder").mkdir()
-    files = ("config.json", "model.zip", "model.pt", "progress.csv", "results.json", "results.jsonl", "headroom.json")
+    files = (
+        "config.json",
+        "model.zip",
+        "model.pt",
+        "progress.csv",
+        "results.json",
+        "results.jsonl",
+        "runs.jsonl",
+        "headroom.json",
+    )
     for name in (*files, "switch.png"):
         (tmp_path / "taken" / name).mkdir(parents=True)
     configs = {
