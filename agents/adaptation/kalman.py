@@ -95,7 +95,7 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
     (Huber 1981, "Robust Statistics", on weights that fall with the residual): an outlier. It is a change if the
     transition would be more probable by far were the covariance that of the prior, by more than ``prior_variance`` /
     ``process_noise`` times. That it then is again: the weights are free to move. So it is the second time in a row,
-    whatever it is; with ``process_noise=0`` it is then alone.
+    whatever it is; with ``process_noise=0`` nothing else is a change.
 
     **Hypotheses.** Where a model says which parameters may have changed together, each such hypothesis has a filter of
     its own, and the weights are the mean of all, by how well each has predicted: its probability is multiplied by the
