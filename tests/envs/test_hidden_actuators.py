@@ -172,7 +172,7 @@ class TestSwitch:
         [
             ({"step": 0}, "with a whole number n >= 1; got {'step': 0}"),
             ({"step": 3, "motor": 2.0}, r"the 'motor' of a switch must be a number in \[-1, 1\]"),
-            ({"motor": 0.0}, "switch must be None, {'probability': p}"),
+            ({"motor": 0.0}, "must have a 'step' or a 'probability' beside it; got {'motor': 0.0}"),
             ({"step": 3, "probability": 0.1}, "switch must be None, "),
             (3, "switch must be None, "),
         ],
