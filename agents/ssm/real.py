@@ -99,15 +99,15 @@ class _RealLayer(nn.Module):
         features = stepper.output(x.flatten(0, 1), normed.flatten(0, 1), states.flatten(0, 1))
         return features.unflatten(0, x.shape[:2]), states[:, -1]
 
-    def _turned(self, values: Tensor, steps: Tensor, counts: Tensor) -> Tensor:
-        """Complex ``[... 2 P]`` times lambda to the power of the steps ``[T ...]``, zero where it does not count."""
+    def _turned(self, values: Tensor, steps: Tensor, is_seen: Tensor) -> Tensor:
+        """Complex ``[... 2 P]`` times lambda to the power of the steps ``[T ...]``, zero where it is not seen."""
         number = steps[..., None].double()
         radius = torch.exp(-self.decay_rate * number)
         real = (radius * torch.cos(self.angle * number)).to(values.dtype)
         imaginary = (radius * torch.sin(self.angle * number)).to(values.dtype)
         x, y = values.unbind(-2)
         turned = torch.stack([real * x - imaginary * y, imaginary * x + real * y], dim=-2)
-        return torch.where(counts[..., None, None], turned, torch.zeros_like(turned))
+        return torch.where(is_seen[..., None, None], turned, torch.zeros_like(turned))
 
     def _stepper(self) -> StepperLayer:
         buffers: dict[str, Any] = {name: getattr(self, name) for name in self._names}

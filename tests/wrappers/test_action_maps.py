@@ -11,13 +11,7 @@ from gymnasium.vector import AutoresetMode
 from torch import nn
 
 from ssm_metarl_gym.agents import AdaptationConfig, Adapter, DynamicsModel, KalmanAdapter
-from ssm_metarl_gym.wrappers import (
-    ActionCorrection,
-    OnlineAdaptation,
-    VectorActionCorrection,
-    VectorOnlineAdaptation,
-    correction_archive,
-)
+from ssm_metarl_gym.wrappers import ActionCorrection, OnlineAdaptation, VectorActionCorrection, VectorOnlineAdaptation
 from ssm_metarl_gym.wrappers.action_maps import undo_maps
 
 REVERSED = [[0.0, -0.8], [1.2, 0.0]]  # swapped, one of them the other way round
@@ -348,9 +342,9 @@ class TestAskedActions:
         assert report["taken"] == pytest.approx([1.0 / 1.5, 0.0], abs=0.05)
 
 
-def test_a_file_from_before_the_offset_is_refused_by_its_format(tmp_path, monkeypatch):
-    monkeypatch.setattr(correction_archive, "_FORMAT", "correction 1")
-    wrap(REVERSED).save(tmp_path / "old.pt")
-    monkeypatch.undo()
+def test_a_file_from_before_the_offset_is_refused_by_its_format(tmp_path):
+    wrap(REVERSED).save(tmp_path / "new.pt")
+    state = torch.load(tmp_path / "new.pt", weights_only=True)
+    torch.save(state | {"format": "correction 1"}, tmp_path / "old.pt")
     with pytest.raises(ValueError, match="in format correction 2; it is not"):
         ActionCorrection.load(tmp_path / "old.pt", make_plane(REVERSED))
