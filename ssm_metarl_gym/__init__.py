@@ -10,7 +10,8 @@ Importing this package registers the environments of the ``ssm_metarl`` namespac
 The names below are tasks and distributions over them, from ``ssm_metarl_gym.tasks``; the environments lie in
 ``ssm_metarl_gym.envs``. What learns lies in ``ssm_metarl_gym.agents``, what stands between an environment and an agent
 in ``ssm_metarl_gym.wrappers``: both need torch, so they are imported on first use only. What scripts share lies in
-``ssm_metarl_gym.experiments``.
+``ssm_metarl_gym.experiments``. What a robot runs lies in ``ssm_metarl_gym.bundle``, which needs numpy alone: where
+Gymnasium is not installed, nothing is registered and the names below are missing.
 """
 
 import importlib
@@ -18,18 +19,21 @@ import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import spec_from_file_location
+from importlib.util import find_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ssm_metarl_gym._version import __version__
-from ssm_metarl_gym.envs import register_environments
-from ssm_metarl_gym.tasks.classic import CartPoleTask, PendulumTask, PointNavigationTask
-from ssm_metarl_gym.tasks.distributions import TaskDistribution, TaskSet
-from ssm_metarl_gym.tasks.families import TaskFamily
-from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Uniform
-from ssm_metarl_gym.tasks.task import Task, TaskBatch
+
+_HAS_GYMNASIUM = find_spec("gymnasium") is not None  # not on a robot that runs a bundle
+if _HAS_GYMNASIUM:
+    from ssm_metarl_gym.envs import register_environments
+    from ssm_metarl_gym.tasks.classic import CartPoleTask, PendulumTask, PointNavigationTask
+    from ssm_metarl_gym.tasks.distributions import TaskDistribution, TaskSet
+    from ssm_metarl_gym.tasks.families import TaskFamily
+    from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Uniform
+    from ssm_metarl_gym.tasks.task import Task, TaskBatch
 
 __all__ = [
     "CartPoleTask",
@@ -71,10 +75,13 @@ class _FoldersBeside(MetaPathFinder):
 if not all((Path(__file__).parent / name / "__init__.py").is_file() for name in _LAZY_SUBPACKAGES):
     sys.meta_path.append(_FoldersBeside())
 
-register_environments()
+if _HAS_GYMNASIUM:
+    register_environments()
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY_SUBPACKAGES:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in __all__:
+        raise ImportError(f"{__name__}.{name} needs Gymnasium, which is not installed. Run pip install ssm-metarl-gym.")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,11 +3,13 @@
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium import spaces
+
+if TYPE_CHECKING:
+    from gymnasium import spaces
 
 __all__ = [
     "Rule",
@@ -95,8 +97,10 @@ def as_array(value: Any) -> npt.NDArray[Any]:
         return np.array(None, dtype=object)
 
 
-def check_flat_box(what: str, space: spaces.Space[Any]) -> spaces.Box:
+def check_flat_box(what: str, space: "spaces.Space[Any]") -> "spaces.Box":
     """``space`` must be a one-dimensional ``Box``, which is returned."""
+    from gymnasium import spaces  # here, because a robot that runs a bundle has checks but no Gymnasium
+
     if not isinstance(space, spaces.Box) or len(space.shape) != 1:
         raise ValueError(
             f"{what} must be a one-dimensional Box; got {space}. Wrap the environment in Gymnasium's "

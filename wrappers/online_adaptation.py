@@ -14,6 +14,9 @@ from torch.nn import functional as F
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.stateless import copy_module
+from ssm_metarl_gym.bundle.left_out import LeftOutEpisodes
+from ssm_metarl_gym.bundle.source_fallback import SourceFallback
+from ssm_metarl_gym.bundle.surprises import SURPRISES_OF_A_CHANGE, Surprises, Verdict
 from ssm_metarl_gym.wrappers.adapted_model import (
     LatestTransition,
     OnlineOptions,
@@ -22,9 +25,6 @@ from ssm_metarl_gym.wrappers.adapted_model import (
     parse_probes,
     with_predictions,
 )
-from ssm_metarl_gym.wrappers.left_out import LeftOutEpisodes
-from ssm_metarl_gym.wrappers.source_fallback import SourceFallback
-from ssm_metarl_gym.wrappers.surprises import SURPRISES_OF_A_CHANGE, Surprises, Verdict
 
 __all__ = ["OnlineAdaptation"]
 

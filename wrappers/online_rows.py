@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ssm_metarl_gym.agents.adaptation.rows import AdapterRows
 from ssm_metarl_gym.agents.adaptation.twins import TwinRows
+from ssm_metarl_gym.bundle.surprises import SURPRISES_OF_A_CHANGE, Verdict
 from ssm_metarl_gym.wrappers.adapted_model import OnlineOptions
-from ssm_metarl_gym.wrappers.surprises import SURPRISES_OF_A_CHANGE, Verdict
 
 __all__ = ["OnlineRows"]
 

@@ -17,6 +17,9 @@ from ssm_metarl_gym.agents.adaptation.rows import AdapterRows
 from ssm_metarl_gym.agents.adaptation.twins import TwinRows
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.stateless import copy_module
+from ssm_metarl_gym.bundle.left_out import LeftOutEpisodes
+from ssm_metarl_gym.bundle.source_fallback import SourceFallback
+from ssm_metarl_gym.bundle.surprises import Surprises, Verdict
 from ssm_metarl_gym.wrappers.adapted_model import (
     LatestTransition,
     OnlineOptions,
@@ -27,10 +30,7 @@ from ssm_metarl_gym.wrappers.adapted_model import (
     with_predictions,
 )
 from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation
-from ssm_metarl_gym.wrappers.left_out import LeftOutEpisodes
 from ssm_metarl_gym.wrappers.online_rows import OnlineRows
-from ssm_metarl_gym.wrappers.source_fallback import SourceFallback
-from ssm_metarl_gym.wrappers.surprises import Surprises, Verdict
 
 __all__ = ["VectorOnlineAdaptation"]
 

@@ -12,13 +12,13 @@ from torch.distributions import Distribution
 from typing_extensions import Self
 
 from ssm_metarl_gym.agents.adaptation.batch import LinAlgError, constant, is_of_numbers, parse_batch
-from ssm_metarl_gym.agents.adaptation.budget import StepTimer, check_budget
 from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig, AdapterStats, parse_stats
 from ssm_metarl_gym.agents.adaptation.draws import DrawsApart
 from ssm_metarl_gym.agents.adaptation.module_state import ModuleSnapshot, ModuleState, set_evaluation, set_training
 from ssm_metarl_gym.agents.adaptation.trust_region import moving_moments, pull_back, trust_region
 from ssm_metarl_gym.agents.losses import checked_loss
 from ssm_metarl_gym.agents.stateless import CopiesGraphs, is_out_of_memory
+from ssm_metarl_gym.budget import StepTimer, check_budget
 
 __all__ = ["Adapter", "AdapterSnapshot"]
 

@@ -12,9 +12,9 @@ from typing_extensions import Self
 
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter, AdapterSnapshot
 from ssm_metarl_gym.agents.adaptation.batch import finite_rows, num_shared_rows, row_bytes
-from ssm_metarl_gym.agents.adaptation.budget import StepTimer
 from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig
 from ssm_metarl_gym.agents.adaptation.trust_region import pull_back
+from ssm_metarl_gym.budget import StepTimer
 
 __all__ = ["COUNTS", "FilterState", "RecursiveAdapter"]
 

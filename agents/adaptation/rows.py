@@ -15,13 +15,13 @@ from torch.func import vmap
 
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter
 from ssm_metarl_gym.agents.adaptation.batched_network import find_network
-from ssm_metarl_gym.agents.adaptation.budget import StepTimer
 from ssm_metarl_gym.agents.adaptation.buffers import Buffers
 from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig
 from ssm_metarl_gym.agents.adaptation.row_layout import RowLayout
 from ssm_metarl_gym.agents.adaptation.trust_region import moving_moments
 from ssm_metarl_gym.agents.losses import MaskedLoss, checked_loss, is_mean_over_elements, masked_loss
 from ssm_metarl_gym.agents.stateless import StatelessModule, attributes_kept
+from ssm_metarl_gym.budget import StepTimer
 
 __all__ = ["AdapterRows", "RowStats"]
 

@@ -6,9 +6,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ssm_metarl_gym.agents import AdaptationConfig, Adapter, DynamicsModel
+from ssm_metarl_gym.bundle.source_fallback import SourceFallback
+from ssm_metarl_gym.bundle.surprises import Verdict
 from ssm_metarl_gym.wrappers import OnlineAdaptation, VectorOnlineAdaptation
-from ssm_metarl_gym.wrappers.source_fallback import SourceFallback
-from ssm_metarl_gym.wrappers.surprises import Verdict
 
 BOUNDS = AdaptationConfig(
     lr=0.3, grad_clip_norm=10.0, trust_region_eps=10.0, ema_decay=0.9, entropy_weight=0.0, max_steps_per_call=3

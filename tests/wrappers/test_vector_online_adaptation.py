@@ -10,8 +10,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3 import PPO
 from torch import nn
 
+from ssm_metarl_gym import budget
 from ssm_metarl_gym.agents import AdaptationConfig, Adapter, DynamicsModel
-from ssm_metarl_gym.agents.adaptation import budget
 from ssm_metarl_gym.wrappers import OnlineAdaptation, SB3VecEnv, VectorOnlineAdaptation
 
 BOUNDS = AdaptationConfig(

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ssm_metarl_gym import budget
 from ssm_metarl_gym.agents import AdaptationConfig, Adapter
-from ssm_metarl_gym.agents.adaptation import budget
 from ssm_metarl_gym.agents.adaptation.rows import AdapterRows
 
 BOUNDS = AdaptationConfig(

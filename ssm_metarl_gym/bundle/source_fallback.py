@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ssm_metarl_gym.wrappers.surprises import Verdict
+from ssm_metarl_gym.bundle.surprises import Verdict
 
 __all__ = ["SourceFallback"]
 

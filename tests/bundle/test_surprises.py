@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssm_metarl_gym.wrappers.surprises import Surprises, Verdict
+from ssm_metarl_gym.bundle.surprises import Surprises, Verdict
 
 ONE = np.array([True])
 
