@@ -19,7 +19,7 @@ ALLOWED = {
     "seeding": set(),
     "_version": set(),
     "budget": {"checks"},
-    "bundle": {"checks", "seeding"},
+    "bundle": {"budget", "checks", "files", "seeding"},
     "tasks": {"checks", "seeding"},
     "envs": {"checks", "seeding", "tasks"},
     "envs.making": set(),
@@ -74,6 +74,8 @@ ALLOWED = {
         "envs",
         "envs.making",
         "seeding",
+        "agents.layers",
+        "agents.ssm",
     },
     "experiments": {"_version", "agents.models", "checks", "envs", "envs.making", "files", "seeding", "wrappers"},
 }

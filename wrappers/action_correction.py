@@ -8,10 +8,12 @@ from typing import Any, Final, Literal, SupportsFloat
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
+from ssm_metarl_gym.wrappers.bundle_writing import BundledPolicy
 from ssm_metarl_gym.wrappers.correction import Correction, as_asked
 from ssm_metarl_gym.wrappers.correction_archive import read_correction
 from ssm_metarl_gym.wrappers.corrector import Index
@@ -164,6 +166,27 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
             ValueError: The adapter is of a class of one's own.
         """
         self._correction.save(path)
+
+    def save_bundle(self, path: str | Path, policy: BundledPolicy, *, normalizer: VecNormalize | None = None) -> None:
+        """Write the policy and all that stands between it and the environment to one file, which needs no torch.
+
+        A robot runs it on numpy alone: ``ssm_metarl_gym.bundle.load_bundle(path).act(observation)``. docs/bundle.md
+        tells how. What was adapted to is not saved; :class:`VectorActionCorrection` writes the same files.
+
+        Args:
+            path: The file, whose ending should be ``.safetensors``; a missing folder is made.
+            policy: An algorithm of Stable-Baselines3 or its policy, whose deterministic actions are taken, or a
+                :class:`MetaPolicy`. One that is no plain network becomes part of the file as an ONNX file, which takes
+                the extra ``export`` here and onnxruntime on the robot.
+            normalizer: The ``VecNormalize`` that the policy was trained in; None for that of the algorithm's
+                environment, where there is one.
+
+        Raises:
+            ValueError: A core, a loss, an adapter or a policy is of a kind that a bundle cannot hold.
+            ImportError: The extra ``export`` is needed and not installed.
+            OSError: The file cannot be written.
+        """
+        self._correction.save_bundle(path, policy, normalizer)
 
     @classmethod
     def load(

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter
@@ -19,6 +20,7 @@ from ssm_metarl_gym.agents.stateless import copy_module
 from ssm_metarl_gym.seeding import row_seeds
 from ssm_metarl_gym.wrappers.action_maps import MAP_OPTIONS, MapCorrector
 from ssm_metarl_gym.wrappers.adapted_model import LatestTransition, encode_rows
+from ssm_metarl_gym.wrappers.bundle_writing import BundledPolicy, save_bundle
 from ssm_metarl_gym.wrappers.correction_archive import SavedCorrection, write_correction
 from ssm_metarl_gym.wrappers.corrector import Corrector, Index
 from ssm_metarl_gym.wrappers.online_adaptation import OnlineAdaptation
@@ -164,10 +166,15 @@ class Correction:
 
     def save(self, path: str | Path) -> None:
         """Write what both wrappers are made of."""
+        write_correction(path, self._saved())
+
+    def save_bundle(self, path: str | Path, policy: BundledPolicy, normalizer: VecNormalize | None) -> None:
+        """Write that and a policy as what a robot runs."""
+        save_bundle(path, self._saved(), self.corrector.match, policy, normalizer)
+
+    def _saved(self) -> SavedCorrection:
         online = self._online
-        write_correction(
-            path, SavedCorrection(online.source, self.corrector.reference, online.arguments, self._options)
-        )
+        return SavedCorrection(online.source, self.corrector.reference, online.arguments, self._options)
 
     def begin(self, rows: Flags) -> None:
         """Forget what these rows ``[N]`` have seen."""

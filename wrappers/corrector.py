@@ -53,6 +53,7 @@ class Corrector:
         ValueError: An argument is not valid.
 
     Attributes:
+        match: What is to be as it was, ``"change"`` or ``"effect"``.
         adapted_error: ``Float64[N]``, running mean of the adapted model's squared one-step errors, in variances of the
             change, each of what was predicted before the step; nan at first. After a change of the physics it begins
             with the error on the step that told of it as the model is after that step, which has adapted to it where
@@ -82,7 +83,7 @@ class Corrector:
             raise ValueError(f"actions must be Discrete, or of a bounded one-dimensional Box; got {action_space}.")
         if match is not None:
             check_choice("match", match, ["change", "effect"])
-        self._match = match or ("effect" if self._is_discrete else "change")
+        self.match = match or ("effect" if self._is_discrete else "change")
         self.reference = reference
         self.gate = gate
         self.effect_gate = effect_gate
@@ -185,7 +186,7 @@ class Corrector:
         n, num_choices = len(asked), int(self._space.n)
         choices = np.broadcast_to(self._space.start + np.arange(num_choices), (n, num_choices))
         now, before = ask(choices), self._predict_reference(observations, choices)  # M P D
-        if self._match == "effect":
+        if self.match == "effect":
             now, before = (prediction - prediction.mean(1, keepdim=True) for prediction in (now, before))
         rows, own = torch.arange(n), torch.as_tensor(asked - self._space.start)
         errors = (now - before[rows, own][:, None]).square().sum(2)  # M P
@@ -198,7 +199,7 @@ class Corrector:
         low, high = self._space.low, self._space.high
         half, middle = (high - low) / 2, (high + low) / 2
         wanted = self._predict_reference(observations, asked[:, None])  # M 1 D
-        if self._match == "effect":
+        if self.match == "effect":
             idle = np.broadcast_to(np.clip(np.zeros_like(low), low, high), asked.shape)[:, None]
             wanted = wanted - self._predict_reference(observations, idle) + ask(idle)
         wanted = wanted.double()

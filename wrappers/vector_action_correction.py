@@ -8,10 +8,12 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
+from ssm_metarl_gym.wrappers.bundle_writing import BundledPolicy
 from ssm_metarl_gym.wrappers.correction import Correction, as_asked
 from ssm_metarl_gym.wrappers.correction_archive import read_correction
 from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation
@@ -109,6 +111,10 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
     def save(self, path: str | Path) -> None:
         """Write what :meth:`ActionCorrection.save` writes."""
         self._correction.save(path)
+
+    def save_bundle(self, path: str | Path, policy: BundledPolicy, *, normalizer: VecNormalize | None = None) -> None:
+        """Write what :meth:`ActionCorrection.save_bundle` writes: one file, for one robot."""
+        self._correction.save_bundle(path, policy, normalizer)
 
     @classmethod
     def load(

@@ -1,0 +1,181 @@
+"""A policy behind both wrappers, as a robot runs it: observations in, actions out."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ssm_metarl_gym.bundle.action_space import ActionSpace
+from ssm_metarl_gym.bundle.adapters import AdaptingWeights, GradientSteps
+from ssm_metarl_gym.bundle.bundle_file import read_bundle
+from ssm_metarl_gym.bundle.corrector import make_corrector
+from ssm_metarl_gym.bundle.kalman import KalmanFilter
+from ssm_metarl_gym.bundle.layers import Floats
+from ssm_metarl_gym.bundle.model import Model
+from ssm_metarl_gym.bundle.online import Online, Transition
+from ssm_metarl_gym.bundle.policy import make_policy
+from ssm_metarl_gym.bundle.recursive import LeastSquares
+from ssm_metarl_gym.checks import as_array, shown
+
+__all__ = ["Bundle", "load_bundle"]
+
+_ADAPTERS: Final[dict[str, Any]] = {
+    "Adapter": GradientSteps,
+    "RecursiveLeastSquares": LeastSquares,
+    "KalmanAdapter": KalmanFilter,
+}
+
+
+class Bundle:
+    """A policy whose actions are corrected by a model that keeps adapting, on numpy alone.
+
+    What :meth:`ssm_metarl_gym.wrappers.ActionCorrection.save_bundle` wrote; :func:`load_bundle` makes it. Its actions
+    are those of the policy behind the wrappers. It never raises an error because of numbers, and its actions are finite
+    and within the bounds:
+
+    - **A bad sensor.** Where components of an observation are not finite, the policy is shown their last finite values
+      (zeros before the first one), its action is not corrected, and nothing is learned from the transitions to and from
+      that observation. Where the policy itself gives what is no number, the action before it is taken once more (the
+      one nearest to zero before the first one).
+    - **A missed tick.** Say so by ``missed=True``: no transition leads from the observation before to this one.
+    - **A reset.** :meth:`reset` begins an episode: the weights go back to the source, unless the wrappers were made to
+      never restore them.
+
+    Example:
+        >>> bundle = load_bundle("robot.safetensors")
+        >>> bundle.reset(seed=0)
+        >>> action = bundle.act(observation)
+
+    Attributes:
+        observation_dim: The length D of an observation.
+        info: ``"adaptation"`` and ``"correction"``, which hold after each :meth:`act` what the infos of the wrappers
+            do: what was learned from the last transition, and what was asked for and is taken now.
+    """
+
+    def __init__(self, described: Mapping[str, Any], weights: Mapping[str, Mapping[str, Floats]]) -> None:
+        self.observation_dim: int = described["observation_dim"]
+        self._space = ActionSpace(described["action_space"])
+        own = {"observation_dim": self.observation_dim, "space": self._space}
+        model = Model(described["model"], weights["model"], **own)
+        same = described["reference"] is None
+        reference = model if same else Model(described["reference"], weights["reference"], **own)
+        options = described["adapter"]
+        adapter: AdaptingWeights = _ADAPTERS[options["kind"]](model, options)
+        self._corrector = make_corrector(adapter, reference, described["correction"])
+        twin = _ADAPTERS[options["kind"]](model, options) if self._corrector.compares_effects else None
+        self._online = Online(adapter, twin, described["online"])
+        self._policy = make_policy(described["policy"], weights["policy"], self._space)
+        self._twin = twin
+        self.reset()
+        # What does not fit together is found here and not on the robot's first step.
+        with np.errstate(all="ignore"):
+            asked = self._policy(self._online.shown(np.zeros(self.observation_dim)))
+        if asked.shape != self._space.zero.shape or not self._space.contains(asked):
+            raise ValueError(f"the policy must give an action of the shape {self._space.zero.shape}; it gave {asked}.")
+        self.reset()
+
+    def reset(self, *, seed: int | None = None) -> None:
+        """Begin an episode.
+
+        Args:
+            seed: Of what is random, the exploration of an action map that is known badly; None goes on with the stream
+                there is, which is that of the seed 0 at first.
+        """
+        if seed is not None:
+            self._corrector.seed(seed)
+        self._online.reset(seed)
+        self._corrector.begin()
+        self._policy.reset()
+        self._transition: tuple[Floats, Floats, Floats] | None = None  # where it begins, the action, what is expected
+        self._last_seen = np.zeros(self.observation_dim)
+        self._taken = self._space.zero
+        self.info: dict[str, dict[str, Any]] = {"adaptation": self._online.info}
+
+    def act(self, observation: npt.ArrayLike, *, missed: bool = False) -> npt.NDArray[Any]:
+        """Learn from the step that led here, and say what to do next.
+
+        Args:
+            observation: ``Float[D]``, as it comes from the sensors.
+            missed: Whether the last action did not lead here, or not in the time of one step: a tick was missed, or
+                a trial starts again.
+
+        Returns:
+            ``Int[]`` of choices, ``Float[A]`` of a box.
+
+        Raises:
+            ValueError: The observation is not a vector of D numbers.
+        """
+        raw = as_array(observation)
+        if raw.shape != (self.observation_dim,) or raw.dtype.kind not in "biuf":
+            raise ValueError(f"observation must be {self.observation_dim} numbers; got {shown(observation)}.")
+        with np.errstate(all="ignore"):
+            here = raw.astype(np.float32)
+            self._learn(here, missed)
+            are_finite = np.isfinite(here)
+            self._last_seen = np.where(are_finite, raw, self._last_seen).astype(np.float64)
+            asked = self._policy(self._online.shown(self._last_seen))
+            if not np.isfinite(asked).all():
+                asked = self._taken
+            taken, is_open = asked, False
+            if are_finite.all():
+                taken, is_open = self._correct(here, asked)
+            self._taken = taken
+            self._transition = here, taken, self._corrector.expect(here, taken)
+        self.info = {"adaptation": self._online.info, "correction": self._report(asked, taken, is_open)}
+        return taken.copy()
+
+    def _learn(self, here: Floats, missed: bool) -> None:
+        """Adapt to the step from the last observation to this one, if there was one."""
+        if self._transition is None:
+            return
+        before, action, expected = self._transition
+        transition = None
+        if not missed:
+            model = self._online.adapter.model
+            targets = model.targets(before[None], here[None])
+            transition = Transition(model.encode(before[None], action[None]), targets, expected)
+        self._corrector.learn(self._online.learn(transition))
+
+    def _correct(self, here: Floats, asked: Floats) -> tuple[Floats, bool]:
+        """The action to take, and whether it is a corrected one."""
+        corrector = self._corrector
+        if self._twin is not None:
+            corrector.compare_effects(self._twin, here, asked)
+        if not corrector.is_open():
+            return asked, False
+        try:
+            taken = corrector.correct(here, asked)
+        except np.linalg.LinAlgError:  # where the numbers of a filter have become none
+            return asked, False
+        return (taken, True) if np.isfinite(taken).all() else (asked, False)
+
+    def _report(self, asked: Floats, taken: Floats, is_open: bool) -> dict[str, Any]:
+        corrector = self._corrector
+        means = {name: getattr(corrector, name) for name in ("adapted_error", "reference_error", "effect")}
+        return {
+            "asked": asked.copy(),
+            "taken": taken.copy(),
+            "gate_open": is_open,
+            **{name: None if math.isnan(mean) else mean for name, mean in means.items()},
+        }
+
+
+def load_bundle(path: str | Path) -> Bundle:
+    """Read what :meth:`ssm_metarl_gym.wrappers.ActionCorrection.save_bundle` wrote; no code from the file is run.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: The file is damaged, another file, or of another version.
+        ImportError: The policy is no plain network, and onnxruntime is not installed.
+        OSError: The file cannot be read.
+    """
+    described, weights = read_bundle(path)
+    try:
+        return Bundle(described, weights)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not fit: {error}") from error

@@ -1,0 +1,49 @@
+"""The losses that a bundle knows: means or sums over elements, and their slopes."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ssm_metarl_gym.bundle.layers import Floats
+from ssm_metarl_gym.checks import check_choice
+
+__all__ = ["Loss", "make_loss"]
+
+# Of the errors of predictions, Float[N D]: the loss, and its slopes by them, Float[N D].
+Loss: TypeAlias = Callable[[Floats], tuple[float, Floats]]
+
+
+def make_loss(described: Mapping[str, Any]) -> Loss:
+    """The loss that a bundle names.
+
+    Args:
+        described: ``name``: ``"mse"``, ``"l1"``, ``"huber"`` or ``"smooth_l1"``; ``reduction``: ``"mean"`` or
+            ``"sum"``; ``bound``: where Huber's loss and its kin become linear.
+
+    Raises:
+        ValueError: It is another one.
+    """
+    name, bound = described["name"], float(described["bound"])
+    check_choice("the loss", name, ["mse", "l1", "huber", "smooth_l1"])
+    check_choice("the reduction of the loss", described["reduction"], ["mean", "sum"])
+    is_mean = described["reduction"] == "mean"
+
+    def loss(errors: Floats) -> tuple[float, Floats]:
+        values, slopes = _values_and_slopes(name, bound, errors)
+        scale = 1.0 / errors.size if is_mean else 1.0
+        return float(values.sum()) * scale, slopes * errors.dtype.type(scale)
+
+    return loss
+
+
+def _values_and_slopes(name: str, bound: float, errors: Floats) -> tuple[Floats, Floats]:
+    """The loss of every element, and its slope."""
+    if name == "mse":
+        return errors * errors, errors + errors
+    if name == "l1" or not bound:
+        return np.abs(errors), np.sign(errors)
+    # Quadratic up to the bound, linear beyond it.
+    ends = np.clip(errors, -bound, bound)
+    scale = errors.dtype.type(1.0 if name == "huber" else 1.0 / bound)
+    return scale * ends * (errors - ends / 2), scale * ends

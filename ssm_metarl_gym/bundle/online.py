@@ -1,0 +1,178 @@
+"""Online adaptation of one robot's model: which transitions count, when it adapts, and what it reports."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ssm_metarl_gym.bundle.adapters import AdaptingWeights
+from ssm_metarl_gym.bundle.layers import Floats
+from ssm_metarl_gym.bundle.left_out import LeftOutEpisodes
+from ssm_metarl_gym.bundle.losses import make_loss
+from ssm_metarl_gym.bundle.source_fallback import SourceFallback
+from ssm_metarl_gym.bundle.surprises import SURPRISES_OF_A_CHANGE, Surprises, Verdict
+from ssm_metarl_gym.checks import check_choice, check_integer
+
+__all__ = ["Learned", "Online"]
+
+_ROW = np.array([True])
+
+
+class Transition(NamedTuple):
+    """One transition.
+
+    Attributes:
+        encoded: What the model encodes of it, ``Float[1 F]``.
+        target: The change, normalised, ``Float[1 D]``.
+        expected: What the reference predicted, ``Float[1 D]``.
+    """
+
+    encoded: Floats
+    target: Floats
+    expected: Floats
+
+
+class Learned(NamedTuple):
+    """What a transition told.
+
+    Attributes:
+        error: The squared error of the adapted model on it, before it adapted to it; of one that told of a change,
+            afterwards. NaN where there was no transition.
+        reference_error: That of the reference.
+        is_change: Whether the physics have changed.
+        is_kept: Whether it is believed.
+    """
+
+    error: float
+    reference_error: float
+    is_change: bool
+    is_kept: bool
+
+
+class Online:
+    """What :class:`ssm_metarl_gym.wrappers.OnlineAdaptation` does for one environment, and the twin beside it.
+
+    Args:
+        adapter: What adapts to what happened.
+        twin: What adapts to what the reference would have done; None where nobody asks for it.
+        options: Those of the wrapper, with ``loss`` as a bundle describes it.
+    """
+
+    def __init__(self, adapter: AdaptingWeights, twin: AdaptingWeights | None, options: Mapping[str, Any]) -> None:
+        self.adapter = adapter
+        self.twin = twin
+        self._source = adapter.model.source
+        self._loss = make_loss(options["loss"])
+        self._window, self._every, self._warmup = options["window"], options["every"], options["warmup"]
+        for name in ("window", "every", "warmup"):
+            check_integer(name, options[name])
+        self._restore: str = options["restore"]
+        check_choice("restore", self._restore, ["episode", "call", "never"])
+        self._clip: float = options["clip"]
+        probes = options["probe_actions"] if options["observe_predictions"] else []
+        self._probes = np.array(probes, dtype=adapter.model.space.dtype)
+        rules = ("outlier_error", "change_ratio", "error_start", "error_decay", "error_floor")
+        self._surprises = Surprises(1, **{name: options[name] for name in rules})
+        self._fallback = SourceFallback(1)
+        self._left_out = LeftOutEpisodes(1, options["leave_out"])
+        self._transitions: list[Transition] = []
+        self._held_back: list[Transition] = []
+        self._forget()
+
+    def reset(self, seed: int | None) -> None:
+        """Begin an episode."""
+        self._left_out.seed(seed, _ROW)
+        if self._restore != "never":
+            self._reset_weights()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._transitions.clear()
+        self._surprises.forget(_ROW)
+        self._fallback.forget(_ROW)
+        self._left_out.begin(_ROW)
+        self._num_steps = 0
+        self._counts = {"num_outliers": 0, "num_suspicions": 0, "num_changes": 0}
+        self.info = self._report(None, None)
+
+    def learn(self, transition: Transition | None) -> Learned:
+        """Adapt to a transition; None where nobody knows how the step went, which counts as one all the same."""
+        self._num_steps += 1
+        error, verdict = math.nan, Verdict.nothing(1)
+        if transition is not None:
+            error = self._error(self.adapter.predict(transition.encoded), transition)
+            verdict = self._judge(error, transition)
+        loss = None
+        if len(self._transitions) >= self._warmup and self._num_steps % self._every == 0:
+            loss = self._adapt()
+        is_change = bool(verdict.changes[0])
+        self.info = self._report(None if transition is None else error, loss)
+        if transition is None:
+            return Learned(math.nan, math.nan, False, False)
+        if is_change:
+            # What the model makes of it now.
+            error = self._error(self.adapter.predict(transition.encoded), transition)
+        reference_error = self._error(transition.expected, transition)
+        return Learned(error, reference_error, is_change, not verdict.doubted[0])
+
+    def shown(self, observation: Floats) -> Floats:
+        """The observation as the policy sees it, with predictions behind it where it was trained on these."""
+        if not len(self._probes):
+            return observation
+        model = self.adapter.model
+        repeated = np.repeat(observation[None].astype(np.float32), len(self._probes), axis=0)
+        encoded = model.encode(repeated, self._probes)
+        own = self._source if self._fallback.used[0] else self.adapter.weights
+        predictions = np.clip(model.predict(own, encoded).astype(np.float32), -self._clip, self._clip)
+        if self._left_out.rows[0]:
+            predictions = np.zeros_like(predictions)
+        return np.concatenate([observation, predictions.ravel()])
+
+    def _judge(self, error: float, transition: Transition) -> Verdict:
+        """What a transition is; it joins the window unless it is doubted."""
+        errors = np.array([error])
+        verdict = self._surprises.judge(errors, _ROW)
+        model = self.adapter.model
+        source_error = self._error(model.predict(self._source, transition.encoded), transition)
+        self._fallback.learn(errors, np.array([source_error]), _ROW, verdict)
+        for name, flags in zip(self._counts, verdict, strict=True):
+            self._counts[name] += int(flags[0])
+        if verdict.suspicions[0]:
+            self._held_back = [*self._held_back, transition][1 - SURPRISES_OF_A_CHANGE :]
+        if verdict.changes[0]:
+            self._transitions = self._held_back[-self._window :]
+            if self._restore != "never":
+                self._reset_weights()
+        if not verdict.doubted[0]:
+            self._transitions = [*self._transitions, transition][-self._window :]
+        return verdict
+
+    def _adapt(self) -> float:
+        if self._restore == "call":
+            self._reset_weights()
+        encoded, targets, expected = (np.concatenate(column) for column in zip(*self._transitions, strict=True))
+        if self.twin is not None:
+            self.twin.adapt(self._loss, encoded, expected)
+        return self.adapter.adapt(self._loss, encoded, targets)
+
+    def _reset_weights(self) -> None:
+        self.adapter.reset()
+        if self.twin is not None:
+            self.twin.reset()
+
+    def _error(self, predicted: Floats, transition: Transition) -> float:
+        offset = (predicted - transition.target).astype(np.float32)
+        return float((offset * offset).mean())
+
+    def _report(self, error: float | None, loss: float | None) -> dict[str, Any]:
+        return {
+            "error": error,
+            "loss": loss,
+            **vars(self.adapter.report),
+            "source_used": bool(self._fallback.used[0]),
+            "num_source_used": int(self._fallback.num_used[0]),
+            "left_out": bool(self._left_out.rows[0]),
+            "num_transitions": len(self._transitions),
+            **self._counts,
+        }

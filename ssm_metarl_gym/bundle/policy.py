@@ -1,0 +1,108 @@
+"""What a policy asks for: a normaliser and a plain network, or a whole one that onnxruntime runs."""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from ssm_metarl_gym.bundle.action_space import ActionSpace
+from ssm_metarl_gym.bundle.layers import Floats, Layers
+from ssm_metarl_gym.checks import check_choice
+
+__all__ = ["Policy", "make_policy"]
+
+
+class Policy(Protocol):
+    """From observations to actions."""
+
+    def reset(self) -> None:
+        """Begin an episode."""
+
+    def __call__(self, observation: Floats) -> Floats:
+        """The action that is asked for, of an observation ``Float64[D]`` as it comes from the sensors."""
+        ...
+
+
+class NetworkPolicy:
+    """The deterministic action of a network of plain layers.
+
+    Args:
+        described: ``normaliser``, ``layers`` and ``output``.
+        weights: Those of the layers, and of the normaliser.
+        space: The space of the actions.
+    """
+
+    def __init__(self, described: Mapping[str, Any], weights: Mapping[str, Floats], space: ActionSpace) -> None:
+        self._layers = Layers(described["layers"], "layers.")
+        self._weights = weights
+        self._space = space
+        self._clip = None if described["normaliser"] is None else described["normaliser"]["clip"]
+        self._output: str = described["output"]
+        check_choice("output", self._output, ["argmax"] if space.is_discrete else ["clip", "squash"])
+
+    def reset(self) -> None:
+        """Begin an episode; nothing is remembered."""
+
+    def __call__(self, observation: Floats) -> Floats:
+        """The action: ``Float64[D]`` -> ``Int[]`` or ``Float[A]``."""
+        if self._clip is not None:
+            offset = observation - self._weights["normaliser.mean"]
+            observation = np.clip(offset / self._weights["normaliser.scale"], -self._clip, self._clip)
+        output = self._layers(self._weights, observation.astype(np.float32)[None])[0]
+        space = self._space
+        if self._output == "argmax":
+            return np.asarray(space.start + int(output.argmax()), dtype=space.dtype)
+        if self._output == "squash":
+            output = space.low + 0.5 * (output + 1.0) * (space.high - space.low)
+        result: Floats = np.clip(output, space.low, space.high).astype(space.dtype)
+        return result
+
+
+class OnnxPolicy:
+    """The action of an ONNX file, as :func:`ssm_metarl_gym.agents.export_onnx` writes it, by onnxruntime.
+
+    Args:
+        described: ``state``: the shape of the memory, without the rows; None of a policy without one.
+        data: The file, ``UInt8[bytes]``.
+        space: The space of the actions.
+    """
+
+    def __init__(self, described: Mapping[str, Any], data: Floats, space: ActionSpace) -> None:
+        try:
+            onnxruntime: Any = importlib.import_module("onnxruntime")
+        except ModuleNotFoundError:
+            raise ImportError(
+                "this policy is no plain network: onnxruntime must be installed to run it. Run pip install onnxruntime."
+            ) from None
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(data.tobytes(), settings, providers=["CPUExecutionProvider"])
+        self._space = space
+        self._state_shape: list[int] | None = described["state"]
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin an episode without memory."""
+        self._is_first = True
+        if self._state_shape is not None:
+            self._state = np.zeros((1, *self._state_shape), dtype=np.float32)
+
+    def __call__(self, observation: Floats) -> Floats:
+        """The action: ``Float64[D]`` -> ``Int[]`` or ``Float[A]``."""
+        inputs: dict[str, Any] = {"observation": observation.astype(np.float32)[None]}
+        if self._state_shape is None:
+            (actions,) = self._session.run(None, inputs)
+        else:
+            inputs |= {"state": self._state, "start": np.array([self._is_first])}
+            actions, self._state = self._session.run(None, inputs)
+        self._is_first = False
+        result: Floats = np.asarray(actions[0], dtype=self._space.dtype)
+        return result
+
+
+def make_policy(described: Mapping[str, Any], weights: Mapping[str, Floats], space: ActionSpace) -> Policy:
+    """The policy that a bundle describes."""
+    if "onnx" in described:
+        return OnnxPolicy(described["onnx"], weights["onnx"], space)
+    return NetworkPolicy(described, weights, space)

@@ -1,0 +1,130 @@
+"""Adapters in closed form, which take in every transition once."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ssm_metarl_gym.bundle.adapters import AdaptingWeights
+from ssm_metarl_gym.bundle.layers import Floats
+from ssm_metarl_gym.bundle.losses import Loss
+from ssm_metarl_gym.bundle.model import Model
+from ssm_metarl_gym.checks import check_fields
+
+__all__ = ["LeastSquares", "Recursive"]
+
+
+class Recursive(AdaptingWeights):
+    """Takes in the transitions of a sliding window that are new, one after the other.
+
+    Args:
+        model: The model.
+        trust_region_eps: See :class:`AdaptingWeights`.
+    """
+
+    def __init__(self, model: Model, trust_region_eps: float) -> None:
+        super().__init__(model, trust_region_eps)
+        self._last_rows = np.empty((0, 0), dtype=np.uint8)
+
+    def reset(self) -> None:
+        """Go back to the source, and know nothing."""
+        super().reset()
+        self._last_rows = np.empty((0, 0), dtype=np.uint8)
+
+    def adapt(self, loss: Loss, states: Floats, targets: Floats) -> float:
+        """Take in what the batch before did not end with; the loss measures only."""
+        rows = np.concatenate([part.view(np.uint8) for part in (states, targets)], axis=1)
+        for t in range(_num_shared_rows(self._last_rows, rows), len(states)):
+            weights = self._absorb(states[t], targets[t])
+            if weights is None:
+                self.report = replace(self.report, rejected_steps=self.report.rejected_steps + 1)
+            else:
+                self.report = replace(self.report, steps=self.report.steps + 1)
+                self._flat[:] = weights
+        self._last_rows = rows
+        offset = (self._flat - self._source).astype(np.float64)
+        self.report = replace(self.report, distance=self._relative(math.sqrt(float(offset @ offset))))
+        return self._measure(loss, states, targets)
+
+    @abstractmethod
+    def _absorb(self, state: Floats, target: Floats) -> Floats | None:
+        """The weights ``Float64[W]`` after one more transition; None, and nothing is known of it, if not finite."""
+
+    def _project(self, offsets: Floats) -> Floats:
+        """Offsets from the source ``Float64[K W]`` within the ball."""
+        distances = np.sqrt((offsets * offsets).sum(axis=1))
+        for k in np.flatnonzero(distances > self._radius):
+            offsets[k] = self._pull_back(offsets[k], float(distances[k]))
+        return offsets
+
+    def _can_be_held(self, weights: Floats) -> bool:
+        """Whether the parameters hold weights ``Float64[W]`` as finite numbers."""
+        return bool(np.isfinite(weights.astype(self._flat.dtype)).all())
+
+
+class LeastSquares(Recursive):
+    """Ridge regression of the last layer, as :class:`ssm_metarl_gym.agents.RecursiveLeastSquares` does it.
+
+    Args:
+        model: A model whose last layer adapts.
+        options: ``forgetting``, ``ridge`` and ``trust_region_eps``.
+    """
+
+    def __init__(self, model: Model, options: Mapping[str, Any]) -> None:
+        super().__init__(model, options["trust_region_eps"])
+        self.forgetting: float = options["forgetting"]
+        self.ridge: float = options["ridge"]
+        check_fields(
+            self,
+            {
+                "forgetting": ("a number in (0, 1]", lambda value: 0.0 < value <= 1.0),
+                "ridge": ("a finite number > 0", lambda value: 0.0 < value < math.inf),
+            },
+        )
+        source = model.source
+        # F D, the bias as the last row.
+        self._centre = np.concatenate([source["head.weight"].T, source["head.bias"][None]]).astype(np.float64)
+        self._forget()
+
+    def reset(self) -> None:
+        """Go back to the source without evidence."""
+        super().reset()
+        self._forget()
+
+    def _forget(self) -> None:
+        num_features = len(self._centre)
+        self._information = np.zeros((num_features, num_features))
+        self._moment = np.zeros_like(self._centre)
+
+    def _absorb(self, state: Floats, target: Floats) -> Floats | None:
+        x = np.append(state.astype(np.float64), 1.0)
+        information = self.forgetting * self._information + np.outer(x, x)
+        moment = self.forgetting * self._moment + np.outer(x, target - x @ self._centre)
+        try:
+            offset = np.linalg.solve(information + self.ridge * np.eye(len(x)), moment)  # F D
+        except np.linalg.LinAlgError:
+            return None
+        flat = self._project(np.concatenate([offset[:-1].T.ravel(), offset[-1]])[None])[0]
+        weights: Floats = self._source.astype(np.float64) + flat
+        if not self._can_be_held(weights):
+            return None
+        self._information, self._moment = information, moment
+        return weights
+
+
+def _num_shared_rows(last: npt.NDArray[np.uint8], rows: npt.NDArray[np.uint8]) -> int:
+    """How many rows at the start of ``rows`` are those that ``last`` ends with: the most there can be.
+
+    Args:
+        last: ``UInt8[M bytes]``.
+        rows: ``UInt8[N bytes]``, N >= 1.
+    """
+    if last.shape[1:] != rows.shape[1:]:
+        return 0
+    starts = np.flatnonzero((last == rows[:1]).all(axis=1))
+    overlaps = (len(last) - int(start) for start in starts)
+    return next((n for n in overlaps if n <= len(rows) and np.array_equal(last[-n:], rows[:n])), 0)
