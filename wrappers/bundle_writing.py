@@ -210,7 +210,7 @@ def _plain_layers(policy: Any) -> tuple[Sequence[nn.Module], str] | None:
     if type(policy) is ActorCriticPolicy and not policy.use_sde:
         parts, output = [policy.mlp_extractor.policy_net, policy.action_net], "argmax" if discrete else "clip"
         extractor = policy.pi_features_extractor
-    elif type(policy) is SACPolicy and not policy.use_sde:
+    elif type(policy) is SACPolicy and not policy.actor.use_sde:
         parts, output = [policy.actor.latent_pi, policy.actor.mu, nn.Tanh()], "squash"
         extractor = policy.actor.features_extractor
     elif type(policy) is TD3Policy:

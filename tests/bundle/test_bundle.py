@@ -1,0 +1,263 @@
+"""What a robot runs is what the wrappers do, and numbers cannot bring it to a halt."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from stable_baselines3 import SAC
+from torch import nn
+from torch.nn import functional as F
+
+from ssm_metarl_gym.agents import SSM, SSMPPO, AdaptationConfig, Adapter, KalmanAdapter, RecursiveLeastSquares
+
+CARTPOLE, PENDULUM = "ssm_metarl/CartPolePolarity-v0", "ssm_metarl/PendulumPolarity-v0"
+BOUNDS = AdaptationConfig(
+    lr=0.3, grad_clip_norm=1.0, trust_region_eps=0.5, ema_decay=0.9, entropy_weight=0.0, max_steps_per_call=3
+)
+GENTLE = replace(BOUNDS, lr=0.01)  # so that no rounding is amplified by one step after the other
+REVERSED = {"split": "extrapolation"}
+SWITCHING = REVERSED | {"switch": {"step": 30}}
+ERRORS = ("adapted_error", "reference_error")
+OPEN = {"gate": 0.0, "effect_gate": 1.0, "prior_steps": 0.0}
+
+
+def double(input_dim):
+    return nn.Sequential(nn.Linear(input_dim, 16), nn.SiLU(), nn.Linear(16, 8, bias=False), nn.Tanh()).double()
+
+
+def small_ssm(input_dim):
+    return SSM(input_dim, 8, 4, num_layers=2)
+
+
+def double_ssm(input_dim):
+    return small_ssm(input_dim).double()
+
+
+def gradients(model):
+    return Adapter(model, BOUNDS)
+
+
+def gentle(model):
+    return Adapter(model, GENTLE)
+
+
+def squares(model):
+    return RecursiveLeastSquares(model, trust_region_eps=0.5)
+
+
+# What is compared: the environment, what adapts, which part of the model, and options.
+WAYS = {
+    "choices": (CARTPOLE, gradients, "last_layer", SWITCHING),
+    "torques": (PENDULUM, gradients, "last_layer", SWITCHING | {"make_core": double, "correction": OPEN}),
+    "filter": (PENDULUM, KalmanAdapter, "action_map", SWITCHING | {"correction": {"map_gate": 0.5}}),
+}
+MORE_WAYS = {
+    "nominal choices": (CARTPOLE, gradients, "last_layer", {"task": {}}),
+    "nominal torques": (PENDULUM, gradients, "last_layer", {"task": {}}),
+    "all layers": (CARTPOLE, gentle, "all", SWITCHING | {"online": {"loss_fn": nn.HuberLoss(delta=0.5)}}),
+    "all layers of a state-space model": (
+        PENDULUM, gentle, "all", SWITCHING | {"make_core": double_ssm, "correction": OPEN | {"match": "effect"}}
+    ),
+    "last layer of a state-space model": (CARTPOLE, gradients, "last_layer", SWITCHING | {"make_core": small_ssm}),
+    "squares of choices": (CARTPOLE, squares, "last_layer", SWITCHING),
+    "squares of torques": (
+        PENDULUM, squares, "last_layer",
+        SWITCHING | {"make_core": double, "correction": OPEN | {"regularisation": 0.0}},
+    ),
+    "seldom": (CARTPOLE, gradients, "last_layer", SWITCHING | {"online": {"every": 3, "warmup": 4, "window": 5}}),
+    "each call anew": (CARTPOLE, squares, "last_layer", REVERSED | {"online": {"restore": "call", "window": 3}}),
+    "never restored": (CARTPOLE, squares, "last_layer", SWITCHING | {"online": {"restore": "never"}}),
+    "predictions": (
+        CARTPOLE, gentle, "all",
+        SWITCHING | {"online": {"observe_predictions": True, "leave_out": 0.5, "loss_fn": F.smooth_l1_loss}},
+    ),
+    "gradients on a map": (
+        PENDULUM, gentle, "action_map", SWITCHING | {"online": {"loss_fn": nn.L1Loss(reduction="sum")}}
+    ),
+    "no surprises": (PENDULUM, KalmanAdapter, "action_map", REVERSED | {"correction": {"map_gate": 0.0}}),
+}  # fmt: skip
+ways = pytest.mark.parametrize("way", [*WAYS, *(pytest.param(way, marks=pytest.mark.slow) for way in MORE_WAYS)])
+
+
+def make(way, make_both):
+    env_id, adapter, adapts, options = (WAYS | MORE_WAYS)[way]
+    return make_both(env_id, adapter, adapts, **options)
+
+
+def replay(env, policy, bundle, num_steps):
+    """Let a bundle see what a corrected environment shows: what it and the wrappers take and tell, step by step."""
+    observation, _ = env.reset(seed=0)
+    bundle.reset(seed=0)
+    missed, adapted, told = False, None, None
+    for i in range(num_steps):
+        action = bundle.act(observation[: bundle.observation_dim], missed=missed)
+        asked = bundle.info["correction"]["asked"]
+        np.testing.assert_allclose(asked, policy.predict(observation, deterministic=True)[0], rtol=0, atol=1e-5)
+        if adapted is not None:
+            assert_nearly_equal(bundle.info["adaptation"], adapted, 1e-4)
+        ours = bundle.info["correction"]
+        if told is not None:
+            assert_nearly_equal({name: ours[name] for name in ERRORS}, {name: told[name] for name in ERRORS}, 1e-4)
+        observation, _, terminated, truncated, info = env.step(asked)
+        told = info["correction"]
+        yield action, ours, told, info["adaptation"]
+        missed, adapted = info.get("restarted", False), info["adaptation"]
+        if terminated or truncated or i == num_steps // 2:
+            bundle.act(observation[: bundle.observation_dim])  # what the last step led to
+            observation, _ = env.reset(seed=i)
+            bundle.reset(seed=i)
+            missed, adapted, told = False, None, None
+
+
+def assert_nearly_equal(ours, theirs, tolerance):
+    """Counts are equal, and numbers nearly so."""
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        if isinstance(value, float):
+            np.testing.assert_allclose(ours[name], value, rtol=tolerance, atol=tolerance, err_msg=name)
+        else:
+            assert ours[name] == value, name
+
+
+@ways
+def test_actions_are_those_of_the_wrappers(way, make_both):
+    env, policy, bundle = make(way, make_both)
+    gates, changes = set(), 0
+    for action, ours, theirs, adaptation in replay(env, policy, bundle, 90):
+        np.testing.assert_allclose(action, theirs["taken"], rtol=0, atol=1e-5)
+        if theirs["effect"] is not None:  # as it is after a change
+            np.testing.assert_allclose(ours["effect"], theirs["effect"], atol=1e-4)
+        assert ours["gate_open"] == theirs["gate_open"]
+        if not ours["gate_open"]:
+            assert np.array_equal(action, ours["asked"])  # the policy's own, bit for bit
+        assert env.action_space.contains(action)
+        gates.add(ours["gate_open"])
+        changes += adaptation["num_changes"]
+    if way in WAYS:
+        assert gates == {False, True}
+
+
+@pytest.fixture
+def bundle(make_both):
+    return make_both(PENDULUM, gradients, correction=OPEN | {"gate": 0.5})[2]
+
+
+def play(bundle, num_steps=20, **changes):
+    """Actions on observations of a random stream, of which some are changed."""
+    observations = np.random.default_rng(0).normal(size=(num_steps, 3)).astype(np.float32)
+    for step, observation in changes.items():
+        observations[int(step[1:])] = observation
+    bundle.reset(seed=0)
+    return [bundle.act(observation) for observation in observations]
+
+
+class TestBadSensor:
+    @pytest.mark.parametrize("wrong", [[np.nan, 0.0, 0.0], [0.0, np.inf, 1.0], [-np.inf] * 3, [3e38, -3e38, 3e38]])
+    def test_actions_are_finite_and_within_the_bounds(self, bundle, wrong):
+        for action in play(bundle, t0=wrong, t5=wrong, t6=wrong, t12=wrong):
+            assert action.shape == (1,)
+            assert np.isfinite(action).all()
+            assert (np.abs(action) <= 2.0).all()
+
+    def test_the_policy_is_shown_what_was_seen_last(self, bundle):
+        bundle.reset()
+        bundle.act([1.0, 0.0, 0.5])
+        asked = bundle.info["correction"]["asked"]
+        action = bundle.act([np.nan, 0.0, np.inf])
+        assert np.array_equal(action, asked)
+        assert not bundle.info["correction"]["gate_open"]
+
+    def test_nothing_is_learned_from_the_transitions_around_it(self, bundle):
+        bundle.reset()
+        for _ in range(3):
+            bundle.act([1.0, 0.0, 0.5])
+        before = bundle.info["adaptation"]
+        bundle.act([np.nan, 0.0, 0.5])
+        bundle.act([1.0, 0.0, 0.5])
+        after = bundle.info["adaptation"]
+        assert after["num_transitions"] == before["num_transitions"] == 2
+        assert after["num_outliers"] == before["num_outliers"] + 2
+
+    def test_a_policy_that_gives_no_number_does_again_what_it_did(self, bundle):
+        bundle.reset()
+        before = bundle.act([1.0, 0.0, 0.5])
+        after = bundle.act([1e38, -1e38, 1e38])
+        assert np.isfinite(after).all()
+        assert before.shape == after.shape
+
+    @pytest.mark.parametrize("wrong", [[0.0, 1.0], [[0.0, 1.0, 2.0]], 3.0, "left", None, ["a", "b", "c"]])
+    def test_what_is_no_observation_is_refused(self, bundle, wrong):
+        with pytest.raises(ValueError, match="observation must be 3 numbers; got"):
+            bundle.act(wrong)
+
+
+class TestMissedTick:
+    def test_no_transition_leads_over_it(self, bundle):
+        bundle.reset()
+        bundle.act([1.0, 0.0, 0.5])
+        bundle.act([0.9, 0.1, 0.4])
+        bundle.act([-1.0, 0.0, 3.0], missed=True)
+        assert bundle.info["adaptation"]["num_transitions"] == 1
+        assert bundle.info["adaptation"]["error"] is None
+        bundle.act([-1.0, 0.1, 2.9])
+        assert bundle.info["adaptation"]["num_transitions"] == 2
+
+    def test_before_the_first_step_there_is_none_to_miss(self, bundle):
+        bundle.reset()
+        bundle.act([1.0, 0.0, 0.5], missed=True)
+        assert bundle.info["adaptation"]["num_transitions"] == 0
+
+
+def test_a_reset_forgets_all_and_one_seed_gives_one_course(make_both):
+    bundle = make_both(PENDULUM, KalmanAdapter, "action_map", correction={"map_gate": 0.0})[2]
+    first = play(bundle)
+    assert bundle.info["correction"]["gate_open"]
+    assert np.array_equal(play(bundle), first)
+
+
+def test_numbers_that_come_back_do_not_change_by_what_is_done_to_them(bundle):
+    expected = play(bundle)
+    bundle.reset(seed=0)
+    observations = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    for observation, action in zip(observations, expected, strict=True):
+        given = observation.copy()
+        taken = bundle.act(given)
+        assert np.array_equal(taken, action)
+        given[:] = taken[:] = 7.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", [SAC, SSMPPO])
+def test_other_policies_come_along(algorithm, make_both):
+    env, _, _ = make_both(PENDULUM, KalmanAdapter, "action_map", **REVERSED)
+    options = {"learning_starts": 1} if algorithm is SAC else {"policy_kwargs": {"ssm_kwargs": {"hidden_dim": 8}}}
+    policy = algorithm("MlpPolicy" if algorithm is SAC else "SSMPolicy", env, seed=0, device="cpu", **options)
+    env, policy, bundle = make_both(PENDULUM, KalmanAdapter, "action_map", policy=policy, **REVERSED)
+    observation, _ = env.reset(seed=0)
+    bundle.reset(seed=0)
+    state, start = None, np.ones(1, dtype=bool)
+    for _ in range(30):
+        asked, state = policy.predict(observation, state, start, deterministic=True)
+        start = np.zeros(1, dtype=bool)
+        bundle.act(observation)
+        np.testing.assert_allclose(bundle.info["correction"]["asked"], asked, atol=1e-5)
+        observation, *_ = env.step(asked)
+
+
+def test_a_robot_needs_numpy_alone(make_both, tmp_path):
+    bundle = make_both(CARTPOLE, gradients)[2]
+    observations = np.random.default_rng(0).normal(size=(8, 4)).tolist()
+    script = f"""if True:
+        import sys
+        for name in ("torch", "stable_baselines3", "gymnasium", "safetensors", "onnxruntime"):
+            sys.modules[name] = None  # importing it raises an error
+        from ssm_metarl_gym.bundle import load_bundle
+        bundle = load_bundle(sys.argv[1])
+        print(*(bundle.act(observation) for observation in {observations}))
+    """
+    command = [sys.executable, "-W", "error", "-c", script, str(tmp_path / "robot.safetensors")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    assert run.stderr == ""
+    assert run.stdout.split() == [str(bundle.act(observation)) for observation in observations]
