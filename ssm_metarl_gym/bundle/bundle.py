@@ -66,7 +66,7 @@ class Bundle:
         adapter: AdaptingWeights = _ADAPTERS[options["kind"]](model, options)
         self._corrector = make_corrector(adapter, reference, described["correction"])
         twin = _ADAPTERS[options["kind"]](model, options) if self._corrector.compares_effects else None
-        self._online = Online(adapter, twin, described["online"])
+        self._online = Online(adapter, twin, described["online"], expects_source=same)
         self._policy = make_policy(described["policy"], weights["policy"], self._space)
         self._twin = twin
         self.reset()

@@ -48,6 +48,7 @@ class KalmanFilter(Recursive):
         self._prior_mean = self._source.astype(np.float64)
         self._prior_variances = self.prior_variance * _hypotheses(model.action_scale)  # K W
         self._prior_covariances = _diagonal(self._prior_variances)
+        self._is_free = (self._prior_variances > 0.0).any(axis=1)  # K
         noise_factors = np.ones((len(self._prior_variances), 1))
         noise_factors[-1] = _UNEXPLAINED
         self._noise = noise_factors * (self.noise_scale * model.residual_variance.astype(np.float64))  # K D
@@ -75,7 +76,7 @@ class KalmanFilter(Recursive):
     @property
     def belief_in_source(self) -> float:
         """How probable it is that the map is that of the source: nothing has changed, or something else."""
-        return float(self._beliefs[(self._prior_variances == 0.0).all(axis=1)].sum())
+        return float(self._beliefs[~self._is_free].sum())
 
     def estimate(self) -> tuple[Floats, Floats, float]:
         """What is expected: the map ``Float64[A A]``, the offset ``Float64[A]``, and the entries' mean variance.
@@ -123,12 +124,8 @@ class KalmanFilter(Recursive):
         covariance = self._kept[:, :, None] * self._covariances * self._kept[:, None]
         diagonal = np.arange(mean.shape[1])
         covariance[:, diagonal, diagonal] += self._added
-        num_entries = self._num_actions**2
-        single = mean.astype(self._source.dtype)
-        maps = single[:, :num_entries].reshape(-1, self._num_actions, self._num_actions)
-        prediction, jacobian = self.model.linearise(state, maps, single[:, num_entries:])
-        jacobian = jacobian.astype(np.float64)
-        innovation = target - prediction.astype(np.float64)  # K D
+        prediction, jacobian = self._linearised(state, mean)
+        innovation = target - prediction  # K D
         whitened, log_volume = _whiten(covariance, innovation, jacobian, self._noise)
         size = _normalised(whitened)  # K
         likelihood = _log_likelihood(size, log_volume, len(target))
@@ -158,6 +155,17 @@ class KalmanFilter(Recursive):
         turned = v.transpose(0, 2, 1)
         offset = self._project(mean + (turned @ e)[:, :, 0] - self._prior_mean)
         return self._prior_mean + offset, covariance - turned @ v, beliefs, surprising & ~changed
+
+    def _linearised(self, state: Floats, means: Floats) -> tuple[Floats, Floats]:
+        """The predictions by K means ``Float64[K D]``, and their slopes ``Float64[K D W]`` where the means can move."""
+        num_entries = self._num_actions**2
+        moving = means[self._is_free].astype(self._source.dtype)
+        maps = moving[:, :num_entries].reshape(-1, self._num_actions, self._num_actions)
+        by_source = self.model.predict(self.model.source, state[None])[0].astype(np.float64)
+        predictions = np.repeat(by_source[None], len(means), axis=0)
+        jacobian = np.zeros((len(means), len(by_source), means.shape[1]))
+        predictions[self._is_free], jacobian[self._is_free] = self.model.linearise(state, maps, moving[:, num_entries:])
+        return predictions, jacobian
 
 
 def _hypotheses(scale: Floats) -> Floats:
@@ -226,13 +234,11 @@ def _expected_rows(means: Floats, covariance: Floats, prior: Floats, source: Flo
     mean = means[:, others]  # A A A-1, of the others of each entry of a row
     own = by_row[:, others[:, :, None], others[:, None]] + _ALONE**2 * np.eye(num_actions - 1)  # A A A-1 A-1
     # How probable it is that all others are zero, in units of that beforehand.
-    factor = np.linalg.cholesky(own)
-    whitened = np.linalg.solve(factor, mean[..., None])[..., 0]
-    density = -0.5 * (whitened**2).sum(axis=-1) - np.log(factor.diagonal(axis1=-2, axis2=-1)).sum(axis=-1)
+    gain = np.linalg.solve(own, mean[..., None])[..., 0]
+    density = -0.5 * ((mean * gain).sum(axis=-1) + np.linalg.slogdet(own)[1])
     before = prior[:, others] + _ALONE**2
     prior_density = -0.5 * (source[:, others] ** 2 / before + np.log(before)).sum(axis=-1)
     # What an entry is if the others are zero.
-    gain = np.linalg.solve(own, mean[..., None])[..., 0]
     alone = means - (by_row[:, every[:, None], others] * gain).sum(axis=-1)
     evidence = density - prior_density - math.log(num_actions)
     logits = np.concatenate([evidence, np.full((num_actions, 1), math.log(_MIX))], axis=1)

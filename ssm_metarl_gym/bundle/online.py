@@ -57,12 +57,21 @@ class Online:
         adapter: What adapts to what happened.
         twin: What adapts to what the reference would have done; None where nobody asks for it.
         options: Those of the wrapper, with ``loss`` as a bundle describes it.
+        expects_source: Whether the reference is the model at its source, so that it need not be asked twice.
     """
 
-    def __init__(self, adapter: AdaptingWeights, twin: AdaptingWeights | None, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        adapter: AdaptingWeights,
+        twin: AdaptingWeights | None,
+        options: Mapping[str, Any],
+        *,
+        expects_source: bool,
+    ) -> None:
         self.adapter = adapter
         self.twin = twin
         self._source = adapter.model.source
+        self._expects_source = expects_source
         self._loss = make_loss(options["loss"])
         self._window, self._every, self._warmup = options["window"], options["every"], options["warmup"]
         for name in ("window", "every", "warmup"):
@@ -134,7 +143,8 @@ class Online:
         errors = np.array([error])
         verdict = self._surprises.judge(errors, _ROW)
         model = self.adapter.model
-        source_error = self._error(model.predict(self._source, transition.encoded), transition)
+        by_source = transition.expected if self._expects_source else model.predict(self._source, transition.encoded)
+        source_error = self._error(by_source, transition)
         self._fallback.learn(errors, np.array([source_error]), _ROW, verdict)
         for name, flags in zip(self._counts, verdict, strict=True):
             self._counts[name] += int(flags[0])
