@@ -14,7 +14,7 @@ import torch
 from stable_baselines3 import PPO
 
 import ssm_metarl_gym
-from ssm_metarl_gym import agents, envs, files, tasks, wrappers
+from ssm_metarl_gym import agents, bundle, envs, files, tasks, wrappers
 
 PUBLIC = {
     "ssm_metarl_gym": [
@@ -51,6 +51,7 @@ PUBLIC = {
         "SSMPolicy",
         "export_onnx",
     ],
+    "ssm_metarl_gym.bundle": ["Bundle", "load_bundle"],
     "ssm_metarl_gym.wrappers": [
         "ActionCorrection",
         "HistoryWindow",
@@ -74,7 +75,7 @@ EXAMPLES = [
 ]
 # What the examples take as imported, beside the names of their own module.
 NAMES = {"dataclass": dataclass, "gym": gym, "np": np, "spaces": gym.spaces, "torch": torch, "nn": torch.nn, "PPO": PPO}
-for module in (tasks, envs, files, agents, wrappers):
+for module in (tasks, envs, files, agents, bundle, wrappers):
     NAMES |= {name: getattr(module, name) for name in module.__all__}
 
 

@@ -44,10 +44,7 @@ class Bundle:
     - **A reset.** :meth:`reset` begins an episode: the weights go back to the source, unless the wrappers were made to
       never restore them.
 
-    Example:
-        >>> bundle = load_bundle("robot.safetensors")
-        >>> bundle.reset(seed=0)
-        >>> action = bundle.act(observation)
+    docs/bundle.md has an example.
 
     Attributes:
         observation_dim: The length D of an observation.

@@ -14,7 +14,7 @@ def bench_export(load_script):
 @pytest.mark.usefixtures("short_chunks")
 def test_every_comparison_has_its_row(bench_export, tmp_path, capsys):
     path = tmp_path / "results.json"
-    bench_export.main(["--width", "4", "--window", "2", "--pairs", "2", "--output", str(path)])
+    bench_export.main(["--width", "4", "--window", "2", "--pairs", "2", "--steps", "10", "--output", str(path)])
     results = json.loads(path.read_text())
     assert [(row["policy"], row["ours"], row["against"]) for row in results["rows"]] == [
         ("SSMPPO", "torch", "predict"),
@@ -24,7 +24,9 @@ def test_every_comparison_has_its_row(bench_export, tmp_path, capsys):
     ]
     assert all(0 < row["low"] <= row["median"] <= row["high"] < math.inf for row in results["rows"])
     assert results["bytes"].keys() == {"SSMPPO", "window"}
-    assert capsys.readouterr().out.count("\n|") == 2 + 4
+    assert [row["bundle"] for row in results["bundles"]] == ["CartPole", "Pendulum", "HalfCheetah"]
+    assert all(0 < row["median"] <= row["99 %"] < math.inf for row in results["bundles"])
+    assert capsys.readouterr().out.count("\n|") == 2 + 4 + 2 + 3
 
 
 def test_an_odd_width_is_refused(bench_export, capsys):

@@ -64,7 +64,7 @@ LINES = {
         "--seed -1",
         "positional",
     ],
-    "bench_export": [*BAD_FILES, "--width 5", f"--width {HUGE}", "--window 0", "--pairs 0"],
+    "bench_export": [*BAD_FILES, "--width 5", f"--width {HUGE}", "--window 0", "--pairs 0", "--steps 1"],
     "bench_maml": [*BAD_FILES, "--width 5", f"--width {HUGE}", f"--tasks 8 {HUGE}", "--pairs 0", "--peak MLP"],
     "bench_ppo": [*BAD_FILES, "--minibatches 3", "--width 5", f"--num-envs {HUGE}", f"--steps {HUGE}", "--epochs 1.5"],
     "bench_ssm": [*BAD_FILES, "--steps 0", f"--steps {HUGE}", f"--batch {HUGE}", "--width 2.0"],
