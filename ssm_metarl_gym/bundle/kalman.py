@@ -11,7 +11,7 @@ from ssm_metarl_gym.bundle.model import Model
 from ssm_metarl_gym.bundle.recursive import Recursive
 from ssm_metarl_gym.checks import Rule, check_fields
 
-__all__ = ["KalmanFilter"]
+__all__ = ["KalmanFilter", "expected_rows"]
 
 _FREEDOM: Final = 4.0  # degrees, of how much the errors of a model differ in size
 _UNEXPLAINED: Final = 10.0  # times the residual variance, where something else has changed
@@ -89,7 +89,7 @@ class KalmanFilter(Recursive):
         source = self._prior_mean[:num_entries].reshape(num_actions, num_actions)
         for k in np.flatnonzero((prior > 0.0).all(axis=1)):
             covariance = self._covariances[k, :num_entries, :num_entries]
-            maps[k] = _expected_rows(maps[k], covariance, prior[k].reshape(num_actions, num_actions), source)
+            maps[k] = expected_rows(maps[k], covariance, prior[k].reshape(num_actions, num_actions), source)
         mean = self._beliefs @ self._means
         # How uncertain the entries are, whichever hypothesis holds.
         entries = np.arange(num_entries)
@@ -216,8 +216,12 @@ def _log_likelihood(size: Floats, log_volume: Floats, num_targets: int) -> Float
     return result
 
 
-def _expected_rows(means: Floats, covariance: Floats, prior: Floats, source: Floats) -> Floats:
+def expected_rows(means: Floats, covariance: Floats, prior: Floats, source: Floats) -> Floats:
     """The map to be expected where each row of it has a single entry, whichever, or else is any mix.
+
+    What :func:`ssm_metarl_gym.wrappers.single_sources.expected_rows` computes for every entry with a covariance of all
+    others of its row, by one inverse P for the whole row: of a normal variable the density of all numbers but j is that
+    of all, divided by that of j given the others, which has the precision P_jj.
 
     Args:
         means: What a filter of any mix expects, ``Float64[A A]``.
@@ -229,20 +233,20 @@ def _expected_rows(means: Floats, covariance: Floats, prior: Floats, source: Flo
     if num_actions == 1:
         return means
     every = np.arange(num_actions)
-    by_row = covariance.reshape((num_actions,) * 4)[every, :, every]  # A A A: of each row, that of its entries
-    others = np.stack([every[every != j] for j in every])  # A A-1
-    mean = means[:, others]  # A A A-1, of the others of each entry of a row
-    own = by_row[:, others[:, :, None], others[:, None]] + _ALONE**2 * np.eye(num_actions - 1)  # A A A-1 A-1
+    # A A A: of each row, that of its entries; one is as good as zero where it is about a tenth.
+    blurred = covariance.reshape((num_actions,) * 4)[every, :, every] + _ALONE**2 * np.eye(num_actions)
+    precision = np.linalg.inv(blurred)
+    own = precision[:, every, every]  # A A
+    z = (precision @ means[:, :, None])[:, :, 0]
     # How probable it is that all others are zero, in units of that beforehand.
-    gain = np.linalg.solve(own, mean[..., None])[..., 0]
-    density = -0.5 * ((mean * gain).sum(axis=-1) + np.linalg.slogdet(own)[1])
-    before = prior[:, others] + _ALONE**2
-    prior_density = -0.5 * (source[:, others] ** 2 / before + np.log(before)).sum(axis=-1)
-    # What an entry is if the others are zero.
-    alone = means - (by_row[:, every[:, None], others] * gain).sum(axis=-1)
-    evidence = density - prior_density - math.log(num_actions)
+    size = (means * z).sum(axis=1, keepdims=True) - z * z / own
+    volume = np.linalg.slogdet(blurred)[1][:, None] + np.log(own)
+    before = prior + _ALONE**2
+    of_each = source**2 / before + np.log(before)
+    evidence = 0.5 * (of_each.sum(axis=1, keepdims=True) - of_each - size - volume) - math.log(num_actions)
     logits = np.concatenate([evidence, np.full((num_actions, 1), math.log(_MIX))], axis=1)
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     weights /= weights.sum(axis=1, keepdims=True)
-    result: Floats = weights[:, :-1] * alone + weights[:, -1:] * means
+    # An entry is z / own if the others are zero.
+    result: Floats = weights[:, :-1] * (z / own) + weights[:, -1:] * means
     return result

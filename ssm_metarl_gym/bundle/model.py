@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 
 from ssm_metarl_gym.bundle.action_space import ActionSpace
-from ssm_metarl_gym.bundle.layers import Floats, Layers, Network, Weights, add_gradient, linear
+from ssm_metarl_gym.bundle.layers import Floats, Layers, Network, Weights, add_gradient, fast_to_multiply, linear
 from ssm_metarl_gym.bundle.losses import Loss
 from ssm_metarl_gym.bundle.state_space import StateSpaceStep
 from ssm_metarl_gym.checks import check_choice
@@ -49,7 +49,7 @@ class Model:
         self.space = space
         self._dim = observation_dim
         self._core = make_core(described["core"], "core.")
-        self._weights = dict(weights)
+        self._weights = {name: fast_to_multiply(part) for name, part in weights.items()}
         core_names = [name for name in weights if name.startswith("core.")]
         adapting = {"last_layer": [*_HEAD], "all": [*core_names, *_HEAD], "action_map": [*_MAP]}[self.adapts]
         self.source: Weights = {name: weights[name] for name in adapting}

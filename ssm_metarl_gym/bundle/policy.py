@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ssm_metarl_gym.bundle.action_space import ActionSpace
-from ssm_metarl_gym.bundle.layers import Floats, Layers
+from ssm_metarl_gym.bundle.layers import Floats, Layers, fast_to_multiply
 from ssm_metarl_gym.checks import check_choice
 
 __all__ = ["Policy", "make_policy"]
@@ -35,7 +35,7 @@ class NetworkPolicy:
 
     def __init__(self, described: Mapping[str, Any], weights: Mapping[str, Floats], space: ActionSpace) -> None:
         self._layers = Layers(described["layers"], "layers.")
-        self._weights = weights
+        self._weights = {name: fast_to_multiply(part) for name, part in weights.items()}
         self._space = space
         self._clip = None if described["normaliser"] is None else described["normaliser"]["clip"]
         self._output: str = described["output"]
