@@ -46,15 +46,16 @@ class KalmanFilter(Recursive):
         self._num_actions = len(model.source["action_offset"])
         self._forgetting = self.process_noise / self.prior_variance
         self._prior_mean = self._source.astype(np.float64)
-        self._prior_variances = self.prior_variance * _hypotheses(model.action_scale)  # K W
-        self._prior_covariances = _diagonal(self._prior_variances)
-        self._is_free = (self._prior_variances > 0.0).any(axis=1)  # K
-        noise_factors = np.ones((len(self._prior_variances), 1))
-        noise_factors[-1] = _UNEXPLAINED
-        self._noise = noise_factors * (self.noise_scale * model.residual_variance.astype(np.float64))  # K D
+        variances = self.prior_variance * _hypotheses(model.action_scale)  # K W
+        # Of K hypotheses F let something move. The others are the source with more or less noise: no filter is needed.
+        self._is_free = (variances > 0.0).any(axis=1)  # K
+        self._prior_variances = variances[self._is_free]  # F W
+        self._prior_covariances = self._prior_variances[:, :, None] * np.eye(variances.shape[1])
+        self._noise = self.noise_scale * model.residual_variance.astype(np.float64)  # D
+        self._fixed_noise = np.array([[1.0], [_UNEXPLAINED]]) * self._noise  # K-F D
         # Beforehand a hypothesis is the less likely, the more parameters it lets change; something else is as likely
         # as the one with most of them.
-        num_free = (self._prior_variances > 0.0).sum(axis=1)
+        num_free = (variances > 0.0).sum(axis=1)
         num_free[-1] = num_free.max()
         weights = 1.0 / (1.0 + num_free)
         self._prior_beliefs = weights / weights.sum()
@@ -90,16 +91,18 @@ class KalmanFilter(Recursive):
         for k in np.flatnonzero((prior > 0.0).all(axis=1)):
             covariance = self._covariances[k, :num_entries, :num_entries]
             maps[k] = expected_rows(maps[k], covariance, prior[k].reshape(num_actions, num_actions), source)
-        mean = self._beliefs @ self._means
+        beliefs = self._beliefs[self._is_free]
+        mean = self._mean(self._means, self._beliefs)
         # How uncertain the entries are, whichever hypothesis holds.
         entries = np.arange(num_entries)
         spread = self._covariances[:, entries, entries] + (self._means - mean)[:, :num_entries] ** 2
-        variance = float((self._beliefs @ spread).mean())
-        return np.tensordot(self._beliefs, maps, axes=1), mean[num_entries:], variance
+        variances = beliefs @ spread + self.belief_in_source * (self._prior_mean - mean)[:num_entries] ** 2
+        action_map = np.tensordot(beliefs, maps, axes=1) + self.belief_in_source * source
+        return action_map, mean[num_entries:], float(variances.mean())
 
     def _forget(self) -> None:
-        self._means = np.repeat(self._prior_mean[None], len(self._prior_variances), axis=0)  # K W
-        self._covariances = self._prior_covariances  # K W W
+        self._means = np.repeat(self._prior_mean[None], len(self._prior_variances), axis=0)  # F W
+        self._covariances = self._prior_covariances  # F W W
         self._beliefs = self._prior_beliefs  # K
         self._surprised = np.zeros(len(self._prior_variances), dtype=np.bool_)
 
@@ -111,7 +114,7 @@ class KalmanFilter(Recursive):
         except np.linalg.LinAlgError:  # what is expected of the innovation is no covariance
             return None
         means, _, beliefs, _ = candidate
-        weights: Floats = beliefs @ means
+        weights = self._mean(means, beliefs)
         if not self._can_be_held(weights):
             return None
         self._means, self._covariances, self._beliefs, self._surprised = candidate
@@ -119,23 +122,24 @@ class KalmanFilter(Recursive):
 
     def _updated(self, state: Floats, target: Floats) -> tuple[Floats, Floats, Floats, Floats]:
         """Means, covariances, beliefs and surprises after one more transition."""
+        num_targets = len(target)
         # Predict: the parameters may have moved since the last transition.
         mean = self._prior_mean + self._kept * (self._means - self._prior_mean)
         covariance = self._kept[:, :, None] * self._covariances * self._kept[:, None]
         diagonal = np.arange(mean.shape[1])
         covariance[:, diagonal, diagonal] += self._added
         prediction, jacobian = self._linearised(state, mean)
-        innovation = target - prediction  # K D
+        innovation = target - prediction  # F D
         whitened, log_volume = _whiten(covariance, innovation, jacobian, self._noise)
-        size = _normalised(whitened)  # K
-        likelihood = _log_likelihood(size, log_volume, len(target))
+        size = _normalised(whitened)  # F
+        likelihood = _log_likelihood(size, log_volume, num_targets)
         # Tell outliers from changes: what is more probable had the parameters changed, and a second surprise in a row.
         surprising = size > self.surprise
         changed = np.zeros_like(surprising)
         if surprising.any():
             anew, anew_volume = _whiten(self._prior_covariances, innovation, jacobian, self._noise)
             anew_size = _normalised(anew)
-            anew_likelihood = _log_likelihood(anew_size, anew_volume, len(target))
+            anew_likelihood = _log_likelihood(anew_size, anew_volume, num_targets)
             is_likelier = self._forgetting * np.exp(anew_likelihood - likelihood) > 1.0
             changed = surprising & (self._surprised | is_likelier)
             covariance = np.where(changed[:, None, None], self._prior_covariances, covariance)
@@ -144,12 +148,14 @@ class KalmanFilter(Recursive):
             likelihood = np.where(changed, anew_likelihood, likelihood)
         # Believe the hypotheses that predict well.
         beliefs = self._beliefs + self._forgetting * (self._prior_beliefs - self._beliefs)
-        logits = np.log(beliefs) + likelihood
+        logits = np.log(beliefs)
+        logits[self._is_free] += likelihood
+        logits[~self._is_free] += self._fixed_likelihood(state, target)
         beliefs = np.exp(logits - logits.max())
         beliefs /= beliefs.sum()
         # Update, with the less weight the greater the surprise.
         if (size > self.surprise).any():
-            noise = self._noise * np.maximum(size / self.surprise, 1.0)[:, None]  # K D
+            noise = self._noise * np.maximum(size / self.surprise, 1.0)[:, None]  # F D
             whitened, _ = _whiten(covariance, innovation, jacobian, noise)
         v, e = whitened[:, :, :-1], whitened[:, :, -1:]
         turned = v.transpose(0, 2, 1)
@@ -157,15 +163,24 @@ class KalmanFilter(Recursive):
         return self._prior_mean + offset, covariance - turned @ v, beliefs, surprising & ~changed
 
     def _linearised(self, state: Floats, means: Floats) -> tuple[Floats, Floats]:
-        """The predictions by K means ``Float64[K D]``, and their slopes ``Float64[K D W]`` where the means can move."""
+        """The predictions by maps and offsets ``Float64[F W]``, ``Float64[F D]``, and their slopes."""
         num_entries = self._num_actions**2
-        moving = means[self._is_free].astype(self._source.dtype)
-        maps = moving[:, :num_entries].reshape(-1, self._num_actions, self._num_actions)
+        single = means.astype(self._source.dtype)
+        maps = single[:, :num_entries].reshape(-1, self._num_actions, self._num_actions)
+        prediction, jacobian = self.model.linearise(state, maps, single[:, num_entries:])
+        return prediction.astype(np.float64), jacobian.astype(np.float64)
+
+    def _fixed_likelihood(self, state: Floats, target: Floats) -> Floats:
+        """That of the hypotheses in which nothing moves, ``Float64[K-F]``."""
         by_source = self.model.predict(self.model.source, state[None])[0].astype(np.float64)
-        predictions = np.repeat(by_source[None], len(means), axis=0)
-        jacobian = np.zeros((len(means), len(by_source), means.shape[1]))
-        predictions[self._is_free], jacobian[self._is_free] = self.model.linearise(state, maps, moving[:, num_entries:])
-        return predictions, jacobian
+        size = ((target - by_source) ** 2 / self._fixed_noise).mean(axis=1)
+        return _log_likelihood(size, np.log(self._fixed_noise).sum(axis=1), len(target))
+
+    def _mean(self, means: Floats, beliefs: Floats) -> Floats:
+        """The weights that are to be expected, ``Float64[W]``."""
+        unmoved = beliefs[~self._is_free].sum()
+        mean: Floats = beliefs[self._is_free] @ means + unmoved * self._prior_mean
+        return mean
 
 
 def _hypotheses(scale: Floats) -> Floats:
@@ -187,16 +202,12 @@ def _hypotheses(scale: Floats) -> Floats:
     return np.stack([np.concatenate(row) for row in rows]).astype(np.float64)
 
 
-def _diagonal(values: Floats) -> Floats:
-    """``Float[K N]`` on the diagonals of ``Float[K N N]``."""
-    result: Floats = values[:, :, None] * np.eye(values.shape[1])
-    return result
-
-
 def _whiten(covariance: Floats, innovation: Floats, jacobian: Floats, noise: Floats) -> tuple[Floats, Floats]:
-    """L^-1 [H P, v] ``Float64[K D W+1]`` and log |S| ``Float64[K]``, where L L' = S = H P H' + R."""
-    projected = jacobian @ covariance  # K D W
-    expected = projected @ jacobian.transpose(0, 2, 1) + _diagonal(noise)
+    """L^-1 [H P, v] ``Float64[F D W+1]`` and log |S| ``Float64[F]``, where L L' = S = H P H' + R."""
+    projected = jacobian @ covariance  # F D W
+    expected = projected @ jacobian.transpose(0, 2, 1)
+    diagonal = np.arange(len(expected[0]))
+    expected[:, diagonal, diagonal] += noise
     factor = np.linalg.cholesky(expected)
     both = np.concatenate([projected, innovation[:, :, None]], axis=2)
     log_volume = 2.0 * np.log(factor.diagonal(axis1=1, axis2=2)).sum(axis=1)
