@@ -293,7 +293,8 @@ class TestHypotheses:
         adapter = KalmanAdapter(random_model(), mixed=True)
         assert adapter.beliefs.shape == (3,)  # nothing, a mix, something else
         nothing, mix, other = adapter.prior_variances()
-        assert not (nothing.any() or other.any())
+        assert not nothing.any()
+        assert not other.any()
         torch.testing.assert_close(mix[:4], torch.ones(4).double())
         assert KalmanAdapter(random_model()).beliefs.shape == (5,)
 
@@ -395,7 +396,7 @@ class TestErrors:
             KalmanAdapter(model)
 
     def test_a_model_that_knows_nothing_of_mixes(self):
-        with pytest.raises(ValueError, match="mixed must be False for a model without .*, as Choices is; got True"):
+        with pytest.raises(ValueError, match=r"mixed must be False for a model without .*, as Choices is; got True"):
             choose(mixed=True)
 
     def test_another_module(self):
