@@ -40,7 +40,7 @@ BundledPolicy = BaseAlgorithm | BasePolicy | MetaPolicy
 _OPTIONS: Final[dict[type, tuple[str, ...]]] = {
     Adapter: ("lr", "grad_clip_norm", "trust_region_eps", "max_steps_per_call"),
     RecursiveLeastSquares: ("forgetting", "ridge", "trust_region_eps"),
-    KalmanAdapter: ("prior_variance", "process_noise", "noise_scale", "surprise", "trust_region_eps"),
+    KalmanAdapter: ("prior_variance", "process_noise", "noise_scale", "surprise", "mixed", "trust_region_eps"),
 }
 _ONLINE: Final = (
     "window", "every", "warmup", "restore", "observe_predictions", "clip", "leave_out",

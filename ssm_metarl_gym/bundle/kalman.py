@@ -31,7 +31,8 @@ class KalmanFilter(Recursive):
 
     Args:
         model: A model whose action map adapts.
-        options: ``prior_variance``, ``process_noise``, ``noise_scale``, ``surprise`` and ``trust_region_eps``.
+        options: ``prior_variance``, ``process_noise``, ``noise_scale``, ``surprise``, ``mixed`` and
+            ``trust_region_eps``.
     """
 
     def __init__(self, model: Model, options: Mapping[str, Any]) -> None:
@@ -43,10 +44,11 @@ class KalmanFilter(Recursive):
         check_fields(self, _RULES)
         if model.adapts != "action_map" or not (model.residual_variance > 0.0).all():
             raise ValueError("a filter must have a fitted model with an action map to adapt.")
+        self._mixed: bool = options["mixed"]
         self._num_actions = len(model.source["action_offset"])
         self._forgetting = self.process_noise / self.prior_variance
         self._prior_mean = self._source.astype(np.float64)
-        variances = self.prior_variance * _hypotheses(model.action_scale)  # K W
+        variances = self.prior_variance * _hypotheses(model.action_scale, options["mixed"])  # K W
         # Of K hypotheses F let something move. The others are the source with more or less noise: no filter is needed.
         self._is_free = (variances > 0.0).any(axis=1)  # K
         self._prior_variances = variances[self._is_free]  # F W
@@ -82,13 +84,13 @@ class KalmanFilter(Recursive):
     def estimate(self) -> tuple[Floats, Floats, float]:
         """What is expected: the map ``Float64[A A]``, the offset ``Float64[A]``, and the entries' mean variance.
 
-        Of any mix of the actions, that motors obey a single one each is likely.
+        Of any mix of the actions, unless it is known to be one, that motors obey a single one each is likely.
         """
         num_actions, num_entries = self._num_actions, self._num_actions**2
         maps = self._means[:, :num_entries].reshape(-1, num_actions, num_actions).copy()
         prior = self._prior_variances[:, :num_entries]
         source = self._prior_mean[:num_entries].reshape(num_actions, num_actions)
-        for k in np.flatnonzero((prior > 0.0).all(axis=1)):
+        for k in [] if self._mixed else np.flatnonzero((prior > 0.0).all(axis=1)):
             covariance = self._covariances[k, :num_entries, :num_entries]
             maps[k] = expected_rows(maps[k], covariance, prior[k].reshape(num_actions, num_actions), source)
         beliefs = self._beliefs[self._is_free]
@@ -183,13 +185,14 @@ class KalmanFilter(Recursive):
         return mean
 
 
-def _hypotheses(scale: Floats) -> Floats:
-    """What may be the matter with actions, as relative variances of map and offset, ``Float64[5 A * A + A]``.
+def _hypotheses(scale: Floats, mixed: bool) -> Floats:
+    """What may be the matter with actions, as relative variances of map and offset, ``Float64[K A * A + A]``.
 
     Nothing; each motor has a sign and a gain of its own; the same with offsets; any mix with offsets; something else.
 
     Args:
         scale: The actions' standard deviations, ``Float[A]``.
+        mixed: Whether there is nothing but the first and the last two.
     """
     scale = scale.astype(np.float32)
     num_actions = len(scale)
@@ -197,8 +200,11 @@ def _hypotheses(scale: Floats) -> Floats:
     mix = np.full((num_actions, num_actions), 1.0 / num_actions, dtype=np.float32)
     np.fill_diagonal(mix, 1.0)
     offset = (np.float32(0.5) * scale) ** 2
-    rows = [(0.0 * own, 0.0 * offset), (own, 0.0 * offset), (own, offset), (mix.ravel(), offset)]
-    rows.append(rows[0])
+    nothing = 0.0 * own, 0.0 * offset
+    if mixed:
+        rows = [nothing, (np.ones_like(own), offset), nothing]
+    else:
+        rows = [nothing, (own, 0.0 * offset), (own, offset), (mix.ravel(), offset), nothing]
     return np.stack([np.concatenate(row) for row in rows]).astype(np.float64)
 
 

@@ -47,6 +47,10 @@ def squares(model):
     return RecursiveLeastSquares(model, trust_region_eps=0.5)
 
 
+def mixed_filter(model):
+    return KalmanAdapter(model, mixed=True)
+
+
 # What is compared: the environment, what adapts, which part of the model, and options.
 WAYS = {
     "choices": (CARTPOLE, gradients, "last_layer", SWITCHING),
@@ -54,7 +58,6 @@ WAYS = {
     "filter": (PENDULUM, KalmanAdapter, "action_map", SWITCHING | {"correction": {"map_gate": 0.5}}),
 }
 MORE_WAYS = {
-    "nominal choices": (CARTPOLE, gradients, "last_layer", {"task": {}}),
     "nominal torques": (PENDULUM, gradients, "last_layer", {"task": {}}),
     "all layers": (CARTPOLE, gentle, "all", SWITCHING | {"online": {"loss_fn": nn.HuberLoss(delta=0.5)}}),
     "all layers of a state-space model": (
@@ -76,7 +79,7 @@ MORE_WAYS = {
     "gradients on a map": (
         PENDULUM, gentle, "action_map", SWITCHING | {"online": {"loss_fn": nn.L1Loss(reduction="sum")}}
     ),
-    "no surprises": (PENDULUM, KalmanAdapter, "action_map", REVERSED | {"correction": {"map_gate": 0.0}}),
+    "a mix": (PENDULUM, mixed_filter, "action_map", REVERSED | {"correction": {"map_gate": 0.0}}),
 }  # fmt: skip
 ways = pytest.mark.parametrize("way", [*WAYS, *(pytest.param(way, marks=pytest.mark.slow) for way in MORE_WAYS)])
 
