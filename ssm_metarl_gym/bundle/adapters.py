@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,11 +64,12 @@ class AdaptingWeights(ABC):
         self.report = Report()
 
     @abstractmethod
-    def adapt(self, loss: Loss, states: Floats, targets: Floats) -> float:
+    def adapt(self, loss: Loss, states: Floats, targets: Floats) -> Callable[[], float]:
         """Adapt to transitions ``Float[N F]`` and ``Float[N D]``, the oldest first.
 
         Returns:
-            The loss afterwards; nan where there is none, or a step was undone.
+            What gives the loss afterwards, until the next call, nan where a step was undone: who does not ask for it
+            need not wait for it.
         """
 
     def reset(self) -> None:
@@ -124,7 +125,7 @@ class GradientSteps(AdaptingWeights):
         frozen = self.lr == 0.0 or self.trust_region_eps == 0.0
         self._num_steps: int = 0 if frozen else options["max_steps_per_call"]
 
-    def adapt(self, loss: Loss, states: Floats, targets: Floats) -> float:
+    def adapt(self, loss: Loss, states: Floats, targets: Floats) -> Callable[[], float]:
         """Take up to ``max_steps_per_call`` steps; one that leads to what is not finite is undone."""
         timer = StepTimer(self._budget_ms)
         if not self._num_steps:
@@ -150,10 +151,10 @@ class GradientSteps(AdaptingWeights):
             self.report = replace(self.report, cut_calls=self.report.cut_calls + 1)
         return self._measured(value)
 
-    def _measured(self, value: float) -> float:
+    def _measured(self, value: float) -> Callable[[], float]:
         if math.isnan(value):
             self.report = replace(self.report, rejected_steps=self.report.rejected_steps + 1)
-        return value
+        return lambda: value
 
     def _step(self, gradients: Mapping[str, Floats]) -> float | None:
         """One clipped and projected step, and how far from the source it led; None where something is not finite."""

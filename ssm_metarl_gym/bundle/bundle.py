@@ -48,8 +48,6 @@ class Bundle:
 
     Attributes:
         observation_dim: The length D of an observation.
-        info: ``"adaptation"`` and ``"correction"``, which hold after each :meth:`act` what the infos of the wrappers
-            do: what was learned from the last transition, and what was asked for and is taken now.
     """
 
     def __init__(self, described: Mapping[str, Any], weights: Mapping[str, Mapping[str, Floats]]) -> None:
@@ -89,7 +87,18 @@ class Bundle:
         self._transition: tuple[Floats, Floats, Floats] | None = None  # where it begins, the action, what is expected
         self._last_seen = np.zeros(self.observation_dim)
         self._taken = self._space.zero
-        self.info: dict[str, dict[str, Any]] = {"adaptation": self._online.info}
+        self._correction: dict[str, Any] | None = None
+
+    @property
+    def info(self) -> dict[str, dict[str, Any]]:
+        """What the infos of the wrappers hold: ``"adaptation"`` and, once there was an action, ``"correction"``.
+
+        The first tells what was learned from the step that led to the last observation, the second what was asked for
+        there and is taken.
+        """
+        with np.errstate(all="ignore"):
+            adaptation = self._online.info
+        return {"adaptation": adaptation} | ({} if self._correction is None else {"correction": self._correction})
 
     def act(self, observation: npt.ArrayLike, *, missed: bool = False) -> npt.NDArray[Any]:
         """Learn from the step that led here, and say what to do next.
@@ -121,7 +130,7 @@ class Bundle:
                 taken, is_open = self._correct(here, asked)
             self._taken = taken
             self._transition = here, taken, self._corrector.expect(here, taken)
-        self.info = {"adaptation": self._online.info, "correction": self._report(asked, taken, is_open)}
+        self._correction = self._report(asked, taken, is_open)
         return taken.copy()
 
     def _learn(self, here: Floats, missed: bool) -> None:

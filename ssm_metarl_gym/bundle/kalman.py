@@ -64,7 +64,8 @@ class KalmanFilter(Recursive):
         # What a step between two transitions adds, and what is kept of the distance from the source.
         self._added = np.minimum(self._prior_variances, self.process_noise)
         share = np.divide(self._added, self._prior_variances, out=np.zeros_like(self._added), where=self._added > 0.0)
-        self._kept = np.sqrt(1.0 - share)
+        self._kept = np.sqrt(1.0 - share)  # F W
+        self._kept_pairs = self._kept[:, :, None] * self._kept[:, None]  # F W W
         self._forget()
 
     def reset(self) -> None:
@@ -127,7 +128,7 @@ class KalmanFilter(Recursive):
         num_targets = len(target)
         # Predict: the parameters may have moved since the last transition.
         mean = self._prior_mean + self._kept * (self._means - self._prior_mean)
-        covariance = self._kept[:, :, None] * self._covariances * self._kept[:, None]
+        covariance = self._kept_pairs * self._covariances
         diagonal = np.arange(mean.shape[1])
         covariance[:, diagonal, diagonal] += self._added
         prediction, jacobian = self._linearised(state, mean)

@@ -1,7 +1,7 @@
 """Online adaptation of one robot's model: which transitions count, when it adapts, and what it reports."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,7 +103,8 @@ class Online:
         self._left_out.begin(_ROW)
         self._num_steps = 0
         self._counts = {"num_outliers": 0, "num_suspicions": 0, "num_changes": 0}
-        self.info = self._report(None, None)
+        self._error_before: float | None = None
+        self._loss_after: Callable[[], float] | None = None
 
     def learn(self, transition: Transition | None) -> Learned:
         """Adapt to a transition; None where nobody knows how the step went, which counts as one all the same."""
@@ -112,11 +113,11 @@ class Online:
         if transition is not None:
             error = self._error(self.adapter.predict(transition.encoded), transition)
             verdict = self._judge(error, transition)
-        loss = None
+        self._loss_after = None
         if len(self._transitions) >= self._warmup and self._num_steps % self._every == 0:
-            loss = self._adapt()
+            self._loss_after = self._adapt()
         is_change = bool(verdict.changes[0])
-        self.info = self._report(None if transition is None else error, loss)
+        self._error_before = None if transition is None else error
         if transition is None:
             return Learned(math.nan, math.nan, False, False)
         if is_change:
@@ -158,7 +159,7 @@ class Online:
             self._transitions = [*self._transitions, transition][-self._window :]
         return verdict
 
-    def _adapt(self) -> float:
+    def _adapt(self) -> Callable[[], float]:
         if self._restore == "call":
             self._reset_weights()
         encoded, targets, expected = (np.concatenate(column) for column in zip(*self._transitions, strict=True))
@@ -175,10 +176,12 @@ class Online:
         offset = (predicted - transition.target).astype(np.float32)
         return float((offset * offset).mean())
 
-    def _report(self, error: float | None, loss: float | None) -> dict[str, Any]:
+    @property
+    def info(self) -> dict[str, Any]:
+        """``info["adaptation"]`` of the wrapper."""
         return {
-            "error": error,
-            "loss": loss,
+            "error": self._error_before,
+            "loss": None if self._loss_after is None else self._loss_after(),
             **vars(self.adapter.report),
             "source_used": bool(self._fallback.used[0]),
             "num_source_used": int(self._fallback.num_used[0]),

@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +35,7 @@ class Recursive(AdaptingWeights):
         super().reset()
         self._last_rows = np.empty((0, 0), dtype=np.uint8)
 
-    def adapt(self, loss: Loss, states: Floats, targets: Floats) -> float:
+    def adapt(self, loss: Loss, states: Floats, targets: Floats) -> Callable[[], float]:
         """Take in what the batch before did not end with; the loss measures only."""
         rows = np.concatenate([part.view(np.uint8) for part in (states, targets)], axis=1)
         for t in range(_num_shared_rows(self._last_rows, rows), len(states)):
@@ -48,7 +48,7 @@ class Recursive(AdaptingWeights):
         self._last_rows = rows
         offset = (self._flat - self._source).astype(np.float64)
         self.report = replace(self.report, distance=self._relative(math.sqrt(float(offset @ offset))))
-        return self._measure(loss, states, targets)
+        return lambda: self._measure(loss, states, targets)
 
     @abstractmethod
     def _absorb(self, state: Floats, target: Floats) -> Floats | None:
