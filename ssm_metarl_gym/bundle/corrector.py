@@ -244,7 +244,7 @@ class MapCorrector(Corrector):
         # With u = middle + half v, A u - w = half (B v - b).
         b_map = action_map * (half / half[:, None])
         b = (wanted - action_map @ middle) / half
-        v = np.linalg.lstsq(b_map.T @ b_map + self.regularisation * np.eye(len(half)), b_map.T @ b, rcond=None)[0]
+        v = self._solve(b_map.T @ b_map + self.regularisation * np.eye(len(half)), b_map.T @ b)
         result: Floats = middle + half * np.clip(v, -1.0, 1.0)
         return result
 

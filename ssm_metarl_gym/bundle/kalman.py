@@ -218,7 +218,7 @@ def _whiten(covariance: Floats, innovation: Floats, jacobian: Floats, noise: Flo
     factor = np.linalg.cholesky(expected)
     both = np.concatenate([projected, innovation[:, :, None]], axis=2)
     log_volume = 2.0 * np.log(factor.diagonal(axis1=1, axis2=2)).sum(axis=1)
-    return np.linalg.solve(factor, both), log_volume
+    return np.linalg.inv(factor) @ both, log_volume
 
 
 def _normalised(whitened: Floats) -> Floats:
