@@ -37,17 +37,17 @@ def distill(
     The environments of both run side by side, through the same episodes under the same actions: one shows the teacher
     what it is told (``context="visible"``), the other the student what it will have to act on, such as a window of
     transitions. Actions are the student's own, so that it learns what to do where *it* gets to, and the teacher says
-    what it would have done there. After every round of steps the student's log-likelihood of all that was said so far is
-    raised: DAgger (Ross et al. 2011, https://arxiv.org/abs/1011.0686). Rapid motor adaptation (RMA, Kumar et al. 2021,
-    https://arxiv.org/abs/2107.04034) does so with what its student estimates of the task, here it is the actions.
+    what it would have done there. After every round of steps the student learns from all that was said so far, by its
+    log-likelihood: DAgger (Ross et al. 2011, https://arxiv.org/abs/1011.0686). Rapid motor adaptation (RMA, Kumar et
+    al. 2021, https://arxiv.org/abs/2107.04034) does so with what its student believes of the task, here it is actions.
 
     Example:
-        >>> told = make_sb3_env(env_id, 32, context="visible")
-        >>> teacher = PPO("MlpPolicy", told).learn(400_000)
-        >>> window = make_sb3_env(env_id, 32, observation="window")
-        >>> kwargs = {"features_extractor_class": SSMFeaturesExtractor}
-        >>> student = PPO("MlpPolicy", window, policy_kwargs=kwargs)
-        >>> losses = distill(teacher, student, told)
+        >>> told = make_sb3_env("ssm_metarl/PendulumPolarity-v0", 8, context="visible")
+        >>> teacher = PPO("MlpPolicy", told, n_steps=64).learn(512)
+        >>> window = make_sb3_env("ssm_metarl/PendulumPolarity-v0", 8, observation="window")
+        >>> policy_kwargs = {"features_extractor_class": SSMFeaturesExtractor}
+        >>> student = PPO("MlpPolicy", window, n_steps=64, policy_kwargs=policy_kwargs)
+        >>> losses = distill(teacher, student, told, num_rounds=1, updates_per_round=5)
 
     Args:
         teacher: Whatever has the ``predict`` of Stable-Baselines3; it acts without noise.
@@ -144,7 +144,8 @@ class _Pair:
         self._normaliser = student.get_vec_normalize_env()
         for each in (teacher_env, env):
             each.seed(seed)
-        self._told, self._observations = teacher_env.reset(), env.reset()
+        self._told: Any = teacher_env.reset()
+        self._observations: Any = env.reset()
         self._teacher_state: Any = None
         self._starts = np.ones(env.num_envs, dtype=np.bool_)
 
