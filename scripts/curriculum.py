@@ -49,7 +49,7 @@ class Options:
     seed: int = option(0, "the first seed", least=0, below=1_000)
     seeds: int = option(5, "number of seeds", least=1, below=1_000)
     num_tasks: int = option(100, "tasks per split", least=2, below=100_000)
-    steps: int = option(100_000, "steps of each PPO", least=2)
+    steps: int = option(60_000, "steps of each PPO", least=2)
 
 
 def tasks(share: float, *signs: int) -> TaskDistribution:

@@ -172,7 +172,15 @@ LINES = {
         "--seeds 0",
         f"--updates {HUGE}",
     ],
-    "teacher_student": ["--seeds 0", "--num-tasks 1", "--steps 0", f"--steps {HUGE}", "--rounds 0", "--seed -1"],
+    "teacher_student": [
+        "--env CartPole-v1",
+        "--seeds 0",
+        "--num-tasks 1",
+        "--steps 0",
+        f"--steps {HUGE}",
+        "--rounds 0",
+        "--seed -1",
+    ],
     "train_ppo": [
         *BAD_FOLDERS,
         "--output taken",
