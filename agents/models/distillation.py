@@ -52,8 +52,8 @@ def distill(
     Args:
         teacher: Whatever has the ``predict`` of Stable-Baselines3; it acts without noise.
         student: An algorithm whose policy has no memory of its own (``PPO``, ``A2C``), with its environment. Its actor
-            is changed in place; its critic and its optimiser are not trained. A ``VecNormalize`` goes on to follow the
-            observations, and what was seen earlier is shown as it scales it at last.
+            is changed in place; what is the critic's alone, and its optimiser, are not. A ``VecNormalize`` goes on to
+            follow the observations, and what was seen earlier is shown as it scales it at last.
         teacher_env: The environment as the teacher sees it, with as many rows. A ``VecNormalize`` should have
             ``training=False``.
         num_rounds: Number of rounds.
