@@ -56,7 +56,8 @@ from ssm_metarl_gym.experiments.checks import check_output_folder
 from ssm_metarl_gym.experiments.command_line import option, parse_options, refusing
 from ssm_metarl_gym.experiments.dynamics_models import load_weights, make_model, save_weights
 from ssm_metarl_gym.experiments.evaluation import evaluate, returns_of
-from ssm_metarl_gym.experiments.jobs import Job, add_progress, run_jobs
+from ssm_metarl_gym.experiments.engines import LocalEngine, add_progress
+from ssm_metarl_gym.experiments.jobs import Job, run_jobs
 from ssm_metarl_gym.experiments.pictures import draw_lines
 from ssm_metarl_gym.experiments.records import Records, append_line
 from ssm_metarl_gym.experiments.report import Estimate, estimate, format_markdown
@@ -521,7 +522,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with refusing():
             jobs = [] if options.report else plan_jobs(options, options.records())
         total = sum(len(job.arguments[4]) for job in jobs if job.work is run_row)
-        run_jobs(jobs, total, "evaluating", num_workers=options.processes or None)
+        run_jobs(jobs, LocalEngine(options.processes or None), "evaluating", total_steps=total)
         records = options.records()
         for name in options.physics:
             show_returns(name, options, records)
