@@ -112,7 +112,7 @@ class LocalEngine(Engine):
         return int(self._counter.value)
 
     def __exit__(self, *error: object) -> None:
-        self._pools.__exit__(*error)
+        self._pools.__exit__(*error)  # type: ignore[arg-type]
 
 
 class SlurmEngine(Engine):
