@@ -10,6 +10,7 @@ from scipy import stats
 __all__ = ["bootstrap_interval", "hierarchical_interval", "interquartile_mean", "interval_over_seeds"]
 
 CONFIDENCE: Final = 0.95
+_AT_ONCE: Final = 100
 
 
 def interquartile_mean(values: npt.ArrayLike, axis: int = 0) -> Any:
@@ -63,17 +64,16 @@ def hierarchical_interval(
     Args:
         values: ``Float[num_seeds num_tasks]``.
         seed: Seeds the draws.
-        num_resamples: How many.
-        statistic: A number of ``Float[num_seeds num_tasks]``.
+        num_resamples: How many, in hundreds.
+        statistic: Of ``Float[... num_seeds num_tasks]``, ``Float[...]``.
     """
     values = np.asarray(values, dtype=np.float64)
     num_seeds, num_tasks = values.shape
     rng = np.random.default_rng(seed)
-    drawn = np.empty(num_resamples)
-    # One after the other: of 10 seeds and 300 tasks, all at once would take 50 MB.
-    for i in range(num_resamples):
-        rows = rng.integers(num_seeds, size=(num_seeds, 1))
-        drawn[i] = statistic(values[rows, rng.integers(num_tasks, size=(num_seeds, num_tasks))])
+    drawn = []
+    for _ in range(num_resamples // _AT_ONCE):  # all at once would take much memory
+        rows = rng.integers(num_seeds, size=(_AT_ONCE, num_seeds, 1))
+        drawn.append(statistic(values[rows, rng.integers(num_tasks, size=(_AT_ONCE, num_seeds, num_tasks))]))
     edge = 50.0 * (1.0 - CONFIDENCE)
-    low, high = np.percentile(drawn, [edge, 100.0 - edge])
+    low, high = np.percentile(np.concatenate(drawn), [edge, 100.0 - edge])
     return float(low), float(high)

@@ -140,7 +140,7 @@ class Scoreboard:
             interval = bootstrap_interval(values, 0, statistic=interquartile_mean)
             return f"{Estimate(float(interquartile_mean(values)), *interval):.2f}"
 
-        title = f"{name}, interquartile mean of returns / {best:g} over contexts and seeds"
+        title = f"{name}: interquartile mean of returns / {best:g} over contexts and seeds"
         return self._table(title, name, cell)
 
     def by_distance(self, name: str) -> Table:

@@ -15,7 +15,8 @@ _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --strong: #2563eb; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 0 auto; padding: 1rem 1rem 4rem; }
 h1 { font-size: 1.7rem; margin: 1rem 0 .3rem; }
-h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; }
+h2 { font-size: 1.35rem; margin: 2.6rem 0 .5rem; border-top: 1px solid var(--line); padding-top: 1rem; }
+h3 { font-size: 1rem; margin: 1.5rem 0 .4rem; }
 nav { display: flex; flex-wrap: wrap; gap: .3rem .9rem; margin: 1rem 0; }
 a { color: var(--strong); }
 figure { margin: 1rem 0; }
@@ -47,7 +48,7 @@ def write_markdown(title: str, introduction: str, tables: Sequence[Table], path:
 
 
 def write_page(
-    title: str, introduction: str, tables: Sequence[Table], pictures: Mapping[Path, str], command: str, path: Path
+    title: str, introduction: str, tables: Sequence[Table], pictures: Mapping[str, Path], command: str, path: Path
 ) -> None:
     """Write one page in HTML, with the pictures inside.
 
@@ -55,21 +56,26 @@ def write_page(
         title: The heading.
         introduction: What stands below it, a paragraph.
         tables: The tables.
-        pictures: Files of pictures in PNG, with what they show.
+        pictures: Of each family its picture of mean returns, in PNG.
         command: The command that makes the page again.
         path: The file, which is replaced as a whole.
     """
-    links = " ".join(f'<a href="#{_anchor(table)}">{html.escape(table.title)}</a>' for table in tables)
+    groups: dict[str, list[Table]] = {}
+    for table in tables:
+        groups.setdefault(_group(table), []).append(table)
+    links = " ".join(f'<a href="#{_anchor(group)}">{html.escape(group)}</a>' for group in groups)
     parts = [
         "<!doctype html>",
         f'<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>',
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>',
-        f"<h1>{html.escape(title)}</h1><p>{html.escape(introduction)}</p>",
-        *(_as_figure(picture, text) for picture, text in pictures.items()),
-        f"<nav>{links}</nav>",
-        *map(_as_html, tables),
-        f'<p class="note">Made by</p><pre>{html.escape(command)}</pre></body></html>',
+        f"<h1>{html.escape(title)}</h1><p>{html.escape(introduction)}</p><nav>{links}</nav>",
     ]
+    for group, of_group in groups.items():
+        parts.append(f'<h2 id="{_anchor(group)}">{html.escape(group)}</h2>')
+        if group in pictures:
+            parts.append(_as_figure(pictures[group], f"{group}: mean return and 95 % interval, and each seed"))
+        parts += map(_as_html, of_group)
+    parts.append(f'<p class="note">Made by</p><pre>{html.escape(command)}</pre></body></html>')
     with replacing(path) as temporary:
         temporary.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
@@ -93,7 +99,8 @@ def _as_html(table: Table) -> str:
         for row in table.rows
     )
     body = f"<table><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table>"
-    return f'<h2 id="{_anchor(table)}">{html.escape(table.title)}</h2><div class="scroll">{body}</div>'
+    title = table.title.removeprefix(f"{_group(table)}: ")
+    return f'<h3>{html.escape(title[0].upper() + title[1:])}</h3><div class="scroll">{body}</div>'
 
 
 def _as_cell(cell: str) -> str:
@@ -102,5 +109,10 @@ def _as_cell(cell: str) -> str:
     return f"<b>{mean}</b> <small>[{interval}</small>" if bracket else mean
 
 
-def _anchor(table: Table) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in table.title.lower())
+def _group(table: Table) -> str:
+    """The family that a table is of, or what else it is about."""
+    return table.title.partition(": ")[0]
+
+
+def _anchor(group: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in group.lower())

@@ -66,12 +66,12 @@ def write_report(scoreboard: Scoreboard, command: str) -> list[Path]:
     for name in scoreboard.names:
         path = folder / f"returns-{name}.png"
         if _draw(scoreboard, name, path):
-            pictures[path] = f"{name}: mean return and 95 % interval of each agent, and each seed"
+            pictures[name] = path
     title = "Ways of coping with physics that one is not told about"
     write_markdown(title, _INTRODUCTION, tables, folder / "report.md")
     write_page(title, _INTRODUCTION, tables, pictures, command, folder / "report.html")
     write_scores(scoreboard, folder / "scores.npz")
-    return [folder / "report.html", folder / "report.md", *pictures, folder / "scores.npz"]
+    return [folder / "report.html", folder / "report.md", *pictures.values(), folder / "scores.npz"]
 
 
 def write_scores(scoreboard: Scoreboard, path: Path) -> None:
