@@ -38,7 +38,7 @@ from typing import Any
 import torch
 
 import ssm_metarl_gym  # noqa: F401 - registers the environments
-from ssm_metarl_gym.experiments.checks import check_output_folder
+from ssm_metarl_gym.experiments.checks import check_output_folder, explaining
 from ssm_metarl_gym.experiments.command_line import option, parse_options, refusing
 from ssm_metarl_gym.experiments.engines import ENGINES, make_engine
 from ssm_metarl_gym.experiments.jobs import JobsFailedError
@@ -46,7 +46,7 @@ from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.report import format_markdown
 from ssm_metarl_gym.experiments.runs import hold_output
 from ssm_metarl_gym.experiments.scoreboard.agents import AGENTS
-from ssm_metarl_gym.experiments.scoreboard.board import Board
+from ssm_metarl_gym.experiments.scoreboard.board import Board, find_maker
 from ssm_metarl_gym.experiments.scoreboard.figures import Scoreboard
 from ssm_metarl_gym.experiments.scoreboard.physics import PHYSICS
 from ssm_metarl_gym.experiments.scoreboard.plan import all_runs, run_all
@@ -116,11 +116,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     options = parse_options(Options, arguments, description=__doc__)
     failed: JobsFailedError | None = None
+    with refusing():
+        for maker in options.agent:
+            find_maker(maker)
+        with explaining(f"--engine {options.engine} cannot be used"):
+            engine = make_engine(options.engine, options.output, options.processes or None, options.engine_options)
     with hold_output(options.output):
         with refusing():
             scoreboard = options.scoreboard()
-            runs = list(all_runs(scoreboard.names, scoreboard.rows, scoreboard.steps, scoreboard.num_seeds))
-            engine = make_engine(options.engine, options.output, options.processes or None, options.engine_options)
+        runs = list(all_runs(scoreboard.names, scoreboard.rows, scoreboard.steps, scoreboard.num_seeds))
         try:
             run_all(runs, scoreboard.board, scoreboard.records, engine, ATTEMPTS)
         except JobsFailedError as error:

@@ -10,9 +10,15 @@ if __name__ == "__main__":
 
 import runpy
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run benchmark.py."""
+    benchmark = runpy.run_path(str(Path(__file__).with_name("benchmark.py")))
+    benchmark["main"](["--quick", *(sys.argv[1:] if arguments is None else arguments)])
+
+
 if __name__ == "__main__":
-    benchmark = Path(__file__).with_name("benchmark.py")
-    sys.argv = [str(benchmark), "--quick", *sys.argv[1:]]
-    runpy.run_path(str(benchmark), run_name="__main__")
+    main()

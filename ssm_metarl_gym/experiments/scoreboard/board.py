@@ -24,6 +24,7 @@ from ssm_metarl_gym.agents import (
     SSMFeaturesExtractor,
 )
 from ssm_metarl_gym.envs.making import make_rows
+from ssm_metarl_gym.experiments.checks import explaining
 from ssm_metarl_gym.experiments.dynamics_models import load_weights, make_model, save_weights
 from ssm_metarl_gym.experiments.saved_agents import find_algorithm
 from ssm_metarl_gym.experiments.scoreboard.agents import CORRECTED, TRAINED, agent_of
@@ -33,7 +34,16 @@ from ssm_metarl_gym.wrappers import SB3VecEnv, VectorActionCorrection, VectorOnl
 
 Line = dict[str, Any]  # of what is known: what something took, or an evaluation
 
-__all__ = ["Board", "fit_map_model", "learn_policy", "load_policy", "make_env", "make_own_agent", "meta_train"]
+__all__ = [
+    "Board",
+    "find_maker",
+    "fit_map_model",
+    "learn_policy",
+    "load_policy",
+    "make_env",
+    "make_own_agent",
+    "meta_train",
+]
 
 NUM_TRAINING_ENVS, ROLLOUT_LENGTH, NUM_EPOCHS = 64, 32, 8
 META_UPDATES, INNER_STEPS, NUM_STREAMS = 1_500, 3, 1_000
@@ -149,6 +159,19 @@ def load_policy(board: Board, name: str, row: str, seed: int, steps: int, env: V
     return find_algorithm(agent_of(row).algorithm).load(path, device="cpu"), scaled
 
 
+def find_maker(maker: str) -> Any:
+    """The function that makes a user's agent, ``"module:function"``.
+
+    Raises:
+        ValueError: It cannot be imported.
+    """
+    module, colon, function = maker.partition(":")
+    if not (module and colon and function):
+        raise ValueError(f"an agent of your own must be module:function; got {maker!r}.")
+    with explaining(f"the agent {maker} cannot be imported"):
+        return getattr(importlib.import_module(module), function)
+
+
 def make_own_agent(name: str, maker: str, seed: int, steps: int) -> tuple[Any, Line]:
     """An agent of a user's, which has learned, if it can, and what that took.
 
@@ -159,10 +182,9 @@ def make_own_agent(name: str, maker: str, seed: int, steps: int) -> tuple[Any, L
         seed: Its seed.
         steps: Steps to learn.
     """
-    module, _, function = maker.partition(":")
     started = time.process_time()
     env = make_sb3_env(PHYSICS[name].env_id, NUM_TRAINING_ENVS, split="train", **PHYSICS[name].env_kwargs)
-    agent = getattr(importlib.import_module(module), function)(env, seed=spread_seed(seed))
+    agent = find_maker(maker)(env, seed=spread_seed(seed))
     if hasattr(agent, "learn"):
         agent.learn(steps)
     return agent, _costs(name, f"policy, {maker}", seed, started, steps if hasattr(agent, "learn") else 0)
