@@ -48,7 +48,7 @@ from ssm_metarl_gym.experiments.runs import hold_output
 from ssm_metarl_gym.experiments.scoreboard.agents import AGENTS
 from ssm_metarl_gym.experiments.scoreboard.board import Board, find_maker
 from ssm_metarl_gym.experiments.scoreboard.figures import Scoreboard
-from ssm_metarl_gym.experiments.scoreboard.physics import PHYSICS
+from ssm_metarl_gym.experiments.scoreboard.physics import physics_of
 from ssm_metarl_gym.experiments.scoreboard.plan import all_runs, run_all
 from ssm_metarl_gym.experiments.scoreboard.summary import write_report
 from ssm_metarl_gym.experiments.signals import stoppable
@@ -57,10 +57,11 @@ FAMILIES = (
     *("CartPolePolarity", "PendulumPolarity", "PointActuators-2", "PointActuators-4"),
     *("DoubleIntegrator", "DoubleIntegratorFriction", "ComplexODE", "CartPole", "Pendulum"),
 )
-QUICK_FAMILIES = ("CartPolePolarity", "PendulumPolarity", "PointActuators-2")
+QUICK_FAMILIES = FAMILIES[:3]
 QUICK_AGENTS = (
     *("as_is", "corrected_filter", "corrected_gradients", "domain_randomisation", "told", "one_transition", "ssm_ppo"),
 )
+FAMILIES_HELP = f"of {', '.join(FAMILIES)}, or module:physics of your own (none: these; quick: the first three)"
 ATTEMPTS = 2  # of a run, before it is named as failed
 
 
@@ -69,12 +70,7 @@ class Options:
     """The command line."""
 
     quick: bool = option(False, "few agents and families, two seeds, a fourth of the steps: some minutes")
-    families: tuple[str, ...] = option(
-        (),
-        "families (none: all but most dimensions of PointActuators; quick: three)",
-        choices=list(PHYSICS),
-        may_be_empty=True,
-    )
+    families: tuple[str, ...] = option((), FAMILIES_HELP, may_be_empty=True)
     agents: tuple[str, ...] = option((), "agents (none: all; quick: seven)", choices=list(AGENTS), may_be_empty=True)
     agent: tuple[str, ...] = option((), "agents of your own, module:function each", may_be_empty=True)
     steps: tuple[int, ...] = option(
@@ -117,6 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_options(Options, arguments, description=__doc__)
     failed: JobsFailedError | None = None
     with refusing():
+        for name in options.families:
+            physics_of(name)
         for maker in options.agent:
             find_maker(maker)
         with explaining(f"--engine {options.engine} cannot be used"):

@@ -28,7 +28,7 @@ from ssm_metarl_gym.experiments.checks import explaining
 from ssm_metarl_gym.experiments.dynamics_models import load_weights, make_model, save_weights
 from ssm_metarl_gym.experiments.saved_agents import find_algorithm
 from ssm_metarl_gym.experiments.scoreboard.agents import CORRECTED, TRAINED, agent_of
-from ssm_metarl_gym.experiments.scoreboard.physics import PHYSICS
+from ssm_metarl_gym.experiments.scoreboard.physics import physics_of
 from ssm_metarl_gym.files import replacing, write_json
 from ssm_metarl_gym.wrappers import SB3VecEnv, VectorActionCorrection, VectorOnlineAdaptation, make_sb3_env
 
@@ -80,7 +80,7 @@ class Board:
 
     def nominal_steps(self, name: str) -> int:
         """Steps of the policy of the nominal physics."""
-        return self.scaled(PHYSICS[name].nominal_steps)
+        return self.scaled(physics_of(name).nominal_steps)
 
 
 def make_env(board: Board, name: str, row: str, seed: int, num_rows: int, **env_kwargs: Any) -> VecEnv:
@@ -94,7 +94,7 @@ def make_env(board: Board, name: str, row: str, seed: int, num_rows: int, **env_
         num_rows: Number of rows.
         **env_kwargs: Arguments of the environment.
     """
-    physics, agent = PHYSICS[name], agent_of(row)
+    physics, agent = physics_of(name), agent_of(row)
     env_kwargs = {**physics.env_kwargs, **env_kwargs, "context": agent.context}
     if row == "as_is" or (row not in CORRECTED and not agent.sees_predictions):
         return make_sb3_env(physics.env_id, num_rows, observation=agent.observation, **env_kwargs)
@@ -120,7 +120,7 @@ def learn_policy(board: Board, name: str, row: str, seed: int, steps: int) -> li
     path = board.stem(name, seed, f"{row} {steps}").with_suffix(".zip")
     if path.exists():
         return _read_costs(path)
-    started, physics, agent = time.process_time(), PHYSICS[name], agent_of(row)
+    started, physics, agent = time.process_time(), physics_of(name), agent_of(row)
     tasks: dict[str, Any] = {"split": "train"} if row in TRAINED else {"task": {}}
     if agent.switch_probability and physics.changes:
         tasks["switch"] = {"probability": agent.switch_probability}
@@ -183,7 +183,7 @@ def make_own_agent(name: str, maker: str, seed: int, steps: int) -> tuple[Any, L
         steps: Steps to learn.
     """
     started = time.process_time()
-    env = make_sb3_env(PHYSICS[name].env_id, NUM_TRAINING_ENVS, split="train", **PHYSICS[name].env_kwargs)
+    env = make_sb3_env(physics_of(name).env_id, NUM_TRAINING_ENVS, split="train", **physics_of(name).env_kwargs)
     agent = find_maker(maker)(env, seed=spread_seed(seed))
     if hasattr(agent, "learn"):
         agent.learn(steps)
@@ -218,7 +218,7 @@ def meta_train(board: Board, name: str, seed: int, adapting: str = "last_layer")
     path = board.stem(name, seed, _model_name(adapting)).with_suffix(".pt")
     if path.exists():
         return _read_costs(path)
-    started, physics = time.process_time(), PHYSICS[name]
+    started, physics = time.process_time(), physics_of(name)
     torch.manual_seed(seed)
     trainer = MetaTrainer(
         physics.env_id,
@@ -251,7 +251,7 @@ def _model_name(adapting: str) -> str:
 
 
 def _make_model(name: str, adapting: Any) -> DynamicsModel:
-    return make_model(PHYSICS[name].env_id, adapting, **PHYSICS[name].env_kwargs)
+    return make_model(physics_of(name).env_id, adapting, **physics_of(name).env_kwargs)
 
 
 def _load_trainer(board: Board, name: str, seed: int, adapting: str) -> MetaTrainer:
@@ -261,7 +261,7 @@ def _load_trainer(board: Board, name: str, seed: int, adapting: str) -> MetaTrai
 
 def _make_map_model(name: str) -> DynamicsModel:
     """An untrained model of the dynamics that adapts a map of the actions, as small as such physics need."""
-    envs = make_rows(PHYSICS[name].env_id, 1, **PHYSICS[name].env_kwargs)
+    envs = make_rows(physics_of(name).env_id, 1, **physics_of(name).env_kwargs)
     spaces = envs.single_observation_space, envs.single_action_space
     core = nn.Sequential(nn.Linear(DynamicsModel.input_dim(*spaces), 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh())
     return DynamicsModel(*spaces, core, adapts="action_map")
@@ -270,7 +270,7 @@ def _make_map_model(name: str) -> DynamicsModel:
 def _load_filter(board: Board, name: str, seed: int) -> KalmanAdapter:
     model = _make_map_model(name)
     model.load_state_dict(torch.load(board.stem(name, seed, "map").with_suffix(".pt"), weights_only=True))
-    return KalmanAdapter(model, mixed=PHYSICS[name].mixes_actions)
+    return KalmanAdapter(model, mixed=physics_of(name).mixes_actions)
 
 
 def _costs(name: str, what: str, seed: int, started: float, steps: int) -> Line:

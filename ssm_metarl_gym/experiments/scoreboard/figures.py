@@ -14,7 +14,7 @@ import numpy as np
 from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.report import Estimate, estimate
 from ssm_metarl_gym.experiments.scoreboard.board import Board
-from ssm_metarl_gym.experiments.scoreboard.physics import AIB, PHYSICS, columns_of, context_distances
+from ssm_metarl_gym.experiments.scoreboard.physics import AIB, columns_of, context_distances, physics_of
 from ssm_metarl_gym.experiments.scoreboard.plan import Run, all_runs, key_of, returns_in
 from ssm_metarl_gym.experiments.statistics import bootstrap_interval, hierarchical_interval, interquartile_mean
 
@@ -133,7 +133,7 @@ class Scoreboard:
 
     def scaled(self, name: str) -> Table:
         """Of AIB's environments: interquartile means over contexts and seeds, in units of the best return."""
-        best = PHYSICS[name].best
+        best = physics_of(name).best
 
         def cell(returns: list[list[float]], _: str) -> str:
             values = context_means(returns).ravel() / best
@@ -178,7 +178,7 @@ class Scoreboard:
             found += [self.improvements(name)]
             if name in AIB:
                 found += [self.scaled(name), self.by_distance(name)]
-            if PHYSICS[name].changes:
+            if physics_of(name).changes:
                 found.append(self.around_a_change(name))
         return [table for table in [*found, self.costs()] if table.rows]
 

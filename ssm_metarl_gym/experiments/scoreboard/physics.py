@@ -1,5 +1,7 @@
 """Where agents are compared, how PPO learns there, and the columns of a table."""
 
+import importlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -7,11 +9,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from ssm_metarl_gym.checks import check_choice
+from ssm_metarl_gym.experiments.checks import explaining
 from ssm_metarl_gym.tasks.aib import AIB_CONTEXTS
 from ssm_metarl_gym.tasks.families import FAMILIES
 from ssm_metarl_gym.tasks.task import TaskBatch
 
-__all__ = ["AIB", "PHYSICS", "WARM_UP", "Physics", "columns_of", "context_distances"]
+__all__ = ["AIB", "PHYSICS", "WARM_UP", "Physics", "columns_of", "context_distances", "physics_of"]
 
 # AIB's unscored steps before every episode.
 WARM_UP: Final = 24
@@ -22,7 +26,7 @@ class Physics:
     """A family of environments and how PPO learns in it.
 
     Attributes:
-        family: The name of the family.
+        family: The name of the family, or the id of an environment.
         gamma: PPO's discount.
         nominal_steps: Steps of the policy of the nominal physics.
         length: Steps of an episode.
@@ -52,7 +56,7 @@ class Physics:
     @property
     def env_id(self) -> str:
         """The id of the environment."""
-        return f"ssm_metarl/{self.family}-v0"
+        return self.family if re.search(r"-v\d+$", self.family) else f"ssm_metarl/{self.family}-v0"
 
 
 AIB: Final = tuple(AIB_CONTEXTS)
@@ -79,14 +83,31 @@ PHYSICS: Final[dict[str, Physics]] = {
 }
 
 
+def physics_of(name: str) -> Physics:
+    """The physics of a name: of ``PHYSICS``, or a user's, ``"module:name"``.
+
+    Raises:
+        ValueError: There are none of that name.
+    """
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        check_choice("a family", name, list(PHYSICS))
+        return PHYSICS[name]
+    with explaining(f"the family {name} cannot be imported"):
+        physics = getattr(importlib.import_module(module), attribute)
+    if not isinstance(physics, Physics):
+        raise ValueError(f"a family of your own must be a Physics; {name} is a {type(physics).__name__}.")
+    return physics
+
+
 def columns_of(name: str, num_tasks: int) -> dict[str, dict[str, Any]]:
     """Where agents are evaluated in some physics: the arguments of the environments, by column.
 
     Args:
-        name: A name of ``PHYSICS``.
+        name: The name, as for :func:`physics_of`.
         num_tasks: Number of tasks, which AIB's contexts fill in turn.
     """
-    physics = PHYSICS[name]
+    physics = physics_of(name)
     half = physics.length // 2
     if name not in AIB:
         columns: dict[str, dict[str, Any]] = {

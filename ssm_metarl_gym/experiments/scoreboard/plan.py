@@ -28,7 +28,7 @@ from ssm_metarl_gym.experiments.scoreboard.board import (
     make_own_agent,
     meta_train,
 )
-from ssm_metarl_gym.experiments.scoreboard.physics import PHYSICS, columns_of
+from ssm_metarl_gym.experiments.scoreboard.physics import columns_of, physics_of
 
 __all__ = ["RULE", "Run", "all_runs", "key_of", "num_evaluations", "plan_jobs", "returns_in", "run_all", "run_row"]
 
@@ -106,7 +106,7 @@ def run_row(board: Board, run: Run, columns: Sequence[str]) -> list[Line]:
         rewards = evaluate(policy, env, seed=EVALUATION_SEED + 1_000 * seed)
         line: Line = {"returns": np.round(returns_of(rewards), 3).tolist()}
         if column == "switch":
-            line["around"] = _around_the_switch(rewards, PHYSICS[name].length // 2)
+            line["around"] = _around_the_switch(rewards, physics_of(name).length // 2)
         line["cpu_seconds"] = round(time.process_time() - started, 1)
         lines.append({**key_of(board, run, column), **line, "versions": _versions()})
         add_progress(1)
@@ -191,7 +191,7 @@ def _around_the_switch(rewards: Sequence[Sequence[float]], step: int) -> list[li
 
 
 def _has_a_map(name: str) -> bool:
-    env = gym.make(PHYSICS[name].env_id, **PHYSICS[name].env_kwargs)
+    env = gym.make(physics_of(name).env_id, **physics_of(name).env_kwargs)
     env.close()
     return isinstance(env.action_space, gym.spaces.Box)
 

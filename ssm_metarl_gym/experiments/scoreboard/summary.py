@@ -41,16 +41,21 @@ def find_scoreboard(folder: Path) -> Scoreboard:
         raise ValueError(f"a folder must hold the runs.jsonl of a benchmark; {folder} holds no evaluation.")
     kinds = Counter((line["num_tasks"], line.get("percent", 100)) for line in lines)
     num_tasks, percent = kinds.most_common(1)[0][0]
-    known = [line for line in lines if line["physics"] in PHYSICS]
-    agents = dict.fromkeys([*AGENTS, *(line["row"] for line in known)])
-    found = {line["row"] for line in known}
+    # In the order of what is known here, what is a user's behind it.
+    names, agents = (
+        [name for name in dict.fromkeys([*ordered, *found]) if name in found]
+        for ordered, found in (
+            (PHYSICS, dict.fromkeys(line["physics"] for line in lines)),
+            (AGENTS, dict.fromkeys(line["row"] for line in lines)),
+        )
+    )
     return Scoreboard(
         Board(folder, num_tasks, percent),
         records,
-        [name for name in PHYSICS if any(line["physics"] == name for line in known)],
-        [row for row in agents if row in found],
-        sorted({line["steps"] for line in known if line["steps"]}),
-        1 + max(line["seed"] for line in known),
+        names,
+        agents,
+        sorted({line["steps"] for line in lines if line["steps"]}),
+        1 + max(line["seed"] for line in lines),
     )
 
 
