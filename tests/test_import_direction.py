@@ -77,7 +77,18 @@ ALLOWED = {
         "agents.layers",
         "agents.ssm",
     },
-    "experiments": {"_version", "agents.models", "checks", "envs", "envs.making", "files", "seeding", "wrappers"},
+    "experiments": {
+        "_version",
+        "agents",
+        "agents.models",
+        "checks",
+        "envs",
+        "envs.making",
+        "files",
+        "seeding",
+        "tasks",
+        "wrappers",
+    },
 }
 # What is not of agents or wrappers must not pull in torch: the environments are usable without it.
 LIGHT = {"gymnasium", "mujoco", "numpy", "pygame", "typing_extensions"}
