@@ -19,6 +19,7 @@ BOUNDS = AdaptationConfig(
 GENTLE = replace(BOUNDS, lr=0.01)  # so that no rounding is amplified by one step after the other
 REVERSED = {"split": "extrapolation"}
 SWITCHING = REVERSED | {"switch": {"step": 30}}
+EFFECT = {"match": "effect", "regularisation": 1.0}
 ERRORS = ("adapted_error", "reference_error")
 OPEN = {"gate": 0.0, "effect_gate": 1.0, "prior_steps": 0.0}
 
@@ -55,13 +56,18 @@ def mixed_filter(model):
 WAYS = {
     "choices": (CARTPOLE, gradients, "last_layer", SWITCHING),
     "torques": (PENDULUM, gradients, "last_layer", SWITCHING | {"make_core": double, "correction": OPEN}),
-    "filter": (PENDULUM, KalmanAdapter, "action_map", SWITCHING | {"correction": {"map_gate": 0.5}}),
+    "filter": (
+        PENDULUM,
+        KalmanAdapter,
+        "action_map",
+        SWITCHING | {"make_core": double, "correction": {"map_gate": 0.5}},
+    ),
 }
 MORE_WAYS = {
     "nominal torques": (PENDULUM, gradients, "last_layer", {"task": {}}),
     "all layers": (CARTPOLE, gentle, "all", SWITCHING | {"online": {"loss_fn": nn.HuberLoss(delta=0.5)}}),
     "all layers of a state-space model": (
-        PENDULUM, gentle, "all", SWITCHING | {"make_core": double_ssm, "correction": OPEN | {"match": "effect"}}
+        PENDULUM, gentle, "all", SWITCHING | {"make_core": double_ssm, "correction": OPEN | EFFECT}
     ),
     "last layer of a state-space model": (CARTPOLE, gradients, "last_layer", SWITCHING | {"make_core": small_ssm}),
     "squares of choices": (CARTPOLE, squares, "last_layer", SWITCHING),
@@ -79,7 +85,7 @@ MORE_WAYS = {
     "gradients on a map": (
         PENDULUM, gentle, "action_map", SWITCHING | {"online": {"loss_fn": nn.L1Loss(reduction="sum")}}
     ),
-    "a mix": (PENDULUM, mixed_filter, "action_map", REVERSED | {"correction": {"map_gate": 0.0}}),
+    "a mix": (PENDULUM, mixed_filter, "action_map", REVERSED | {"make_core": double, "correction": {"map_gate": 0.0}}),
 }  # fmt: skip
 ways = pytest.mark.parametrize("way", [*WAYS, *(pytest.param(way, marks=pytest.mark.slow) for way in MORE_WAYS)])
 
