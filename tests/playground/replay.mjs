@@ -3,9 +3,7 @@
 import { readFileSync } from "node:fs";
 import { pathToFileURL } from "node:url";
 
-const { site, bundle, physics, task, start, restarts, numSteps, changes, corruption } = JSON.parse(
-  readFileSync(0, "utf8"),
-);
+const { site, bundle, physics, task, start, restarts, numSteps, changes, wrong } = JSON.parse(readFileSync(0, "utf8"));
 const load = (name) => import(pathToFileURL(`${site}/${name}`));
 const families = await load("physics.mjs");
 const { readBundle } = await load("bundle.mjs");
@@ -17,13 +15,15 @@ const side = new Side(families[physics], read, true);
 side.physics.task = { ...side.physics.task, ...task };
 side.begin(start);
 let before = null;
+let numChanges = 0;
 const steps = [];
 for (let i = 0; i < numSteps; i++) {
   if (changes[i]) side.physics.task = { ...side.physics.task, ...changes[i] };
   const corrupt = (change) => {
     const earlier = before ?? change;
     before = change;
-    return corruption.steps.includes(i) ? CORRUPTIONS[corruption.kind](change, earlier) : change;
+    const kind = wrong[numChanges++];
+    return kind ? CORRUPTIONS[kind](change, earlier) : change;
   };
   side.step({ drawState: () => restarts.shift(), corrupt });
   const { online, isOpen, adaptedError, referenceError, effect } = side.correction;

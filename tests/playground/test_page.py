@@ -25,11 +25,15 @@ FAMILIES = {
     "pendulum": ("Pendulum", "ssm_metarl/PendulumPolarity-v0", {"polarity": -1}),
     "point": ("PointActuators", "ssm_metarl/PointActuators-v0", {"map_0_0": -1.0}),
 }
-# What else is hidden from the start, and when the model is shown a wrong change.
-TASKS = {"cartpole": {"length": 0.8}, "pendulum": {"m": 1.2, "gain": 0.8}, "point": {"map_0_1": 0.4, "map_1_1": 0.7}}
+# What else is hidden from the start, how long an episode is, and when the model is shown a wrong change.
+TASKS = {
+    "cartpole": {"length": 0.1, "masspole": 0.5},
+    "pendulum": {"m": 1.2, "gain": 0.8},
+    "point": {"map_0_1": 0.4, "map_1_1": 0.7},
+}
 LENGTHS = {"cartpole": 200, "pendulum": 200, "point": 100}
 FLIP = 60
-CORRUPTED = {"none": ("outliers", []), **{kind: (kind, [30, 45, 90]) for kind in ("outliers", "NaN", "stuck", "late")}}
+WRONG = {30: "outliers", 45: "NaN", 75: "stuck", 90: "late"}
 
 
 def read_bundle(path):
@@ -63,12 +67,16 @@ def make_policy(described, tensors):
         seen = np.clip((observation - scaling["mean"]) / scaling["scale"], -clip, clip).astype(np.float32)
         with torch.no_grad():
             output = network(torch.as_tensor(seen).double()).numpy()
-        return int(output.argmax()) if described["policy"]["output"] == "argmax" else np.clip(output, -1.0, 1.0).astype(np.float32)
+        return (
+            int(output.argmax())
+            if described["policy"]["output"] == "argmax"
+            else np.clip(output, -1.0, 1.0).astype(np.float32)
+        )
 
     return act
 
 
-def wrap(described, tensors, env, corruption):
+def wrap(described, tensors, env):
     """The environment in both wrappers, whose model is told wrong changes in some steps."""
     models = {}
     for name in ("model", "reference"):
@@ -86,28 +94,28 @@ def wrap(described, tensors, env, corruption):
     adapter = Adapter(models["model"], AdaptationConfig(**bounds, ema_decay=0.99, entropy_weight=0.0))
     online = {name: value for name, value in described["online"].items() if name != "loss"}
     env = OnlineAdaptation(env, adapter, **online)
-    kind, steps = corruption
     number, before, targets = 0, None, env.model.targets
 
     def corrupted(*transition):
         nonlocal number, before
         true = targets(*transition)
         before, earlier = true, true if before is None else before
-        wrong = earlier if kind == "late" else {"outliers": 100.0, "NaN": np.nan, "stuck": 0.0}[kind] * true
+        kind = WRONG.get(number)
         number += 1
-        return wrong if number - 1 in steps else true
+        factors = {None: 1.0, "outliers": 100.0, "NaN": np.nan, "stuck": 0.0}
+        return earlier if kind == "late" else factors[kind] * true
 
     env.model.targets = corrupted
     options = {name: float(value) if value == "inf" else value for name, value in described["correction"].items()}
     return ActionCorrection(env, models["reference"], **options)
 
 
-def play(name, *, seed, changes, corruption):
+def play(name, *, seed, changes):
     """An episode of Python's, in the form of that of the page, with its start and those after falls."""
     _, env_id, _ = FAMILIES[name]
     described, tensors = read_bundle(SITE / f"{name}.safetensors")
     base = gym.make(env_id, task=TASKS[name])
-    env, act = wrap(described, tensors, base, corruption), make_policy(described, tensors)
+    env, act = wrap(described, tensors, base), make_policy(described, tensors)
     observation, _ = env.reset(seed=seed)
     start, restarts, steps = np.asarray(base.unwrapped.state).tolist(), [], []
     for i in range(LENGTHS[name]):
@@ -126,16 +134,17 @@ def play(name, *, seed, changes, corruption):
 
 
 @pytest.mark.skipif(NODE is None, reason="needs Node.js, which runs the page's JavaScript without a browser")
-@pytest.mark.parametrize("corruption", CORRUPTED)
-@pytest.mark.parametrize("name", FAMILIES)
-def test_an_episode_of_the_page_is_one_of_the_wrappers(name, corruption):
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "point" else pytest.mark.slow) for name in FAMILIES]
+)
+def test_an_episode_of_the_page_is_one_of_the_wrappers(name):
     physics, _, flip = FAMILIES[name]
     changes = {FLIP: flip}
-    corruption = CORRUPTED[corruption]
-    start, restarts, expected = play(name, seed=3, changes=changes, corruption=corruption)
+    start, restarts, expected = play(name, seed=3, changes=changes)
+    num_falls = len(restarts)
     request = {"site": str(SITE), "bundle": str(SITE / f"{name}.safetensors"), "physics": physics}
     request |= {"task": TASKS[name], "start": start, "restarts": restarts, "numSteps": LENGTHS[name]}
-    request |= {"changes": changes, "corruption": {"kind": corruption[0], "steps": corruption[1]}}
+    request |= {"changes": changes, "wrong": WRONG}
     script = Path(__file__).with_name("replay.mjs")
     done = subprocess.run(  # noqa: S603
         [NODE, str(script)], input=json.dumps(request), capture_output=True, text=True, check=True
@@ -143,10 +152,13 @@ def test_an_episode_of_the_page_is_one_of_the_wrappers(name, corruption):
     steps = json.loads(done.stdout)
     assert len(steps) == len(expected) == LENGTHS[name]
     assert any(step["gate_open"] for step in expected[FLIP:])
+    assert name != "cartpole" or num_falls  # after which another attempt begins
     for i, (step, one) in enumerate(zip(steps, expected, strict=True)):
         for key, value in one.items():
             got = np.ravel([np.nan if part is None else part for part in np.atleast_1d(step[key])]).astype(float)
             wanted = np.atleast_1d(np.nan if value is None else value).astype(float)
             if key == "error":  # infinite or no number: an outlier in any case, and JSON has neither
                 got, wanted = (np.where(np.isfinite(each), each, np.nan) for each in (got, wanted))
-            np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5, err_msg=f"step {i}, {key}")
+            # The effect of an action is found along its direction, which of an action of nearly 0 is hardly known.
+            tolerance = 1e-3 if key == "effect" and np.abs(one["asked"]).max() < 0.05 else 1e-5
+            np.testing.assert_allclose(got, wanted, rtol=tolerance, atol=tolerance, err_msg=f"step {i}, {key}")

@@ -49,7 +49,12 @@ export function drawChart(canvas, { capacity, lines, shaded = [], marks, range =
 
   context.fillStyle = colours.shade;
   const half = (column(1) - column(0)) / 2;
-  shaded.forEach((is, i) => is && context.fillRect(column(i) - half, TOP, 2 * half + 0.5, bottom - TOP));
+  for (let i = 0; i < shaded.length; i++) {
+    // All steps in a row at once: where two areas met, there would be a line.
+    const begin = i;
+    while (shaded[i]) i++;
+    if (i > begin) context.fillRect(column(begin) - half, TOP, 2 * half * (i - begin), bottom - TOP);
+  }
 
   context.font = "11px system-ui, sans-serif";
   context.textAlign = "right";

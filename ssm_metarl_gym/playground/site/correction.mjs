@@ -60,6 +60,8 @@ export class ActionCorrection {
   /** Take in the step that an action led to; see OnlineAdaptation. */
   advance(before, taken, observation, { restarted = false, corrupt } = {}) {
     const expected = this.#ask(this.reference, before, taken);
+    // Nothing learns from the way to another attempt, but a sensor that lags tells it a step later.
+    if (restarted) corrupt?.(this.online.model.targets(before, observation));
     this.online.advance(restarted ? null : before, taken, observation, corrupt);
     const { verdict, latest } = this.online;
     const isKept = latest !== null && !verdict.outlier && !verdict.suspicion;

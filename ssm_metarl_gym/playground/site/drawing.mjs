@@ -121,22 +121,7 @@ function drawPoint({ context, width, height }, { state, task, taken, trail }, co
 
 const PICTURES = { cartpole: drawCartPole, pendulum: drawPendulum, point: drawPoint };
 
-/** Draw one run: the physics in its state, and in its corner what is wrong with it. */
+/** Draw one run: the state of its physics, and what its motors do. */
 export function drawScene(canvas, name, scene, colours) {
-  const surface = prepare(canvas);
-  PICTURES[name](surface, scene, colours);
-  const { context, width } = surface;
-  const labels = [...scene.labels.map((text) => [text, colours.motor])];
-  context.font = "600 12px system-ui, sans-serif";
-  context.textBaseline = "top";
-  labels.forEach(([text, colour], i) => {
-    context.fillStyle = colour;
-    context.textAlign = "left";
-    context.fillText(text, 2, 4 + 16 * i);
-  });
-  if (scene.hasFallen) {
-    context.fillStyle = colours.motor;
-    context.textAlign = "right";
-    context.fillText("fell: another try", width - 2, 4);
-  }
+  PICTURES[name](prepare(canvas), scene, colours);
 }

@@ -10,7 +10,12 @@ const CAPACITY = 300; // steps on a chart
 const TRAIL = 30; // positions that are shown of a point
 const KEYS_OF_MOTORS = ["F", "G"];
 const COLOURS = ["ink", "soft", "line", "card", "as-is", "corrected", "reference", "good", "distance", "shade"];
-const CORRUPTION_WORDS = { outliers: "100 times the change", NaN: "no number", stuck: "no change", late: "a step late" };
+const CORRUPTION_WORDS = {
+  outliers: "100 times too large",
+  NaN: "not a number",
+  stuck: "stuck",
+  late: "a step late",
+};
 
 const find = (id) => document.getElementById(id);
 const make = (tag, attributes = {}, ...children) => {
@@ -64,7 +69,7 @@ async function chooseFamily(family) {
     showSliders();
     applySensors();
     beginEpisode();
-    page.experiment.sides.forEach((_, i) => find(`scene-${i}`).setAttribute("data-family", family.name));
+    find("problem").hidden = true;
     document.body.dataset.ready = family.name;
   } catch (error) {
     find("problem").textContent = `Something went wrong: ${error.message}`;
@@ -179,16 +184,21 @@ function readColours() {
 function draw() {
   const { experiment, family, values } = page;
   const { sides, numSteps } = experiment;
-  const labels = family.motors.flatMap((name, i) => (values[`reversed${i}`] ? [`${name} is reversed`] : []));
+  const reversed = family.motors.filter((_, i) => values[`reversed${i}`]);
   sides.forEach((side, i) => {
     const hasFallen = numSteps - page.lastFalls[i] < 12;
+    const wrong = reversed.length ? `${reversed.join(" and ")} reversed` : "";
+    find(`wrong-${i}`).textContent = hasFallen ? "fell: another try" : wrong;
     const scene = { state: side.physics.state, task: experiment.task, taken: numSteps ? side.taken : null };
     drawScene(
       find(`scene-${i}`),
       family.name,
-      { ...scene, labels, hasFallen, trail: page.trails[i] },
+      { ...scene, trail: page.trails[i] },
       { ...colours, side: colours[i ? "corrected" : "as-is"] },
     );
+    find(`action-${i}`).textContent = numSteps
+      ? `asks for ${family.nameAction(side.asked)}, takes ${family.nameAction(side.taken)}`
+      : "";
     find(`return-${i}`).textContent = returnOf(side).toFixed(1);
     find(`falls-${i}`).textContent = family.name === "cartpole" ? `falls: ${side.numFalls}` : "";
   });
@@ -202,7 +212,7 @@ function draw() {
 function drawCharts() {
   const { rows } = page.history;
   const column = (read) => rows.map(read);
-  const marks = rows.flatMap(({ mark }, index) => (mark ? [{ index, text: mark.text, colour: colours[mark.colour] }] : []));
+  const marks = rows.flatMap(({ mark }, index) => (mark ? [{ ...mark, index, colour: colours[mark.colour] }] : []));
   const shaded = column(({ isOpen }) => isOpen);
   const common = { capacity: CAPACITY, marks };
   const unmarked = marks.map((mark) => ({ ...mark, text: "" }));
@@ -224,17 +234,24 @@ function drawCharts() {
       range: [1e-5, 100],
       isLogarithmic: true,
     },
-    `Prediction errors: of the model that adapts ${told(latest?.adaptedError)}, of the other ${told(latest?.referenceError)}`,
+    `Errors: of the model that adapts ${told(latest?.adaptedError)}, of the other ${told(latest?.referenceError)}`,
   );
   chart(
     "distance",
-    { lines: [{ values: column(({ distance }) => distance), colour: colours.distance }], range: [0, 0.1], marks: unmarked },
+    {
+      lines: [{ values: column(({ distance }) => distance), colour: colours.distance }],
+      range: [0, 0.1],
+      marks: unmarked,
+    },
     `Distance of the weights: ${told(latest?.distance)}`,
   );
   chart(
     "return",
     {
-      lines: [0, 1].map((i) => ({ values: column(({ returns }) => returns[i]), colour: colours[i ? "corrected" : "as-is"] })),
+      lines: ["as-is", "corrected"].map((name, i) => ({
+        values: column(({ returns }) => returns[i]),
+        colour: colours[name],
+      })),
       range: [0, 1],
       marks: unmarked,
     },
@@ -245,11 +262,12 @@ function drawCharts() {
 function showFlips() {
   const buttons = page.family.motors.map((name, i) => {
     const isReversed = page.values[`reversed${i}`];
-    const found = find(`flip-${i}`) ?? make("button", { type: "button", id: `flip-${i}`, "aria-keyshortcuts": KEYS_OF_MOTORS[i] });
-    found.onclick = () => flip(i);
-    found.setAttribute("aria-pressed", String(isReversed));
-    found.replaceChildren(`${isReversed ? "Put" : "Reverse"} ${name}${isReversed ? " right" : ""} `, make("kbd", {}, KEYS_OF_MOTORS[i]));
-    return found;
+    const key = KEYS_OF_MOTORS[i];
+    const button = find(`flip-${i}`) ?? make("button", { type: "button", id: `flip-${i}`, "aria-keyshortcuts": key });
+    button.onclick = () => flip(i);
+    button.replaceChildren(isReversed ? `Put ${name} right ` : `Reverse ${name} `, make("kbd", {}, key));
+    button.classList.toggle("reversed", isReversed);
+    return button;
   });
   const bar = find("flips");
   // What has the focus must not be taken off the page.
@@ -296,8 +314,8 @@ function showSliders() {
 
 function showSensors() {
   const { sensors } = page;
-  const noise = { id: "slider-noise", label: "Noise on what is observed", unit: "", low: 0, high: 0.05, step: 0.005 };
-  const share = { id: "slider-share", label: "Wrong changes told to the model", unit: "%", low: 0, high: 50, step: 5 };
+  const noise = { id: "slider-noise", label: "Noise on the readings", unit: "", low: 0, high: 0.05, step: 0.005 };
+  const share = { id: "slider-share", label: "Faulty readings (model only)", unit: "%", low: 0, high: 50, step: 5 };
   const select = make("select", { id: "kind" });
   for (const kind of Object.keys(CORRUPTIONS)) select.append(make("option", { value: kind }, CORRUPTION_WORDS[kind]));
   select.addEventListener("change", () => {
@@ -349,7 +367,7 @@ function start() {
   for (const family of FAMILIES) {
     const input = make("input", { type: "radio", name: "task", id: `task-${family.name}` });
     input.addEventListener("change", () => chooseFamily(family));
-    find("tasks").append(make("label", {}, input, family.title));
+    find("tasks").append(make("label", {}, input, family.title, make("span", { class: "what" }, `: ${family.goal}`)));
   }
   showSensors();
   find("pause").onclick = ACTIONS[" "];
@@ -373,6 +391,7 @@ function start() {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   addEventListener("resize", redraw);
   readColours();
+  if (matchMedia("(prefers-reduced-motion: reduce)").matches) setRunning(false);
   chooseFamily(FAMILIES[0]).then(() => requestAnimationFrame(frame));
 }
 

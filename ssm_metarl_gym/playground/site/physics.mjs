@@ -1,7 +1,7 @@
 // The physics of three families of environments, step by step as ssm_metarl_gym.envs has them.
 //
-// A task holds what is hidden, by the names that the tasks of Python have. Physics are stepped in double precision; what
-// is seen of a state is rounded to single precision, as there.
+// A task holds what is hidden, by the names that the tasks of Python have. Physics are stepped in double precision, and
+// what is seen of a state is rounded to single precision, as there.
 
 const wrapAngle = (angle) => {
   const turn = 2 * Math.PI;
