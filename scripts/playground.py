@@ -32,6 +32,10 @@ class Options:
     train: bool = option(False, "train what the page shows anew, and serve nothing")
     output: Path = option(SITE, "the folder that --train writes to")
 
+    def __post_init__(self) -> None:
+        if self.output != SITE and not self.train:
+            raise ValueError(f"--output must come with --train, which alone writes; got {self.output}.")
+
 
 def train(options: Options) -> None:
     """Train what the page shows."""
@@ -42,18 +46,13 @@ def train(options: Options) -> None:
     from ssm_metarl_gym.playground.training import FILES, train_bundles
 
     with refusing():
-        check_output_folder(options.output, "--output", file_names=FILES)
+        check_output_folder(options.output, file_names=FILES)
     torch.set_num_threads(1)
     train_bundles(options.output, say=partial(print, flush=True))
 
 
-@stoppable()
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve the page, or train what it shows."""
-    options = parse_options(Options, arguments, description=__doc__)
-    if options.train:
-        train(options)
-        return
+def serve(options: Options) -> None:
+    """Serve the page until the process is stopped."""
     with refusing():
         server = make_server(options.port)
     address = f"http://localhost:{server.server_port}/"
@@ -62,6 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         webbrowser.open(address)
     with server:
         server.serve_forever()
+
+
+@stoppable()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve the page, or train what it shows."""
+    options = parse_options(Options, arguments, description=__doc__)
+    (train if options.train else serve)(options)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
@@ -22,8 +21,6 @@ from ssm_metarl_gym.experiments.evaluation import evaluate, returns_of
 from ssm_metarl_gym.files import replacing, write_json
 from ssm_metarl_gym.playground.writing import write_bundle
 from ssm_metarl_gym.wrappers import (
-    ActionCorrection,
-    OnlineAdaptation,
     SB3VecEnv,
     VectorActionCorrection,
     VectorOnlineAdaptation,
@@ -36,6 +33,31 @@ _NUM_ENVS: Final = 64
 _META_UPDATES, _INNER_STEPS, _NUM_STREAMS = 1_000, 3, 1_000
 _NUM_TASKS: Final = 20
 _EVALUATION_SEED: Final = 1_000_000
+# The defaults of both wrappers, said once more because a bundle says them all.
+_ONLINE: Final[dict[str, Any]] = {
+    "window": 16,
+    "every": 1,
+    "warmup": 1,
+    "restore": "episode",
+    "observe_predictions": False,
+    "probe_actions": None,
+    "clip": 5.0,
+    "leave_out": 0.0,
+    "outlier_error": 50.0,
+    "change_ratio": 5.0,
+    "error_start": 0.02,
+    "error_decay": 0.9,
+    "error_floor": 0.001,
+}
+_CORRECTION: Final[dict[str, Any]] = {
+    "gate": 1.5,
+    "effect_gate": 0.9,
+    "prior_steps": 16.0,
+    "map_gate": 10.0,
+    "decay": 0.9,
+    "regularisation": 0.005,
+    "exploration": 0.05,
+}
 
 
 @dataclass(frozen=True)
@@ -63,6 +85,11 @@ class Recipe:
     flip: Mapping[str, Any]
     ent_coef: float = 0.0
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def match(self) -> dict[str, str]:
+        """What the correction is to keep: what an action adds, where there are only few to choose from."""
+        return {"match": "effect" if self.family == "CartPolePolarity" else "change"}
 
     @property
     def env_id(self) -> str:
@@ -109,8 +136,9 @@ def train_bundles(folder: Path, *, seed: int = 0, say: Callable[[str], object] =
         adapter, reference = Adapter(trainer.model, trainer.adaptation_config()), trainer.reference()
         path = folder / f"{name}.safetensors"
         with replacing(path) as temporary:
-            env = ActionCorrection(OnlineAdaptation(gym.make(recipe.env_id), adapter), reference)
-            write_bundle(temporary, policy, normaliser, env)
+            write_bundle(
+                temporary, policy, normaliser, adapter, reference, online=_ONLINE, correction=_CORRECTION | recipe.match
+            )
         returns = dict(_measure(recipe, policy, normaliser, adapter, reference))
         say("    " + "; ".join(f"{words}: {mean}" for words, mean in returns.items()))
         listed[name] = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "returns": returns}
@@ -127,7 +155,8 @@ def _measure(
                 recipe.env_id, _NUM_TASKS, autoreset_mode=AutoresetMode.SAME_STEP, task={}, **env_kwargs
             )
             if row == "corrected":
-                envs = VectorActionCorrection(VectorOnlineAdaptation(envs, adapter), reference)
+                online = VectorOnlineAdaptation(envs, adapter, **_ONLINE)
+                envs = VectorActionCorrection(online, reference, **_CORRECTION | recipe.match)
             scaled = copy.deepcopy(normaliser)  # without what it is around
             scaled.set_venv(SB3VecEnv(envs))
             returns = returns_of(evaluate(policy, scaled, seed=_EVALUATION_SEED))

@@ -1,103 +1,113 @@
-"""Writing bundles, by the format that docs/playground.md describes."""
+"""Writing what the page reads: a policy, and all that corrects its actions, in one file of safetensors."""
 
 import hashlib
 import json
-import math
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
+from ssm_metarl_gym.agents import Adapter
 from ssm_metarl_gym.agents.models.description import describe_model
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
-from ssm_metarl_gym.wrappers import ActionCorrection, OnlineAdaptation
 
 __all__ = ["write_bundle"]
 
+Tensors = dict[str, npt.NDArray[Any]]
 
-def write_bundle(path: Path, policy: PPO, normaliser: VecNormalize, env: ActionCorrection) -> None:
-    online = env.env
-    assert isinstance(online, OnlineAdaptation)
-    tensors: dict[str, Any] = {}
-    net = policy.policy
-    layers = []
-    for i, layer in enumerate([*net.mlp_extractor.policy_net, net.action_net]):
-        if isinstance(layer, nn.Linear):
-            tensors[f"policy.layers.{i}.weight"] = layer.weight.detach().numpy()
-            tensors[f"policy.layers.{i}.bias"] = layer.bias.detach().numpy()
-            layers.append({"linear": [layer.in_features, layer.out_features, True]})
-        else:
-            layers.append({"activation": type(layer).__name__})
-    rms = normaliser.obs_rms
-    tensors["policy.normaliser.mean"] = rms.mean
-    tensors["policy.normaliser.scale"] = np.sqrt(rms.var + normaliser.epsilon)
-    models = {}
-    for name, model in (("model", online.source.model), ("reference", env._correction.corrector.reference)):
-        described = describe_model(model)
-        for key, value in described["weights"].items():
-            tensors[f"{name}.{key}"] = value.numpy()
-        models[name] = {"adapts": described["adapts"], "core": described["core"]}
-    space = env.action_space
-    if isinstance(space, spaces.Discrete):
-        action_space = {"n": int(space.n), "start": int(space.start)}
-    else:
-        action_space = {"low": space.low.tolist(), "high": space.high.tolist(), "dtype": str(space.dtype)}
-    cfg = online.adapter.cfg
-    arguments = {k: v for k, v in online.arguments.items() if k != "loss_fn"}
-    arguments["change_ratio"] = 5.0
-    arguments["loss"] = {"name": "mse", "reduction": "mean", "bound": 1.0}
-    options = dict(env._correction._options)
-    options["match"] = env._correction.corrector._match
-    bundle = {
-        "tensors": {
-            name: {
-                "dtype": "F64" if value.dtype == np.float64 else "F32",
-                "shape": list(value.shape),
-                "sha256": hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest(),
-            }
-            for name, value in tensors.items()
-        },
-        "observation_dim": online.model.observation_dim,
-        "action_space": action_space,
+_FORMAT: Final = "ssm-metarl-gym bundle 1"
+_DTYPES: Final = {"float32": "F32", "float64": "F64"}
+
+
+def write_bundle(
+    path: Path,
+    policy: PPO,
+    normaliser: VecNormalize,
+    adapter: Adapter,
+    reference: DynamicsModel,
+    *,
+    online: Mapping[str, Any],
+    correction: Mapping[str, Any],
+) -> None:
+    """Write a bundle.
+
+    Args:
+        path: The file.
+        policy: A policy of plain layers.
+        normaliser: What scales its observations.
+        adapter: The adapter, at its source.
+        reference: The model of the physics that the policy knows.
+        online: The options of :class:`OnlineAdaptation`, beside the loss, a mean squared error.
+        correction: Those of :class:`ActionCorrection`.
+    """
+    tensors: Tensors = {}
+    space, bounds = policy.action_space, asdict(adapter.cfg)
+    described: dict[str, Any] = {
+        "observation_dim": reference.observation_dim,
+        "action_space": _describe_space(space),
         "policy": {
-            "normaliser": {"clip": normaliser.clip_obs},
-            "layers": layers,
+            "normaliser": _describe_normaliser(normaliser, tensors),
+            "layers": _describe_layers([*policy.policy.mlp_extractor.policy_net, policy.policy.action_net], tensors),
             "output": "argmax" if isinstance(space, spaces.Discrete) else "clip",
         },
-        **models,
-        "adapter": {
-            "kind": "Adapter",
-            "lr": cfg.lr,
-            "grad_clip_norm": cfg.grad_clip_norm,
-            "trust_region_eps": cfg.trust_region_eps,
-            "max_steps_per_call": cfg.max_steps_per_call,
-            "budget_ms": None,
-        },
-        "online": arguments,
-        "correction": {k: ("inf" if v == math.inf else v) for k, v in options.items()},
+        "model": _describe_model("model", adapter.model, tensors),
+        "reference": _describe_model("reference", reference, tensors),
+        "adapter": {"kind": "Adapter", "budget_ms": None}
+        | {name: bounds[name] for name in ("lr", "grad_clip_norm", "trust_region_eps", "max_steps_per_call")},
+        "online": {**online, "loss": {"name": "mse", "reduction": "mean", "bound": 1.0}},
+        "correction": dict(correction),
     }
-    text = json.dumps(bundle)
+    entries: dict[str, dict[str, Any]] = {}
+    raw = [np.ascontiguousarray(tensor).tobytes() for tensor in tensors.values()]
+    for (name, tensor), numbers in zip(tensors.items(), raw, strict=True):
+        entries[name] = {"dtype": _DTYPES[tensor.dtype.name], "shape": list(tensor.shape)}
+        entries[name]["sha256"] = hashlib.sha256(numbers).hexdigest()
+    text = json.dumps({"tensors": entries, **described})
     header: dict[str, Any] = {
-        "__metadata__": {
-            "format": "ssm-metarl-gym bundle 1",
-            "bundle": text,
-            "sha256": hashlib.sha256(text.encode()).hexdigest(),
-        }
+        "__metadata__": {"format": _FORMAT, "bundle": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
     }
-    raw = b""
-    for name, value in tensors.items():
-        data = np.ascontiguousarray(value).tobytes()
-        header[name] = {
-            "dtype": bundle["tensors"][name]["dtype"],
-            "shape": list(value.shape),
-            "data_offsets": [len(raw), len(raw) + len(data)],
-        }
-        raw += data
+    ends = np.cumsum([0, *map(len, raw)]).tolist()
+    for (name, entry), begin, end in zip(entries.items(), ends, ends[1:], strict=False):
+        header[name] = {"dtype": entry["dtype"], "shape": entry["shape"], "data_offsets": [begin, end]}
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
-    path.write_bytes(len(head).to_bytes(8, "little") + head + raw)
+    path.write_bytes(len(head).to_bytes(8, "little") + head + b"".join(raw))
+
+
+def _describe_space(space: spaces.Space[Any]) -> dict[str, Any]:
+    if isinstance(space, spaces.Discrete):
+        return {"n": int(space.n), "start": int(space.start)}
+    box: Any = space
+    return {"low": box.low.tolist(), "high": box.high.tolist(), "dtype": str(box.dtype)}
+
+
+def _describe_normaliser(normaliser: VecNormalize, tensors: Tensors) -> dict[str, Any]:
+    statistics: Any = normaliser.obs_rms
+    tensors["policy.normaliser.mean"] = statistics.mean
+    tensors["policy.normaliser.scale"] = np.sqrt(statistics.var + normaliser.epsilon)
+    return {"clip": normaliser.clip_obs}
+
+
+def _describe_layers(layers: list[nn.Module], tensors: Tensors) -> list[dict[str, Any]]:
+    described: list[dict[str, Any]] = []
+    for i, layer in enumerate(layers):
+        for name, weight in layer.state_dict().items():
+            tensors[f"policy.layers.{i}.{name}"] = weight.numpy()
+        if isinstance(layer, nn.Linear):
+            described.append({"linear": [layer.in_features, layer.out_features, layer.bias is not None]})
+        else:
+            described.append({"activation": type(layer).__name__})
+    return described
+
+
+def _describe_model(prefix: str, model: nn.Module, tensors: Tensors) -> dict[str, Any]:
+    described = describe_model(model)  # type: ignore[arg-type] # that of an adapter is a DynamicsModel here
+    tensors |= {f"{prefix}.{name}": weight.numpy() for name, weight in described["weights"].items()}
+    return {name: described[name] for name in ("adapts", "core")}
