@@ -30,7 +30,7 @@ from ssm_metarl_gym.wrappers import (
 __all__ = ["FILES", "RECIPES", "Recipe", "train_bundles"]
 
 _NUM_ENVS: Final = 64
-_META_UPDATES, _INNER_STEPS, _NUM_STREAMS = 1_000, 3, 1_000
+_INNER_STEPS: Final = 3
 _NUM_TASKS: Final = 20
 _EVALUATION_SEED: Final = 1_000_000
 # The defaults of both wrappers, said once more because a bundle says them all.
@@ -73,6 +73,8 @@ class Recipe:
         num_epochs: Passes over them.
         ent_coef: PPO's weight of the entropy.
         policy_kwargs: Arguments of the policy.
+        meta_updates: Updates of the model of the dynamics.
+        num_streams: Streams of transitions that it is trained on.
         flip: What happens half-way in the episodes in which the correction is measured.
     """
 
@@ -85,6 +87,8 @@ class Recipe:
     flip: Mapping[str, Any]
     ent_coef: float = 0.0
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    meta_updates: int = 1_000
+    num_streams: int = 1_000
 
     @property
     def match(self) -> dict[str, str]:
@@ -116,23 +120,34 @@ RECIPES: Final = {
 FILES: Final = (*(f"{name}.safetensors" for name in RECIPES), "bundles.json")
 
 
-def train_bundles(folder: Path, *, seed: int = 0, say: Callable[[str], object] = print) -> None:
+def train_bundles(
+    folder: Path,
+    recipes: Mapping[str, Recipe] = RECIPES,
+    *,
+    seed: int = 0,
+    say: Callable[[str], object] = print,
+) -> None:
     """Train policies and models, and write the bundles and ``bundles.json``, the list of them with their hashes.
 
     Args:
         folder: Where to.
+        recipes: How each of them is trained.
         seed: Seeds all that is random.
         say: Is told what is done, and what a policy gets before and after a flip.
     """
     folder.mkdir(parents=True, exist_ok=True)
     listed = {}
-    for name, recipe in RECIPES.items():
-        say(f"{recipe.env_id}: PPO, {recipe.timesteps:,} steps, and a model, {_META_UPDATES:,} updates ...")
+    for name, recipe in recipes.items():
+        say(f"{recipe.env_id}: PPO, {recipe.timesteps:,} steps, and a model, {recipe.meta_updates:,} updates ...")
         policy, normaliser = _train_policy(recipe, seed)
         torch.manual_seed(seed)
         trainer = MetaTrainer(
-            recipe.env_id, make_model(recipe.env_id), seed=seed, num_streams=_NUM_STREAMS, inner_steps=_INNER_STEPS
-        ).learn(_META_UPDATES)
+            recipe.env_id,
+            make_model(recipe.env_id),
+            seed=seed,
+            num_streams=recipe.num_streams,
+            inner_steps=_INNER_STEPS,
+        ).learn(recipe.meta_updates)
         adapter, reference = Adapter(trainer.model, trainer.adaptation_config()), trainer.reference()
         path = folder / f"{name}.safetensors"
         with replacing(path) as temporary:

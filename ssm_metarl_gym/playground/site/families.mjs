@@ -30,7 +30,7 @@ export const FAMILIES = [
     Physics: CartPole,
     stepsPerSecond: 40,
     episodeLength: 500,
-    motors: ["the motor"],
+    motors: ["motor"],
     nameAction: ([action]) => (action === 1 ? "right" : "left"),
     sliders: [
       { name: "force_mag", label: "Strength of the motor", unit: "N", low: 2, high: 20, step: 0.5, known: 10 },
@@ -46,7 +46,7 @@ export const FAMILIES = [
     Physics: Pendulum,
     stepsPerSecond: 20,
     episodeLength: 400,
-    motors: ["the motor"],
+    motors: ["motor"],
     nameAction: nameNumbers,
     sliders: [
       { name: "gain", label: "Strength of the motor", ...GAIN, known: 1 },

@@ -25,6 +25,9 @@ const make = (tag, attributes = {}, ...children) => {
   return element;
 };
 
+/** What a motor of a family is called in a sentence. */
+const nameMotor = ({ motors }, i) => (motors.length > 1 ? motors[i] : `the ${motors[i]}`);
+
 const page = {
   family: FAMILIES[0],
   values: {},
@@ -144,7 +147,7 @@ function flip(i) {
   const text = page.values[name] ? "reversed" : "put right";
   page.pendingMark = { colour: "motor", text: `${motors.length > 1 ? `${motors[i]} ` : ""}${text}` };
   showFlips();
-  say(`${motors[i]} is ${text} now.`);
+  say(`${nameMotor(page.family, i)} is ${text} now.`);
   draw();
 }
 
@@ -260,7 +263,8 @@ function drawCharts() {
 }
 
 function showFlips() {
-  const buttons = page.family.motors.map((name, i) => {
+  const buttons = page.family.motors.map((_, i) => {
+    const name = nameMotor(page.family, i);
     const isReversed = page.values[`reversed${i}`];
     const key = KEYS_OF_MOTORS[i];
     const button = find(`flip-${i}`) ?? make("button", { type: "button", id: `flip-${i}`, "aria-keyshortcuts": key });
