@@ -31,7 +31,6 @@ __all__ = ["FILES", "RECIPES", "Recipe", "train_bundles"]
 
 _NUM_ENVS: Final = 64
 _INNER_STEPS: Final = 3
-_NUM_TASKS: Final = 20
 _EVALUATION_SEED: Final = 1_000_000
 # The defaults of both wrappers, said once more because a bundle says them all.
 _ONLINE: Final[dict[str, Any]] = {
@@ -75,6 +74,8 @@ class Recipe:
         policy_kwargs: Arguments of the policy.
         meta_updates: Updates of the model of the dynamics.
         num_streams: Streams of transitions that it is trained on.
+        reference_updates: Updates of the reference.
+        num_tasks: Episodes in which each return is measured.
         flip: What happens half-way in the episodes in which the correction is measured.
     """
 
@@ -89,6 +90,8 @@ class Recipe:
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
     meta_updates: int = 1_000
     num_streams: int = 1_000
+    reference_updates: int = 2_000
+    num_tasks: int = 20
 
     @property
     def match(self) -> dict[str, str]:
@@ -148,7 +151,8 @@ def train_bundles(
             num_streams=recipe.num_streams,
             inner_steps=_INNER_STEPS,
         ).learn(recipe.meta_updates)
-        adapter, reference = Adapter(trainer.model, trainer.adaptation_config()), trainer.reference()
+        adapter = Adapter(trainer.model, trainer.adaptation_config())
+        reference = trainer.reference(num_updates=recipe.reference_updates)
         path = folder / f"{name}.safetensors"
         with replacing(path) as temporary:
             write_bundle(
@@ -167,7 +171,7 @@ def _measure(
     for column, env_kwargs in {"nominal": {}, "flip": {"switch": recipe.flip}}.items():
         for row in ("as it is", "corrected"):
             envs: Any = make_rows(
-                recipe.env_id, _NUM_TASKS, autoreset_mode=AutoresetMode.SAME_STEP, task={}, **env_kwargs
+                recipe.env_id, recipe.num_tasks, autoreset_mode=AutoresetMode.SAME_STEP, task={}, **env_kwargs
             )
             if row == "corrected":
                 online = VectorOnlineAdaptation(envs, adapter, **_ONLINE)
