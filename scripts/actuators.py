@@ -78,7 +78,7 @@ EVALUATION_SEED = 1_000_000
 CURVE_DIMENSION, COMPARED_STEPS = 3, 1_000_000
 # To be raised whenever a default of the filter, of the other adapters or of the correction changes: what adapts is then
 # evaluated again.
-RULE = 2
+RULE = 3
 # AIB's unscored steps before every episode.
 WARM_UP = 24
 FILES = ("runs.jsonl", "return_by_dimension.png", "return_by_steps.png")
@@ -247,7 +247,7 @@ def load_filter(name: str, seed: int, options: Options) -> KalmanAdapter:
     """The filter on the map of the actions."""
     model = make_map_model(name)
     model.load_state_dict(torch.load(options.stem(name, seed, "map").with_suffix(".pt"), weights_only=True))
-    return KalmanAdapter(model)
+    return KalmanAdapter(model, mixed=name not in AIB)
 
 
 def note(options: Options, name: str, what: str, seed: int, started: float, steps: int) -> None:

@@ -60,7 +60,7 @@ class MapEstimates:
 
     @classmethod
     def _of_filter(cls, adapter: KalmanAdapter, state: KalmanState) -> "MapEstimates":
-        """What a filter expects; of any mix of the actions, that motors obey a single one each is likely."""
+        """What a filter expects; of any mix of the actions, unless it is told of one, that motors obey one each."""
         shape = cast("DynamicsModel", adapter.model).action_map.shape
         num_entries = shape.numel()
         maps = state.means[..., :num_entries].unflatten(2, shape).clone()  # N K A A
@@ -68,7 +68,7 @@ class MapEstimates:
         prior = adapter.prior_variances()[:, :num_entries]  # K A*A
         source = adapter.prior_mean()[:num_entries].view(shape)
         (mixes,) = (prior > 0.0).all(dim=1).nonzero(as_tuple=True)
-        for k in mixes.tolist():
+        for k in [] if adapter.mixed else mixes.tolist():
             maps[:, k] = expected_rows(maps[:, k], covariances[:, k], prior[k].view(shape), source)
         return cls(
             (state.beliefs[..., None, None] * maps).sum(dim=1),

@@ -40,6 +40,7 @@ class FilteredModel(Protocol):
         residual_variance: The variance of what the model does not explain of each target, ``Float[D]``.
         hypotheses: What may have changed, a row each: the prior variance of every parameter in units of that of the
             adapter, ``Float[K W]``, zero for one that stays as it was. A model need not have it: then all may, alike.
+        mixed_hypotheses: Those that take their place with ``mixed``. A model need not have it.
     """
 
     filtered_parameters: tuple[str, ...]
@@ -125,6 +126,8 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         process_noise: What a transition adds to the variance, at most ``prior_variance``: how fast things may change.
         noise_scale: Scales the residual variance. A larger one trusts the model less, and adapts more slowly.
         surprise: The innovation from which on a transition counts less.
+        mixed: Whether it is known that actions are mixed, as by a rotation, if anything has changed: the model's
+            ``mixed_hypotheses`` take the place of its ``hypotheses``, and no motor is expected to obey one action.
         trust_region_eps: See :class:`AdaptationConfig`. Four leaves room for the other sign and three times the gain.
         ema_decay: Decay of the running loss statistics.
 
@@ -140,6 +143,7 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         process_noise: float = 1e-3,
         noise_scale: float = 1.0,
         surprise: float = 9.0,
+        mixed: bool = False,
         trust_region_eps: float = 4.0,
         ema_decay: float = 0.99,
     ) -> None:
@@ -147,7 +151,12 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         self.process_noise = process_noise
         self.noise_scale = noise_scale
         self.surprise = surprise
+        self.mixed = mixed
         _check_model(model)
+        if mixed and not hasattr(model, "mixed_hypotheses"):
+            raise ValueError(
+                f"mixed must be False for a model without mixed_hypotheses, as {type(model).__name__} is; got True."
+            )
         check_fields(self, _RULES)
         super().__init__(model, trust_region_eps=trust_region_eps, ema_decay=ema_decay)
         if process_noise > prior_variance:
@@ -289,7 +298,7 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
 
     def prior_variances(self) -> Tensor:
         """Of the weights, under each hypothesis: ``Float64[K W]``."""
-        return self.prior_variance * _hypotheses(self.model, len(self._region.source))
+        return self.prior_variance * _hypotheses(self.model, len(self._region.source), self.mixed)
 
     def _prior_covariances(self) -> Tensor:
         """``Float64[K W W]``."""
@@ -391,12 +400,13 @@ def _check_model(model: nn.Module) -> None:
         )
 
 
-def _hypotheses(model: nn.Module, num_weights: int) -> Tensor:
+def _hypotheses(model: nn.Module, num_weights: int, mixed: bool) -> Tensor:
     """The hypotheses that a model declares and that it is something else, ``Float64[K W]``.
 
     Where it declares none: that all may change alike.
     """
-    declared: Tensor = getattr(model, "hypotheses", torch.ones(1, num_weights))
-    if hasattr(model, "hypotheses"):
+    name = "mixed_hypotheses" if mixed else "hypotheses"
+    declared: Tensor = getattr(model, name, torch.ones(1, num_weights))
+    if hasattr(model, name):
         declared = torch.cat([declared, torch.zeros_like(declared[:1])])
     return declared.double().to(cast("FilteredModel", model).residual_variance.device)

@@ -206,6 +206,16 @@ class DynamicsModel(nn.Module):
         return torch.cat([torch.zeros_like(hypotheses[:1]), hypotheses])
 
     @property
+    def mixed_hypotheses(self) -> Tensor:
+        """The same where nothing but a mix of the actions is expected, ``Float[2 A * A + A]``.
+
+        Nothing; or every entry of the map may be anything within about one, with an offset beside.
+        """
+        hypotheses = self.hypotheses[[0, -1]]
+        hypotheses[1, : self.action_map.numel()] = 1.0
+        return hypotheses
+
+    @property
     def adapted_network(self) -> nn.Module | None:
         """All that ``forward`` computes, as a network: head, or core and head; None for an action map.
 

@@ -95,6 +95,8 @@ def test_what_is_there_is_not_done_again(keep_your_policy, tmp_path, capsys, mon
     monkeypatch.setattr(keep_your_policy, "NUM_STREAMS", 40)
     recipes = {name: replace(recipe, timesteps=100) for name, recipe in keep_your_policy.RECIPES.items()}
     monkeypatch.setattr(keep_your_policy, "RECIPES", recipes)
+    short = {column: env_kwargs | {"max_episode_steps": 20} for column, env_kwargs in keep_your_policy.HELD_OUT.items()}
+    monkeypatch.setattr(keep_your_policy, "HELD_OUT", short)
     arguments = ["--studies", "main", "--seeds", "2", "--num-tasks", "3", "--output", str(tmp_path)]
     keep_your_policy.main(arguments)
     printed = capsys.readouterr().out

@@ -248,6 +248,8 @@ def test_the_whole_script_writes_everything_it_promises(quickstart, tmp_path, mo
     monkeypatch.setattr(quickstart, "run_jobs", lambda jobs, *_: {job: job.work(*job.arguments) for job in jobs})
     monkeypatch.setattr(quickstart, "add_progress", lambda steps: None)
     monkeypatch.setattr(quickstart, "REFERENCE_UPDATES", 1)
+    short = {split: env_kwargs | {"max_episode_steps": 20} for split, env_kwargs in quickstart.SPLITS.items()}
+    monkeypatch.setattr(quickstart, "SPLITS", short)
     output = tmp_path / "output"
     quickstart.main(f"--num-tasks 2 --percent 1 --seed 3 --output {output}".split())
     printed = capsys.readouterr().out

@@ -12,7 +12,7 @@ from torch import nn
 
 from ssm_metarl_gym.agents import AdaptationConfig, Adapter, DynamicsModel, KalmanAdapter
 from ssm_metarl_gym.wrappers import ActionCorrection, OnlineAdaptation, VectorActionCorrection, VectorOnlineAdaptation
-from ssm_metarl_gym.wrappers.action_maps import undo_maps
+from ssm_metarl_gym.wrappers.action_maps import MapEstimates, undo_maps
 
 REVERSED = [[0.0, -0.8], [1.2, 0.0]]  # swapped, one of them the other way round
 GRADIENTS = AdaptationConfig(
@@ -154,6 +154,15 @@ def test_an_offset_is_undone():
     for report in reports_of(env)[5:]:
         expected = (report["asked"] - [0.1, -0.15]) / [-0.8, 1.0]
         np.testing.assert_allclose(np.clip(expected, -1, 1), report["taken"], atol=0.1)
+
+
+def test_of_a_mix_that_is_known_to_be_one_a_correction_takes_what_the_filter_expects():
+    env = wrap([[0.6, -0.8], [0.8, 0.6]], adapter=KalmanAdapter(make_model(), mixed=True), regularisation=0.0)
+    for report in reports_of(env)[4:]:
+        expected = np.linalg.solve([[0.6, -0.8], [0.8, 0.6]], report["asked"])
+        np.testing.assert_allclose(np.clip(expected, -1, 1), report["taken"], atol=0.1)
+    adapter = env.env.adapter
+    torch.testing.assert_close(MapEstimates.of(adapter).maps.flatten(), adapter.state.mean[0, :4])
 
 
 def test_where_a_motor_dies_the_other_one_does_what_was_asked():

@@ -71,7 +71,7 @@ MAKERS = {  # environment, core, what adapts, adapter, options of the online wra
         PENDULUM,
         None,
         "action_map",
-        lambda m: KalmanAdapter(m, noise_scale=2.0),
+        lambda m: KalmanAdapter(m, noise_scale=2.0, mixed=True),
         {"warmup": 2},
         {"map_gate": 0.0},
     ),

@@ -973,7 +973,7 @@ class TestMidEpisode:
             adapter.rollback()
 
     @pytest.mark.slow
-    def test_twenty_thousand_random_batches_and_models(self, look):
+    def test_ten_thousand_random_batches_and_models(self, look):
         """Each call gives a float or a ValueError, and one that is not accepted changes nothing."""
         rng, types = np.random.default_rng(0), [torch.float32, torch.float64, torch.float16, torch.bfloat16]
         numbers = [0.0, 1.0, -1.0, 1e-30, 1e30, -1e38, 1e200, math.inf, -math.inf, math.nan]
@@ -1002,7 +1002,7 @@ class TestMidEpisode:
                 "trust_region_eps": pick([0.0, 1e-3, 1.0, math.inf]),
             }
             adapter = Adapter(model, config(**changes, entropy_weight=pick([0.0, 0.1])))
-            for _ in range(100):
+            for _ in range(50):
                 num_rows = int(pick([0, 1, 2, 5, 8]))
                 batch = {
                     "states": tensor(pick([4] * 9 + [3]), num_rows),
@@ -1022,7 +1022,7 @@ class TestMidEpisode:
                 if adapter.stats.steps == stats.steps and math.isnan(loss):
                     assert look(model) == before
                 assert all(parameter.isfinite().all() for parameter in model.parameters())
-        assert min(counts.values()) > 1000, counts
+        assert min(counts.values()) > 500, counts
 
 
 class TestErrors:

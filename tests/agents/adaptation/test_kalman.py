@@ -289,6 +289,15 @@ class TestHypotheses:
         spread = (beliefs[:, None, None] * torch.stack(second_moments)).sum(0) - torch.outer(mean, mean)
         torch.testing.assert_close(adapter.covariance, spread)
 
+    def test_of_mixed_actions_the_model_says_other_ones(self):
+        adapter = KalmanAdapter(random_model(), mixed=True)
+        assert adapter.beliefs.shape == (3,)  # nothing, a mix, something else
+        nothing, mix, other = adapter.prior_variances()
+        assert not nothing.any()
+        assert not other.any()
+        torch.testing.assert_close(mix[:4], torch.ones(4).double())
+        assert KalmanAdapter(random_model()).beliefs.shape == (5,)
+
     def test_what_they_cannot_explain_is_something_else(self):
         adapter = choose()
         states, noise = stream(40)
@@ -385,6 +394,10 @@ class TestErrors:
         model = DynamicsModel(spaces.Box(-1.0, 1.0, (3,)), spaces.Box(-1.0, 1.0, (2,)), adapts=adapts)
         with pytest.raises(ValueError, match=r"must be the filtered_parameters of the model.*adapts='action_map'"):
             KalmanAdapter(model)
+
+    def test_a_model_that_knows_nothing_of_mixes(self):
+        with pytest.raises(ValueError, match=r"mixed must be False for a model without .*, as Choices is; got True"):
+            choose(mixed=True)
 
     def test_another_module(self):
         with pytest.raises(ValueError, match=r"must be the filtered_parameters.*; got \['weight', 'bias'\] and \[\]"):

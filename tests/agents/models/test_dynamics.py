@@ -211,6 +211,9 @@ class TestActionMap:
         assert own == [4.0, 0.0, 0.0, 4.0, 0.0, 0.0]
         assert biased == pytest.approx([4.0, 0.0, 0.0, 4.0, 1.0, 0.09])
         assert mixed == pytest.approx([1.0, 0.5, 0.5, 1.0, 1.0, 0.09])
+        nothing, mixed = model.mixed_hypotheses.tolist()
+        assert nothing == [0.0] * 6
+        assert mixed == pytest.approx([1.0, 1.0, 1.0, 1.0, 1.0, 0.09])
 
     def test_it_computes_in_the_type_of_its_core(self):
         core = nn.Sequential(nn.Linear(5, 8), nn.Tanh()).to(torch.bfloat16)
