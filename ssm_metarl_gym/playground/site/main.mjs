@@ -3,6 +3,7 @@
 import { readBundle, sha256 } from "./bundle.mjs";
 import { drawChart, short } from "./charts.mjs";
 import { drawScene } from "./drawing.mjs";
+import { find, make, makeSlider } from "./elements.mjs";
 import { CORRUPTIONS, Experiment } from "./experiment.mjs";
 import { FAMILIES, knownValues } from "./families.mjs";
 
@@ -15,14 +16,6 @@ const CORRUPTION_WORDS = {
   NaN: "not a number",
   stuck: "stuck",
   late: "a step late",
-};
-
-const find = (id) => document.getElementById(id);
-const make = (tag, attributes = {}, ...children) => {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
 };
 
 /** What a motor of a family is called in a sentence. */
@@ -39,8 +32,9 @@ const page = {
 };
 const bundles = new Map();
 let colours = {};
+let wanted = null;
 
-// ---------------------------------------------------------------------------------------------------------- loading
+// Loading.
 
 async function fetchFile(name) {
   const response = await fetch(new URL(name, import.meta.url));
@@ -61,12 +55,14 @@ async function loadBundle(name) {
 }
 
 async function chooseFamily(family) {
+  wanted = family;
   try {
     const bundle = await loadBundle(family.name);
+    if (wanted !== family) return; // another one was chosen while this one was loaded
     page.family = family;
     page.values = knownValues(family);
     page.experiment = new Experiment(family.Physics, bundle);
-    page.history = { rows: [], numEpisodes: 0 };
+    page.history = { rows: [] };
     find(`task-${family.name}`).checked = true;
     showFlips();
     showSliders();
@@ -81,7 +77,7 @@ async function chooseFamily(family) {
   }
 }
 
-// --------------------------------------------------------------------------------------------------------- stepping
+// Stepping.
 
 function beginEpisode() {
   page.experiment.restart();
@@ -132,7 +128,7 @@ function frame(time) {
   requestAnimationFrame(frame);
 }
 
-// ----------------------------------------------------------------------------------------------------------- acting
+// Acting.
 
 function applyTask() {
   page.experiment.setTask(page.family.toTask(page.values));
@@ -176,7 +172,7 @@ function announceGate(isOpen) {
   say(isOpen ? "The correction corrects." : "The correction leaves the policy alone.");
 }
 
-// ---------------------------------------------------------------------------------------------------------- showing
+// Showing.
 
 function readColours() {
   const style = getComputedStyle(document.documentElement);
@@ -280,29 +276,6 @@ function showFlips() {
   }
 }
 
-function makeSlider({ id, label, unit, low, high, step, note }, value, onChange) {
-  const write = (number) => `${Number(number.toFixed(3))}${unit && ` ${unit}`}`;
-  const output = make("output", { for: id }, write(value));
-  const input = make("input", { type: "range", id, min: low, max: high, step, value });
-  const show = () => {
-    output.textContent = write(Number(input.value));
-    input.setAttribute("aria-valuetext", output.textContent);
-  };
-  show();
-  input.addEventListener("input", () => {
-    show();
-    onChange(Number(input.value));
-  });
-  return make(
-    "div",
-    { class: "slider" },
-    make("label", { for: id }, label),
-    output,
-    input,
-    ...(note ? [make("span", { class: "known" }, note(write))] : []),
-  );
-}
-
 function showSliders() {
   const sliders = page.family.sliders.map((slider) => {
     const note = (write) => `trained with ${write(slider.known)}`;
@@ -339,7 +312,7 @@ function showSensors() {
   );
 }
 
-// --------------------------------------------------------------------------------------------------------- starting
+// Starting.
 
 function step() {
   setRunning(false);
