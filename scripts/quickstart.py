@@ -43,8 +43,9 @@ from ssm_metarl_gym.envs.making import make_rows
 from ssm_metarl_gym.experiments.checks import check_output_folder
 from ssm_metarl_gym.experiments.command_line import option, parse_options
 from ssm_metarl_gym.experiments.dynamics_models import load_weights, make_model, save_weights
+from ssm_metarl_gym.experiments.engines import LocalEngine, add_progress
 from ssm_metarl_gym.experiments.evaluation import Rewards, evaluate, mean_curve, returns_of
-from ssm_metarl_gym.experiments.jobs import Job, add_progress, run_jobs
+from ssm_metarl_gym.experiments.jobs import Job, run_jobs
 from ssm_metarl_gym.experiments.pictures import draw_curves, film, save_film
 from ssm_metarl_gym.experiments.report import estimate, format_markdown
 from ssm_metarl_gym.experiments.runs import Stopwatch, hold_output
@@ -370,7 +371,7 @@ def run(options: Options) -> dict[str, Any]:
     for env_id in RECIPES:
         folder_of(env_id, options).mkdir(parents=True, exist_ok=True)
     budget = choose_budget(options)
-    outcomes = run_jobs(plan_jobs(options), count_steps(budget), "training and evaluating")
+    outcomes = run_jobs(plan_jobs(options), LocalEngine(), "training and evaluating", total_steps=count_steps(budget))
 
     rewards = {
         (*job.arguments[:2], split): of_split

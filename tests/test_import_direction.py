@@ -66,7 +66,18 @@ ALLOWED = {
         "seeding",
     },
     "playground": {"agents", "agents.models", "envs.making", "experiments", "files", "wrappers"},
-    "experiments": {"_version", "agents.models", "checks", "envs", "envs.making", "files", "seeding", "wrappers"},
+    "experiments": {
+        "_version",
+        "agents",
+        "agents.models",
+        "checks",
+        "envs",
+        "envs.making",
+        "files",
+        "seeding",
+        "tasks",
+        "wrappers",
+    },
 }
 # What is not of agents or wrappers must not pull in torch: the environments are usable without it.
 LIGHT = {"gymnasium", "mujoco", "numpy", "pygame", "typing_extensions"}

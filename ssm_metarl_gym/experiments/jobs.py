@@ -1,20 +1,16 @@
 """Work for many processes, some of which waits for other work, with one progress bar over all of it."""
 
-import multiprocessing
-import os
+import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from ssm_metarl_gym.experiments.signals import worker_pool
+from ssm_metarl_gym.experiments.engines import Engine
 
-__all__ = ["Job", "add_progress", "run_jobs"]
-
-_counter: Any = None  # of the steps that all workers have taken, in each of them
+__all__ = ["Job", "JobsFailedError", "run_jobs"]
 
 
 @dataclass(frozen=True)
@@ -32,22 +28,46 @@ class Job:
     after: tuple["Job", ...] = ()
 
 
+class JobsFailedError(RuntimeError):
+    """Jobs that failed as often as they may.
+
+    Attributes:
+        failed: Them, with what each raised last.
+    """
+
+    def __init__(self, failed: dict[Job, Exception]) -> None:
+        self.failed = failed
+        told = [f"{_name(job)}: {type(error).__name__}: {error}" for job, error in failed.items()]
+        super().__init__("\n".join([f"{len(failed)} jobs failed; all others that could be done are done.", *told]))
+
+
 def run_jobs(
-    jobs: Sequence[Job], total_steps: int, description: str, *, num_workers: int | None = None
+    jobs: Sequence[Job],
+    engine: Engine,
+    description: str,
+    *,
+    total_steps: int | None = None,
+    attempts: int = 1,
+    on_result: Callable[[Job, Any], None] | None = None,
 ) -> dict[Job, Any]:
-    """Do all jobs, on all cores or in so many processes.
+    """Do all jobs.
 
     Args:
         jobs: The most urgent ones first. Those that others come after are among them.
-        total_steps: The steps that the jobs report by :func:`add_progress`, all together.
+        engine: Where they run; its ``with`` block is entered here.
         description: What the progress bar says.
-        num_workers: The most processes; None for as many as there are cores.
+        total_steps: The steps that the jobs report by ``add_progress``, all together, where the engine counts them;
+            None to count jobs.
+        attempts: How often a job is begun before it has failed. At 1 its error is raised at once. Otherwise all that
+            does not come after it is done first.
+        on_result: Called, in this process, with each job and what it gave as soon as it has ended.
 
     Returns:
         What each job gives, in the order of the jobs, whichever ended first: one seed gives one result.
 
     Raises:
         ValueError: A job that others come after is not among the jobs.
+        JobsFailedError: Jobs failed ``attempts`` times, of more than one.
     """
     for job in jobs:
         for before in job.after:
@@ -57,36 +77,47 @@ def run_jobs(
                 )
     if not jobs:
         return {}
-    counter = multiprocessing.get_context("spawn").Value("Q", 0)
-    num_workers = min(len(jobs), num_workers or os.cpu_count() or 1)
     results: dict[Job, Any] = {}
+    failed: dict[Job, Exception] = {}
+    begun: Counter[Job] = Counter()
+    unit = "job" if total_steps is None else "step"
     with (
-        tqdm(total=total_steps, desc=description, unit="step", unit_scale=True, mininterval=2.0) as bar,
-        worker_pool(num_workers, initializer=_start_worker, initargs=(counter,)) as pool,
+        tqdm(total=total_steps or len(jobs), desc=description, unit=unit, unit_scale=True, mininterval=2.0) as bar,
+        engine,
     ):
         waiting = list(jobs)
-        running: dict[Future[Any], Job] = {}
-        while waiting or running:
+        running: dict[Any, Job] = {}
+        while running or any(_is_ready(job, results) for job in waiting):
             # No more than there are workers: what is submitted could not be overtaken by what becomes ready later.
-            ready = [job for job in waiting if results.keys() >= set(job.after)]
-            for job in ready[: num_workers - len(running)]:
-                waiting.remove(job)
-                running[pool.submit(job.work, *job.arguments)] = job
-            done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-            bar.update(counter.value - bar.n)
-            for future in done:
-                results[running.pop(future)] = future.result()  # raises what the job raised
+            ready = [job for job in waiting if _is_ready(job, results)][: max(0, engine.num_workers - len(running))]
+            waiting = [job for job in waiting if job not in ready]
+            begun.update(ready)
+            running |= zip(engine.submit(ready) if ready else [], ready, strict=True)
+            for ticket in engine.collect(list(running), timeout=0.5):
+                job = running.pop(ticket)
+                try:
+                    results[job] = engine.result(ticket)
+                except Exception as error:
+                    if attempts == 1:
+                        raise
+                    if begun[job] < attempts:
+                        tqdm.write(f"again: {_name(job)} ({type(error).__name__}: {error})", file=sys.stderr)
+                        waiting.insert(0, job)
+                    else:
+                        failed[job] = error
+                else:
+                    if on_result is not None:
+                        on_result(job, results[job])
+            done = len(results) if total_steps is None else (engine.steps_taken() or 0)
+            bar.update(done - bar.n)
+    if failed:
+        raise JobsFailedError(failed)
     return {job: results[job] for job in jobs}
 
 
-def add_progress(steps: int) -> None:
-    """Tell the progress bar of steps taken, from within a job."""
-    with _counter.get_lock():
-        _counter.value += steps
+def _is_ready(job: Job, results: dict[Job, Any]) -> bool:
+    return results.keys() >= set(job.after)
 
 
-def _start_worker(counter: Any) -> None:
-    """One thread for each process, and the counter of the progress bar."""
-    global _counter
-    _counter = counter
-    torch.set_num_threads(1)
+def _name(job: Job) -> str:
+    return f"{job.work.__name__}({', '.join(map(str, job.arguments))})"

@@ -3,7 +3,12 @@ import math
 import numpy as np
 import pytest
 
-from ssm_metarl_gym.experiments.statistics import bootstrap_interval, interquartile_mean, interval_over_seeds
+from ssm_metarl_gym.experiments.statistics import (
+    bootstrap_interval,
+    hierarchical_interval,
+    interquartile_mean,
+    interval_over_seeds,
+)
 
 
 class TestBootstrapInterval:
@@ -56,3 +61,27 @@ class TestIntervalOverSeeds:
 def test_an_interquartile_mean_is_that_of_the_middle_half():
     assert interquartile_mean([-1e9, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 1e9]) == 3.5
     assert interquartile_mean(np.array([[0.0, 4.0, 6.0, 100.0], [1.0, 1.0, 1.0, 1.0]]), axis=1).tolist() == [5.0, 1.0]
+
+
+class TestHierarchicalInterval:
+    def test_it_holds_what_is_drawn_of_seeds_and_of_tasks(self):
+        rng = np.random.default_rng(0)
+        seeds = rng.normal(size=(8, 1))
+        low, high = hierarchical_interval(seeds + 0.1 * rng.normal(size=(8, 40)), 0, statistic=mean_of_all)
+        # The standard error of a mean of eight seeds, that of the tasks is small beside it.
+        assert high - low == pytest.approx(2 * 1.96 * seeds.std() / np.sqrt(8), rel=0.15)
+        assert low < seeds.mean() < high
+
+    def test_of_one_seed_it_is_that_of_its_tasks(self):
+        tasks = np.random.default_rng(0).normal(size=(1, 100))
+        low, high = hierarchical_interval(tasks, 0, statistic=mean_of_all)
+        assert high - low == pytest.approx(2 * 1.96 * tasks.std() / 10, rel=0.15)
+
+    def test_a_seed_determines_it(self):
+        values = np.random.default_rng(0).normal(size=(3, 5))
+        one, same, other = (hierarchical_interval(values, seed, statistic=mean_of_all) for seed in (0, 0, 1))
+        assert one == same != other
+
+
+def mean_of_all(values):
+    return values.mean(axis=(-2, -1))

@@ -1,0 +1,291 @@
+"""Policies and models of a scoreboard: trained once for each seed, and kept in its folder."""
+
+import importlib
+import json
+import re
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from torch import nn
+
+from ssm_metarl_gym.agents import (
+    Adapter,
+    DynamicsModel,
+    KalmanAdapter,
+    MetaTrainer,
+    RecursiveLeastSquares,
+    SSMFeaturesExtractor,
+)
+from ssm_metarl_gym.envs.making import make_rows
+from ssm_metarl_gym.experiments.checks import explaining
+from ssm_metarl_gym.experiments.dynamics_models import load_weights, make_model, save_weights
+from ssm_metarl_gym.experiments.saved_agents import find_algorithm
+from ssm_metarl_gym.experiments.scoreboard.agents import CORRECTED, TRAINED, agent_of
+from ssm_metarl_gym.experiments.scoreboard.physics import physics_of
+from ssm_metarl_gym.files import replacing, write_json
+from ssm_metarl_gym.wrappers import SB3VecEnv, VectorActionCorrection, VectorOnlineAdaptation, make_sb3_env
+
+Line = dict[str, Any]  # of what is known: what something took, or an evaluation
+
+__all__ = [
+    "Board",
+    "find_maker",
+    "fit_map_model",
+    "learn_policy",
+    "load_policy",
+    "make_env",
+    "make_own_agent",
+    "meta_train",
+]
+
+NUM_TRAINING_ENVS, ROLLOUT_LENGTH, NUM_EPOCHS = 64, 32, 8
+META_UPDATES, INNER_STEPS, NUM_STREAMS = 1_500, 3, 1_000
+FIT_TRANSITIONS, FIT_UPDATES, FIT_LEARNING_RATE = 20_000, 3_000, 3e-3
+_ADAPTING: Final = {"adapted_predictions_all": "all"}  # what adapts in the model of a row; else the last layer
+
+
+@dataclass(frozen=True)
+class Board:
+    """Where a scoreboard lies, and how much is done for it.
+
+    Attributes:
+        folder: The folder.
+        num_tasks: Tasks of each evaluation.
+        percent: Steps and updates, in per cent of the full ones.
+    """
+
+    folder: Path
+    num_tasks: int
+    percent: int = 100
+
+    @property
+    def lines(self) -> Path:
+        """The file of what is known, to which processes that run side by side only append."""
+        return self.folder / "runs.jsonl"
+
+    def stem(self, name: str, seed: int, what: str) -> Path:
+        """The path of a policy or a model of some physics, without the ending."""
+        return self.folder / re.sub(r"\W+", "_", f"{name} {seed} {what}")
+
+    def scaled(self, amount: int) -> int:
+        """So much of an amount of work as is to be done."""
+        return max(1, amount * self.percent // 100)
+
+    def nominal_steps(self, name: str) -> int:
+        """Steps of the policy of the nominal physics."""
+        return self.scaled(physics_of(name).nominal_steps)
+
+
+def make_env(board: Board, name: str, row: str, seed: int, num_rows: int, **env_kwargs: Any) -> VecEnv:
+    """Rows of an environment as an agent sees them, with what stands between.
+
+    Args:
+        board: The scoreboard.
+        name: The physics.
+        row: The agent.
+        seed: That of its policy and its model.
+        num_rows: Number of rows.
+        **env_kwargs: Arguments of the environment.
+    """
+    physics, agent = physics_of(name), agent_of(row)
+    env_kwargs = {**physics.env_kwargs, **env_kwargs, "context": agent.context}
+    if row == "as_is" or (row not in CORRECTED and not agent.sees_predictions):
+        return make_sb3_env(physics.env_id, num_rows, observation=agent.observation, **env_kwargs)
+    envs: Any = make_rows(physics.env_id, num_rows, autoreset_mode=AutoresetMode.SAME_STEP, **env_kwargs)
+    if row == "corrected_filter":
+        return SB3VecEnv(VectorActionCorrection(VectorOnlineAdaptation(envs, _load_filter(board, name, seed))))
+    trainer = _load_trainer(board, name, seed, _ADAPTING.get(row, "last_layer"))
+    if row == "corrected_rls":
+        envs = VectorOnlineAdaptation(envs, RecursiveLeastSquares(trainer.model))
+    else:
+        bounds = trainer.adaptation_config()
+        if agent.predictions == "frozen":
+            bounds = replace(bounds, lr=0.0)
+        envs = VectorOnlineAdaptation(envs, Adapter(trainer.model, bounds), observe_predictions=agent.sees_predictions)
+    if agent.sees_predictions:
+        return SB3VecEnv(envs)
+    reference = board.stem(name, seed, "reference").with_suffix(".pt")
+    return SB3VecEnv(VectorActionCorrection(envs, load_weights(physics.env_id, reference, **physics.env_kwargs)))
+
+
+def learn_policy(board: Board, name: str, row: str, seed: int, steps: int) -> list[Line]:
+    """Train a policy, in the nominal physics or on the training tasks, where it is not there yet; what that took."""
+    path = board.stem(name, seed, f"{row} {steps}").with_suffix(".zip")
+    if path.exists():
+        return _read_costs(path)
+    started, physics, agent = time.process_time(), physics_of(name), agent_of(row)
+    tasks: dict[str, Any] = {"split": "train"} if row in TRAINED else {"task": {}}
+    if agent.switch_probability and physics.changes:
+        tasks["switch"] = {"probability": agent.switch_probability}
+    env = VecNormalize(make_env(board, name, row, seed, NUM_TRAINING_ENVS, **tasks), clip_obs=5.0, gamma=physics.gamma)
+    policy_kwargs: dict[str, Any] = {"log_std_init": physics.log_std_init}
+    if agent.observation == "window":  # the state-space model ends in gated layers of its own
+        policy_kwargs |= {"net_arch": [], "features_extractor_class": SSMFeaturesExtractor}
+    model = find_algorithm(agent.algorithm)(
+        agent.policy,
+        env,
+        learning_rate=LinearSchedule(physics.learning_rate, 0.1 * physics.learning_rate, 1.0),
+        n_steps=ROLLOUT_LENGTH,
+        batch_size=ROLLOUT_LENGTH * NUM_TRAINING_ENVS // 4,
+        n_epochs=NUM_EPOCHS,
+        gamma=physics.gamma,
+        ent_coef=physics.ent_coef,
+        seed=spread_seed(seed),
+        device="cpu",
+        policy_kwargs=policy_kwargs,
+        use_sde=physics.explores_smoothly,
+        sde_sample_freq=16,
+    ).learn(steps)
+    with replacing(path.with_suffix(".pkl")) as temporary:
+        env.save(str(temporary))
+    costs = _note_costs(path, name, f"policy, {row}", seed, started, model.num_timesteps)
+    with replacing(path) as temporary:
+        model.save(temporary)
+    return costs
+
+
+def load_policy(board: Board, name: str, row: str, seed: int, steps: int, env: VecEnv) -> tuple[Any, VecNormalize]:
+    """A policy, and the environment with the observations scaled as it knows them."""
+    path = board.stem(name, seed, f"{row} {steps}").with_suffix(".zip")
+    scaled = VecNormalize.load(str(path.with_suffix(".pkl")), env)
+    scaled.training = scaled.norm_reward = False
+    return find_algorithm(agent_of(row).algorithm).load(path, device="cpu"), scaled
+
+
+def find_maker(maker: str) -> Any:
+    """The function that makes a user's agent, ``"module:function"``.
+
+    Raises:
+        ValueError: It cannot be imported.
+    """
+    module, colon, function = maker.partition(":")
+    if not (module and colon and function):
+        raise ValueError(f"an agent of your own must be module:function; got {maker!r}.")
+    with explaining(f"the agent {maker} cannot be imported"):
+        return getattr(importlib.import_module(module), function)
+
+
+def make_own_agent(name: str, maker: str, seed: int, steps: int) -> tuple[Any, Line]:
+    """An agent of a user's, which has learned, if it can, and what that took.
+
+    Args:
+        name: The physics.
+        maker: ``"module:function"``; the function takes the rows of the training tasks, a ``VecEnv``, and ``seed``, and
+            gives what has SB3's ``predict`` and may have its ``learn``.
+        seed: Its seed.
+        steps: Steps to learn.
+    """
+    started = time.process_time()
+    env = make_sb3_env(physics_of(name).env_id, NUM_TRAINING_ENVS, split="train", **physics_of(name).env_kwargs)
+    agent = find_maker(maker)(env, seed=spread_seed(seed))
+    if hasattr(agent, "learn"):
+        agent.learn(steps)
+    return agent, _costs(name, f"policy, {maker}", seed, started, steps if hasattr(agent, "learn") else 0)
+
+
+def fit_map_model(board: Board, name: str, seed: int) -> list[Line]:
+    """Fit the model of the nominal physics around the policy's behaviour, where it is not there yet; what that took."""
+    path = board.stem(name, seed, "map").with_suffix(".pt")
+    if path.exists():
+        return _read_costs(path)
+    started = time.process_time()
+    torch.manual_seed(seed)
+    model = _make_map_model(name)
+    env = make_env(board, name, "nominal", seed, 8, task={})
+    policy, scaled = load_policy(board, name, "nominal", seed, board.nominal_steps(name), env)
+    model.fit(
+        scaled,
+        policy,
+        num_transitions=FIT_TRANSITIONS,
+        num_updates=board.scaled(FIT_UPDATES),
+        learning_rate=FIT_LEARNING_RATE,
+        seed=seed,
+    )
+    costs = _note_costs(path, name, "model of the nominal physics", seed, started, FIT_TRANSITIONS)
+    save_weights(model, path)
+    return costs
+
+
+def meta_train(board: Board, name: str, seed: int, adapting: str = "last_layer") -> list[Line]:
+    """Meta-train the model of the dynamics and fit its reference, where they are not there yet; what that took."""
+    path = board.stem(name, seed, _model_name(adapting)).with_suffix(".pt")
+    if path.exists():
+        return _read_costs(path)
+    started, physics = time.process_time(), physics_of(name)
+    torch.manual_seed(seed)
+    trainer = MetaTrainer(
+        physics.env_id,
+        _make_model(name, adapting),
+        env_kwargs=physics.env_kwargs,
+        seed=seed,
+        num_streams=NUM_STREAMS,
+        inner_steps=INNER_STEPS,
+    ).learn(board.scaled(META_UPDATES))
+    if adapting == "last_layer":
+        save_weights(trainer.reference(), board.stem(name, seed, "reference").with_suffix(".pt"))
+    what = "meta-learned model" + (", all layers" if adapting == "all" else "")
+    costs = _note_costs(path, name, what, seed, started, NUM_STREAMS * trainer.options.stream_length)
+    trainer.save(path)
+    return costs
+
+
+def spread_seed(seed: int) -> int:
+    """A seed far from those of other seeds: SB3 seeds environment i with it plus i."""
+    return int(np.random.SeedSequence([seed, 0]).generate_state(1)[0])
+
+
+def adapting_of(row: str) -> str:
+    """What adapts in the meta-learned model of a row."""
+    return _ADAPTING.get(row, "last_layer")
+
+
+def _model_name(adapting: str) -> str:
+    return "dynamics" if adapting == "last_layer" else f"dynamics {adapting}"
+
+
+def _make_model(name: str, adapting: Any) -> DynamicsModel:
+    return make_model(physics_of(name).env_id, adapting, **physics_of(name).env_kwargs)
+
+
+def _load_trainer(board: Board, name: str, seed: int, adapting: str) -> MetaTrainer:
+    path = board.stem(name, seed, _model_name(adapting)).with_suffix(".pt")
+    return MetaTrainer.load(path, _make_model(name, adapting))
+
+
+def _make_map_model(name: str) -> DynamicsModel:
+    """An untrained model of the dynamics that adapts a map of the actions, as small as such physics need."""
+    envs = make_rows(physics_of(name).env_id, 1, **physics_of(name).env_kwargs)
+    spaces = envs.single_observation_space, envs.single_action_space
+    core = nn.Sequential(nn.Linear(DynamicsModel.input_dim(*spaces), 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh())
+    return DynamicsModel(*spaces, core, adapts="action_map")
+
+
+def _load_filter(board: Board, name: str, seed: int) -> KalmanAdapter:
+    model = _make_map_model(name)
+    model.load_state_dict(torch.load(board.stem(name, seed, "map").with_suffix(".pt"), weights_only=True))
+    return KalmanAdapter(model, mixed=physics_of(name).mixes_actions)
+
+
+def _costs(name: str, what: str, seed: int, started: float, steps: int) -> Line:
+    """What something took that others stand on."""
+    seconds = round(time.process_time() - started, 1)
+    return {"study": "prepared", "physics": name, "row": what, "seed": seed, "cpu_seconds": seconds, "steps": steps}
+
+
+def _note_costs(path: Path, *costs: Any) -> list[Line]:
+    """The same, kept beside the file that is written next: whoever finds that one there knows what it took."""
+    line = _costs(*costs)
+    write_json(path.with_suffix(".json"), line)
+    return [line]
+
+
+def _read_costs(path: Path) -> list[Line]:
+    costs = path.with_suffix(".json")
+    return [json.loads(costs.read_text())] if costs.exists() else []

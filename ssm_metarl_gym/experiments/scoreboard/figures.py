@@ -1,0 +1,216 @@
+"""The figures of a scoreboard, as tables: what Markdown and a page show alike.
+
+Means are over tasks and seeds; intervals are 95 % ones. Interquartile means, the interval by a bootstrap over seeds and
+tasks, and the probability of improvement are as in Agarwal et al. 2021, "Deep reinforcement learning at the edge of the
+statistical precipice", https://arxiv.org/abs/2108.13264.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from ssm_metarl_gym.experiments.records import Records
+from ssm_metarl_gym.experiments.report import Estimate, estimate
+from ssm_metarl_gym.experiments.scoreboard.board import Board
+from ssm_metarl_gym.experiments.scoreboard.physics import AIB, columns_of, context_distances, physics_of
+from ssm_metarl_gym.experiments.scoreboard.plan import Run, all_runs, key_of, returns_in
+from ssm_metarl_gym.experiments.statistics import bootstrap_interval, hierarchical_interval, interquartile_mean
+
+__all__ = ["Scoreboard", "Table", "context_means", "probability_of_improvement"]
+
+_DISTANCES: Final = ((0.0, 0.125), (0.125, 0.25), (0.25, 0.375), (0.375, 0.51))
+# A score of 1 is told what is hidden, one of 0 knows nothing of it. Where both get nearly the same, a share of the
+# difference says nothing.
+_LEAST_GAP: Final = 0.05
+_PLAIN, _TOLD = "domain_randomisation", "told"
+
+
+class Table(NamedTuple):
+    """A table.
+
+    Attributes:
+        title: What it is of.
+        header: The names of its columns.
+        rows: Its cells.
+    """
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Scoreboard:
+    """What is known, and which of it is asked for.
+
+    Attributes:
+        board: Where it lies.
+        records: The lines of it.
+        names: The physics.
+        rows: The agents.
+        steps: Steps on the training tasks, of the agents that take some.
+        num_seeds: The most seeds.
+    """
+
+    board: Board
+    records: Records
+    names: Sequence[str]
+    rows: Sequence[str]
+    steps: Sequence[int]
+    num_seeds: int
+
+    def labels(self) -> list[tuple[str, str, int]]:
+        """The rows of a table: how they are called, and the agent and the steps that they are of."""
+        runs = all_runs(self.names, self.rows, self.steps, 1)
+        found = dict.fromkeys((run.row, run.steps) for run in runs)
+        return [(f"{row}, {steps / 1e6:g}M" if steps else row, row, steps) for row, steps in found]
+
+    def columns(self, name: str) -> list[str]:
+        """The columns of some physics."""
+        return list(columns_of(name, self.board.num_tasks))
+
+    def returns(self, name: str, row: str, steps: int, column: str) -> list[list[float]]:
+        """The returns that are known, ``[num_seeds num_tasks]``."""
+        return returns_in(self.board, self.records, name, row, steps, column, self.num_seeds)
+
+    def mean_returns(self, name: str) -> Table:
+        """Mean returns with intervals over seeds."""
+
+        def cell(returns: list[list[float]], _: str) -> str:
+            return f"{estimate(returns, 0):.1f}"
+
+        return self._table(f"{name}: mean return in {self.board.num_tasks} tasks", name, cell, counts_seeds=True)
+
+    def worst_deciles(self, name: str) -> Table:
+        """The mean return in the tenth of the tasks with the least returns."""
+
+        def cell(returns: list[list[float]], _: str) -> str:
+            worst = [np.sort(each)[: max(1, len(each) // 10)] for each in returns]
+            return f"{estimate(worst, 0):.1f}"
+
+        return self._table(f"{name}: mean return in the worst tenth of the tasks", name, cell)
+
+    def normalised(self, name: str) -> Table:
+        """Interquartile means over seeds of scores between those of the plain agent, 0, and of the told one, 1."""
+        most = max(self.steps, default=0)
+
+        def cell(returns: list[list[float]], column: str) -> str:
+            plain, told = (self.returns(name, row, most, column) for row in (_PLAIN, _TOLD))
+            if not plain or not told:
+                return ""
+            low, high = np.mean(plain), np.mean(told)
+            if not high - low > _LEAST_GAP * abs(high):
+                return "no gap"
+            scores = (np.asarray(returns) - low) / (high - low)
+            interval = hierarchical_interval(scores, 0, statistic=_over_seeds)
+            return f"{Estimate(float(_over_seeds(scores)), *interval):.2f}"
+
+        title = f"{name}: score, 0 for plain PPO and 1 for the told one"
+        return self._table(title, name, cell)
+
+    def improvements(self, name: str) -> Table:
+        """How probable it is that an agent of some seed gets more than the policy as it is of any seed."""
+
+        def cell(returns: list[list[float]], column: str) -> str:
+            others = self.returns(name, "as_is", 0, column)
+            return f"{probability_of_improvement(returns, others):.2f}" if others else ""
+
+        return self._table(f"{name}: probability to do better than the policy as it is", name, cell)
+
+    def around_a_change(self, name: str) -> Table:
+        """The rewards of the 50 steps before what is hidden changes and of those after it."""
+        rows = []
+        for label, row, steps in self.labels():
+            key = key_of(self.board, Run(name, row, 0, steps), "switch")
+            del key["seed"]
+            found = [line["around"] for line in self.records.find(**key) if "around" in line]
+            if found:
+                before, after = np.moveaxis(np.asarray(found), -1, 0)
+                rows.append([label, f"{estimate(list(before), 0):.1f}", f"{estimate(list(after), 0):.1f}"])
+        return Table(f"{name}: rewards of 50 steps around a change", ["", "before", "after"], rows)
+
+    def scaled(self, name: str) -> Table:
+        """Of AIB's environments: interquartile means over contexts and seeds, in units of the best return."""
+        best = physics_of(name).best
+
+        def cell(returns: list[list[float]], _: str) -> str:
+            values = context_means(returns).ravel() / best
+            interval = bootstrap_interval(values, 0, statistic=interquartile_mean)
+            return f"{Estimate(float(interquartile_mean(values)), *interval):.2f}"
+
+        title = f"{name}: interquartile mean of returns / {best:g} over contexts and seeds"
+        return self._table(title, name, cell)
+
+    def by_distance(self, name: str) -> Table:
+        """Of AIB's environments: mean returns by the distance of a context from the training range."""
+        distances, rows = context_distances(name), []
+        for label, row, steps in self.labels():
+            inside = self.returns(name, row, steps, "interpolation")
+            means = context_means(self.returns(name, row, steps, "extrapolation"))
+            if inside and len(means):
+                cells = [f"{estimate(inside, 0):.1f}"]
+                for low, high in _DISTANCES:
+                    chosen = (low < distances) & (distances <= high)
+                    cells.append(f"{estimate(means[:, chosen], 0):.1f}" if chosen.any() else "")
+                rows.append([label, *cells])
+        header = ["distance from the training range, in its widths", "0"]
+        return Table(
+            f"{name}: return by distance", [*header, *(f"{low:g} to {high:.3g}" for low, high in _DISTANCES)], rows
+        )
+
+    def costs(self) -> Table:
+        """What policies and models took, the mean over seeds."""
+        rows = []
+        for name in self.names:
+            lines = self.records.find(study="prepared", physics=name)
+            for what, steps in dict.fromkeys((line["row"], line["steps"]) for line in lines):
+                seconds = [line["cpu_seconds"] for line in lines if (line["row"], line["steps"]) == (what, steps)]
+                rows.append([name, what, f"{steps:,}", f"{np.mean(seconds):.1f}"])
+        return Table("Costs", ["", "what", "environment steps", "CPU seconds"], rows)
+
+    def tables(self) -> list[Table]:
+        """All of them that have a row."""
+        found = []
+        for name in self.names:
+            found += [self.mean_returns(name), self.normalised(name), self.worst_deciles(name)]
+            found += [self.improvements(name)]
+            if name in AIB:
+                found += [self.scaled(name), self.by_distance(name)]
+            if physics_of(name).changes:
+                found.append(self.around_a_change(name))
+        return [table for table in [*found, self.costs()] if table.rows]
+
+    def _table(self, title: str, name: str, cell: Any, *, counts_seeds: bool = False) -> Table:
+        """A table with a row for each agent of which something is known."""
+        columns, rows = self.columns(name), []
+        for label, row, steps in self.labels():
+            found = [self.returns(name, row, steps, column) for column in columns]
+            cells = [cell(each, column) if each else "" for each, column in zip(found, columns, strict=True)]
+            if any(cells):
+                seeds = [str(min(len(each) for each in found))] if counts_seeds else []
+                rows.append([label, *cells, *seeds])
+        return Table(title, ["", *columns, *(["seeds"] if counts_seeds else [])], rows)
+
+
+def context_means(returns: Sequence[Sequence[float]]) -> Any:
+    """The mean return of each of AIB's contexts, ``Float[num_seeds 20]``."""
+    means = [[np.mean(each[context::20]) for context in range(20)] for each in returns]
+    return np.array(means).reshape(len(means), 20)
+
+
+def probability_of_improvement(returns: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> float:
+    """How probable it is that one run has a greater mean return than a run of another agent; one half if it is equal.
+
+    Args:
+        returns: ``Float[num_seeds num_tasks]``, of the agent.
+        others: Those of the other one.
+    """
+    means, other_means = (np.mean(np.asarray(each), axis=1) for each in (returns, others))
+    return float(np.mean(0.5 + 0.5 * np.sign(means[:, None] - other_means)))
+
+
+def _over_seeds(scores: Any) -> Any:
+    """The interquartile mean over seeds of the means over tasks, ``Float[... num_seeds num_tasks]``."""
+    return interquartile_mean(np.mean(scores, axis=-1), axis=-1)

@@ -1,0 +1,118 @@
+"""A scoreboard as one page that needs no other file, and as Markdown."""
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ssm_metarl_gym.experiments.report import format_markdown
+from ssm_metarl_gym.experiments.scoreboard.figures import Table
+from ssm_metarl_gym.files import replacing
+
+__all__ = ["write_markdown", "write_page"]
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; --strong: #2563eb; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 0 auto; padding: 1rem 1rem 4rem; }
+h1 { font-size: 1.7rem; margin: 1rem 0 .3rem; }
+h2 { font-size: 1.35rem; margin: 2.6rem 0 .5rem; border-top: 1px solid var(--line); padding-top: 1rem; }
+h3 { font-size: 1rem; margin: 1.5rem 0 .4rem; }
+nav { display: flex; flex-wrap: wrap; gap: .3rem .9rem; margin: 1rem 0; }
+a { color: var(--strong); }
+figure { margin: 1rem 0; }
+figure img { max-width: 100%; background: #fff; border-radius: .4rem; }
+figcaption, .note { color: color-mix(in srgb, currentColor 65%, transparent); font-size: .92rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { padding: .35rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: Canvas; }
+tbody tr:hover td { background: var(--soft); }
+td b { font-weight: 650; }
+small { opacity: .65; }
+pre { background: var(--soft); padding: .7rem; overflow-x: auto; border-radius: .4rem; }
+"""
+
+
+def write_markdown(title: str, introduction: str, tables: Sequence[Table], path: Path) -> None:
+    """Write tables as Markdown.
+
+    Args:
+        title: The heading.
+        introduction: What stands below it.
+        tables: The tables.
+        path: The file, which is replaced as a whole.
+    """
+    parts = [f"# {title}", introduction, *(_as_markdown(table) for table in tables)]
+    with replacing(path) as temporary:
+        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def write_page(
+    title: str, introduction: str, tables: Sequence[Table], pictures: Mapping[str, Path], command: str, path: Path
+) -> None:
+    """Write one page in HTML, with the pictures inside.
+
+    Args:
+        title: The heading.
+        introduction: What stands below it, a paragraph.
+        tables: The tables.
+        pictures: Of each family its picture of mean returns, in PNG.
+        command: The command that makes the page again.
+        path: The file, which is replaced as a whole.
+    """
+    groups: dict[str, list[Table]] = {}
+    for table in tables:
+        groups.setdefault(_group(table), []).append(table)
+    links = " ".join(f'<a href="#{_anchor(group)}">{html.escape(group)}</a>' for group in groups)
+    parts = [
+        "<!doctype html>",
+        f'<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>',
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>',
+        f"<h1>{html.escape(title)}</h1><p>{html.escape(introduction)}</p><nav>{links}</nav>",
+    ]
+    for group, of_group in groups.items():
+        parts.append(f'<h2 id="{_anchor(group)}">{html.escape(group)}</h2>')
+        if group in pictures:
+            parts.append(_as_figure(pictures[group], f"{group}: mean return and 95 % interval, and each seed"))
+        parts += map(_as_html, of_group)
+    parts.append(f'<p class="note">Made by</p><pre>{html.escape(command)}</pre></body></html>')
+    with replacing(path) as temporary:
+        temporary.write_text("\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _as_markdown(table: Table) -> str:
+    return f"## {table.title}\n\n{format_markdown(table.header, table.rows)}"
+
+
+def _as_figure(picture: Path, text: str) -> str:
+    data = base64.b64encode(picture.read_bytes()).decode()
+    caption = html.escape(text)
+    return (
+        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
+    )
+
+
+def _as_html(table: Table) -> str:
+    header = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in table.header)
+    rows = "".join(
+        f"<tr><td>{html.escape(row[0])}</td>{''.join(f'<td>{_as_cell(cell)}</td>' for cell in row[1:])}</tr>"
+        for row in table.rows
+    )
+    body = f"<table><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table>"
+    title = table.title.removeprefix(f"{_group(table)}: ")
+    return f'<h3>{html.escape(title[0].upper() + title[1:])}</h3><div class="scroll">{body}</div>'
+
+
+def _as_cell(cell: str) -> str:
+    """A mean stands out from its interval."""
+    mean, bracket, interval = html.escape(cell).partition(" [")
+    return f"<b>{mean}</b> <small>[{interval}</small>" if bracket else mean
+
+
+def _group(table: Table) -> str:
+    """The family that a table is of, or what else it is about."""
+    return table.title.partition(": ")[0]
+
+
+def _anchor(group: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in group.lower())

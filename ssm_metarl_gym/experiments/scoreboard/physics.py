@@ -1,0 +1,159 @@
+"""Where agents are compared, how PPO learns there, and the columns of a table."""
+
+import importlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ssm_metarl_gym.checks import check_choice
+from ssm_metarl_gym.experiments.checks import explaining
+from ssm_metarl_gym.tasks.aib import AIB_CONTEXTS
+from ssm_metarl_gym.tasks.families import FAMILIES
+from ssm_metarl_gym.tasks.task import TaskBatch
+
+__all__ = ["AIB", "PHYSICS", "WARM_UP", "Physics", "columns_of", "context_distances", "physics_of"]
+
+# AIB's unscored steps before every episode.
+WARM_UP: Final = 24
+
+
+@dataclass(frozen=True)
+class Physics:
+    """A family of environments and how PPO learns in it.
+
+    Attributes:
+        family: The name of the family, or the id of an environment.
+        gamma: PPO's discount.
+        nominal_steps: Steps of the policy of the nominal physics.
+        length: Steps of an episode.
+        env_kwargs: Arguments of the environment.
+        learning_rate: PPO's first one, which falls to a tenth of it.
+        ent_coef: PPO's weight of the entropy.
+        log_std_init: How much is tried at first.
+        explores_smoothly: Whether what is tried at random stays the same for some steps, as a rare reward needs.
+        best: The greatest return, by which those of AIB are scaled.
+        mixes_actions: Whether actions are known to be mixed, if anything is hidden.
+        changes: Whether what is hidden can change in mid-episode.
+    """
+
+    family: str
+    gamma: float
+    nominal_steps: int
+    length: int
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    learning_rate: float = 2e-3
+    ent_coef: float = 0.0
+    log_std_init: float = -0.7  # what is tried at first would else hit the bounds
+    explores_smoothly: bool = False
+    best: float | None = None
+    mixes_actions: bool = False
+    changes: bool = True
+
+    @property
+    def env_id(self) -> str:
+        """The id of the environment."""
+        return self.family if re.search(r"-v\d+$", self.family) else f"ssm_metarl/{self.family}-v0"
+
+
+AIB: Final = tuple(AIB_CONTEXTS)
+_CARTPOLE: Final[dict[str, Any]] = {"learning_rate": 1.5e-3, "ent_coef": 0.01, "log_std_init": 0.0}
+_PENDULUM: Final[dict[str, Any]] = {"learning_rate": 1e-3, "log_std_init": 0.0}
+PHYSICS: Final[dict[str, Physics]] = {
+    "CartPolePolarity": Physics("CartPolePolarity", 0.98, 150_000, 200, **_CARTPOLE),
+    "PendulumPolarity": Physics("PendulumPolarity", 0.95, 300_000, 200, **_PENDULUM),
+    # Where a policy copes by itself: what does it cost to correct it?
+    "CartPole": Physics("CartPole", 0.98, 150_000, 200, changes=False, **_CARTPOLE),
+    "Pendulum": Physics("Pendulum", 0.95, 300_000, 200, changes=False, **_PENDULUM),
+    **{
+        f"PointActuators-{d}": Physics(
+            "PointActuators", 0.9, 25_000 * (d + 1), 100, {"dimension": d}, best=100.0, mixes_actions=True
+        )
+        for d in range(1, 17)
+    },
+    **{
+        name: Physics(
+            name, 0.99, 600_000, length, {"contexts": "aib"}, explores_smoothly=name != "ComplexODE", best=length
+        )
+        for name, length in zip(AIB, (100, 100, 200), strict=True)
+    },
+}
+
+
+def physics_of(name: str) -> Physics:
+    """The physics of a name: of ``PHYSICS``, or a user's, ``"module:name"``.
+
+    Raises:
+        ValueError: There are none of that name.
+    """
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        check_choice("a family", name, list(PHYSICS))
+        return PHYSICS[name]
+    with explaining(f"the family {name} cannot be imported"):
+        physics = getattr(importlib.import_module(module), attribute)
+    if not isinstance(physics, Physics):
+        raise ValueError(f"a family of your own must be a Physics; {name} is a {type(physics).__name__}.")
+    return physics
+
+
+def columns_of(name: str, num_tasks: int) -> dict[str, dict[str, Any]]:
+    """Where agents are evaluated in some physics: the arguments of the environments, by column.
+
+    Args:
+        name: The name, as for :func:`physics_of`.
+        num_tasks: Number of tasks, which AIB's contexts fill in turn.
+    """
+    physics = physics_of(name)
+    half = physics.length // 2
+    if name not in AIB:
+        columns: dict[str, dict[str, Any]] = {
+            "interpolation": {"split": "interpolation"},
+            "extrapolation": {"split": "extrapolation"},
+        }
+        if physics.changes:
+            columns["switch"] = {"split": "interpolation", "switch": {"step": half}}
+        return columns | {"nominal": {"task": {}}}
+    columns = {}
+    for warm_up in (0, WARM_UP):
+        for column, split in (("interpolation",) * 2, ("extrapolation",) * 2, ("switch", "interpolation")):
+            tasks = _contexts(name, split)
+            each = TaskBatch.from_tasks([tasks[i % len(tasks)] for i in range(num_tasks)])
+            env_kwargs: dict[str, Any] = {"split": split, "task": each, "warm_up_steps": warm_up}
+            env_kwargs["max_episode_steps"] = physics.length + warm_up
+            if column == "switch":
+                env_kwargs["switch"] = {"step": half + warm_up}
+            columns[column + (f", {warm_up} before" if warm_up else "")] = env_kwargs
+    return columns
+
+
+def context_distances(name: str) -> npt.NDArray[np.float64]:
+    """How far each of AIB's contexts of extrapolation lies outside of the training range, in its widths: ``Float[20]``.
+
+    Args:
+        name: One of ``AIB``.
+    """
+    return distances_of(name, TaskBatch.from_tasks(_contexts(name, "extrapolation")))
+
+
+def _contexts(name: str, split: str) -> Any:
+    distribution: Any = AIB_CONTEXTS[name].distribution(split)
+    return distribution.tasks
+
+
+def distances_of(name: str, tasks: TaskBatch) -> npt.NDArray[np.float64]:
+    """How far tasks lie outside of the training range, in its widths, in the parameter that is furthest: ``Float[N]``.
+
+    Args:
+        name: A family of tasks.
+        tasks: Tasks of that family.
+    """
+    distances = np.zeros(len(tasks))
+    for parameter, marginal in FAMILIES[name].train.parameters.items():
+        low, high = marginal.bounds
+        column = tasks.column(parameter)
+        distances = np.maximum(distances, np.maximum(low - column, column - high) / (high - low))
+    return distances

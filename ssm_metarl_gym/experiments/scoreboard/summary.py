@@ -1,0 +1,113 @@
+"""The report of a scoreboard, made of its lines alone: tables, pictures and one page."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from ssm_metarl_gym.experiments.pictures import draw_returns
+from ssm_metarl_gym.experiments.records import Records
+from ssm_metarl_gym.experiments.report import estimate
+from ssm_metarl_gym.experiments.scoreboard.agents import AGENTS
+from ssm_metarl_gym.experiments.scoreboard.board import Board
+from ssm_metarl_gym.experiments.scoreboard.figures import Scoreboard
+from ssm_metarl_gym.experiments.scoreboard.page import write_markdown, write_page
+from ssm_metarl_gym.experiments.scoreboard.physics import PHYSICS
+
+__all__ = ["REPORT_FILES", "find_scoreboard", "write_report", "write_scores"]
+
+REPORT_FILES: Final = ("report.md", "report.html", "scores.npz")
+_INTRODUCTION: Final = (
+    "Every agent meets the same tasks of each seed, none of which it was trained on. Means are over tasks and seeds, "
+    "with 95 % intervals over seeds (Student's t); of one seed, over tasks (bootstrap). Scores are interquartile means "
+    "over seeds with a bootstrap over seeds and tasks. Agents with steps in their name were trained on the family for "
+    "so many, the others for none."
+)
+
+
+def find_scoreboard(folder: Path) -> Scoreboard:
+    """The scoreboard that the lines of a folder are of: of all physics, agents and seeds that they name.
+
+    Where they are of several numbers of tasks or budgets, it is of those of which there are most.
+
+    Raises:
+        ValueError: There is no evaluation, or a line is damaged.
+        OSError: The file cannot be read.
+    """
+    records = Records(folder / "runs.jsonl")
+    lines = records.find(study="returns")
+    if not lines:
+        raise ValueError(f"a folder must hold the runs.jsonl of a benchmark; {folder} holds no evaluation.")
+    kinds = Counter((line["num_tasks"], line.get("percent", 100)) for line in lines)
+    num_tasks, percent = kinds.most_common(1)[0][0]
+    # In the order of what is known here, what is a user's behind it.
+    names, agents = (
+        [name for name in dict.fromkeys([*ordered, *found]) if name in found]
+        for ordered, found in (
+            (PHYSICS, dict.fromkeys(line["physics"] for line in lines)),
+            (AGENTS, dict.fromkeys(line["row"] for line in lines)),
+        )
+    )
+    return Scoreboard(
+        Board(folder, num_tasks, percent),
+        records,
+        names,
+        agents,
+        sorted({line["steps"] for line in lines if line["steps"]}),
+        1 + max(line["seed"] for line in lines),
+    )
+
+
+def write_report(scoreboard: Scoreboard, command: str) -> list[Path]:
+    """Write report.md, report.html, scores.npz and the pictures into the folder of a scoreboard; what was written.
+
+    Args:
+        scoreboard: What is known.
+        command: The command that makes the report again, as the page tells it.
+    """
+    folder, tables = scoreboard.board.folder, scoreboard.tables()
+    pictures = {}
+    for name in scoreboard.names:
+        path = folder / f"returns-{name}.png"
+        if _draw(scoreboard, name, path):
+            pictures[name] = path
+    title = "Ways of coping with physics that one is not told about"
+    write_markdown(title, _INTRODUCTION, tables, folder / "report.md")
+    write_page(title, _INTRODUCTION, tables, pictures, command, folder / "report.html")
+    write_scores(scoreboard, folder / "scores.npz")
+    return [folder / "report.html", folder / "report.md", *pictures.values(), folder / "scores.npz"]
+
+
+def write_scores(scoreboard: Scoreboard, path: Path) -> None:
+    """Write mean returns as rliable takes them: an array ``Float[num_seeds num_physics]`` for each agent and column.
+
+    The names are ``"agent/column"``; an agent is in it with the seeds that all physics have.
+    """
+    scores = {}
+    for label, row, steps in scoreboard.labels():
+        for column in ("interpolation", "extrapolation", "switch"):
+            found = [
+                scoreboard.returns(name, row, steps, column)
+                for name in scoreboard.names
+                if column in scoreboard.columns(name)
+            ]
+            num_seeds = min(map(len, found), default=0)
+            if num_seeds:
+                means = [np.mean(returns[:num_seeds], axis=1) for returns in found]
+                scores[f"{label}/{column}"] = np.stack(means, axis=1)
+    with path.open("wb") as file:
+        np.savez(file, **scores)  # type: ignore[arg-type]
+
+
+def _draw(scoreboard: Scoreboard, name: str, path: Path) -> bool:
+    columns = scoreboard.columns(name)
+    estimates, means = {}, {}
+    for label, row, steps in scoreboard.labels():
+        by_column = {column: scoreboard.returns(name, row, steps, column) for column in columns}
+        if all(by_column.values()):
+            estimates[label] = {column: estimate(found, 0) for column, found in by_column.items()}
+            means[label] = {column: [float(np.mean(each)) for each in found] for column, found in by_column.items()}
+    if estimates:
+        draw_returns(estimates, means, path)
+    return bool(estimates)

@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+
+from ssm_metarl_gym.experiments.records import Records
+from ssm_metarl_gym.experiments.scoreboard.board import Board
+from ssm_metarl_gym.experiments.scoreboard.figures import Scoreboard, context_means, probability_of_improvement
+from ssm_metarl_gym.experiments.scoreboard.physics import columns_of
+from ssm_metarl_gym.experiments.scoreboard.plan import all_runs, key_of
+
+NAME = "PointActuators-2"
+ROWS = ("as_is", "corrected_filter", "domain_randomisation", "told")
+# Of each agent the return in every task of each of two seeds.
+RETURNS = {"as_is": (0.0, 0.0), "corrected_filter": (8.0, 10.0), "domain_randomisation": (2.0, 2.0), "told": (12, 12)}
+
+
+def make_scoreboard(folder, name=NAME, rows=ROWS, returns=RETURNS, num_tasks=20):
+    board = Board(folder, num_tasks)
+    records = Records(board.lines)
+    for run in all_runs([name], rows, (100,), 2):
+        for column in columns_of(name, num_tasks):
+            around = {"around": [[5.0, 1.0 + run.seed]] * num_tasks} if column == "switch" else {}
+            key = key_of(board, run, column)
+            records.add(**key, returns=[float(returns[run.row][run.seed])] * num_tasks, **around)
+    return Scoreboard(board, records, [name], rows, (100,), 2)
+
+
+def row_of(table, label):
+    (found,) = (row for row in table.rows if row[0].startswith(label))
+    return found
+
+
+@pytest.fixture
+def scoreboard(tmp_path):
+    return make_scoreboard(tmp_path)
+
+
+def test_means_have_intervals_over_seeds(scoreboard):
+    table = scoreboard.mean_returns(NAME)
+    assert table.header == ["", "interpolation", "extrapolation", "switch", "nominal", "seeds"]
+    assert row_of(table, "told")[0] == "told, 0.0001M"
+    assert row_of(table, "corrected_filter")[1] == "9.0 [-3.7, 21.7]"  # Student's t of two: 12.7 standard errors of 1
+    assert row_of(table, "corrected_filter")[-1] == "2"
+
+
+def test_scores_lie_between_the_plain_agent_and_the_told_one(scoreboard):
+    table = scoreboard.normalised(NAME)
+    assert row_of(table, "told")[1] == "1.00 [1.00, 1.00]"
+    assert row_of(table, "domain")[1] == "0.00 [0.00, 0.00]"
+    assert row_of(table, "as_is")[1] == "-0.20 [-0.20, -0.20]"
+    assert row_of(table, "corrected_filter")[1].startswith("0.70 [0.60, 0.80]")
+
+
+def test_where_being_told_gains_nothing_there_is_no_score(tmp_path):
+    scoreboard = make_scoreboard(tmp_path, returns={**RETURNS, "domain_randomisation": (11.9, 11.9)})
+    assert row_of(scoreboard.normalised(NAME), "as_is")[1:] == ["no gap"] * 4
+
+
+def test_the_worst_tenth_of_the_tasks(tmp_path):
+    board = Board(tmp_path, 20)
+    records = Records(board.lines)
+    (run,) = all_runs([NAME], ["as_is"], (), 1)
+    records.add(**key_of(board, run, "switch"), returns=list(np.arange(20.0)[::-1]))
+    scoreboard = Scoreboard(board, records, [NAME], ["as_is"], (), 1)
+    assert row_of(scoreboard.worst_deciles(NAME), "as_is")[3].startswith("0.5 [")
+
+
+def test_the_probability_to_do_better():
+    assert probability_of_improvement([[1.0, 3.0]], [[0.0, 0.0], [2.0, 2.0], [3.0, 3.0]]) == pytest.approx(0.5)
+    assert probability_of_improvement([[1.0], [2.0]], [[0.0], [1.0]]) == pytest.approx((1 + 0.5 + 1 + 1) / 4)
+
+
+def test_rewards_around_a_change(scoreboard):
+    assert row_of(scoreboard.around_a_change(NAME), "as_is")[1:] == ["5.0 [5.0, 5.0]", "1.5 [-4.9, 7.9]"]
+
+
+def test_returns_of_a_benchmark_are_scaled_and_sorted_by_distance(tmp_path):
+    scoreboard = make_scoreboard(tmp_path, "ComplexODE", ("as_is",), {"as_is": (50.0, 50.0)}, 40)
+    assert row_of(scoreboard.scaled("ComplexODE"), "as_is")[1] == "0.25 [0.25, 0.25]"
+    inside, *outside = row_of(scoreboard.by_distance("ComplexODE"), "as_is")[1:]
+    assert {inside, *outside} - {""} == {"50.0 [50.0, 50.0]"}
+    assert "" not in outside[-1:]
+
+
+def test_returns_of_one_context_are_averaged():
+    assert context_means([np.arange(40.0)]).tolist() == [(np.arange(20) + 10.0).tolist()]
+    assert context_means([]).shape == (0, 20)
+
+
+def test_costs_are_the_means_over_seeds(scoreboard):
+    for seconds in (1.0, 2.0):
+        scoreboard.records.add(study="prepared", physics=NAME, row="policy", steps=5000, cpu_seconds=seconds)
+    assert scoreboard.costs().rows == [[NAME, "policy", "5,000", "1.5"]]
+
+
+def test_only_tables_with_a_row_are_shown(tmp_path):
+    scoreboard = make_scoreboard(tmp_path, "CartPole", ("as_is",), {"as_is": (1.0, 1.0)})
+    assert [table.title.partition(": ")[2] for table in scoreboard.tables()] == [
+        *("mean return in 20 tasks", "mean return in the worst tenth of the tasks"),
+        "probability to do better than the policy as it is",
+    ]

@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+
+from ssm_metarl_gym.experiments.scoreboard.physics import AIB, PHYSICS, columns_of, context_distances, distances_of
+from ssm_metarl_gym.tasks.aib import AIB_CONTEXTS
+from ssm_metarl_gym.tasks.classic import PendulumTask
+from ssm_metarl_gym.tasks.task import TaskBatch
+
+
+def test_a_switch_comes_half_way():
+    assert columns_of("PointActuators-4", 30)["switch"] == {"split": "interpolation", "switch": {"step": 50}}
+    assert columns_of("PendulumPolarity", 30)["switch"]["switch"] == {"step": 100}
+
+
+def test_what_cannot_change_has_no_switch_and_only_a_benchmark_has_no_nominal_column():
+    for name in PHYSICS:
+        columns = columns_of(name, 20)
+        assert ("switch" in columns) == (name not in ("CartPole", "Pendulum"))
+        assert ("nominal" in columns) == (name not in AIB)
+
+
+def test_those_of_the_benchmark_hold_its_contexts_with_and_without_a_warm_up():
+    columns = columns_of("ComplexODE", 50)
+    assert list(columns)[3:] == [f"{name}, 24 before" for name in ("interpolation", "extrapolation", "switch")]
+    env_kwargs = columns["switch, 24 before"]
+    assert (env_kwargs["warm_up_steps"], env_kwargs["max_episode_steps"]) == (24, 224)
+    assert env_kwargs["switch"] == {"step": 124}
+    tasks = list(columns["extrapolation"]["task"])
+    assert tasks[:20] == tasks[20:40] == list(AIB_CONTEXTS["ComplexODE"].extrapolation.tasks)
+
+
+@pytest.mark.parametrize("name", ["DoubleIntegrator", "ComplexODE"])
+def test_distances_are_from_the_training_range(name):
+    distances = context_distances(name)
+    assert distances.shape == (20,)
+    assert 0.0 < distances.min() < distances.max() == pytest.approx(0.5)
+
+
+def test_the_distance_is_that_of_the_parameter_that_is_furthest():
+    tasks = TaskBatch.from_tasks([PendulumTask(m=1.0, l=1.0), PendulumTask(m=1.0, l=1.4), PendulumTask(m=2.0, l=1.4)])
+    inside, longer, heavier = distances_of("Pendulum", tasks)
+    assert inside == 0.0
+    assert 0.0 < longer < heavier
+    assert np.isfinite(heavier)

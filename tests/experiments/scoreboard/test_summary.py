@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+
+from ssm_metarl_gym.experiments.records import Records
+from ssm_metarl_gym.experiments.scoreboard.board import Board
+from ssm_metarl_gym.experiments.scoreboard.physics import columns_of
+from ssm_metarl_gym.experiments.scoreboard.plan import all_runs, key_of
+from ssm_metarl_gym.experiments.scoreboard.summary import find_scoreboard, write_report, write_scores
+
+NAMES, ROWS = ("CartPole", "PointActuators-2"), ("as_is", "corrected_gradients", "told")
+
+
+def write_lines(folder, num_tasks=20, percent=100, num_seeds=2):
+    board = Board(folder, num_tasks, percent)
+    records = Records(board.lines)
+    for run in all_runs(NAMES, ROWS, (100,), num_seeds):
+        for column in columns_of(run.physics, num_tasks):
+            records.add(**key_of(board, run, column), returns=[float(run.seed)] * num_tasks)
+
+
+def test_a_folder_says_what_it_is_of(tmp_path):
+    write_lines(tmp_path)
+    write_lines(tmp_path, percent=10, num_seeds=1)
+    scoreboard = find_scoreboard(tmp_path)
+    assert (scoreboard.board.num_tasks, scoreboard.board.percent) == (20, 100)
+    assert sorted(scoreboard.names) == sorted(NAMES)
+    assert (tuple(scoreboard.rows), scoreboard.steps, scoreboard.num_seeds) == (ROWS, [100], 2)
+
+
+def test_a_folder_without_an_evaluation_is_named(tmp_path):
+    (tmp_path / "runs.jsonl").write_text('{"study": "prepared"}\n')
+    with pytest.raises(ValueError, match=f"a folder must hold the runs.jsonl .*; {tmp_path} holds no evaluation"):
+        find_scoreboard(tmp_path)
+
+
+def test_the_page_needs_no_other_file_and_shows_every_table(tmp_path):
+    write_lines(tmp_path)
+    scoreboard = find_scoreboard(tmp_path)
+    written = write_report(scoreboard, "python scripts/report.py <folder>")
+    assert all(path.exists() for path in written)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "&lt;folder&gt;" in page
+    assert page.count('src="data:image/png;base64,') == 2
+    for word in ("http://", "https://", 'src="/', ".png"):
+        assert word not in page
+    assert page.count("<table>") == len(scoreboard.tables())
+    assert "<b>0.5</b> <small>[" in page
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert all(f"## {table.title}\n" in markdown for table in scoreboard.tables())
+
+
+def test_scores_are_arrays_of_seeds_by_families(tmp_path):
+    write_lines(tmp_path)
+    write_scores(find_scoreboard(tmp_path), tmp_path / "scores.npz")
+    with np.load(tmp_path / "scores.npz") as scores:
+        assert scores["as_is/interpolation"].tolist() == [[0.0, 0.0], [1.0, 1.0]]
+        assert scores["told, 0.0001M/switch"].shape == (2, 1)  # nothing changes in a CartPole
