@@ -15,6 +15,7 @@ from ssm_metarl_gym.agents.adaptation.rls import RecursiveLeastSquares
 from ssm_metarl_gym.agents.meta_learning.maml import MetaMAML
 from ssm_metarl_gym.agents.meta_training.trainer import MetaTrainer
 from ssm_metarl_gym.agents.models.action_distributions import Categorical, DiagonalGaussian
+from ssm_metarl_gym.agents.models.distillation import distill
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.models.meta_policy import MetaPolicy
 from ssm_metarl_gym.agents.ssm.export import export_onnx
@@ -39,6 +40,7 @@ __all__ = [
     "RecursiveLeastSquares",
     "SSMFeaturesExtractor",
     "SSMPolicy",
+    "distill",
     "export_onnx",
 ]
 

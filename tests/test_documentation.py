@@ -30,16 +30,18 @@ HEADINGS = [
     "Vectorised use",
     "Version history",
 ]
-# A comment before it marks a long example, a block of text after it is what it prints.
+# A comment before it marks a long example, or one that needs a package which no extra installs; a block of text after
+# it is what it prints.
 EXAMPLE = re.compile(
-    r"^(?P<slow><!-- slow -->\n+)?```python\n(?P<code>.*?)^```\n(?:\n```text\n(?P<printed>.*?)^```$)?", re.M | re.S
+    r"^(?:<!-- (?P<mark>slow|needs \w+) -->\n+)?```python\n(?P<code>.*?)^```\n(?:\n```text\n(?P<printed>.*?)^```$)?",
+    re.M | re.S,
 )
 BLOCK = re.compile(r"^```.*?^```$", re.M | re.S)
 LINK = re.compile(r"\]\(\s*([^()\s]+)")
 DOTTED_NAME = re.compile(r"\bssm_metarl_gym(?:\.\w+)+")
 # Files and folders of the repository, named from its root.
 PATH = re.compile(r"(?<![\w./-])(?:\.ci|agents|docs|scripts|ssm_metarl_gym|tests|wrappers)/[\w./-]*\w")
-NEEDS_MUJOCO = re.compile("HalfCheetah|Ant|Hopper|Walker2d|Reacher|Swimmer")
+NEEDS_MUJOCO = re.compile("HalfCheetah|Ant|Hopper|Walker2d|Reacher|Swimmer|MujocoEnv")
 
 
 def examples(page):
@@ -47,19 +49,22 @@ def examples(page):
 
 
 def runs():
+    """The pages, each with nothing but its plain examples and once more with those of each mark."""
     for page in PAGES:
-        found = examples(page)
-        if any(not example["slow"] for example in found):
-            yield pytest.param(page, False, id=page)
-        if any(example["slow"] for example in found):
-            yield pytest.param(page, True, id=f"{page} with slow examples", marks=pytest.mark.slow)
+        marks = dict.fromkeys(example["mark"] for example in examples(page))
+        for mark in marks:
+            name = page if mark is None else f"{page}, {mark}"
+            # What packages of others warn of is theirs.
+            of_others = pytest.mark.filterwarnings("default")
+            marks_of_run = {None: [], "slow": [pytest.mark.slow]}.get(mark, [of_others])
+            yield pytest.param(page, mark, id=name, marks=marks_of_run)
 
 
-def run_examples(page, *, slow):
-    """Run the examples of a page one after the other, and compare what they print."""
+def run_examples(page, mark):
+    """Run the plain examples of a page and those of a mark one after the other, and compare what they print."""
     namespace = {"__name__": "example"}
     for example in examples(page):
-        if slow or not example["slow"]:
+        if example["mark"] in (None, mark):
             line = example.string.count("\n", 0, example.start("code"))
             # So that a traceback names the line of the page.
             code = compile("\n" * line + example["code"], str(ROOT / page), "exec", dont_inherit=True)
@@ -73,9 +78,12 @@ def can_render_mujoco():
     return subprocess.run([sys.executable, "-c", "import mujoco; mujoco.GLContext(8, 8)"], check=False).returncode == 0
 
 
-@pytest.mark.parametrize(("page", "slow"), list(runs()))
-def test_the_examples_run_and_print_what_they_say(page, slow, checkout, tmp_path, monkeypatch):
-    code = "".join(example["code"] for example in examples(page) if slow or not example["slow"])
+@pytest.mark.parametrize(("page", "mark"), list(runs()))
+def test_the_examples_run_and_print_what_they_say(page, mark, checkout, tmp_path, monkeypatch):
+    if mark and mark != "slow":
+        package = mark.removeprefix("needs ")
+        pytest.importorskip(package, reason=f"the example needs {package}, which no extra installs")
+    code = "".join(example["code"] for example in examples(page) if example["mark"] in (None, mark))
     if NEEDS_MUJOCO.search(code):
         pytest.importorskip("mujoco", reason="the MuJoCo families need the extra mujoco")
     if "MUJOCO_GL" in code:
@@ -86,7 +94,7 @@ def test_the_examples_run_and_print_what_they_say(page, slow, checkout, tmp_path
     monkeypatch.chdir(tmp_path)
     # An example may register environments of its own, and define tasks.
     monkeypatch.setattr(gym.envs.registration, "registry", dict(gym.registry))
-    run_examples(page, slow=slow)
+    run_examples(page, mark)
 
 
 def test_the_links_lead_somewhere(checkout):

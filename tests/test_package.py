@@ -49,6 +49,7 @@ PUBLIC = {
         "RecursiveLeastSquares",
         "SSMFeaturesExtractor",
         "SSMPolicy",
+        "distill",
         "export_onnx",
     ],
     "ssm_metarl_gym.wrappers": [

@@ -12,7 +12,7 @@ from ssm_metarl_gym.envs.arguments import Family, check_reset_options, parse_tas
 from ssm_metarl_gym.envs.hidden_task import observable_space
 from ssm_metarl_gym.tasks.actuators import ActuatorTask
 from ssm_metarl_gym.tasks.distributions import TaskDistribution
-from ssm_metarl_gym.tasks.families import actuator_family, parse_family
+from ssm_metarl_gym.tasks.families import TaskFamily, actuator_family, parse_family
 
 __all__ = ["HiddenActuators"]
 
@@ -91,6 +91,17 @@ class HiddenActuators(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         self._switch_rng: np.random.Generator | None = None
         self._steps_to_switch: int | None = None
         self.task = self._fixed_task or self._task_type()
+
+    @property
+    def family(self) -> TaskFamily:
+        """What tasks are drawn from."""
+        return self._family
+
+    def set_family(self, family: Family) -> None:
+        """Draw the tasks of later resets from another family, see :meth:`HiddenTask.set_family`."""
+        parsed = parse_family(family, self._task_type)
+        self._distribution = parsed.distribution(self._split)
+        self._family = parsed
 
     @property
     def task(self) -> ActuatorTask:

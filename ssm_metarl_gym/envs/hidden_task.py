@@ -113,6 +113,23 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
         """What tasks are drawn from."""
         return self._family
 
+    def set_family(self, family: Family) -> None:
+        """Draw the tasks of later resets from another family over the same type of task.
+
+        The episode goes on with its task. What ``context="visible"`` shows, and its scale, stay those of the family
+        that the environment was made with.
+
+        Args:
+            family: In any form that the constructor takes.
+
+        Raises:
+            ValueError: It is of another type of task, or has no tasks for the split.
+        """
+        parsed = parse_family(family, self.task_type)
+        self._distribution = parsed.distribution(self._split)
+        self._family = parsed
+        self.__dict__.pop("_varying", None)
+
     @property
     def task(self) -> SomeTask:
         """The task that governs the next step."""

@@ -28,6 +28,7 @@ from ssm_metarl_gym.envs.row_starts import RowStarts
 from ssm_metarl_gym.envs.row_tasks import RowTasks
 from ssm_metarl_gym.envs.rows import AttributeOfARow, copies_of_rows, read_only
 from ssm_metarl_gym.tasks.distributions import TaskSet
+from ssm_metarl_gym.tasks.families import TaskFamily
 from ssm_metarl_gym.tasks.task import Task, TaskBatch
 
 __all__ = ["HiddenTaskVectorEnv"]
@@ -160,6 +161,16 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         parameters = [] if single_env_type is None else single_env_type.task_type.parameter_names()
         for name in ("task", *parameters):
             setattr(cls, name, AttributeOfARow(name))
+
+    @property
+    def family(self) -> TaskFamily:
+        """What tasks are drawn from."""
+        return self._row_tasks.family
+
+    def set_family(self, family: Family) -> None:
+        """Draw the tasks of later episodes of all rows from another family, see :meth:`HiddenTask.set_family`."""
+        self._single.set_family(family)
+        self._row_tasks.draw_from(self._single.family)
 
     @property
     def tasks(self) -> TaskBatch:

@@ -140,6 +140,12 @@ class RowTasks:
         self._task_rng, self._switch_rng = streams.tasks, streams.switches
         self._next = len(self._drawn.task_ids)
 
+    def draw_from(self, family: TaskFamily) -> None:
+        """Draw the tasks of later episodes from another family, and forget those that were drawn ahead."""
+        self._distribution = family.distribution(self.split)
+        self.family = family
+        self._next = len(self._drawn.task_ids)
+
     def begin(self, rows: Rows, given: TaskBatch | None = None) -> None:
         """Give tasks to ``rows``, which begin an episode: theirs of ``given [n]``, the fixed ones, or drawn ones.
 

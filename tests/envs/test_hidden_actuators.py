@@ -80,6 +80,18 @@ def test_every_reset_draws_a_task_of_the_split():
             assert make(family=family).reset(seed=0)[1]["task_id"] != tasks[0].task_id
 
 
+def test_a_family_that_is_set_is_drawn_from_at_the_next_reset():
+    env, swapped = make(), actuator_family(2, permutation=True, sign=False)
+    env.reset(seed=0)
+    task = env.task
+    env.set_family(swapped)
+    assert (env.task, env.family) == (task, swapped)
+    env.reset()
+    assert swapped.train.contains(env.task)
+    with pytest.raises(ValueError, match="split must be one of"):
+        make(split="extrapolation").set_family(swapped.train)
+
+
 def test_neither_the_task_nor_a_switch_changes_the_states_of_a_seed_or_later_tasks():
     plain = make()
     starts = [plain.reset(seed=5)[0].tolist(), plain.reset()[0].tolist()]

@@ -794,3 +794,30 @@ def test_a_bound_as_large_as_a_type_can_hold_is_none(bound, dtype):
 )
 def test_other_boxes_stay_as_they_are(space):
     assert TaskSpacedEnv(SHOVES, space=space).observation_space == space
+
+
+SHORT = TaskDistribution(CartPoleTask, {"length": Uniform((0.1, 0.2))})
+LONG = TaskDistribution(CartPoleTask, {"length": Uniform((0.8, 0.9)), "polarity": Choice(-1, 1)})
+
+
+def test_a_family_that_is_set_is_drawn_from_at_the_next_reset():
+    env = make("CartPole", family=SHORT, context="visible")
+    env.reset(seed=0)
+    before = env.unwrapped.task
+    env.unwrapped.set_family(LONG)
+    assert env.unwrapped.task == before  # the episode goes on as it is
+    observation, _ = env.reset()
+    assert LONG.contains(env.unwrapped.task)
+    assert env.unwrapped.family.train == LONG
+    # What is shown keeps its scale, in which the new tasks lie beyond 1.
+    assert observation[4:] == pytest.approx(SHORT.normalise(env.unwrapped.task))
+    assert env.observation_space.contains(observation)
+
+
+def test_a_family_without_the_split_or_of_other_tasks_is_refused():
+    env = make("CartPole", split="extrapolation").unwrapped
+    family = env.family
+    for other in (SHORT, "Pendulum"):
+        with pytest.raises(ValueError, match="must be one of"):
+            env.set_family(other)
+    assert env.family is family

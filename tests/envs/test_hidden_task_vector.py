@@ -12,7 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import vector as wrappers
 
-from ssm_metarl_gym import CartPoleTask, PendulumTask, TaskBatch, TaskSet
+from ssm_metarl_gym import CartPoleTask, PendulumTask, TaskBatch, TaskDistribution, TaskSet, Uniform
 from ssm_metarl_gym.tasks.classic import PointNavigationTask
 from ssm_metarl_gym.tasks.families import FAMILIES, SPLITS
 from ssm_metarl_gym.wrappers import (
@@ -1125,3 +1125,29 @@ def test_fixed_tasks_may_be_given_in_every_form():
             env.reset()
             assert list(env.unwrapped.tasks) == tasks
     assert list(make("CartPole", task=tasks[0]).unwrapped.tasks) == tasks[:1] * 3
+
+
+def test_a_family_that_is_set_is_drawn_from_in_later_episodes_alone():
+    short, long = (TaskDistribution(CartPoleTask, {"length": Uniform(ends)}) for ends in ((0.1, 0.2), (0.8, 0.9)))
+    envs = make("CartPole", family=short, autoreset_mode="SameStep", max_episode_steps=2)
+    envs.reset(seed=0)
+    envs.unwrapped.set_family(long)
+    envs.step(np.zeros(NUM_ENVS, dtype=np.int64))
+    assert all(map(short.contains, envs.unwrapped.tasks))
+    envs.step(np.zeros(NUM_ENVS, dtype=np.int64))  # ends all episodes
+    assert all(map(long.contains, envs.unwrapped.tasks))
+    with pytest.raises(ValueError, match="family must be"):
+        envs.unwrapped.set_family(TaskDistribution(PendulumTask, {"l": Uniform((1.0, 2.0))}))
+    assert envs.unwrapped.family.train == long
+
+
+def test_one_row_whose_family_is_set_is_the_single_environment():
+    long = TaskDistribution(CartPoleTask, {"length": Uniform((0.8, 0.9))})
+    single, envs = gym.make("ssm_metarl/CartPole-v0"), make("CartPole", 1)
+    drawn = []
+    for env, tasks_of in ((single, lambda: single.unwrapped.task), (envs, lambda: envs.unwrapped.tasks[0])):
+        env.reset(seed=3)
+        env.unwrapped.set_family(long)
+        env.reset()
+        drawn.append(tasks_of())
+    assert drawn[0] == drawn[1]

@@ -102,6 +102,7 @@ LINES = {
         f"--num-tasks {HUGE}",
         "--updates 0",
     ],
+    "curriculum": ["--seeds 0", "--num-tasks 1", "--steps 1", f"--steps {HUGE}", "--seed -1", "--stages 3"],
     "evaluate": [
         "",
         "nowhere",
@@ -198,6 +199,15 @@ LINES = {
         "--inner-lr -1",
         "--seeds 0",
         f"--updates {HUGE}",
+    ],
+    "teacher_student": [
+        "--env CartPole-v1",
+        "--seeds 0",
+        "--num-tasks 1",
+        "--steps 0",
+        f"--steps {HUGE}",
+        "--rounds 0",
+        "--seed -1",
     ],
     "train_ppo": [
         *BAD_FOLDERS,

@@ -19,6 +19,7 @@ class Agent:
         predictions: Whose predictions it sees: of a model whose last layer or whose layers all adapt, of one that never
             does, or of none.
         switch_probability: How probable another task is at every step of the training.
+        teacher: The row that it learns to act like; None for one that learns from rewards.
     """
 
     description: str
@@ -28,6 +29,7 @@ class Agent:
     context: str = "hidden"
     predictions: str = "none"
     switch_probability: float = 0.0
+    teacher: str | None = None
 
     @property
     def sees_predictions(self) -> bool:
@@ -57,6 +59,11 @@ TRAINED: Final[dict[str, Agent]] = {
         switch_probability=0.01,
     ),
     "recurrent_ppo": Agent("sb3-contrib's LSTM (`RecurrentPPO`)", "RecurrentPPO", "MlpLstmPolicy", "transition"),
+    "student": Agent(
+        "a state-space model that reads the last 16 of them, and learned to act like `told`",
+        observation="window",
+        teacher="told",
+    ),
     "frozen_predictions": Agent("PPO that sees what a model predicts that never adapts", predictions="frozen"),
     "adapted_predictions": Agent("PPO that sees what the adapted model predicts", predictions="last_layer"),
     "adapted_predictions_all": Agent("the same, of a model whose layers all adapt", predictions="all"),

@@ -22,6 +22,7 @@ from ssm_metarl_gym.agents import (
     MetaTrainer,
     RecursiveLeastSquares,
     SSMFeaturesExtractor,
+    distill,
 )
 from ssm_metarl_gym.envs.making import make_rows
 from ssm_metarl_gym.experiments.checks import explaining
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 NUM_TRAINING_ENVS, ROLLOUT_LENGTH, NUM_EPOCHS = 64, 32, 8
+NUM_ROUNDS, STEPS_PER_ROUND = 20, 100  # of a student
 META_UPDATES, INNER_STEPS, NUM_STREAMS = 1_500, 3, 1_000
 FIT_TRANSITIONS, FIT_UPDATES, FIT_LEARNING_RATE = 20_000, 3_000, 3e-3
 _ADAPTING: Final = {"adapted_predictions_all": "all"}  # what adapts in the model of a row; else the last layer
@@ -142,10 +144,18 @@ def learn_policy(board: Board, name: str, row: str, seed: int, steps: int) -> li
         policy_kwargs=policy_kwargs,
         use_sde=physics.explores_smoothly,
         sde_sample_freq=16,
-    ).learn(steps)
+    )
+    if agent.teacher is None:
+        taken = model.learn(steps).num_timesteps
+    else:
+        told = make_env(board, name, agent.teacher, seed, NUM_TRAINING_ENVS, **tasks)
+        teacher, told = load_policy(board, name, agent.teacher, seed, steps, told)
+        rounds = {"num_rounds": board.scaled(NUM_ROUNDS), "steps_per_round": STEPS_PER_ROUND}
+        distill(teacher, model, told, **rounds, seed=seed)
+        taken = NUM_TRAINING_ENVS * STEPS_PER_ROUND * rounds["num_rounds"]
     with replacing(path.with_suffix(".pkl")) as temporary:
         env.save(str(temporary))
-    costs = _note_costs(path, name, f"policy, {row}", seed, started, model.num_timesteps)
+    costs = _note_costs(path, name, f"policy, {row}", seed, started, taken)
     with replacing(path) as temporary:
         model.save(temporary)
     return costs

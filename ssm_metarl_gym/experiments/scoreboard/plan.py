@@ -16,7 +16,7 @@ from ssm_metarl_gym.experiments.evaluation import evaluate, returns_of
 from ssm_metarl_gym.experiments.jobs import Job, run_jobs
 from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.runs import find_versions
-from ssm_metarl_gym.experiments.scoreboard.agents import CORRECTED, TRAINED, adapts, is_own
+from ssm_metarl_gym.experiments.scoreboard.agents import CORRECTED, TRAINED, adapts, agent_of, is_own
 from ssm_metarl_gym.experiments.scoreboard.board import (
     Board,
     Line,
@@ -150,6 +150,8 @@ def plan_jobs(board: Board, runs: Sequence[Run], records: Records) -> list[Job]:
         if run.row in CORRECTED:
             steps = board.nominal_steps(run.physics)
             after = (Job(learn_policy, (board, run.physics, "nominal", run.seed, steps)),)
+        if not is_own(run.row) and (teacher := agent_of(run.row).teacher):
+            after = (Job(learn_policy, (board, run.physics, teacher, run.seed, run.steps)),)
         if run.row == "corrected_filter":
             after = (*after, Job(fit_map_model, (board, run.physics, run.seed), after))
         elif _uses_meta_model(run.row):

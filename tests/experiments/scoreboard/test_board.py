@@ -18,7 +18,14 @@ NAMES = ("PointActuators-2", "DoubleIntegrator")
 
 def shorten(patch):
     """Let hardly anything be learned."""
-    for name, value in (("META_UPDATES", 2), ("NUM_STREAMS", 40), ("FIT_TRANSITIONS", 300), ("FIT_UPDATES", 2)):
+    for name, value in (
+        ("NUM_ROUNDS", 1),
+        ("STEPS_PER_ROUND", 5),
+        ("META_UPDATES", 2),
+        ("NUM_STREAMS", 40),
+        ("FIT_TRANSITIONS", 300),
+        ("FIT_UPDATES", 2),
+    ):
         patch.setattr(board_module, name, value)
     for name in NAMES:
         kwargs = {**PHYSICS[name].env_kwargs, "max_episode_steps": 20}
@@ -71,6 +78,7 @@ def folder(tmp_path_factory):
             fit_map_model(board, name, 0)
             meta_train(board, name, 0)
         meta_train(board, NAMES[0], 0, "all")
+        learn_policy(board, NAMES[0], "told", 0, 100)
     return folder
 
 

@@ -62,6 +62,12 @@ def test_what_adapts_stands_on_the_model_whose_layers_do(board, records):
     assert jobs[-1].after == ()
 
 
+def test_a_student_waits_for_its_teacher(board, records):
+    teaching, run = plan_jobs(board, [Run("CartPolePolarity", "student", 1, 100)], records)
+    assert (teaching.work, teaching.arguments[2:]) == (plan.learn_policy, ("told", 1, 100))
+    assert run.after == (teaching,)
+
+
 def test_what_is_known_is_not_done_again(board, records):
     write(board, records)
     assert plan_jobs(board, RUNS, records) == []

@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+from gymnasium import spaces
+from sb3_contrib import RecurrentPPO
+from stable_baselines3 import A2C, PPO, SAC
+from stable_baselines3.common.vec_env import VecNormalize
+
+from ssm_metarl_gym.agents import SSMPPO, distill
+from ssm_metarl_gym.wrappers import make_sb3_env
+
+CARTPOLE, PENDULUM = "ssm_metarl/CartPolePolarity-v0", "ssm_metarl/PendulumPolarity-v0"
+SHORT = {"num_rounds": 3, "steps_per_round": 20, "updates_per_round": 30, "batch_size": 64, "learning_rate": 1e-2}
+TINY = {"num_rounds": 2, "steps_per_round": 5, "updates_per_round": 2}
+
+
+class PushByPolarity:
+    """Told the parameters, pushes right where the last of them, the sign, is positive, and left otherwise."""
+
+    def __init__(self, space):
+        self.space = space
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        is_positive = observation[:, -1] > 0.0
+        if isinstance(self.space, spaces.Discrete):
+            return is_positive.astype(np.int64), state
+        return np.where(is_positive, 0.5, -0.5).astype(np.float32)[:, None], state
+
+
+def make_student(env_id, algorithm=PPO, *, scaled=False, **kwargs):
+    env = make_sb3_env(env_id, 8, observation="transition")
+    env = VecNormalize(env, norm_reward=False) if scaled else env
+    policy_kwargs = {"net_arch": [32]}
+    return algorithm("MlpPolicy", env, n_steps=8, policy_kwargs=policy_kwargs, seed=0, device="cpu", **kwargs)
+
+
+def told(env_id, num_rows=8):
+    return make_sb3_env(env_id, num_rows, context="visible")
+
+
+def actor(student):
+    return {name: weights.clone() for name, weights in student.policy.named_parameters()}
+
+
+@pytest.mark.parametrize(("env_id", "scaled"), [(CARTPOLE, False), (PENDULUM, True)], ids=["discrete", "box, scaled"])
+def test_the_student_learns_what_it_is_not_told(env_id, scaled):
+    student, env = make_student(env_id, scaled=scaled), told(env_id)
+    losses = distill(PushByPolarity(env.action_space), student, env, **(SHORT | {"num_rounds": 6}))
+    assert len(losses) == 6
+    # It sees what its last action led to, which tells the sign; without that, the loss of a coin is log(2).
+    assert losses[-1] < (0.4 if env_id == CARTPOLE else losses[0] - 0.2)
+
+
+def test_one_seed_gives_one_student_and_another_another():
+    weights = []
+    for seed in (1, 1, 2):
+        student = make_student(CARTPOLE, A2C)
+        losses = distill(PushByPolarity(student.action_space), student, told(CARTPOLE), seed=seed, **TINY)
+        weights.append((losses, [one.tolist() for one in actor(student).values()]))
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_the_critic_is_left_alone():
+    student = make_student(CARTPOLE)
+    before = actor(student)
+    distill(PushByPolarity(student.action_space), student, told(CARTPOLE), **TINY)
+    changed = {name for name, weights in actor(student).items() if not weights.equal(before[name])}
+    assert changed == {name for name in before if "value" not in name}
+
+
+def test_teacher_and_student_go_through_the_same_episodes():
+    student = make_student(CARTPOLE)
+    seen = []
+
+    class Watching(PushByPolarity):
+        def predict(self, observation, **kwargs):
+            seen.append(observation[:, :4].copy())
+            return super().predict(observation, **kwargs)
+
+    env = student.get_env()
+    step_wait, own = env.step_wait, []
+
+    def watched_step():
+        own.append(step_wait())
+        return own[-1]
+
+    env.step_wait = watched_step
+    distill(Watching(student.action_space), student, told(CARTPOLE), **TINY)
+    for told_observations, (observations, *_) in zip(seen[1:], own, strict=False):
+        np.testing.assert_array_equal(told_observations, observations[:, :4])
+
+
+@pytest.mark.parametrize(
+    ("student", "message"),
+    [
+        (
+            lambda: SSMPPO("SSMPolicy", make_sb3_env(CARTPOLE, 8), n_steps=8),
+            "without a memory of its own; got SSMPolicy",
+        ),
+        (lambda: RecurrentPPO("MlpLstmPolicy", make_sb3_env(CARTPOLE, 8), n_steps=8), "without a memory"),
+        (lambda: SAC("MlpPolicy", make_sb3_env(PENDULUM, 8)), "actor without a memory of its own; got SACPolicy"),
+    ],
+    ids=["SSMPPO", "RecurrentPPO", "SAC"],
+)
+def test_who_cannot_be_taught_is_refused(student, message):
+    with pytest.raises(ValueError, match=message):
+        distill(PushByPolarity(spaces.Discrete(2)), student(), told(CARTPOLE))
+
+
+def test_environments_that_differ_are_refused():
+    student, teacher = make_student(CARTPOLE), PushByPolarity(spaces.Discrete(2))
+    with pytest.raises(ValueError, match="got 4 rows"):
+        distill(teacher, student, told(CARTPOLE, 4))
+    with pytest.raises(ValueError, match="an environment each"):
+        distill(teacher, student, student.get_env())
+    with pytest.raises(ValueError, match="same episodes"):
+        distill(teacher, student, make_sb3_env(CARTPOLE, 8, context="visible", split="extrapolation"), **TINY)
+    with pytest.raises(ValueError, match="num_rounds must be"):
+        distill(teacher, student, told(CARTPOLE), num_rounds=0)
+    with pytest.raises(ValueError, match="learning_rate must be a finite number > 0; got 0"):
+        distill(teacher, student, told(CARTPOLE), learning_rate=0.0)
