@@ -1,6 +1,7 @@
 """The documentation as a site: ``python -m sphinx -W --keep-going -b html docs output/site``."""
 
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -75,6 +76,9 @@ OWN: Final = {
 }
 _PAGES_OF: Final = {f"ssm_metarl_gym.{name}": f"api/{name}" for name in ("tasks", "envs", "agents", "wrappers")}
 
+# The page of the playground, which becomes a folder of the site as it is.
+PLAYGROUND: Final = ROOT / "ssm_metarl_gym" / "playground" / "site"
+
 _LINK: Final = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 
 
@@ -126,6 +130,8 @@ def read_source(app: Sphinx, docname: str, source: list[str]) -> None:
         if re.match("[a-z]+:", target) or not path:
             return match.group()
         place = (folder / path).resolve()
+        if place == PLAYGROUND / "index.html":
+            return f'<a href="{"../" * docname.count("/")}playground/index.html">{words}</a>'
         page = {"README.md": "/overview.md", "CHANGELOG.md": "/changelog.md"}.get(str(place.relative_to(ROOT)))
         if page is None and place.is_relative_to(ROOT / "docs") and place.suffix == ".md":
             page = f"/{place.relative_to(ROOT / 'docs')}"
@@ -152,9 +158,16 @@ def read_headings(app: Sphinx, what: str, name: str, obj: Any, options: Any, lin
     ]
 
 
+def copy_playground(app: Sphinx, error: Exception | None) -> None:
+    """The playground, beside the pages of the site."""
+    if error is None and app.builder.format == "html":
+        shutil.copytree(PLAYGROUND, Path(app.outdir) / "playground", dirs_exist_ok=True)
+
+
 def setup(app: Sphinx) -> None:
     """Sphinx calls it."""
     app.add_post_transform(LinkNames)
     app.connect("source-read", read_source)
     app.connect("missing-reference", link_base)
     app.connect("autodoc-process-docstring", read_headings)
+    app.connect("build-finished", copy_playground)

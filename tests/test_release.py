@@ -111,6 +111,8 @@ def test_the_wheel_holds_every_module_byte_for_byte_and_nothing_else(wheel, chec
         for path in (checkout / folder).rglob("*.py")
     }
     assert len(sources) > 15
+    page = checkout / "ssm_metarl_gym/playground/site"
+    sources |= {f"ssm_metarl_gym/playground/site/{path.name}": path.read_bytes() for path in page.iterdir()}
     assert names - metadata == sources.keys() | {"ssm_metarl_gym/py.typed"}
     assert all(shipped[name] == source for name, source in sources.items())
     assert any(name.endswith("/licenses/LICENSE") for name in metadata)

@@ -1,6 +1,7 @@
 """Damaged files and other files are told apart from bundles, and the format is that of safetensors."""
 
 import json
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -9,6 +10,7 @@ import safetensors.numpy
 from gymnasium import spaces
 from stable_baselines3 import PPO
 
+import ssm_metarl_gym
 from ssm_metarl_gym.agents import AdaptationConfig, Adapter, DynamicsModel
 from ssm_metarl_gym.bundle import load_bundle
 from ssm_metarl_gym.bundle.bundle_file import read_bundle, write_bundle
@@ -56,6 +58,13 @@ def test_numbers_lie_aligned_in_the_order_of_a_little_machine(tmp_path):
     assert length % 8 == 0
     assert data[8 + length :] == np.array([1.0, 2.0], dtype="<f8").tobytes()
     assert json.loads(data[8 : 8 + length])["x"] == {"dtype": "F64", "shape": [2], "data_offsets": [0, 16]}
+
+
+@pytest.mark.parametrize("name", ["cartpole", "pendulum", "point"])
+def test_the_bundles_of_the_playground_are_read(name):
+    bundle = load_bundle(Path(ssm_metarl_gym.__file__).parent / "playground" / "site" / f"{name}.safetensors")
+    for _ in range(3):
+        assert np.isfinite(bundle.act(np.full(bundle.observation_dim, 0.1))).all()
 
 
 def test_infinities_are_words(saved, tmp_path):

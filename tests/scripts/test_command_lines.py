@@ -171,6 +171,14 @@ LINES = {
         "--updates 0",
         "--checkpoint-interval 0",
     ],
+    "playground": [
+        *(f"--train {line}" for line in BAD_FOLDERS),
+        "--output folder",
+        "--port -1",
+        "--port 65536",
+        "--port http",
+        "--no-open maybe",
+    ],
     "quickstart": [
         *BAD_FOLDERS,
         "--output taken",
