@@ -77,7 +77,7 @@ ALLOWED = {
         "agents.layers",
         "agents.ssm",
     },
-    "playground": {"agents", "agents.models", "envs.making", "experiments", "files", "wrappers"},
+    "playground": {"agents", "envs.making", "experiments", "files", "wrappers"},
     "experiments": {
         "_version",
         "agents",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
@@ -18,9 +19,10 @@ from ssm_metarl_gym.agents import Adapter, DynamicsModel, MetaTrainer
 from ssm_metarl_gym.envs.making import make_rows
 from ssm_metarl_gym.experiments.dynamics_models import make_model
 from ssm_metarl_gym.experiments.evaluation import evaluate, returns_of
-from ssm_metarl_gym.files import replacing, write_json
-from ssm_metarl_gym.playground.writing import write_bundle
+from ssm_metarl_gym.files import write_json
 from ssm_metarl_gym.wrappers import (
+    ActionCorrection,
+    OnlineAdaptation,
     SB3VecEnv,
     VectorActionCorrection,
     VectorOnlineAdaptation,
@@ -32,31 +34,6 @@ __all__ = ["FILES", "RECIPES", "Recipe", "train_bundles"]
 _NUM_ENVS: Final = 64
 _INNER_STEPS: Final = 3
 _EVALUATION_SEED: Final = 1_000_000
-# The defaults of both wrappers, said once more because a bundle says them all.
-_ONLINE: Final[dict[str, Any]] = {
-    "window": 16,
-    "every": 1,
-    "warmup": 1,
-    "restore": "episode",
-    "observe_predictions": False,
-    "probe_actions": None,
-    "clip": 5.0,
-    "leave_out": 0.0,
-    "outlier_error": 50.0,
-    "change_ratio": 5.0,
-    "error_start": 0.02,
-    "error_decay": 0.9,
-    "error_floor": 0.001,
-}
-_CORRECTION: Final[dict[str, Any]] = {
-    "gate": 1.5,
-    "effect_gate": 0.9,
-    "prior_steps": 16.0,
-    "map_gate": 10.0,
-    "decay": 0.9,
-    "regularisation": 0.005,
-    "exploration": 0.05,
-}
 
 
 @dataclass(frozen=True)
@@ -92,11 +69,6 @@ class Recipe:
     num_streams: int = 1_000
     reference_updates: int = 2_000
     num_tasks: int = 20
-
-    @property
-    def match(self) -> dict[str, str]:
-        """What the correction is to keep: what an action adds, where there are only few to choose from."""
-        return {"match": "effect" if self.family == "CartPolePolarity" else "change"}
 
     @property
     def env_id(self) -> str:
@@ -154,10 +126,8 @@ def train_bundles(
         adapter = Adapter(trainer.model, trainer.adaptation_config())
         reference = trainer.reference(num_updates=recipe.reference_updates)
         path = folder / f"{name}.safetensors"
-        with replacing(path) as temporary:
-            write_bundle(
-                temporary, policy, normaliser, adapter, reference, online=_ONLINE, correction=_CORRECTION | recipe.match
-            )
+        env = ActionCorrection(OnlineAdaptation(gym.make(recipe.env_id), adapter), reference)
+        env.save_bundle(path, policy, normalizer=normaliser)
         returns = dict(_measure(recipe, policy, normaliser, adapter, reference))
         say("    " + "; ".join(f"{words}: {mean}" for words, mean in returns.items()))
         listed[name] = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "returns": returns}
@@ -174,8 +144,7 @@ def _measure(
                 recipe.env_id, recipe.num_tasks, autoreset_mode=AutoresetMode.SAME_STEP, task={}, **env_kwargs
             )
             if row == "corrected":
-                online = VectorOnlineAdaptation(envs, adapter, **_ONLINE)
-                envs = VectorActionCorrection(online, reference, **_CORRECTION | recipe.match)
+                envs = VectorActionCorrection(VectorOnlineAdaptation(envs, adapter), reference)
             scaled = copy.deepcopy(normaliser)  # without what it is around
             scaled.set_venv(SB3VecEnv(envs))
             returns = returns_of(evaluate(policy, scaled, seed=_EVALUATION_SEED))
