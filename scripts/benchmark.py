@@ -70,7 +70,7 @@ ATTEMPTS = 2  # of a run, before it is named as failed
 class Options:
     """The command line."""
 
-    quick: bool = option(False, "few agents and families, two seeds, a fourth of the steps: some minutes")
+    quick: bool = option(False, "few agents, families and tasks, two seeds, and less training: some minutes")
     families: tuple[str, ...] = option((), FAMILIES_HELP, may_be_empty=True)
     agents: tuple[str, ...] = option((), "agents (none: all; quick: seven)", choices=list(AGENTS), may_be_empty=True)
     agent: tuple[str, ...] = option((), "agents of your own, module:function each", may_be_empty=True)

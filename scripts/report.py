@@ -2,8 +2,9 @@
 
     python scripts/report.py output/benchmark
 
-Reads runs.jsonl of the folder, which benchmark.py and actuators.py write, and nothing else. scores.npz holds mean
-returns by agent and column, an array of seeds by families each, as rliable takes them.
+Reads runs.jsonl of the folder, which benchmark.py and actuators.py write. Where that is of several numbers of tasks or
+budgets, the report is of the one with most lines. Families of your own, module:name, are imported. scores.npz holds
+mean returns by agent and column, an array of seeds by families each, as rliable takes them.
 """
 
 import signal
@@ -38,9 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for folder in options.folder:
         if not (folder / "runs.jsonl").is_file():
             refuse(f"a folder must be one of benchmark.py, with its runs.jsonl; got {folder}.")
-        with hold_output(folder):
-            with refusing():
-                scoreboard = find_scoreboard(folder)
+        with hold_output(folder), refusing():
+            scoreboard = find_scoreboard(folder)
             written = write_report(scoreboard, f"python scripts/report.py {folder}")
         print("\n".join(map(str, written)))
 

@@ -51,8 +51,11 @@ def read_bundle(path: str | Path) -> tuple[dict[str, Any], Weights]:
     text = metadata.get("bundle", "")
     if metadata.get("sha256") != _sha256(text.encode()):
         raise ValueError(f"{path} is damaged: what it says of itself does not have the checksum that it names.")
-    described = _decoded(json.loads(text))
-    sums = described.pop("tensors")
+    try:
+        described = _decoded(json.loads(text))
+        sums = dict(described.pop("tensors"))
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not describe a bundle ({type(error).__name__}: {error}).") from None
     damaged = [name for name in {*sums, *tensors} if name not in tensors or _describe(tensors[name]) != sums.get(name)]
     if damaged:
         raise ValueError(f"{path} is damaged: {sorted(damaged)} do not have the checksums that it names.")

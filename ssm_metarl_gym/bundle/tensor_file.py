@@ -57,7 +57,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, npt.NDArray[Any]], dict[st
     body = memoryview(data)[_LENGTH_BYTES + length :]
     try:
         header = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + length])
-        metadata = header.pop(_METADATA)
+        metadata = {str(name): str(text) for name, text in header.pop(_METADATA).items()}
         tensors = {name: _read_tensor(body, **described) for name, described in header.items()}
         num_bytes = sum(tensor.nbytes for tensor in tensors.values())
         if num_bytes != len(body):

@@ -147,12 +147,8 @@ class SlurmEngine(Engine):
         self.num_workers = 64 if num_workers is None else num_workers
         check_integer("num_workers", self.num_workers)
         self._executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
-        self._executor.update_parameters(
-            timeout_min=timeout_min,
-            cpus_per_task=1,
-            slurm_array_parallelism=self.num_workers,
-            **(parameters or {}),
-        )
+        defaults = {"cpus_per_task": 1, "slurm_array_parallelism": self.num_workers}
+        self._executor.update_parameters(timeout_min=timeout_min, **{**defaults, **(parameters or {})})
         self._running: list[Any] = []
 
     def submit(self, calls: Sequence[Call]) -> list[Any]:

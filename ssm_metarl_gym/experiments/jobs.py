@@ -80,11 +80,11 @@ def run_jobs(
     results: dict[Job, Any] = {}
     failed: dict[Job, Exception] = {}
     begun: Counter[Job] = Counter()
-    unit = "job" if total_steps is None else "step"
-    with (
-        tqdm(total=total_steps or len(jobs), desc=description, unit=unit, unit_scale=True, mininterval=2.0) as bar,
-        engine,
-    ):
+    with engine, tqdm(desc=description, unit_scale=True, mininterval=2.0) as bar:
+        if total_steps is None or engine.steps_taken() is None:
+            total_steps, bar.total, bar.unit = None, len(jobs), "job"
+        else:
+            bar.total, bar.unit = total_steps, "step"
         waiting = list(jobs)
         running: dict[Any, Job] = {}
         while running or any(_is_ready(job, results) for job in waiting):

@@ -10,6 +10,7 @@ from scipy import stats
 __all__ = ["bootstrap_interval", "hierarchical_interval", "interquartile_mean", "interval_over_seeds"]
 
 CONFIDENCE: Final = 0.95
+_DRAWS: Final = 2000
 _AT_ONCE: Final = 100
 
 
@@ -56,22 +57,19 @@ def interval_over_seeds(values: Sequence[npt.ArrayLike], seed: int) -> tuple[flo
     return float(np.mean(means) - half_width), float(np.mean(means) + half_width)
 
 
-def hierarchical_interval(
-    values: npt.ArrayLike, seed: int, num_resamples: int = 2000, *, statistic: Callable[[Any], Any]
-) -> tuple[float, float]:
+def hierarchical_interval(values: npt.ArrayLike, seed: int, *, statistic: Callable[[Any], Any]) -> tuple[float, float]:
     """A 95 % interval by the bootstrap that draws seeds, and within each seed tasks.
 
     Args:
         values: ``Float[num_seeds num_tasks]``.
         seed: Seeds the draws.
-        num_resamples: How many, in hundreds.
         statistic: Of ``Float[... num_seeds num_tasks]``, ``Float[...]``.
     """
     values = np.asarray(values, dtype=np.float64)
     num_seeds, num_tasks = values.shape
     rng = np.random.default_rng(seed)
     drawn = []
-    for _ in range(num_resamples // _AT_ONCE):  # all at once would take much memory
+    for _ in range(_DRAWS // _AT_ONCE):  # all at once would take much memory
         rows = rng.integers(num_seeds, size=(_AT_ONCE, num_seeds, 1))
         drawn.append(statistic(values[rows, rng.integers(num_tasks, size=(_AT_ONCE, num_seeds, num_tasks))]))
     edge = 50.0 * (1.0 - CONFIDENCE)

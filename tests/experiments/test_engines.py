@@ -21,12 +21,19 @@ def die_at_first(folder):
     return "alive"
 
 
+def wait_for(ready, seconds=120.0):
+    """Until something is so, which must not take for ever."""
+    until = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < until, "nothing happened"
+        time.sleep(0.05)
+
+
 def note_and_wait(folder, number):
     """Leave a line in a file for each time that this is called, and wait until somebody says go."""
     with (folder / f"{number}").open("a") as file:
         file.write(f"{os.getpid()}\n")
-    while not (folder / "go").exists():
-        time.sleep(0.05)
+    wait_for((folder / "go").exists)
     return number
 
 
@@ -56,14 +63,12 @@ def test_a_process_that_dies_loses_nothing(tmp_path):
 def test_what_slurm_preempts_is_queued_again(tmp_path):
     with SlurmEngine(tmp_path, 1, cluster="local", timeout_min=5) as engine:
         (ticket,) = engine.submit([Job(note_and_wait, (tmp_path, 7))])
-        while not ((tmp_path / "7").exists() and (tmp_path / "7").read_text()):
-            time.sleep(0.05)
-        os.kill(int((tmp_path / "7").read_text()), signal.SIGUSR2)  # as SLURM does to what it preempts
-        while (tmp_path / "7").read_text().count("\n") < 2:
-            time.sleep(0.05)
+        path = tmp_path / "7"
+        wait_for(lambda: path.exists() and path.read_text())
+        os.kill(int(path.read_text()), signal.SIGUSR2)  # as SLURM does to what it preempts
+        wait_for(lambda: path.read_text().count("\n") == 2)
         (tmp_path / "go").touch()
-        while not engine.collect([ticket], 1.0):
-            pass
+        wait_for(lambda: engine.collect([ticket], 1.0))
         assert engine.result(ticket) == 7
 
 

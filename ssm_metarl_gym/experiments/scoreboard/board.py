@@ -28,7 +28,7 @@ from ssm_metarl_gym.envs.making import make_rows
 from ssm_metarl_gym.experiments.checks import explaining
 from ssm_metarl_gym.experiments.dynamics_models import load_weights, make_model, save_weights
 from ssm_metarl_gym.experiments.saved_agents import find_algorithm
-from ssm_metarl_gym.experiments.scoreboard.agents import CORRECTED, TRAINED, agent_of
+from ssm_metarl_gym.experiments.scoreboard.agents import CORRECTED, TRAINED, adapts, agent_of
 from ssm_metarl_gym.experiments.scoreboard.physics import physics_of
 from ssm_metarl_gym.files import replacing, write_json
 from ssm_metarl_gym.wrappers import SB3VecEnv, VectorActionCorrection, VectorOnlineAdaptation, make_sb3_env
@@ -46,6 +46,9 @@ __all__ = [
     "meta_train",
 ]
 
+# To be raised whenever a default of the filter, of the other adapters or of the correction changes: what adapts is then
+# evaluated again.
+RULE = 3
 NUM_TRAINING_ENVS, ROLLOUT_LENGTH, NUM_EPOCHS = 64, 32, 8
 NUM_ROUNDS, STEPS_PER_ROUND = 20, 100  # of a student
 META_UPDATES, INNER_STEPS, NUM_STREAMS = 1_500, 3, 1_000
@@ -73,8 +76,9 @@ class Board:
         return self.folder / "runs.jsonl"
 
     def stem(self, name: str, seed: int, what: str) -> Path:
-        """The path of a policy or a model of some physics, without the ending."""
-        return self.folder / re.sub(r"\W+", "_", f"{name} {seed} {what}")
+        """The path of a policy or a model of some physics, without the ending; those of another budget have others."""
+        budget = "" if self.percent == 100 else f" {self.percent} percent"
+        return self.folder / re.sub(r"\W+", "_", f"{name} {seed} {what}{budget}")
 
     def scaled(self, amount: int) -> int:
         """So much of an amount of work as is to be done."""
@@ -119,7 +123,7 @@ def make_env(board: Board, name: str, row: str, seed: int, num_rows: int, **env_
 
 def learn_policy(board: Board, name: str, row: str, seed: int, steps: int) -> list[Line]:
     """Train a policy, in the nominal physics or on the training tasks, where it is not there yet; what that took."""
-    path = board.stem(name, seed, f"{row} {steps}").with_suffix(".zip")
+    path = _policy_path(board, name, row, seed, steps)
     if path.exists():
         return _read_costs(path)
     started, physics, agent = time.process_time(), physics_of(name), agent_of(row)
@@ -151,7 +155,7 @@ def learn_policy(board: Board, name: str, row: str, seed: int, steps: int) -> li
         told = make_env(board, name, agent.teacher, seed, NUM_TRAINING_ENVS, **tasks)
         teacher, told = load_policy(board, name, agent.teacher, seed, steps, told)
         rounds = {"num_rounds": board.scaled(NUM_ROUNDS), "steps_per_round": STEPS_PER_ROUND}
-        distill(teacher, model, told, **rounds, seed=seed)
+        distill(teacher, model, told, **rounds, seed=spread_seed(seed))
         taken = NUM_TRAINING_ENVS * STEPS_PER_ROUND * rounds["num_rounds"]
     with replacing(path.with_suffix(".pkl")) as temporary:
         env.save(str(temporary))
@@ -161,9 +165,15 @@ def learn_policy(board: Board, name: str, row: str, seed: int, steps: int) -> li
     return costs
 
 
+def _policy_path(board: Board, name: str, row: str, seed: int, steps: int) -> Path:
+    # A policy that was trained on what an adapter predicts is one of that adapter's rule.
+    rule = f" rule {RULE}" if row in TRAINED and adapts(row) else ""
+    return board.stem(name, seed, f"{row} {steps}{rule}").with_suffix(".zip")
+
+
 def load_policy(board: Board, name: str, row: str, seed: int, steps: int, env: VecEnv) -> tuple[Any, VecNormalize]:
     """A policy, and the environment with the observations scaled as it knows them."""
-    path = board.stem(name, seed, f"{row} {steps}").with_suffix(".zip")
+    path = _policy_path(board, name, row, seed, steps)
     scaled = VecNormalize.load(str(path.with_suffix(".pkl")), env)
     scaled.training = scaled.norm_reward = False
     return find_algorithm(agent_of(row).algorithm).load(path, device="cpu"), scaled

@@ -15,8 +15,8 @@ from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.report import Estimate, estimate
 from ssm_metarl_gym.experiments.scoreboard.board import Board
 from ssm_metarl_gym.experiments.scoreboard.physics import AIB, columns_of, context_distances, physics_of
-from ssm_metarl_gym.experiments.scoreboard.plan import Run, all_runs, key_of, returns_in
-from ssm_metarl_gym.experiments.statistics import bootstrap_interval, hierarchical_interval, interquartile_mean
+from ssm_metarl_gym.experiments.scoreboard.plan import all_runs, lines_of
+from ssm_metarl_gym.experiments.statistics import hierarchical_interval, interquartile_mean
 
 __all__ = ["Scoreboard", "Table", "context_means", "probability_of_improvement"]
 
@@ -24,6 +24,7 @@ _DISTANCES: Final = ((0.0, 0.125), (0.125, 0.25), (0.25, 0.375), (0.375, 0.51))
 # A score of 1 is told what is hidden, one of 0 knows nothing of it. Where both get nearly the same, a share of the
 # difference says nothing.
 _LEAST_GAP: Final = 0.05
+_SEEDS_OF_AN_INTERVAL: Final = 5  # fewer make a bootstrap that is far too sure
 _PLAIN, _TOLD = "domain_randomisation", "told"
 
 
@@ -73,12 +74,16 @@ class Scoreboard:
 
     def returns(self, name: str, row: str, steps: int, column: str) -> list[list[float]]:
         """The returns that are known, ``[num_seeds num_tasks]``."""
-        return returns_in(self.board, self.records, name, row, steps, column, self.num_seeds)
+        return [line["returns"] for line in self.lines(name, row, steps, column).values()]
+
+    def lines(self, name: str, row: str, steps: int, column: str) -> dict[int, dict[str, Any]]:
+        """The lines that are known, by seed."""
+        return lines_of(self.board, self.records, name, row, steps, column, self.num_seeds)
 
     def mean_returns(self, name: str) -> Table:
         """Mean returns with intervals over seeds."""
 
-        def cell(returns: list[list[float]], _: str) -> str:
+        def cell(returns: list[list[float]], _: str, __: int) -> str:
             return f"{estimate(returns, 0):.1f}"
 
         return self._table(f"{name}: mean return in {self.board.num_tasks} tasks", name, cell, counts_seeds=True)
@@ -86,26 +91,33 @@ class Scoreboard:
     def worst_deciles(self, name: str) -> Table:
         """The mean return in the tenth of the tasks with the least returns."""
 
-        def cell(returns: list[list[float]], _: str) -> str:
+        def cell(returns: list[list[float]], _: str, __: int) -> str:
             worst = [np.sort(each)[: max(1, len(each) // 10)] for each in returns]
-            return f"{estimate(worst, 0):.1f}"
+            # Of one seed there is no interval: that of chosen tasks would say nothing.
+            return f"{estimate(worst, 0):.1f}" if len(worst) > 1 else f"{np.mean(worst):.1f}"
 
         return self._table(f"{name}: mean return in the worst tenth of the tasks", name, cell)
 
     def normalised(self, name: str) -> Table:
-        """Interquartile means over seeds of scores between those of the plain agent, 0, and of the told one, 1."""
-        most = max(self.steps, default=0)
+        """Interquartile means over seeds of scores between those of the plain agent, 0, and of the told one, 1.
 
-        def cell(returns: list[list[float]], column: str) -> str:
-            plain, told = (self.returns(name, row, most, column) for row in (_PLAIN, _TOLD))
+        Intervals, of five seeds at least, take these two as they are.
+        """
+
+        def cell(returns: list[list[float]], column: str, steps: int) -> str:
+            # By those with as many steps, or with the most where an agent takes none.
+            anchor_steps = steps or max(self.steps, default=0)
+            plain, told = (self.returns(name, row, anchor_steps, column) for row in (_PLAIN, _TOLD))
             if not plain or not told:
                 return ""
             low, high = np.mean(plain), np.mean(told)
             if not high - low > _LEAST_GAP * abs(high):
                 return "no gap"
             scores = (np.asarray(returns) - low) / (high - low)
-            interval = hierarchical_interval(scores, 0, statistic=_over_seeds)
-            return f"{Estimate(float(_over_seeds(scores)), *interval):.2f}"
+            score = float(_over_seeds(scores))
+            if len(scores) < _SEEDS_OF_AN_INTERVAL:
+                return f"{score:.2f}"
+            return f"{Estimate(score, *hierarchical_interval(scores, 0, statistic=_over_seeds)):.2f}"
 
         title = f"{name}: score, 0 for plain PPO and 1 for the told one"
         return self._table(title, name, cell)
@@ -113,7 +125,7 @@ class Scoreboard:
     def improvements(self, name: str) -> Table:
         """How probable it is that an agent of some seed gets more than the policy as it is of any seed."""
 
-        def cell(returns: list[list[float]], column: str) -> str:
+        def cell(returns: list[list[float]], column: str, _: int) -> str:
             others = self.returns(name, "as_is", 0, column)
             return f"{probability_of_improvement(returns, others):.2f}" if others else ""
 
@@ -123,9 +135,8 @@ class Scoreboard:
         """The rewards of the 50 steps before what is hidden changes and of those after it."""
         rows = []
         for label, row, steps in self.labels():
-            key = key_of(self.board, Run(name, row, 0, steps), "switch")
-            del key["seed"]
-            found = [line["around"] for line in self.records.find(**key) if "around" in line]
+            lines = self.lines(name, row, steps, "switch").values()
+            found = [line["around"] for line in lines if "around" in line]
             if found:
                 before, after = np.moveaxis(np.asarray(found), -1, 0)
                 rows.append([label, f"{estimate(list(before), 0):.1f}", f"{estimate(list(after), 0):.1f}"])
@@ -135,10 +146,12 @@ class Scoreboard:
         """Of AIB's environments: interquartile means over contexts and seeds, in units of the best return."""
         best = physics_of(name).best
 
-        def cell(returns: list[list[float]], _: str) -> str:
-            values = context_means(returns).ravel() / best
-            interval = bootstrap_interval(values, 0, statistic=interquartile_mean)
-            return f"{Estimate(float(interquartile_mean(values)), *interval):.2f}"
+        def cell(returns: list[list[float]], _: str, __: int) -> str:
+            means = context_means(returns) / best
+            mean = float(_over_all(means))
+            if len(means) < _SEEDS_OF_AN_INTERVAL:
+                return f"{mean:.2f}"
+            return f"{Estimate(mean, *hierarchical_interval(means, 0, statistic=_over_all)):.2f}"
 
         title = f"{name}: interquartile mean of returns / {best:g} over contexts and seeds"
         return self._table(title, name, cell)
@@ -187,7 +200,7 @@ class Scoreboard:
         columns, rows = self.columns(name), []
         for label, row, steps in self.labels():
             found = [self.returns(name, row, steps, column) for column in columns]
-            cells = [cell(each, column) if each else "" for each, column in zip(found, columns, strict=True)]
+            cells = [cell(each, column, steps) if each else "" for each, column in zip(found, columns, strict=True)]
             if any(cells):
                 seeds = [str(min(len(each) for each in found))] if counts_seeds else []
                 rows.append([label, *cells, *seeds])
@@ -214,3 +227,8 @@ def probability_of_improvement(returns: Sequence[Sequence[float]], others: Seque
 def _over_seeds(scores: Any) -> Any:
     """The interquartile mean over seeds of the means over tasks, ``Float[... num_seeds num_tasks]``."""
     return interquartile_mean(np.mean(scores, axis=-1), axis=-1)
+
+
+def _over_all(means: Any) -> Any:
+    """The interquartile mean over seeds and contexts, ``Float[... num_seeds 20]``."""
+    return interquartile_mean(np.reshape(means, (*np.shape(means)[:-2], -1)), axis=-1)

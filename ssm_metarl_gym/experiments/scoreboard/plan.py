@@ -18,6 +18,7 @@ from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.runs import find_versions
 from ssm_metarl_gym.experiments.scoreboard.agents import CORRECTED, TRAINED, adapts, agent_of, is_own
 from ssm_metarl_gym.experiments.scoreboard.board import (
+    RULE,
     Board,
     Line,
     adapting_of,
@@ -30,13 +31,10 @@ from ssm_metarl_gym.experiments.scoreboard.board import (
 )
 from ssm_metarl_gym.experiments.scoreboard.physics import columns_of, physics_of
 
-__all__ = ["RULE", "Run", "all_runs", "key_of", "num_evaluations", "plan_jobs", "returns_in", "run_all", "run_row"]
+__all__ = ["RULE", "Run", "all_runs", "key_of", "lines_of", "num_evaluations", "plan_jobs", "run_all", "run_row"]
 
 EVALUATION_SEED: Final = 1_000_000
 _PACKAGES: Final = ("ssm-metarl-gym", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib")
-# To be raised whenever a default of the filter, of the other adapters or of the correction changes: what adapts is then
-# evaluated again.
-RULE = 3
 
 
 @dataclass(frozen=True)
@@ -70,19 +68,25 @@ def all_runs(names: Sequence[str], rows: Sequence[str], steps: Sequence[int], nu
     for of_stage, each in stages:
         for seed in range(num_seeds):
             for name in names:
-                # No map can be fitted on a choice among a few actions.
-                has_map = "corrected_filter" not in of_stage or _has_a_map(name)
                 for row in of_stage:
-                    if row != "corrected_filter" or has_map:
+                    if can_be(row, name):
                         yield Run(name, row, seed, each)
+
+
+def can_be(row: str, name: str) -> bool:
+    """Whether an agent can be in some physics.
+
+    No map can be fitted on a choice among a few actions, and where nothing changes nobody is trained on changes.
+    """
+    if row == "corrected_filter":
+        return _has_a_map(name)
+    return physics_of(name).changes or not agent_of(row).switch_probability
 
 
 def key_of(board: Board, run: Run, column: str) -> dict[str, Any]:
     """What tells an evaluation from others, as its line says it."""
     key = {"study": "returns", "physics": run.physics, "row": run.row, "steps": run.steps, "seed": run.seed}
-    key |= {"column": column, "num_tasks": board.num_tasks}
-    if board.percent != 100:
-        key["percent"] = board.percent
+    key |= {"column": column, "num_tasks": board.num_tasks, "percent": board.percent}
     return key | ({"rule": RULE} if adapts(run.row) else {})
 
 
@@ -141,6 +145,7 @@ def run_all(runs: Sequence[Run], board: Board, records: Records, engine: Engine,
 def plan_jobs(board: Board, runs: Sequence[Run], records: Records) -> list[Job]:
     """What is missing, and what that stands on."""
     jobs: dict[Job, None] = {}
+    taught = {(agent_of(run.row).teacher, run.physics, run.seed, run.steps) for run in runs}
     for run in runs:
         columns = columns_of(run.physics, board.num_tasks)
         missing = tuple(column for column in columns if not records.find(**key_of(board, run, column)))
@@ -150,8 +155,10 @@ def plan_jobs(board: Board, runs: Sequence[Run], records: Records) -> list[Job]:
         if run.row in CORRECTED:
             steps = board.nominal_steps(run.physics)
             after = (Job(learn_policy, (board, run.physics, "nominal", run.seed, steps)),)
-        if not is_own(run.row) and (teacher := agent_of(run.row).teacher):
+        if teacher := agent_of(run.row).teacher:
             after = (Job(learn_policy, (board, run.physics, teacher, run.seed, run.steps)),)
+        elif (run.row, run.physics, run.seed, run.steps) in taught:  # it learns once, for itself and for its student
+            after = (Job(learn_policy, (board, run.physics, run.row, run.seed, run.steps)),)
         if run.row == "corrected_filter":
             after = (*after, Job(fit_map_model, (board, run.physics, run.seed), after))
         elif _uses_meta_model(run.row):
@@ -165,14 +172,14 @@ def num_evaluations(jobs: Sequence[Job]) -> int:
     return sum(len(job.arguments[2]) for job in jobs if job.work is run_row)
 
 
-def returns_in(
+def lines_of(
     board: Board, records: Records, name: str, row: str, steps: int, column: str, num_seeds: int
-) -> list[list[float]]:
-    """The returns of each seed that is known, ``[num_seeds num_tasks]``."""
+) -> dict[int, Line]:
+    """The line of each seed that is known, by seed."""
     key = key_of(board, Run(name, row, 0, steps), column)
     del key["seed"]
-    percents = {line["seed"]: line for line in records.find(**key) if line.get("percent") == key.get("percent")}
-    return [percents[seed]["returns"] for seed in sorted(percents) if seed < num_seeds]
+    lines = {line["seed"]: line for line in records.find(**key)}
+    return {seed: lines[seed] for seed in sorted(lines) if seed < num_seeds}
 
 
 @cache
@@ -192,6 +199,7 @@ def _around_the_switch(rewards: Sequence[Sequence[float]], step: int) -> list[li
     return [[round(sum(row[max(0, step - 50) : step]), 3), round(sum(row[step : step + 50]), 3)] for row in rewards]
 
 
+@cache
 def _has_a_map(name: str) -> bool:
     env = gym.make(physics_of(name).env_id, **physics_of(name).env_kwargs)
     env.close()

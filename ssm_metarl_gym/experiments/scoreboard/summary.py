@@ -14,15 +14,19 @@ from ssm_metarl_gym.experiments.scoreboard.board import Board
 from ssm_metarl_gym.experiments.scoreboard.figures import Scoreboard
 from ssm_metarl_gym.experiments.scoreboard.page import write_markdown, write_page
 from ssm_metarl_gym.experiments.scoreboard.physics import PHYSICS
+from ssm_metarl_gym.experiments.scoreboard.plan import can_be
+from ssm_metarl_gym.files import replacing
 
 __all__ = ["REPORT_FILES", "find_scoreboard", "write_report", "write_scores"]
 
 REPORT_FILES: Final = ("report.md", "report.html", "scores.npz")
+_NEEDED: Final = ("physics", "row", "steps", "seed", "column", "num_tasks", "percent", "returns")
 _INTRODUCTION: Final = (
-    "Every agent meets the same tasks of each seed, none of which it was trained on. Means are over tasks and seeds, "
-    "with 95 % intervals over seeds (Student's t); of one seed, over tasks (bootstrap). Scores are interquartile means "
-    "over seeds with a bootstrap over seeds and tasks. Agents with steps in their name were trained on the family for "
-    "so many, the others for none."
+    "Every agent meets the same tasks of each seed. Means are over tasks and seeds, with 95 % intervals over seeds "
+    "(Student's t); of one seed, over tasks (bootstrap). Scores and scaled returns are interquartile means, with a "
+    "bootstrap over seeds and tasks from five seeds on. Agents with steps in their name were trained on tasks of the "
+    "family for so many. What corrects by gradients or by least squares was not, but its model has seen 64,000 random "
+    "steps of them."
 )
 
 
@@ -39,8 +43,12 @@ def find_scoreboard(folder: Path) -> Scoreboard:
     lines = records.find(study="returns")
     if not lines:
         raise ValueError(f"a folder must hold the runs.jsonl of a benchmark; {folder} holds no evaluation.")
-    kinds = Counter((line["num_tasks"], line.get("percent", 100)) for line in lines)
+    for line in lines:
+        if missing := [name for name in _NEEDED if name not in line]:
+            raise ValueError(f"each evaluation in {folder} must have {', '.join(_NEEDED)}; one lacks {missing[0]}.")
+    kinds = Counter((line["num_tasks"], line["percent"]) for line in lines)
     num_tasks, percent = kinds.most_common(1)[0][0]
+    lines = [line for line in lines if (line["num_tasks"], line["percent"]) == (num_tasks, percent)]
     # In the order of what is known here, what is a user's behind it.
     names, agents = (
         [name for name in dict.fromkeys([*ordered, *found]) if name in found]
@@ -82,21 +90,19 @@ def write_report(scoreboard: Scoreboard, command: str) -> list[Path]:
 def write_scores(scoreboard: Scoreboard, path: Path) -> None:
     """Write mean returns as rliable takes them: an array ``Float[num_seeds num_physics]`` for each agent and column.
 
-    The names are ``"agent/column"``; an agent is in it with the seeds that all physics have.
+    The names are ``"agent/column"``, and ``"agent/column/physics"`` names the physics of its columns: all in which the
+    agent can be and which have the column. The seeds are those that all of these have.
     """
     scores = {}
     for label, row, steps in scoreboard.labels():
         for column in ("interpolation", "extrapolation", "switch"):
-            found = [
-                scoreboard.returns(name, row, steps, column)
-                for name in scoreboard.names
-                if column in scoreboard.columns(name)
-            ]
-            num_seeds = min(map(len, found), default=0)
-            if num_seeds:
-                means = [np.mean(returns[:num_seeds], axis=1) for returns in found]
-                scores[f"{label}/{column}"] = np.stack(means, axis=1)
-    with path.open("wb") as file:
+            names = [name for name in scoreboard.names if can_be(row, name) and column in scoreboard.columns(name)]
+            found = [scoreboard.lines(name, row, steps, column) for name in names]
+            if seeds := sorted(set.intersection(*map(set, found)) if found else ()):
+                means = [[np.mean(lines[seed]["returns"]) for lines in found] for seed in seeds]
+                scores[f"{label}/{column}"] = np.array(means)
+                scores[f"{label}/{column}/physics"] = np.array(names)
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **scores)  # type: ignore[arg-type]
 
 

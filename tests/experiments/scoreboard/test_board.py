@@ -57,6 +57,12 @@ def test_an_agent_sees_what_it_is_said_to_see(board):
     assert len(widths["window_ssm"]) == 2
 
 
+def test_what_was_learned_with_less_is_not_taken_for_all(board):
+    less = replace(board, percent=40)
+    for what in ("map", "dynamics", "nominal 100"):
+        assert less.stem("Pendulum", 0, what) != board.stem("Pendulum", 0, what)
+
+
 @pytest.mark.slow
 def test_what_is_there_is_not_learned_again_and_says_what_it_took(board, monkeypatch):
     (costs,) = learn_policy(board, "PointActuators-2", "nominal", 0, 100)

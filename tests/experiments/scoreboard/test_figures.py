@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -5,7 +7,7 @@ from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.scoreboard.board import Board
 from ssm_metarl_gym.experiments.scoreboard.figures import Scoreboard, context_means, probability_of_improvement
 from ssm_metarl_gym.experiments.scoreboard.physics import columns_of
-from ssm_metarl_gym.experiments.scoreboard.plan import all_runs, key_of
+from ssm_metarl_gym.experiments.scoreboard.plan import Run, all_runs, key_of
 
 NAME = "PointActuators-2"
 ROWS = ("as_is", "corrected_filter", "domain_randomisation", "told")
@@ -13,15 +15,15 @@ ROWS = ("as_is", "corrected_filter", "domain_randomisation", "told")
 RETURNS = {"as_is": (0.0, 0.0), "corrected_filter": (8.0, 10.0), "domain_randomisation": (2.0, 2.0), "told": (12, 12)}
 
 
-def make_scoreboard(folder, name=NAME, rows=ROWS, returns=RETURNS, num_tasks=20):
+def make_scoreboard(folder, name=NAME, rows=ROWS, returns=RETURNS, num_tasks=20, num_seeds=2):
     board = Board(folder, num_tasks)
     records = Records(board.lines)
-    for run in all_runs([name], rows, (100,), 2):
+    for run in all_runs([name], rows, (100,), num_seeds):
         for column in columns_of(name, num_tasks):
             around = {"around": [[5.0, 1.0 + run.seed]] * num_tasks} if column == "switch" else {}
             key = key_of(board, run, column)
             records.add(**key, returns=[float(returns[run.row][run.seed])] * num_tasks, **around)
-    return Scoreboard(board, records, [name], rows, (100,), 2)
+    return Scoreboard(board, records, [name], rows, (100,), num_seeds)
 
 
 def row_of(table, label):
@@ -44,10 +46,25 @@ def test_means_have_intervals_over_seeds(scoreboard):
 
 def test_scores_lie_between_the_plain_agent_and_the_told_one(scoreboard):
     table = scoreboard.normalised(NAME)
+    scores = {label: row_of(table, label)[1] for label in ("told", "domain", "as_is", "corrected_filter")}
+    assert scores == {"told": "1.00", "domain": "0.00", "as_is": "-0.20", "corrected_filter": "0.70"}
+
+
+def test_from_five_seeds_on_they_have_intervals(tmp_path):
+    returns = {row: [float(values[seed % 2]) for seed in range(5)] for row, values in RETURNS.items()}
+    table = make_scoreboard(tmp_path, returns=returns, num_seeds=5).normalised(NAME)
     assert row_of(table, "told")[1] == "1.00 [1.00, 1.00]"
-    assert row_of(table, "domain")[1] == "0.00 [0.00, 0.00]"
-    assert row_of(table, "as_is")[1] == "-0.20 [-0.20, -0.20]"
-    assert row_of(table, "corrected_filter")[1].startswith("0.70 [0.60, 0.80]")
+    assert row_of(table, "corrected_filter")[1] == "0.67 [0.60, 0.80]"
+
+
+def test_an_agent_is_between_those_of_as_many_steps(tmp_path):
+    scoreboard = make_scoreboard(tmp_path, rows=("domain_randomisation", "told"))
+    for row, value in (("domain_randomisation", 6.0), ("told", 26.0)):
+        for seed in range(2):
+            key = key_of(scoreboard.board, Run(NAME, row, seed, 900), "switch")
+            scoreboard.records.add(**key, returns=[value] * 20)
+    table = replace(scoreboard, steps=(100, 900)).normalised(NAME)
+    assert [row[3] for row in table.rows] == ["0.00", "1.00", "0.00", "1.00"]
 
 
 def test_where_being_told_gains_nothing_there_is_no_score(tmp_path):
@@ -61,7 +78,7 @@ def test_the_worst_tenth_of_the_tasks(tmp_path):
     (run,) = all_runs([NAME], ["as_is"], (), 1)
     records.add(**key_of(board, run, "switch"), returns=list(np.arange(20.0)[::-1]))
     scoreboard = Scoreboard(board, records, [NAME], ["as_is"], (), 1)
-    assert row_of(scoreboard.worst_deciles(NAME), "as_is")[3].startswith("0.5 [")
+    assert row_of(scoreboard.worst_deciles(NAME), "as_is")[3] == "0.5"
 
 
 def test_the_probability_to_do_better():
@@ -70,12 +87,16 @@ def test_the_probability_to_do_better():
 
 
 def test_rewards_around_a_change(scoreboard):
+    other = replace(scoreboard.board, percent=40)
+    for seed in range(3):  # of another budget
+        key = key_of(other, Run(NAME, "as_is", seed), "switch")
+        scoreboard.records.add(**key, returns=[0.0] * 20, around=[[100.0, 100.0]] * 20)
     assert row_of(scoreboard.around_a_change(NAME), "as_is")[1:] == ["5.0 [5.0, 5.0]", "1.5 [-4.9, 7.9]"]
 
 
 def test_returns_of_a_benchmark_are_scaled_and_sorted_by_distance(tmp_path):
     scoreboard = make_scoreboard(tmp_path, "ComplexODE", ("as_is",), {"as_is": (50.0, 50.0)}, 40)
-    assert row_of(scoreboard.scaled("ComplexODE"), "as_is")[1] == "0.25 [0.25, 0.25]"
+    assert row_of(scoreboard.scaled("ComplexODE"), "as_is")[1] == "0.25"
     inside, *outside = row_of(scoreboard.by_distance("ComplexODE"), "as_is")[1:]
     assert {inside, *outside} - {""} == {"50.0 [50.0, 50.0]"}
     assert "" not in outside[-1:]

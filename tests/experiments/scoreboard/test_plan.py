@@ -7,7 +7,7 @@ from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.scoreboard import plan
 from ssm_metarl_gym.experiments.scoreboard.board import Board
 from ssm_metarl_gym.experiments.scoreboard.physics import columns_of
-from ssm_metarl_gym.experiments.scoreboard.plan import Run, all_runs, key_of, plan_jobs, returns_in, run_all
+from ssm_metarl_gym.experiments.scoreboard.plan import Run, all_runs, key_of, lines_of, plan_jobs, run_all
 
 NAMES, ROWS, STEPS = ("PointActuators-1", "PointActuators-2"), ("as_is", "corrected_filter", "told"), (200, 100)
 RUNS = list(all_runs(NAMES, ROWS, STEPS, 2))
@@ -68,6 +68,20 @@ def test_a_student_waits_for_its_teacher(board, records):
     assert run.after == (teaching,)
 
 
+def test_a_teacher_learns_once_for_itself_and_for_its_student(board, records):
+    runs = [Run("CartPolePolarity", row, 1, 100) for row in ("told", "student")]
+    jobs = plan_jobs(board, runs, records)
+    assert [job.work for job in jobs] == [plan.learn_policy, plan.run_row, plan.run_row]
+    assert all(job.after == jobs[:1] or job.after == (jobs[0],) for job in jobs[1:])
+
+
+def test_nobody_is_trained_on_changes_where_nothing_changes():
+    runs = all_runs(["CartPole", "PendulumPolarity"], ["ssm_ppo", "ssm_ppo_switching"], (100,), 1)
+    assert [(run.physics, run.row) for run in runs] == [
+        *(("CartPole", "ssm_ppo"), ("PendulumPolarity", "ssm_ppo"), ("PendulumPolarity", "ssm_ppo_switching")),
+    ]
+
+
 def test_what_is_known_is_not_done_again(board, records):
     write(board, records)
     assert plan_jobs(board, RUNS, records) == []
@@ -91,15 +105,16 @@ def test_what_adapts_is_done_again_by_another_rule_and_not_mixed_with_it(board, 
     monkeypatch.setattr(plan, "RULE", plan.RULE + 1)
     found = {job.arguments[1].row for job in plan_jobs(board, RUNS, records) if job.work is plan.run_row}
     assert found == {"corrected_filter"}
-    assert returns_in(board, records, NAMES[0], "corrected_filter", 0, "switch", 2) == []
-    assert len(returns_in(board, records, NAMES[0], "as_is", 0, "switch", 2)) == 2
+    assert lines_of(board, records, NAMES[0], "corrected_filter", 0, "switch", 2) == {}
+    assert len(lines_of(board, records, NAMES[0], "as_is", 0, "switch", 2)) == 2
 
 
 def test_returns_are_in_the_order_of_the_seeds_and_of_one_budget(board, records):
     for seed, percent in ((1, 100), (0, 100), (2, 100), (0, 50)):
         key = key_of(replace(board, percent=percent), Run(NAMES[0], "as_is", seed), "switch")
         records.add(**key, returns=[float(seed), float(percent)])
-    assert returns_in(board, records, NAMES[0], "as_is", 0, "switch", 2) == [[0.0, 100.0], [1.0, 100.0]]
+    lines = lines_of(board, records, NAMES[0], "as_is", 0, "switch", 2)
+    assert [(seed, line["returns"]) for seed, line in lines.items()] == [(0, [0.0, 100.0]), (1, [1.0, 100.0])]
 
 
 class Here:

@@ -55,3 +55,21 @@ def test_scores_are_arrays_of_seeds_by_families(tmp_path):
     with np.load(tmp_path / "scores.npz") as scores:
         assert scores["as_is/interpolation"].tolist() == [[0.0, 0.0], [1.0, 1.0]]
         assert scores["told, 0.0001M/switch"].shape == (2, 1)  # nothing changes in a CartPole
+        assert scores["told, 0.0001M/switch/physics"].tolist() == ["PointActuators-2"]
+
+
+def test_scores_are_of_the_seeds_that_all_families_have(tmp_path):
+    board = Board(tmp_path, 20)
+    records = Records(board.lines)
+    for run in all_runs(NAMES, ["as_is"], (), 4):
+        if (run.physics, run.seed) not in ((NAMES[0], 2), (NAMES[1], 3)):
+            records.add(**key_of(board, run, "extrapolation"), returns=[float(run.seed)] * 20)
+    write_scores(find_scoreboard(tmp_path), tmp_path / "scores.npz")
+    with np.load(tmp_path / "scores.npz") as scores:
+        assert scores["as_is/extrapolation"].tolist() == [[0.0, 0.0], [1.0, 1.0]]
+
+
+def test_a_line_that_lacks_something_is_told_of(tmp_path):
+    (tmp_path / "runs.jsonl").write_text('{"study": "returns", "physics": "CartPole", "returns": [1.0]}\n')
+    with pytest.raises(ValueError, match="one lacks row"):
+        find_scoreboard(tmp_path)
