@@ -24,7 +24,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("list", help="the environments, and what each of them hides")
     commands.add_parser("demo", help="a policy of one physics, kept in another one (half a minute)")
     check = commands.add_parser("check", help="is an environment a family of tasks, and if not, what is wrong?")
-    check.add_argument("environment", help="module:Class, or the id of a registered environment")
+    check.add_argument(
+        "environment",
+        help="module:Class, or an id: of a registered environment, or module:id of one that the module registers",
+    )
     commands.add_parser("version", help="the versions of everything, for a report of a fault")
     options = parser.parse_args(arguments)
     if options.command == "list":

@@ -127,9 +127,12 @@ class Scoreboard:
 
         def cell(returns: list[list[float]], column: str, _: int) -> str:
             others = self.returns(name, "as_is", 0, column)
-            return f"{probability_of_improvement(returns, others):.2f}" if others else ""
+            # Of means of seeds: of one seed it would be 0 or 1.
+            return f"{probability_of_improvement(returns, others):.2f}" if min(len(returns), len(others)) > 1 else ""
 
-        return self._table(f"{name}: probability to do better than the policy as it is", name, cell)
+        return self._table(
+            f"{name}: probability that the mean of a seed is above that of the policy as it is", name, cell
+        )
 
     def around_a_change(self, name: str) -> Table:
         """The rewards of the 50 steps before what is hidden changes and of those after it."""

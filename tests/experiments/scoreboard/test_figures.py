@@ -117,5 +117,5 @@ def test_only_tables_with_a_row_are_shown(tmp_path):
     scoreboard = make_scoreboard(tmp_path, "CartPole", ("as_is",), {"as_is": (1.0, 1.0)})
     assert [table.title.partition(": ")[2] for table in scoreboard.tables()] == [
         *("mean return in 20 tasks", "mean return in the worst tenth of the tasks"),
-        "probability to do better than the policy as it is",
+        "probability that the mean of a seed is above that of the policy as it is",
     ]
