@@ -89,7 +89,7 @@ def test_an_output_that_cannot_be_written_is_named_and_nothing_is_written(quicks
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_the_results_of_an_earlier_run_are_removed_and_nothing_else(quickstart, seeds, tmp_path, monkeypatch):
-    def interrupt(*args):
+    def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(quickstart, "run_jobs", interrupt)
@@ -245,7 +245,7 @@ def test_the_picture_of_the_switch_is_a_png(quickstart, tmp_path):
 @pytest.mark.slow
 def test_the_whole_script_writes_everything_it_promises(quickstart, tmp_path, monkeypatch, capsys):
     # One job after the other in this process: in many, the gate runs it.
-    monkeypatch.setattr(quickstart, "run_jobs", lambda jobs, *_: {job: job.work(*job.arguments) for job in jobs})
+    monkeypatch.setattr(quickstart, "run_jobs", lambda jobs, *_, **__: {job: job.work(*job.arguments) for job in jobs})
     monkeypatch.setattr(quickstart, "add_progress", lambda steps: None)
     monkeypatch.setattr(quickstart, "REFERENCE_UPDATES", 1)
     short = {split: env_kwargs | {"max_episode_steps": 20} for split, env_kwargs in quickstart.SPLITS.items()}
