@@ -5,7 +5,7 @@ tasks, and the probability of improvement are as in Agarwal et al. 2021, "Deep r
 statistical precipice", https://arxiv.org/abs/2108.13264.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -113,11 +113,7 @@ class Scoreboard:
             low, high = np.mean(plain), np.mean(told)
             if not high - low > _LEAST_GAP * abs(high):
                 return "no gap"
-            scores = (np.asarray(returns) - low) / (high - low)
-            score = float(_over_seeds(scores))
-            if len(scores) < _SEEDS_OF_AN_INTERVAL:
-                return f"{score:.2f}"
-            return f"{Estimate(score, *hierarchical_interval(scores, 0, statistic=_over_seeds)):.2f}"
+            return _with_interval((np.asarray(returns) - low) / (high - low), _over_seeds)
 
         title = f"{name}: score, 0 for plain PPO and 1 for the told one"
         return self._table(title, name, cell)
@@ -150,11 +146,7 @@ class Scoreboard:
         best = physics_of(name).best
 
         def cell(returns: list[list[float]], _: str, __: int) -> str:
-            means = context_means(returns) / best
-            mean = float(_over_all(means))
-            if len(means) < _SEEDS_OF_AN_INTERVAL:
-                return f"{mean:.2f}"
-            return f"{Estimate(mean, *hierarchical_interval(means, 0, statistic=_over_all)):.2f}"
+            return _with_interval(context_means(returns) / best, _over_all)
 
         title = f"{name}: interquartile mean of returns / {best:g} over contexts and seeds"
         return self._table(title, name, cell)
@@ -225,6 +217,14 @@ def probability_of_improvement(returns: Sequence[Sequence[float]], others: Seque
     """
     means, other_means = (np.mean(np.asarray(each), axis=1) for each in (returns, others))
     return float(np.mean(0.5 + 0.5 * np.sign(means[:, None] - other_means)))
+
+
+def _with_interval(scores: Any, statistic: Callable[[Any], Any]) -> str:
+    """A statistic of ``Float[num_seeds ...]``, with its interval where there are seeds enough for one."""
+    value = float(statistic(scores))
+    if len(scores) < _SEEDS_OF_AN_INTERVAL:
+        return f"{value:.2f}"
+    return f"{Estimate(value, *hierarchical_interval(scores, 0, statistic=statistic)):.2f}"
 
 
 def _over_seeds(scores: Any) -> Any:
