@@ -7,7 +7,7 @@ from gymnasium import spaces
 from torch import nn
 
 from ssm_metarl_gym.agents import DynamicsModel, KalmanAdapter
-from ssm_metarl_gym.agents.adaptation.kalman import (
+from ssm_metarl_gym.agents.adaptation.kalman_steps import (
     kalman_predict,
     kalman_update,
     log_likelihood,
