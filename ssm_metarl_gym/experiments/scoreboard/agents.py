@@ -36,6 +36,11 @@ class Agent:
         """Whether it sees what a model predicts."""
         return self.predictions != "none"
 
+    @property
+    def remembers(self) -> bool:
+        """Whether its policy keeps a memory from step to step, and so learns from whole sequences."""
+        return self.algorithm != "PPO"
+
 
 NOMINAL: Final = Agent("PPO, trained in the nominal physics alone")
 # What stands between the policy of the nominal physics and the environment; None for nothing.

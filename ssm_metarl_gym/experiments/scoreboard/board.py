@@ -49,10 +49,8 @@ __all__ = [
 # To be raised whenever a default of the filter, of the other adapters or of the correction changes: what adapts is then
 # evaluated again.
 RULE = 3
-NUM_TRAINING_ENVS, ROLLOUT_LENGTH, NUM_EPOCHS = 64, 32, 8
 NUM_ROUNDS, STEPS_PER_ROUND = 20, 100  # of a student
 META_UPDATES, INNER_STEPS, NUM_STREAMS = 1_500, 3, 1_000
-FIT_TRANSITIONS, FIT_UPDATES, FIT_LEARNING_RATE = 20_000, 3_000, 3e-3
 _ADAPTING: Final = {"adapted_predictions_all": "all"}  # what adapts in the model of a row; else the last layer
 
 
@@ -130,17 +128,17 @@ def learn_policy(board: Board, name: str, row: str, seed: int, steps: int) -> li
     tasks: dict[str, Any] = {"split": "train"} if row in TRAINED else {"task": {}}
     if agent.switch_probability and physics.changes:
         tasks["switch"] = {"probability": agent.switch_probability}
-    env = VecNormalize(make_env(board, name, row, seed, NUM_TRAINING_ENVS, **tasks), clip_obs=5.0, gamma=physics.gamma)
+    env = VecNormalize(make_env(board, name, row, seed, physics.num_envs, **tasks), clip_obs=5.0, gamma=physics.gamma)
     policy_kwargs: dict[str, Any] = {"log_std_init": physics.log_std_init}
     if agent.observation == "window":  # the state-space model ends in gated layers of its own
         policy_kwargs |= {"net_arch": [], "features_extractor_class": SSMFeaturesExtractor}
     model = find_algorithm(agent.algorithm)(
         agent.policy,
         env,
-        learning_rate=LinearSchedule(physics.learning_rate, 0.1 * physics.learning_rate, 1.0),
-        n_steps=ROLLOUT_LENGTH,
-        batch_size=ROLLOUT_LENGTH * NUM_TRAINING_ENVS // 4,
-        n_epochs=NUM_EPOCHS,
+        learning_rate=LinearSchedule(physics.learning_rate, physics.learning_rate_left * physics.learning_rate, 1.0),
+        n_steps=physics.rollout_length,
+        batch_size=physics.minibatch(remembers=agent.remembers),
+        n_epochs=physics.num_epochs,
         gamma=physics.gamma,
         ent_coef=physics.ent_coef,
         seed=spread_seed(seed),
@@ -152,11 +150,11 @@ def learn_policy(board: Board, name: str, row: str, seed: int, steps: int) -> li
     if agent.teacher is None:
         taken = model.learn(steps).num_timesteps
     else:
-        told = make_env(board, name, agent.teacher, seed, NUM_TRAINING_ENVS, **tasks)
+        told = make_env(board, name, agent.teacher, seed, physics.num_envs, **tasks)
         teacher, told = load_policy(board, name, agent.teacher, seed, steps, told)
         rounds = {"num_rounds": board.scaled(NUM_ROUNDS), "steps_per_round": STEPS_PER_ROUND}
         distill(teacher, model, told, **rounds, seed=spread_seed(seed))
-        taken = NUM_TRAINING_ENVS * STEPS_PER_ROUND * rounds["num_rounds"]
+        taken = physics.num_envs * STEPS_PER_ROUND * rounds["num_rounds"]
     with replacing(path.with_suffix(".pkl")) as temporary:
         env.save(str(temporary))
     costs = _note_costs(path, name, f"policy, {row}", seed, started, taken)
@@ -202,8 +200,8 @@ def make_own_agent(name: str, maker: str, seed: int, steps: int) -> tuple[Any, L
         seed: Its seed.
         steps: Steps to learn.
     """
-    started = time.process_time()
-    env = make_sb3_env(physics_of(name).env_id, NUM_TRAINING_ENVS, split="train", **physics_of(name).env_kwargs)
+    started, physics = time.process_time(), physics_of(name)
+    env = make_sb3_env(physics.env_id, physics.num_envs, split="train", **physics.env_kwargs)
     agent = find_maker(maker)(env, seed=spread_seed(seed))
     if hasattr(agent, "learn"):
         agent.learn(steps)
@@ -215,7 +213,7 @@ def fit_map_model(board: Board, name: str, seed: int) -> list[Line]:
     path = board.stem(name, seed, "map").with_suffix(".pt")
     if path.exists():
         return _read_costs(path)
-    started = time.process_time()
+    started, fit = time.process_time(), physics_of(name).map_model
     torch.manual_seed(seed)
     model = _make_map_model(name)
     env = make_env(board, name, "nominal", seed, 8, task={})
@@ -223,12 +221,12 @@ def fit_map_model(board: Board, name: str, seed: int) -> list[Line]:
     model.fit(
         scaled,
         policy,
-        num_transitions=FIT_TRANSITIONS,
-        num_updates=board.scaled(FIT_UPDATES),
-        learning_rate=FIT_LEARNING_RATE,
+        num_transitions=fit.transitions,
+        num_updates=board.scaled(fit.updates),
+        learning_rate=fit.learning_rate,
         seed=seed,
     )
-    costs = _note_costs(path, name, "model of the nominal physics", seed, started, FIT_TRANSITIONS)
+    costs = _note_costs(path, name, "model of the nominal physics", seed, started, fit.transitions)
     save_weights(model, path)
     return costs
 
@@ -281,9 +279,12 @@ def _load_trainer(board: Board, name: str, seed: int, adapting: str) -> MetaTrai
 
 def _make_map_model(name: str) -> DynamicsModel:
     """An untrained model of the dynamics that adapts a map of the actions, as small as such physics need."""
-    envs = make_rows(physics_of(name).env_id, 1, **physics_of(name).env_kwargs)
-    spaces = envs.single_observation_space, envs.single_action_space
-    core = nn.Sequential(nn.Linear(DynamicsModel.input_dim(*spaces), 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh())
+    physics = physics_of(name)
+    envs = make_rows(physics.env_id, 1, **physics.env_kwargs)
+    spaces, width = (envs.single_observation_space, envs.single_action_space), physics.map_model.width
+    core = nn.Sequential(
+        nn.Linear(DynamicsModel.input_dim(*spaces), width), nn.Tanh(), nn.Linear(width, width), nn.Tanh()
+    )
     return DynamicsModel(*spaces, core, adapts="action_map")
 
 
