@@ -11,6 +11,7 @@
     ssm_ppo, recurrent_ppo   a recurrent state-space model, and sb3-contrib's LSTM
     ssm_ppo_switching        the former, trained where what is hidden changes now and then
     student                  a state-space model that reads the last 16 of them, and learned to act like `told`
+    meta_policy              a meta-learned policy (ProMP), after a policy gradient step on ten episodes of the task
     frozen_predictions       PPO that sees what a model predicts that never adapts
     adapted_predictions      PPO that sees what the adapted model predicts; with _all, of a model that adapts all layers
 

@@ -44,6 +44,9 @@ __all__ = [
     "make_env",
     "make_own_agent",
     "meta_train",
+    "note_costs",
+    "read_costs",
+    "spread_seed",
 ]
 
 # To be raised whenever a default of the filter, of the other adapters or of the correction changes: what adapts is then
@@ -123,7 +126,7 @@ def learn_policy(board: Board, name: str, row: str, seed: int, steps: int) -> li
     """Train a policy, in the nominal physics or on the training tasks, where it is not there yet; what that took."""
     path = _policy_path(board, name, row, seed, steps)
     if path.exists():
-        return _read_costs(path)
+        return read_costs(path)
     started, physics, agent = time.process_time(), physics_of(name), agent_of(row)
     tasks: dict[str, Any] = {"split": "train"} if row in TRAINED else {"task": {}}
     if agent.switch_probability and physics.changes:
@@ -157,7 +160,7 @@ def learn_policy(board: Board, name: str, row: str, seed: int, steps: int) -> li
         taken = physics.num_envs * STEPS_PER_ROUND * rounds["num_rounds"]
     with replacing(path.with_suffix(".pkl")) as temporary:
         env.save(str(temporary))
-    costs = _note_costs(path, name, f"policy, {row}", seed, started, taken)
+    costs = note_costs(path, name, f"policy, {row}", seed, started, taken)
     with replacing(path) as temporary:
         model.save(temporary)
     return costs
@@ -212,7 +215,7 @@ def fit_map_model(board: Board, name: str, seed: int) -> list[Line]:
     """Fit the model of the nominal physics around the policy's behaviour, where it is not there yet; what that took."""
     path = board.stem(name, seed, "map").with_suffix(".pt")
     if path.exists():
-        return _read_costs(path)
+        return read_costs(path)
     started, fit = time.process_time(), physics_of(name).map_model
     torch.manual_seed(seed)
     model = _make_map_model(name)
@@ -226,7 +229,7 @@ def fit_map_model(board: Board, name: str, seed: int) -> list[Line]:
         learning_rate=fit.learning_rate,
         seed=seed,
     )
-    costs = _note_costs(path, name, "model of the nominal physics", seed, started, fit.transitions)
+    costs = note_costs(path, name, "model of the nominal physics", seed, started, fit.transitions)
     save_weights(model, path)
     return costs
 
@@ -235,7 +238,7 @@ def meta_train(board: Board, name: str, seed: int, adapting: str = "last_layer")
     """Meta-train the model of the dynamics and fit its reference, where they are not there yet; what that took."""
     path = board.stem(name, seed, _model_name(adapting)).with_suffix(".pt")
     if path.exists():
-        return _read_costs(path)
+        return read_costs(path)
     started, physics = time.process_time(), physics_of(name)
     torch.manual_seed(seed)
     trainer = MetaTrainer(
@@ -249,7 +252,7 @@ def meta_train(board: Board, name: str, seed: int, adapting: str = "last_layer")
     if adapting == "last_layer":
         save_weights(trainer.reference(), board.stem(name, seed, "reference").with_suffix(".pt"))
     what = "meta-learned model" + (", all layers" if adapting == "all" else "")
-    costs = _note_costs(path, name, what, seed, started, NUM_STREAMS * trainer.options.stream_length)
+    costs = note_costs(path, name, what, seed, started, NUM_STREAMS * trainer.options.stream_length)
     trainer.save(path)
     return costs
 
@@ -300,13 +303,19 @@ def _costs(name: str, what: str, seed: int, started: float, steps: int) -> Line:
     return {"study": "prepared", "physics": name, "row": what, "seed": seed, "cpu_seconds": seconds, "steps": steps}
 
 
-def _note_costs(path: Path, *costs: Any) -> list[Line]:
-    """The same, kept beside the file that is written next: whoever finds that one there knows what it took."""
+def note_costs(path: Path, *costs: Any) -> list[Line]:
+    """What something took, kept beside the file that is written next: whoever finds that one there knows it.
+
+    Args:
+        path: The file of what was made.
+        *costs: The physics, what it is, its seed, when it was begun (``time.process_time()``) and its steps.
+    """
     line = _costs(*costs)
     write_json(path.with_suffix(".json"), line)
     return [line]
 
 
-def _read_costs(path: Path) -> list[Line]:
+def read_costs(path: Path) -> list[Line]:
+    """What :func:`note_costs` kept beside a file; nothing where it did not."""
     costs = path.with_suffix(".json")
     return [json.loads(costs.read_text())] if costs.exists() else []
