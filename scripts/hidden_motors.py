@@ -79,8 +79,8 @@ class Options:
     transitions: int = option(60_000, "transitions that a model is fitted to", least=100)
     updates: int = option(4_000, "steps of fitting a model", least=1)
     tasks: int = option(24, "hidden matrices of each condition", least=1)
-    delay: int = option(0, "steps that all actions come late, of which nobody is told", least=0)
-    largest_delay: int = option(0, "steps that the filter reckons with at most", least=0)
+    delay: int = option(0, "steps that all actions come late, of which nobody is told", least=0, below=100)
+    largest_delay: int = option(0, "steps that the filter reckons with at most", least=0, below=100)
     output: Path = option(
         Path("output/hidden_motors"),
         "folder of the results, and of policies that are not given",
