@@ -317,10 +317,11 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
 
     def _delays(self, num_hypotheses: int) -> Tensor:
         """How many steps late commands come under each hypothesis: ``Int64[K]``, none in that of something else."""
-        delays = torch.zeros(num_hypotheses, dtype=torch.int64)
+        delays = torch.zeros(num_hypotheses, dtype=torch.int64, device=self._region.source.device)
         if self.largest_delay:
-            num_declared = (num_hypotheses - 1) // (self.largest_delay + 1)
-            delays[:-1] = torch.arange(self.largest_delay + 1).repeat_interleave(num_declared)
+            delays[:-1] = torch.arange(self.largest_delay + 1, device=delays.device).repeat_interleave(
+                (num_hypotheses - 1) // (self.largest_delay + 1)
+            )
         return delays
 
     def _noise_factors(self) -> Tensor:
@@ -341,7 +342,9 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
 
     def prior_variances(self) -> Tensor:
         """Of the weights, under each hypothesis: ``Float64[K W]``."""
-        return self.prior_variance * _hypotheses(self.model, len(self._region.source), self.mixed, self.largest_delay)
+        return self.prior_variance * _hypotheses(
+            self.model, len(self._region.source), mixed=self.mixed, largest_delay=self.largest_delay
+        )
 
     def _prior_covariances(self) -> Tensor:
         """``Float64[K W W]``."""
@@ -364,7 +367,7 @@ def _check_model(model: nn.Module) -> None:
         )
 
 
-def _hypotheses(model: nn.Module, num_weights: int, mixed: bool, largest_delay: int) -> Tensor:
+def _hypotheses(model: nn.Module, num_weights: int, *, mixed: bool, largest_delay: int) -> Tensor:
     """The hypotheses that a model declares, for each delay, and that it is something else, ``Float64[K W]``.
 
     Where it declares none: that all may change alike.
