@@ -103,8 +103,10 @@ class Corrector:
         probes = np.stack([space.middle + direction, space.middle - direction]).astype(space.dtype)
         encoded = self._encode(observation, probes)
         now, before = (one[0] - one[1] for one in (self._adapter.predict(encoded), twin.predict(encoded)))
-        power = float((before * before).sum())
-        ratio = float((now * before).sum()) / max(power, 1e-12)
+        power, along = float((before * before).sum()), float((now * before).sum())
+        ratio = along / max(power, 1e-12)
+        if len(asked) > 1:  # the effect of several motors can turn, however large it is
+            ratio = min(ratio, along / max(math.sqrt(power * float((now * now).sum())), 1e-12))
         weight = self._num_steps / max(self._num_steps + self.prior_steps, 1.0)
         effect = 1.0 + weight * (ratio - 1.0)
         if power > 1e-12 and math.isfinite(effect):

@@ -154,6 +154,15 @@ LINES = {
         f"--steps {HUGE}",
         "--seed -1",
     ],
+    "memory": [
+        *BAD_FOLDERS,
+        "--output taken",
+        "--problems CartPole-v1",
+        "--algorithms PPO",
+        "--seeds 0",
+        "--percent 0",
+        "--processes -1",
+    ],
     "meta_train": [
         *BAD_FOLDERS,
         "--output taken",

@@ -51,9 +51,11 @@ __all__ = [
 
 # To be raised whenever a default of the filter, of the other adapters or of the correction changes: what adapts is then
 # evaluated again.
-RULE = 3
+RULE = 4
 NUM_ROUNDS, STEPS_PER_ROUND = 20, 100  # of a student
 META_UPDATES, INNER_STEPS, NUM_STREAMS = 1_500, 3, 1_000
+# Where actions are mixed if anything is hidden, what they do tells of it sooner than what happens; by training tasks.
+MIXING_GATES: Final[dict[str, Any]] = {"gate": 0.0, "prior_steps": 4.0}
 _ADAPTING: Final = {"adapted_predictions_all": "all"}  # what adapts in the model of a row; else the last layer
 
 
@@ -119,7 +121,9 @@ def make_env(board: Board, name: str, row: str, seed: int, num_rows: int, **env_
     if agent.sees_predictions:
         return SB3VecEnv(envs)
     reference = board.stem(name, seed, "reference").with_suffix(".pt")
-    return SB3VecEnv(VectorActionCorrection(envs, load_weights(physics.env_id, reference, **physics.env_kwargs)))
+    gates = MIXING_GATES if physics.mixes_actions else {}
+    model = load_weights(physics.env_id, reference, **physics.env_kwargs)
+    return SB3VecEnv(VectorActionCorrection(envs, model, **gates))
 
 
 def learn_policy(board: Board, name: str, row: str, seed: int, steps: int) -> list[Line]:

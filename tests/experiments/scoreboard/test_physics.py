@@ -39,9 +39,9 @@ def test_those_of_the_benchmark_hold_its_contexts_with_and_without_a_warm_up():
 
 
 def test_a_policy_that_remembers_learns_from_whole_rollouts_of_an_environment():
-    robot, point = PHYSICS["HalfCheetahActuators"], PHYSICS["PointActuators-2"]
+    robot, pendulum = PHYSICS["HalfCheetahActuators"], PHYSICS["PendulumPolarity"]
     assert (robot.minibatch(remembers=False), robot.minibatch(remembers=True)) == (64, 256)
-    assert point.minibatch(remembers=False) == point.minibatch(remembers=True) == 32 * 64 // 4
+    assert pendulum.minibatch(remembers=False) == pendulum.minibatch(remembers=True) == 32 * 64 // 4
 
 
 @pytest.mark.parametrize("name", ROBOTS)
