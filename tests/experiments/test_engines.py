@@ -21,8 +21,8 @@ def die_at_first(folder):
     return "alive"
 
 
-def wait_for(ready, seconds=120.0):
-    """Until something is so, which must not take for ever."""
+def wait_for(ready, seconds=600.0):
+    """Until something is so, which must not take for ever (on a busy machine a worker of Ray starts in minutes)."""
     until = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < until, "nothing happened"
