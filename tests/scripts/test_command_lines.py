@@ -229,6 +229,22 @@ LINES = {
         "--rounds 0",
         "--seed -1",
     ],
+    "tune": [
+        *BAD_FOLDERS,
+        "--output taken",
+        "--family CartPoleCarefully",
+        "--family no_such_module:MINE",
+        "--family with_wrong_syntax:MINE",
+        "--agent as_is",
+        "--agent student",
+        "--steps 0",
+        "--trials 0",
+        f"--trials {HUGE}",
+        "--seeds 0",
+        "--num-tasks 0",
+        "--seed -1",
+        "--best",
+    ],
     "train_ppo": [
         *BAD_FOLDERS,
         "--output taken",
@@ -289,6 +305,8 @@ def folder(tmp_path, monkeypatch):
         "results.json",
         "results.jsonl",
         "runs.jsonl",
+        "journal.log",
+        "best.json",
         "headroom.json",
     )
     for name in (*files, "switch.png"):

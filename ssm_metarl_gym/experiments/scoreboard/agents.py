@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["AGENTS", "CORRECTED", "NOMINAL", "TRAINED", "Agent", "adapts", "agent_of", "is_own"]
+__all__ = ["AGENTS", "CORRECTED", "NOMINAL", "TRAINED", "Agent", "adapts", "agent_of", "is_own", "uses_meta_model"]
 
 
 @dataclass(frozen=True)
@@ -100,3 +100,8 @@ def adapts(row: str) -> bool:
 def agent_of(row: str) -> Agent:
     """The agent that a row is of: that of the nominal physics where it is corrected, and one that sees as much."""
     return TRAINED.get(row, NOMINAL)
+
+
+def uses_meta_model(row: str) -> bool:
+    """Whether a row needs a meta-learned model of the dynamics."""
+    return row in ("corrected_gradients", "corrected_rls") or agent_of(row).sees_predictions

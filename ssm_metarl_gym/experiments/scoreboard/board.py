@@ -148,6 +148,7 @@ def learn_policy(board: Board, name: str, row: str, seed: int, steps: int) -> li
         batch_size=physics.minibatch(remembers=agent.remembers),
         n_epochs=physics.num_epochs,
         gamma=physics.gamma,
+        gae_lambda=physics.gae_lambda,
         ent_coef=physics.ent_coef,
         seed=spread_seed(seed),
         device="cpu",

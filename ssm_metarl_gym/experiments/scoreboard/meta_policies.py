@@ -13,7 +13,7 @@ from ssm_metarl_gym.experiments.scoreboard.physics import physics_of
 
 __all__ = ["EPISODES_BEFORE", "AdaptedPolicies", "adapt_meta_policy", "learn_meta_policy"]
 
-NUM_TASKS, EPISODES_BEFORE = 10, 10  # of an update; the episodes of a task, before the step and after it
+NUM_TASKS, EPISODES_BEFORE = 20, 10  # of an update; the episodes of a task, before the step and after it
 _TASKS_AT_ONCE: Final = 100  # their trajectories lie in memory together
 
 

@@ -73,6 +73,7 @@ class Physics:
         rollout_length: Steps of each between updates.
         batch_size: Steps of a minibatch, where nothing is remembered; None for a quarter of all.
         num_epochs: How often each step is learned from.
+        gae_lambda: PPO's weight of longer against shorter estimates of advantages.
         map_model: The model that a filter needs.
     """
 
@@ -93,6 +94,7 @@ class Physics:
     rollout_length: int = 32
     batch_size: int | None = None
     num_epochs: int = 8
+    gae_lambda: float = 0.95
     map_model: MapModel = field(default_factory=MapModel)
 
     def minibatch(self, *, remembers: bool) -> int:

@@ -17,7 +17,7 @@ from ssm_metarl_gym.experiments.evaluation import draw_tasks, evaluate, returns_
 from ssm_metarl_gym.experiments.jobs import Job, run_jobs
 from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.runs import find_versions
-from ssm_metarl_gym.experiments.scoreboard.agents import CORRECTED, TRAINED, adapts, agent_of, is_own
+from ssm_metarl_gym.experiments.scoreboard.agents import CORRECTED, adapts, agent_of, is_own, uses_meta_model
 from ssm_metarl_gym.experiments.scoreboard.board import (
     RULE,
     Board,
@@ -179,7 +179,7 @@ def plan_jobs(board: Board, runs: Sequence[Run], records: Records) -> list[Job]:
             after = (Job(learn_policy, (board, run.physics, run.row, run.seed, run.steps)),)
         if run.row == "corrected_filter":
             after = (*after, Job(fit_map_model, (board, run.physics, run.seed), after))
-        elif _uses_meta_model(run.row):
+        elif uses_meta_model(run.row):
             after = (*after, Job(meta_train, (board, run.physics, run.seed, adapting_of(run.row))))
         jobs |= dict.fromkeys((*after, Job(run_row, (board, run, missing), after)))
     return list(jobs)
@@ -222,7 +222,3 @@ def _has_a_map(name: str) -> bool:
     env = gym.make(physics_of(name).env_id, **physics_of(name).env_kwargs)
     env.close()
     return isinstance(env.action_space, gym.spaces.Box)
-
-
-def _uses_meta_model(row: str) -> bool:
-    return row in ("corrected_gradients", "corrected_rls") or (row in TRAINED and TRAINED[row].sees_predictions)

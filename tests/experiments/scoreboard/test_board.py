@@ -29,7 +29,7 @@ def shorten(patch):
         kwargs = {**PHYSICS[name].env_kwargs, "max_episode_steps": 20}
         fit = replace(PHYSICS[name].map_model, transitions=300, updates=2)
         less = {"nominal_steps": 100, "length": 20, "env_kwargs": kwargs, "map_model": fit}
-        less |= {"num_envs": 8, "rollout_length": 16, "num_epochs": 1}
+        less |= {"num_envs": 8, "rollout_length": 16, "batch_size": None, "num_epochs": 1}
         patch.setitem(PHYSICS, name, replace(PHYSICS[name], **less))
 
 
