@@ -40,6 +40,7 @@ __all__ = [
     "find_maker",
     "fit_map_model",
     "learn_policy",
+    "load_filter",
     "load_policy",
     "make_env",
     "make_own_agent",
@@ -109,7 +110,7 @@ def make_env(board: Board, name: str, row: str, seed: int, num_rows: int, **env_
         return make_sb3_env(physics.env_id, num_rows, observation=agent.observation, **env_kwargs)
     envs: Any = make_rows(physics.env_id, num_rows, autoreset_mode=AutoresetMode.SAME_STEP, **env_kwargs)
     if row == "corrected_filter":
-        return SB3VecEnv(VectorActionCorrection(VectorOnlineAdaptation(envs, _load_filter(board, name, seed))))
+        return SB3VecEnv(VectorActionCorrection(VectorOnlineAdaptation(envs, load_filter(board, name, seed))))
     trainer = _load_trainer(board, name, seed, _ADAPTING.get(row, "last_layer"))
     if row == "corrected_rls":
         envs = VectorOnlineAdaptation(envs, RecursiveLeastSquares(trainer.model))
@@ -239,6 +240,13 @@ def fit_map_model(board: Board, name: str, seed: int) -> list[Line]:
     return costs
 
 
+def load_filter(board: Board, name: str, seed: int, **options: Any) -> KalmanAdapter:
+    """The filter of the model that :func:`fit_map_model` fitted, with more options of its own."""
+    model = _make_map_model(name)
+    model.load_state_dict(torch.load(board.stem(name, seed, "map").with_suffix(".pt"), weights_only=True))
+    return KalmanAdapter(model, mixed=physics_of(name).mixes_actions, **options)
+
+
 def meta_train(board: Board, name: str, seed: int, adapting: str = "last_layer") -> list[Line]:
     """Meta-train the model of the dynamics and fit its reference, where they are not there yet; what that took."""
     path = board.stem(name, seed, _model_name(adapting)).with_suffix(".pt")
@@ -294,12 +302,6 @@ def _make_map_model(name: str) -> DynamicsModel:
         nn.Linear(DynamicsModel.input_dim(*spaces), width), nn.Tanh(), nn.Linear(width, width), nn.Tanh()
     )
     return DynamicsModel(*spaces, core, adapts="action_map")
-
-
-def _load_filter(board: Board, name: str, seed: int) -> KalmanAdapter:
-    model = _make_map_model(name)
-    model.load_state_dict(torch.load(board.stem(name, seed, "map").with_suffix(".pt"), weights_only=True))
-    return KalmanAdapter(model, mixed=physics_of(name).mixes_actions)
 
 
 def _costs(name: str, what: str, seed: int, started: float, steps: int) -> Line:
