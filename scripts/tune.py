@@ -5,7 +5,7 @@
 A trial trains an agent with other settings, and its value is the mean return in training tasks of another seed, over
 --seeds policies. The first trial is of the present settings. The study is a journal file in the output folder: the same
 command goes on with it, and several at once, on any machines that see the folder, share it. A process that is killed
-loses the trial that it was at, which the next one to start or to end a trial gives up and replaces.
+loses the trial that it was at, whose place in the study goes to the next trial.
 
 At the end best.json holds the best settings, as fields of Physics, and a table shows the best trials.
 """
@@ -20,6 +20,7 @@ if __name__ == "__main__":
 
 import contextlib
 import importlib
+import itertools
 import json
 import sys
 import tempfile
@@ -137,7 +138,7 @@ def make_lock(path: Path) -> Any:
 
 
 def open_study(options: Options) -> Any:
-    """The study, made where it is not there yet, with the present settings as its first trial.
+    """The study, made where it is not there yet.
 
     Raises:
         ValueError: The journal is damaged.
@@ -148,11 +149,7 @@ def open_study(options: Options) -> Any:
     with explaining(f"the journal {path} cannot be read, so that it must be deleted or mended"):
         backend = optuna.storages.journal.JournalFileBackend(str(path), lock_obj=make_lock(path))
         storage = optuna.storages.JournalStorage(backend)
-        study = optuna.create_study(
-            storage=storage, study_name=options.study, direction="maximize", load_if_exists=True
-        )
-        study.enqueue_trial(present_settings(physics_of(options.family)), skip_if_exists=True)
-    return study
+        return optuna.create_study(storage=storage, study_name=options.study, direction="maximize", load_if_exists=True)
 
 
 def present_settings(physics: Physics) -> dict[str, Any]:
@@ -242,7 +239,9 @@ def is_at_work(worker: str, options: Options) -> bool:
 def begin_trial(study: Any, options: Options, own: str) -> Any:
     """A new trial of this process, or None where there are as many as were asked for, done or at work.
 
-    Those of processes that are gone are given up first, where the file system knows locks.
+    Those of processes that are gone are given up first, where the file system knows locks. What is tried depends on the
+    place of a trial among all that are not given up: the first is of the present settings, and the place of one that is
+    given up is the next one's, so that a study which was interrupted tries the same as one that was not.
     """
     state, lock = load_optuna().trial.TrialState, make_lock(options.output / "trials")
     lock.acquire()  # so that a trial which is at work and names no process is of one that is gone, too
@@ -256,7 +255,14 @@ def begin_trial(study: Any, options: Options, own: str) -> Any:
         num_done = sum(trial.state in (state.COMPLETE, state.PRUNED) for trial in trials)
         if num_done + len(running) - len(lost) >= options.trials:
             return None
+        kept = study.get_trials(deepcopy=False, states=(state.RUNNING, state.COMPLETE, state.PRUNED))
+        taken = {trial.user_attrs.get("place") for trial in kept}
+        place = next(place for place in itertools.count() if place not in taken)
+        # What waits already is of a process that was killed here.
+        if place == 0 and not study.get_trials(deepcopy=False, states=(state.WAITING,)):
+            study.enqueue_trial(present_settings(physics_of(options.family)))
         trial = study.ask()
+        trial.set_user_attr("place", place)
         trial.set_user_attr("worker", own)
         return trial
     finally:
@@ -267,8 +273,7 @@ def run_trial(study: Any, trial: Any, options: Options) -> None:
     """Try other settings."""
     optuna = load_optuna()
     state = optuna.trial.TrialState
-    # What is tried depends on the number of the trial, so that a study that goes on tries nothing twice.
-    seed = int(seed_sequence(options.seed, "tuning", trial.number).generate_state(1)[0])
+    seed = int(seed_sequence(options.seed, "tuning", trial.user_attrs["place"]).generate_state(1)[0])
     study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=False)
     settings = suggest_settings(trial, present_settings(physics_of(options.family)))
     try:

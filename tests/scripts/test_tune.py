@@ -62,6 +62,53 @@ def test_a_study_goes_on_where_it_was_and_tries_the_same(run):
     assert len(run(4)[0]) == 4
 
 
+@pytest.mark.parametrize("interrupted", [0, 11])
+def test_a_study_that_was_interrupted_finds_the_same(run, tune, monkeypatch, interrupted):
+    whole, options = run(12)
+    best = json.loads((options.output / "best.json").read_text())
+    run_trial, calls = tune.run_trial, iter(range(100))
+
+    def run_or_interrupt(*arguments):
+        if next(calls) == interrupted:
+            monkeypatch.setattr(tune, "measure", interrupt)
+        run_trial(*arguments)
+
+    def interrupt(settings, options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tune, "run_trial", run_or_interrupt)
+    with pytest.raises(SystemExit):
+        run(12, folder="interrupted")
+    parts, options = run(12, folder="interrupted")
+    assert [trial.state for trial in parts].count(FAIL) == 1
+    assert [trial.params for trial in parts if trial.state != FAIL] == [trial.params for trial in whole]
+    assert json.loads((options.output / "best.json").read_text()) == best
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs locks of Unix")
+def test_the_present_settings_of_a_killed_process_are_tried_again(run, tune):
+    options = replace(run(1)[1], seed=7)
+    study = tune.open_study(options)
+    with tune.working(options) as killed:
+        trial = tune.begin_trial(study, options, killed)
+    present = tune.present_settings(PHYSICS["PointActuators-2"])
+    assert tune.suggest_settings(trial, present) == present
+    trials, _ = run(2, "--seed", "7")
+    assert [trial.state for trial in trials] == [FAIL, COMPLETE, COMPLETE]
+    assert trials[1].params == present != trials[2].params
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs locks of Unix")
+def test_each_process_tries_something_else_also_in_the_place_of_one_that_is_gone(run, tune):
+    _, options = run(1)
+    study, options = tune.open_study(options), replace(options, trials=5)
+    with tune.working(options) as own:
+        with tune.working(options) as other:
+            places = [tune.begin_trial(study, options, name).user_attrs["place"] for name in (own, other, own)]
+        assert places == [1, 2, 3]
+        assert [tune.begin_trial(study, options, own).user_attrs["place"] for _ in range(2)] == [2, 4]
+
+
 def test_trials_that_diverge_count_but_are_never_the_best(run):
     trials, options = run(8)
     states = [trial.state for trial in trials]
