@@ -194,21 +194,28 @@ def measure(settings: dict[str, Any], options: Options) -> list[float]:
     """
     name, physics = "what is tuned", physics_of(options.family)
     PHYSICS[name] = replace(physics, **to_fields(settings, physics))
-    means = []
-    for seed in range(options.seed, options.seed + options.seeds):
-        with tempfile.TemporaryDirectory() as folder:
-            board = Board(Path(folder), options.num_tasks)
-            try:
-                learn_policy(board, name, options.agent, seed, options.steps)
-            except ValueError as error:  # as PyTorch says that parameters of a distribution are no numbers
-                if "Expected parameter" not in str(error):
-                    raise
-                raise FloatingPointError("the training diverged") from error
-            env: Any = make_env(board, name, options.agent, seed, options.num_tasks, split="train")
-            policy, env = load_policy(board, name, options.agent, seed, options.steps, env)
-            means.append(float(np.mean(returns_of(evaluate(policy, env, seed=TASK_SEED + 1_000 * seed)))))
-            env.close()
+    try:
+        means = [measure_policy(name, options, seed) for seed in range(options.seed, options.seed + options.seeds)]
+    except ValueError as error:  # as PyTorch says that parameters of a distribution are no numbers
+        if "Expected parameter" not in str(error):
+            raise
+        raise FloatingPointError("the training diverged") from error
+    finally:
+        del PHYSICS[name]
+    if not np.isfinite(means).all():
+        raise FloatingPointError("the training diverged")
     return means
+
+
+def measure_policy(name: str, options: Options, seed: int) -> float:
+    """The mean return in training tasks of a policy that learns in some physics."""
+    with tempfile.TemporaryDirectory() as folder:
+        board = Board(Path(folder), options.num_tasks)
+        learn_policy(board, name, options.agent, seed, options.steps)
+        rows: Any = make_env(board, name, options.agent, seed, options.num_tasks, split="train")
+        with contextlib.closing(rows):
+            policy, env = load_policy(board, name, options.agent, seed, options.steps, rows)
+            return float(np.mean(returns_of(evaluate(policy, env, seed=TASK_SEED + 1_000 * seed))))
 
 
 @contextlib.contextmanager

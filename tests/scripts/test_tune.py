@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -114,6 +115,34 @@ def test_trials_that_diverge_count_but_are_never_the_best(run):
     states = [trial.state for trial in trials]
     assert set(states) == {COMPLETE, PRUNED}
     assert json.loads((options.output / "best.json").read_text())["num_trials"] == states.count(COMPLETE) < 8
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error"),
+    [
+        (ValueError("Expected parameter loc of distribution Normal"), FloatingPointError),
+        ([[1.0], [np.nan]], FloatingPointError),
+        (ValueError("something else"), ValueError),
+    ],
+    ids=["no numbers as parameters", "no number as return", "another error"],
+)
+def test_a_policy_that_cannot_be_evaluated_has_diverged(tune, monkeypatch, outcome, error):
+    def evaluate(policy, env, *, seed):
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    closed, physics = [], PHYSICS["PointActuators-2"]
+    rows = SimpleNamespace(close=lambda: closed.append(True))
+    monkeypatch.setattr(tune, "learn_policy", lambda *arguments: None)
+    monkeypatch.setattr(tune, "make_env", lambda *arguments, **options: rows)
+    monkeypatch.setattr(tune, "load_policy", lambda *arguments: (None, rows))
+    monkeypatch.setattr(tune, "evaluate", evaluate)
+    families = dict(PHYSICS)
+    with pytest.raises(error):
+        tune.measure(tune.present_settings(physics), tune.Options(seeds=1))
+    assert closed == [True]
+    assert families == PHYSICS
 
 
 def test_other_options_are_another_study(run):
