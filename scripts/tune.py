@@ -22,6 +22,7 @@ import contextlib
 import importlib
 import itertools
 import json
+import os
 import sys
 import tempfile
 import uuid
@@ -110,7 +111,8 @@ def check(options: Options) -> None:
 class FileLock:
     """A lock that the system lets go of when its process is killed.
 
-    (Optuna's own ones are files, for which all others would wait half a minute then.)
+    (Optuna's own ones are files, for which all others would wait half a minute then.) Where the file system knows no
+    locks, nothing is held.
     """
 
     def __init__(self, path: str) -> None:
@@ -118,9 +120,13 @@ class FileLock:
         self._file: IO[str] | None = None
 
     def acquire(self) -> bool:
-        """Wait for it."""
+        """Wait for it; whether it is held then."""
         self._file = self._path.open("a")
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        except OSError:
+            self.release()
+            return False
         return True
 
     def release(self) -> None:
@@ -137,6 +143,37 @@ def make_lock(path: Path) -> Any:
     return FileLock(f"{path}.lock")
 
 
+class JournalLock:
+    """The lock of a journal: whoever gets it cuts off the half line that a process left which was killed in it.
+
+    (What is written behind one makes a journal that cannot be read.)
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._lock = path, make_lock(path)
+
+    def acquire(self) -> bool:
+        """Wait for it; whether it is held then."""
+        is_held = bool(self._lock.acquire())
+        if is_held and self._path.exists():
+            with self._path.open("rb+") as file:
+                cut_half_line(file)
+        return is_held
+
+    def release(self) -> None:
+        """Let go of it."""
+        self._lock.release()
+
+
+def cut_half_line(file: IO[bytes]) -> None:
+    """Shorten a file to its whole lines."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(0, end - 1))
+    if file.read() not in (b"", b"\n"):
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
 def open_study(options: Options) -> Any:
     """The study, made where it is not there yet.
 
@@ -147,7 +184,7 @@ def open_study(options: Options) -> Any:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path = options.output / JOURNAL
     with explaining(f"the journal {path} cannot be read, so that it must be deleted or mended"):
-        backend = optuna.storages.journal.JournalFileBackend(str(path), lock_obj=make_lock(path))
+        backend = optuna.storages.journal.JournalFileBackend(str(path), lock_obj=JournalLock(path))
         storage = optuna.storages.JournalStorage(backend)
         return optuna.create_study(storage=storage, study_name=options.study, direction="maximize", load_if_exists=True)
 

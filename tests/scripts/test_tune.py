@@ -198,6 +198,42 @@ def test_a_damaged_journal_is_named(tune, tmp_path, capsys):
     assert (tmp_path / "journal.log").read_text() == "{\n{}\n"
 
 
+def test_a_half_line_of_a_process_that_was_killed_in_it_is_cut_off(run, tune):
+    _, options = run(1)
+    journal, other = options.output / "journal.log", tune.open_study(options)
+    for half in ("{", '{"op_code": 4, "worker'):
+        with journal.open("a") as file:
+            file.write(half)
+        other.ask()  # by a process that reads already what is written
+        with journal.open("a") as file:
+            file.write(half)
+        assert len(tune.open_study(options).get_trials()) == len(other.get_trials())
+    for line in journal.read_text().splitlines():
+        json.loads(line)
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"), [("", ""), ("{}", ""), ("{}\n", "{}\n"), ("{}\n\n{}\n{", "{}\n\n{}\n")], ids=repr
+)
+def test_a_file_is_cut_to_its_whole_lines(tune, tmp_path, text, whole):
+    path = tmp_path / "file"
+    path.write_bytes(text.encode())
+    with path.open("rb+") as file:
+        tune.cut_half_line(file)
+    assert path.read_bytes() == whole.encode()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs locks of Unix")
+def test_a_file_system_without_locks_will_do(run, tune, monkeypatch):
+    def flock(file, operation):
+        raise OSError("no locks available")
+
+    monkeypatch.setattr(tune.fcntl, "flock", flock)
+    trials, _ = run(3)
+    assert {trial.state for trial in trials} <= {COMPLETE, PRUNED}
+    assert len(trials) == 3
+
+
 TINY = """
 import ssm_metarl_gym
 from ssm_metarl_gym.experiments.scoreboard.physics import Physics
