@@ -192,7 +192,7 @@ def open_study(options: Options) -> Any:
 def present_settings(physics: Physics) -> dict[str, Any]:
     """The settings of a family, by the names of what is tuned."""
     names = ("learning_rate", "num_epochs", "ent_coef", "gae_lambda", "log_std_init", "rollout_length")
-    minibatches = physics.rollout_length * physics.num_envs // physics.minibatch(remembers=False)
+    minibatches = max(1, physics.rollout_length * physics.num_envs // physics.minibatch(remembers=False))
     return {**{name: getattr(physics, name) for name in names}, "minibatches": minibatches}
 
 
@@ -218,9 +218,13 @@ def suggest_settings(trial: Any, present: dict[str, Any]) -> dict[str, Any]:
 
 def to_fields(settings: dict[str, Any], physics: Physics) -> dict[str, Any]:
     """Settings as fields of ``Physics``."""
-    fields = dict(settings)
+    fields, present = dict(settings), present_settings(physics)
     minibatches, steps = fields.pop("minibatches"), fields["rollout_length"] * physics.num_envs
-    return fields | {"batch_size": max(1, steps // minibatches)}
+    if all(settings[name] == present[name] for name in ("rollout_length", "minibatches")):
+        batch_size = physics.minibatch(remembers=False)  # which need not divide the steps, nor be fewer
+    else:
+        batch_size = max(2, steps // minibatches)  # as PPO scales the advantages in each
+    return fields | {"batch_size": batch_size}
 
 
 def measure(settings: dict[str, Any], options: Options) -> list[float]:

@@ -181,6 +181,28 @@ def test_settings_are_fields_of_the_physics(tune, name):
     assert replace(same, batch_size=physics.batch_size) == physics
 
 
+@pytest.mark.parametrize(
+    ("rollout_length", "num_envs", "batch_size", "minibatches"),
+    [(16, 2, 64, 1), (64, 4, 100, 2), (32, 8, None, 4)],
+    ids=["more than there is", "no divisor", "a quarter"],
+)
+def test_the_present_settings_are_those_of_any_family(tune, rollout_length, num_envs, batch_size, minibatches):
+    sizes = {"rollout_length": rollout_length, "num_envs": num_envs, "batch_size": batch_size}
+    physics = replace(PHYSICS["PointActuators-2"], **sizes)
+    present = tune.present_settings(physics)
+    assert present["minibatches"] == minibatches
+    same = replace(physics, **tune.to_fields(present, physics))
+    assert replace(same, batch_size=batch_size) == physics
+    assert same.batch_size == physics.minibatch(remembers=False)
+    assert tune.to_fields({**present, "rollout_length": 16, "minibatches": 8}, physics)["batch_size"] == 2 * num_envs
+
+
+def test_minibatches_are_of_two_steps_at_least(tune):
+    physics = replace(PHYSICS["PointActuators-2"], num_envs=1)
+    settings = {**tune.present_settings(physics), "rollout_length": 16, "minibatches": 32}
+    assert tune.to_fields(settings, physics)["batch_size"] == 2
+
+
 def test_what_is_missing_is_told_with_how_to_install_it(tune, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(SystemExit) as exit_info:
