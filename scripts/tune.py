@@ -19,10 +19,12 @@ if __name__ == "__main__":
     end_on_signals()
 
 import contextlib
+import hashlib
 import importlib
 import itertools
 import json
 import os
+import re
 import sys
 import tempfile
 import uuid
@@ -82,10 +84,13 @@ class Options:
 
     @property
     def study(self) -> str:
-        """The name of the study: that of other options, or from other settings, is another one."""
+        """The name of the study: that of other options, or of a family that has changed, is another one."""
         names = ("family", "agent", "steps", "seeds", "num_tasks", "seed")
-        present = present_settings(physics_of(self.family))
-        return json.dumps({**{name: getattr(self, name) for name in names}, "present": present})
+        physics = physics_of(self.family)
+        text = re.sub(r" at 0x\w+", "", repr(physics))  # addresses, which differ from process to process
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        values = {name: getattr(self, name) for name in names}
+        return json.dumps({**values, "present": present_settings(physics), "digest": digest})
 
 
 def load_optuna() -> Any:

@@ -151,6 +151,27 @@ def test_other_options_are_another_study(run):
     assert len(trials) == 2
 
 
+@pytest.mark.parametrize("change", [{"gamma": 0.5}, {"num_envs": 128, "batch_size": 1600}, {"env_kwargs": {}}], ids=str)
+def test_a_family_that_has_changed_is_another_study(tune, monkeypatch, change):
+    options, physics = tune.Options(), PHYSICS["PointActuators-2"]
+    before = options.study
+    assert options.study == before
+    changed = replace(physics, **change)
+    assert tune.present_settings(changed) == tune.present_settings(physics)
+    monkeypatch.setitem(PHYSICS, "PointActuators-2", changed)
+    assert options.study != before
+
+
+def test_a_study_is_the_same_wherever_what_its_family_holds_lies(tune, monkeypatch):
+    names = set()
+    kept = [object() for _ in range(2)]
+    for each in kept:
+        physics = replace(PHYSICS["PointActuators-2"], env_kwargs={"anything": each})
+        monkeypatch.setitem(PHYSICS, "PointActuators-2", physics)
+        names.add(tune.Options().study)
+    assert len(names) == 1
+
+
 @pytest.mark.skipif(os.name == "nt", reason="needs locks of Unix")
 def test_trials_of_processes_that_are_gone_are_given_up_and_replaced(run, tune):
     _, options = run(1)
