@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssm_metarl_gym.bundle.adapters import AdaptingWeights
-from ssm_metarl_gym.bundle.layers import Floats
+from ssm_metarl_gym.bundle.layers import Floats, clipped
 from ssm_metarl_gym.bundle.left_out import LeftOutEpisodes
 from ssm_metarl_gym.bundle.losses import make_loss
 from ssm_metarl_gym.bundle.source_fallback import SourceFallback
@@ -23,14 +23,16 @@ class Transition(NamedTuple):
     """One transition.
 
     Attributes:
-        encoded: What the model encodes of it, ``Float[1 F]``.
         target: The change, normalised, ``Float[1 D]``.
-        expected: What the reference predicted, ``Float[1 D]``.
+        encoded: What the model encodes of it, ``Float[1 F]``.
+        by_adapted: What the model predicted before it adapted to it, ``Float[1 D]``.
+        by_reference: What the reference predicted, ``Float[1 D]``.
     """
 
-    encoded: Floats
     target: Floats
-    expected: Floats
+    encoded: Floats
+    by_adapted: Floats
+    by_reference: Floats
 
 
 class Learned(NamedTuple):
@@ -109,43 +111,39 @@ class Online:
     def learn(self, transition: Transition | None) -> Learned:
         """Adapt to a transition; None where nobody knows how the step went, which counts as one all the same."""
         self._num_steps += 1
-        error, verdict = math.nan, Verdict.nothing(1)
+        self._error_before, learned = None, Learned(math.nan, math.nan, False, False)
         if transition is not None:
-            error = self._error(self.adapter.predict(transition.encoded), transition)
-            verdict = self._judge(error, transition)
+            error = self._error_before = _error(transition.by_adapted, transition)
+            reference_error = _error(transition.by_reference, transition)
+            verdict = self._judge(error, reference_error, transition)
+            learned = Learned(error, reference_error, bool(verdict.changes[0]), not verdict.doubted[0])
         self._loss_after = None
         if len(self._transitions) >= self._warmup and self._num_steps % self._every == 0:
             self._loss_after = self._adapt()
-        is_change = bool(verdict.changes[0])
-        self._error_before = None if transition is None else error
-        if transition is None:
-            return Learned(math.nan, math.nan, False, False)
-        if is_change:
+        if transition is not None and learned.is_change:
             # What the model makes of it now.
-            error = self._error(self.adapter.predict(transition.encoded), transition)
-        reference_error = self._error(transition.expected, transition)
-        return Learned(error, reference_error, is_change, not verdict.doubted[0])
+            learned = learned._replace(error=_error(self.adapter.predict(transition.encoded), transition))
+        return learned
 
     def shown(self, observation: Floats) -> Floats:
         """The observation as the policy sees it, with predictions behind it where it was trained on these."""
         if not len(self._probes):
             return observation
         model = self.adapter.model
-        repeated = np.repeat(observation[None].astype(np.float32), len(self._probes), axis=0)
-        encoded = model.encode(repeated, self._probes)
+        encoded = model.encode(observation.astype(np.float32), self._probes)
         own = self._source if self._fallback.used[0] else self.adapter.weights
-        predictions = np.clip(model.predict(own, encoded).astype(np.float32), -self._clip, self._clip)
+        predictions = clipped(model.predict(own, encoded).astype(np.float32), -self._clip, self._clip)
         if self._left_out.rows[0]:
             predictions = np.zeros_like(predictions)
         return np.concatenate([observation, predictions.ravel()])
 
-    def _judge(self, error: float, transition: Transition) -> Verdict:
+    def _judge(self, error: float, reference_error: float, transition: Transition) -> Verdict:
         """What a transition is; it joins the window unless it is doubted."""
         errors = np.array([error])
         verdict = self._surprises.judge(errors, _ROW)
-        model = self.adapter.model
-        by_source = transition.expected if self._expects_source else model.predict(self._source, transition.encoded)
-        source_error = self._error(by_source, transition)
+        source_error = reference_error
+        if not self._expects_source:
+            source_error = _error(self.adapter.model.predict(self._source, transition.encoded), transition)
         self._fallback.learn(errors, np.array([source_error]), _ROW, verdict)
         for name, flags in zip(self._counts, verdict, strict=True):
             self._counts[name] += int(flags[0])
@@ -162,19 +160,17 @@ class Online:
     def _adapt(self) -> Callable[[], float]:
         if self._restore == "call":
             self._reset_weights()
-        encoded, targets, expected = (np.concatenate(column) for column in zip(*self._transitions, strict=True))
+        window = self._transitions
+        encoded = np.concatenate([transition.encoded for transition in window])
         if self.twin is not None:
+            expected = np.concatenate([transition.by_reference for transition in window])
             self.twin.adapt(self._loss, encoded, expected)
-        return self.adapter.adapt(self._loss, encoded, targets)
+        return self.adapter.adapt(self._loss, encoded, np.concatenate([transition.target for transition in window]))
 
     def _reset_weights(self) -> None:
         self.adapter.reset()
         if self.twin is not None:
             self.twin.reset()
-
-    def _error(self, predicted: Floats, transition: Transition) -> float:
-        offset = (predicted - transition.target).astype(np.float32)
-        return float((offset * offset).mean())
 
     @property
     def info(self) -> dict[str, Any]:
@@ -189,3 +185,9 @@ class Online:
             "num_transitions": len(self._transitions),
             **self._counts,
         }
+
+
+def _error(predicted: Floats, transition: Transition) -> float:
+    """The mean squared error of a prediction."""
+    offset = (predicted - transition.target).astype(np.float32, copy=False)
+    return float(np.vdot(offset, offset)) / offset.size
