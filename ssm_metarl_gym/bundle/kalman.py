@@ -161,7 +161,9 @@ class KalmanFilter(Recursive):
         logits[-1] += _log_likelihood(size_of_source / _UNEXPLAINED, len(target) * math.log(_UNEXPLAINED), len(target))
         beliefs = np.exp(logits - max(logits.tolist()))
         beliefs /= np.add.reduce(beliefs)
-        return self._project(offsets + update.step), covariances - update.known, beliefs, surprising
+        offsets += update.step
+        covariances -= update.known
+        return self._project(offsets), covariances, beliefs, surprising
 
     def _observe(self, state: Floats, target: Floats, means: Floats) -> tuple["_Evidence", float]:
         """What a transition tells of weights that are expected to be ``Float64[F W]``.

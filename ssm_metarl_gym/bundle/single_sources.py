@@ -21,11 +21,12 @@ def densities_of_others(prior: Floats, source: Floats) -> Floats:
         source: Their means beforehand, ``Float64[A A]``.
 
     Returns:
-        The logarithms of densities, but for what is the same for all, ``Float64[A A]``.
+        The logarithms of densities, in units of how probable any mix is, but for what is the same for all,
+        ``Float64[A A]``.
     """
     before = prior + _ALONE**2
     of_each = source**2 / before + np.log(before)
-    result: Floats = -0.5 * (of_each.sum(axis=1, keepdims=True) - of_each)
+    result: Floats = math.log(len(prior) * _MIX) - 0.5 * (of_each.sum(axis=1, keepdims=True) - of_each)
     return result
 
 
@@ -45,19 +46,19 @@ def expected_rows(means: Floats, covariance: Floats, beforehand: Floats) -> Floa
     if num_actions == 1:
         return means
     # A A A: of each row, that of its entries; one is as good as zero where it is about a tenth.
-    blurred = np.einsum("ijik->ijk", covariance.reshape((num_actions,) * 4)).copy()
-    np.einsum("ijj->ij", blurred)[:] += _ALONE**2
+    of_rows = covariance.reshape((num_actions,) * 4).diagonal(axis1=0, axis2=2).transpose(2, 0, 1)
+    blurred = of_rows + _ALONE**2 * np.eye(num_actions)
     precision = np.linalg.inv(blurred)
-    own = np.einsum("ijj->ij", precision)  # A A
+    own = precision.diagonal(axis1=1, axis2=2)  # A A
     z = (precision @ means[:, :, None])[:, :, 0]
-    # How probable it is that all others are zero, in units of that beforehand, and of how probable any mix is.
-    size = (means * z).sum(axis=1, keepdims=True) - z * z / own
+    alone = z / own  # what an entry is if the others are zero
+    # How probable it is that all others are zero, in units of that beforehand.
+    size = (means * z).sum(axis=1, keepdims=True) - z * alone
     volume = np.linalg.slogdet(blurred)[1][:, None] + np.log(own)
-    evidence = -0.5 * (size + volume) - beforehand - math.log(num_actions * _MIX)
+    evidence = -0.5 * (size + volume) - beforehand
+    # Beside any mix, whose evidence is zero.
     largest = np.maximum(evidence.max(axis=1, keepdims=True), 0.0)
     weights, weight_of_mix = np.exp(evidence - largest), np.exp(-largest)
-    # An entry is z / own if the others are zero.
-    result: Floats = (weights * (z / own) + weight_of_mix * means) / (
-        weights.sum(axis=1, keepdims=True) + weight_of_mix
-    )
+    total = weights.sum(axis=1, keepdims=True) + weight_of_mix
+    result: Floats = (weights * alone + weight_of_mix * means) / total
     return result
