@@ -87,6 +87,10 @@ class AdaptingWeights(ABC):
         """What the model predicts by the present weights: ``Float[N F]`` -> ``Float[N D]``."""
         return self.model.predict(self.weights, encoded)
 
+    def foresee(self, encoded: Floats) -> tuple[Floats, Floats]:
+        """What the model predicts for one transition ``Float[1 F]``, by the present weights and at its source."""
+        return self.predict(encoded), self.model.predict(self.model.source, encoded)
+
     def _measure(self, loss: Loss, states: Floats, targets: Floats) -> float:
         """The loss by the present weights, nan where it is not finite."""
         value = loss(self.predict(states) - targets)[0]

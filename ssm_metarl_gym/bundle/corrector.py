@@ -117,10 +117,9 @@ class Corrector:
         """What is expected to follow from an action."""
         model, actions = self._adapter.model, action[None]
         encoded = model.encode(observation, actions)
-        if self._reference is not model:
-            return Expected(encoded, self._adapter.predict(encoded), self._ask_reference(observation, actions))
-        predicted = model.predict_each([self._adapter.weights, model.source], encoded)
-        return Expected(encoded, predicted[:1], predicted[1:])
+        if self._reference is model:
+            return Expected(encoded, *self._adapter.foresee(encoded))
+        return Expected(encoded, self._adapter.predict(encoded), self._ask_reference(observation, actions))
 
     def compare_effects(self, twin: AdaptingWeights, observation: Floats, asked: Floats) -> None:
         """Estimate what actions do, by the asked one at its full size there and back, as both models see it."""

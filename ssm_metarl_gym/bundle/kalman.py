@@ -73,6 +73,7 @@ class KalmanFilter(Recursive):
         blocks = self._by_weights[:, : self._num_entries].reshape((self._num_actions,) * 3)
         self._own = np.einsum("iij->ij", blocks)  # A A
         self._mixes = {} if options["mixed"] else self._any_mix()
+        self._foreseen: _Linearised | None = None
         self._forget()
 
     def reset(self) -> None:
@@ -106,7 +107,13 @@ class KalmanFilter(Recursive):
             action_map = action_map + beliefs[k] * (rows - of_mix)
         return action_map, expected[num_entries:], float(spread[:num_entries].sum()) / num_entries
 
+    def foresee(self, encoded: Floats) -> tuple[Floats, Floats]:
+        """What the model predicts, and in the same pass what the filters need to take the transition in."""
+        around = self._foreseen = self._linearised(encoded[0])
+        return around.by_others[:1], around.by_others[1:]
+
     def _forget(self) -> None:
+        self._foreseen = None
         self._offsets = np.zeros_like(self._prior_variances)  # F W, of the means from the prior
         self._covariances = self._prior_covariances  # F W W
         self._beliefs = self._prior_beliefs  # K
@@ -130,29 +137,35 @@ class KalmanFilter(Recursive):
         if not self._can_be_held(weights):
             return None
         self._offsets, self._covariances, self._beliefs, self._surprised = candidate
+        self._foreseen = None
         return weights
 
     def _updated(self, state: Floats, target: Floats) -> tuple[Floats, Floats, Floats, Floats]:
         """Offsets, covariances, beliefs and surprises after one more transition."""
         # Predict: the parameters may have moved since the last transition.
+        around = self._foreseen
+        if around is None or around.state != state.tobytes():
+            around = self._linearised(state)
         offsets = self._kept * self._offsets
         covariances = self._kept_pairs * self._covariances
         variances = _diagonals(covariances)
         variances += self._added
-        evidence, size_of_source = self._observe(state, target, self._prior_mean + offsets)
-        update = _update(covariances, evidence)
+        evidence, size_of_source = self._observe(state, target, around)
+        spread = covariances @ self._by_weights.T  # F W A
+        update = _update(spread, evidence)
         size, likelihood = update.size, update.likelihood
         # Tell outliers from changes: what is more probable had the parameters changed, and a second surprise in a row.
         surprising = size > self.surprise
         if surprising.any():
-            anew = _update(self._prior_covariances, evidence)
+            prior_spread = self._prior_variances[:, :, None] * self._by_weights.T
+            anew = _update(prior_spread, evidence)
             is_likelier = self._forgetting * np.exp(anew.likelihood - likelihood) > 1.0
             changed = surprising & (self._surprised | is_likelier)
-            covariances = np.where(changed[:, None, None], self._prior_covariances, covariances)
+            covariances[changed], spread[changed] = self._prior_covariances[changed], prior_spread[changed]
             likelihood = np.where(changed, anew.likelihood, likelihood)
             # Update with the less weight the greater the surprise.
             times = np.maximum(np.where(changed, anew.size, size) / self.surprise, 1.0)  # F
-            update = _update(covariances, evidence.doubted(times))
+            update = _update(spread, evidence.doubted(times))
             surprising = surprising & ~changed
         # Believe the hypotheses that predict well.
         logits = np.log((1.0 - self._forgetting) * self._beliefs + self._added_beliefs)
@@ -162,22 +175,23 @@ class KalmanFilter(Recursive):
         beliefs = np.exp(logits - max(logits.tolist()))
         beliefs /= np.add.reduce(beliefs)
         offsets += update.step
-        covariances -= update.known
+        covariances -= update.gain @ spread.transpose(0, 2, 1)
         return self._project(offsets), covariances, beliefs, surprising
 
-    def _observe(self, state: Floats, target: Floats, means: Floats) -> tuple["_Evidence", float]:
-        """What a transition tells of weights that are expected to be ``Float64[F W]``.
+    def _linearised(self, state: Floats) -> "_Linearised":
+        """The predictions for the next transition that is taken in, if it begins so."""
+        single = (self._prior_mean + self._kept * self._offsets).astype(self._source.dtype, copy=False)
+        maps, offsets = single[:, : self._num_entries].reshape(-1, *self._eye.shape), single[:, self._num_entries :]
+        parts = self.model.linearise(state, maps, offsets, [self.weights, self.model.source])
+        return _Linearised(state.tobytes(), *parts)
 
-        The number beside is v' R^-1 v / D, with v how far off the source is, and R the noise.
-        """
-        single = means.astype(self._source.dtype, copy=False)
-        maps = single[:, : self._num_entries].reshape(-1, *self._eye.shape)
-        predictions, slopes = self.model.linearise(state, maps, single[:, self._num_entries :])
+    def _observe(self, state: Floats, target: Floats, around: "_Linearised") -> tuple["_Evidence", float]:
+        """What a transition tells of the weights, and how far off the source is: v' R^-1 v / D, with R the noise."""
         # In standard deviations of the noise.
-        innovations = np.subtract(target, predictions, dtype=np.float64) * self._precision_root  # F+1 D
-        both = np.concatenate([slopes * self._precision_root, innovations[:-1, None]], axis=1)  # F A+1 D
+        innovations = np.subtract(target, around.predictions, dtype=np.float64) * self._precision_root  # F D
+        of_source = np.subtract(target, around.by_others[1], dtype=np.float64) * self._precision_root  # D
+        both = np.concatenate([around.slopes * self._precision_root, innovations[:, None]], axis=1)  # F A+1 D
         self._own[:] = state[-self._num_actions :]
-        of_source = innovations[-1]
         evidence = _Evidence(both @ both.transpose(0, 2, 1), self._by_weights, len(target))
         return evidence, float(of_source.dot(of_source)) / len(target)
 
@@ -203,6 +217,22 @@ def _hypotheses(scale: Floats, mixed: bool) -> Floats:
     else:
         rows = [nothing, (own, 0.0 * offset), (own, offset), (mix.ravel(), offset), nothing]
     return np.stack([np.concatenate(row) for row in rows]).astype(np.float64)
+
+
+class _Linearised(NamedTuple):
+    """What a model predicts for a transition, around the weights of F hypotheses.
+
+    Attributes:
+        state: The bytes of what the model encodes of the transition.
+        predictions: ``Float[F D]``.
+        slopes: Those by the executed action, ``Float[F A D]``.
+        by_others: The predictions by the adapted weights and by the source, ``Float[2 D]``.
+    """
+
+    state: bytes
+    predictions: Floats
+    slopes: Floats
+    by_others: Floats
 
 
 class _Evidence(NamedTuple):
@@ -231,25 +261,24 @@ class _Update(NamedTuple):
 
     Attributes:
         step: What is added to the means, ``Float64[F W]``.
-        known: What is taken off the covariances, ``Float64[F W W]``.
-        size: v' S^-1 v / D, with S the covariance that was to be expected of v, ``Float64[F]``.
+        gain: G' S^-1 G P M', with S the covariance that was to be expected of v, ``Float64[F W A]``.
+        size: v' S^-1 v / D, ``Float64[F]``.
         likelihood: The logarithm of that of the evidence, ``Float64[F]``.
     """
 
     step: Floats
-    known: Floats
+    gain: Floats
     size: Floats
     likelihood: Floats
 
 
-def _update(covariances: Floats, evidence: _Evidence) -> _Update:
-    """The Kalman update of weights with ``Float64[F W W]``, P.
+def _update(spread: Floats, evidence: _Evidence) -> _Update:
+    """The Kalman update of weights with the covariances P, of which P M' ``Float64[F W A]`` is all that is needed.
 
     With Q = M P M' and I = G' R^-1 G, by Woodbury's identity G' S^-1 [G, v] = (1 + I Q)^-1 G' R^-1 [G, v], and
     |S| = |R| |1 + I Q|.
     """
     products, by_weights, num_targets = evidence
-    spread = covariances @ by_weights.T  # P M', F W A
     system = products[:, :-1, :-1] @ (by_weights @ spread)  # F A A
     variances = _diagonals(system)
     variances += 1.0
@@ -260,7 +289,7 @@ def _update(covariances: Floats, evidence: _Evidence) -> _Update:
     signs, log_volume = np.linalg.slogdet(system)
     # Not a number where rounding has left no covariance.
     likelihood = _log_likelihood(size, log_volume + np.log(signs), num_targets)
-    return _Update(step, moved[:, :, :-1] @ spread.transpose(0, 2, 1), size, likelihood)
+    return _Update(step, moved[:, :, :-1], size, likelihood)
 
 
 def _log_likelihood(size: Any, log_volume: Any, num_targets: int) -> Any:

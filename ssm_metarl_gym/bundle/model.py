@@ -93,13 +93,6 @@ class Model:
         observations, actions = encoded[:, : self._dim], encoded[:, self._dim :]
         return self._predict_executed(observations, _executed(own, actions))
 
-    def predict_each(self, several: Sequence[Weights], encoded: Floats) -> Floats:
-        """The same for one transition ``Float[1 F]`` by K weights, in one pass through the network: ``Float[K D]``."""
-        if self.adapts != "action_map":
-            return np.concatenate([self.predict(own, encoded) for own in several])
-        executed = np.concatenate([_executed(own, encoded[:, self._dim :]) for own in several])
-        return self._predict_executed(encoded[:, : self._dim].repeat(len(several), axis=0), executed)
-
     def descend_by(self, own: Weights, encoded: Floats, targets: Floats, loss: Loss) -> tuple[float, dict[str, Floats]]:
         """The loss of predictions for ``Float[N F]`` and its gradient by all weights that adapt."""
         gradients: dict[str, Floats] = {}
@@ -114,8 +107,10 @@ class Model:
             self._core.backward(own, tape, slopes @ own[_HEAD[0]], gradients)
         return value, gradients
 
-    def linearise(self, encoded: Floats, maps: Floats, offsets: Floats) -> tuple[Floats, Floats]:
-        """The predictions for one transition by K action maps and by the source, and slopes of the first K.
+    def linearise(
+        self, encoded: Floats, maps: Floats, offsets: Floats, others: Sequence[Weights]
+    ) -> tuple[Floats, Floats, Floats]:
+        """The predictions for one transition by K action maps, their slopes, and predictions by L other maps.
 
         The slopes are central differences over a tenth of the actions' standard deviation to both sides. All
         predictions are rows of one pass through the network: it is little more work than that for a few rows.
@@ -124,19 +119,20 @@ class Model:
             encoded: ``Float[D + A]``.
             maps: M, ``Float[K A A]``.
             offsets: c, ``Float[K A]``.
+            others: L, by the names of the parameters.
 
         Returns:
-            ``Float[K+1 D]``, and the slopes by the executed action M u + c, ``Float[K A D]``.
+            ``Float[K D]``, the slopes by the executed action M u + c, ``Float[K A D]``, and ``Float[L D]``.
         """
         observation, action = encoded[: self._dim], encoded[self._dim :]
         executed = maps @ action + offsets  # K A
         num_maps, num_actions = executed.shape
         probes = (executed[:, None] + self._around).reshape(-1, num_actions)
-        rows = np.concatenate([probes, _executed(self.source, action[None])])
+        rows = np.concatenate([probes, *(_executed(own, action[None]) for own in others)])
         predictions = self._predict_executed(observation[None].repeat(len(rows), axis=0), rows)
-        of_maps = predictions[:-1].reshape(num_maps, -1, self._dim)  # K 2A+1 D
+        of_maps = predictions[: len(probes)].reshape(num_maps, -1, self._dim)  # K 2A+1 D
         above, below = of_maps[:, 1 : num_actions + 1], of_maps[:, num_actions + 1 :]
-        return predictions[:: len(self._around)], (above - below) / self._widths
+        return of_maps[:, 0], (above - below) / self._widths, predictions[len(probes) :]
 
     def _gradient_of_map(
         self, own: Weights, encoded: Floats, targets: Floats, loss: Loss
