@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssm_metarl_gym.bundle.adapters import AdaptingWeights
+from ssm_metarl_gym.bundle.judge import Judge, Judgement
 from ssm_metarl_gym.bundle.layers import Floats, clipped
 from ssm_metarl_gym.bundle.left_out import LeftOutEpisodes
 from ssm_metarl_gym.bundle.losses import make_loss
-from ssm_metarl_gym.bundle.source_fallback import SourceFallback
-from ssm_metarl_gym.bundle.surprises import SURPRISES_OF_A_CHANGE, Surprises, Verdict
+from ssm_metarl_gym.bundle.surprises import SURPRISES_OF_A_CHANGE, Surprises
 from ssm_metarl_gym.checks import check_choice, check_integer
 
 __all__ = ["Learned", "Online"]
@@ -84,8 +84,7 @@ class Online:
         probes = options["probe_actions"] if options["observe_predictions"] else []
         self._probes = np.array(probes, dtype=adapter.model.space.dtype)
         rules = ("outlier_error", "change_ratio", "error_start", "error_decay", "error_floor")
-        self._surprises = Surprises(1, **{name: options[name] for name in rules})
-        self._fallback = SourceFallback(1)
+        self._judge = Judge(Surprises(1, **{name: options[name] for name in rules}))
         self._left_out = LeftOutEpisodes(1, options["leave_out"])
         self._transitions: list[Transition] = []
         self._held_back: list[Transition] = []
@@ -100,8 +99,7 @@ class Online:
 
     def _forget(self) -> None:
         self._transitions.clear()
-        self._surprises.forget(_ROW)
-        self._fallback.forget(_ROW)
+        self._judge.forget()
         self._left_out.begin(_ROW)
         self._num_steps = 0
         self._counts = {"num_outliers": 0, "num_suspicions": 0, "num_changes": 0}
@@ -115,8 +113,8 @@ class Online:
         if transition is not None:
             error = self._error_before = _error(transition.by_adapted, transition)
             reference_error = _error(transition.by_reference, transition)
-            verdict = self._judge(error, reference_error, transition)
-            learned = Learned(error, reference_error, bool(verdict.changes[0]), not verdict.doubted[0])
+            judgement = self._judged(error, reference_error, transition)
+            learned = Learned(error, reference_error, judgement.is_change, not judgement.is_doubted)
         self._loss_after = None
         if len(self._transitions) >= self._warmup and self._num_steps % self._every == 0:
             self._loss_after = self._adapt()
@@ -131,31 +129,29 @@ class Online:
             return observation
         model = self.adapter.model
         encoded = model.encode(observation.astype(np.float32), self._probes)
-        own = self._source if self._fallback.used[0] else self.adapter.weights
+        own = self._source if self._judge.is_source_used else self.adapter.weights
         predictions = clipped(model.predict(own, encoded).astype(np.float32), -self._clip, self._clip)
         if self._left_out.rows[0]:
             predictions = np.zeros_like(predictions)
         return np.concatenate([observation, predictions.ravel()])
 
-    def _judge(self, error: float, reference_error: float, transition: Transition) -> Verdict:
+    def _judged(self, error: float, reference_error: float, transition: Transition) -> Judgement:
         """What a transition is; it joins the window unless it is doubted."""
-        errors = np.array([error])
-        verdict = self._surprises.judge(errors, _ROW)
         source_error = reference_error
         if not self._expects_source:
             source_error = _error(self.adapter.model.predict(self._source, transition.encoded), transition)
-        self._fallback.learn(errors, np.array([source_error]), _ROW, verdict)
-        for name, flags in zip(self._counts, verdict, strict=True):
-            self._counts[name] += int(flags[0])
-        if verdict.suspicions[0]:
+        judgement = self._judge.judge(error, source_error)
+        for name, is_so in zip(self._counts, judgement, strict=True):
+            self._counts[name] += is_so
+        if judgement.is_suspicion:
             self._held_back = [*self._held_back, transition][1 - SURPRISES_OF_A_CHANGE :]
-        if verdict.changes[0]:
+        if judgement.is_change:
             self._transitions = self._held_back[-self._window :]
             if self._restore != "never":
                 self._reset_weights()
-        if not verdict.doubted[0]:
+        if not judgement.is_doubted:
             self._transitions = [*self._transitions, transition][-self._window :]
-        return verdict
+        return judgement
 
     def _adapt(self) -> Callable[[], float]:
         if self._restore == "call":
@@ -179,8 +175,8 @@ class Online:
             "error": self._error_before,
             "loss": None if self._loss_after is None else self._loss_after(),
             **vars(self.adapter.report),
-            "source_used": bool(self._fallback.used[0]),
-            "num_source_used": int(self._fallback.num_used[0]),
+            "source_used": self._judge.is_source_used,
+            "num_source_used": self._judge.num_used,
             "left_out": bool(self._left_out.rows[0]),
             "num_transitions": len(self._transitions),
             **self._counts,

@@ -7,13 +7,13 @@ import numpy.typing as npt
 
 from ssm_metarl_gym.bundle.surprises import Verdict
 
-__all__ = ["SourceFallback"]
+__all__ = ["DECAY", "MARGIN", "SourceFallback"]
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
-_DECAY: Final = 0.9  # of the running means, as of those of the correction's gates
-_MARGIN: Final = 1.01  # beyond what rounding can do: at first, both models are one
+DECAY: Final = 0.9  # of the running means, as of those of the correction's gates
+MARGIN: Final = 1.01  # beyond what rounding can do: at first, both models are one
 
 
 class SourceFallback:
@@ -34,7 +34,7 @@ class SourceFallback:
     def used(self) -> Flags:
         """``Bool[n]``, where the running mean of the adapted model's errors is the larger one."""
         # Without evidence they are nan, of which none is larger.
-        result: Flags = self._means[0] > _MARGIN * self._means[1]
+        result: Flags = self._means[0] > MARGIN * self._means[1]
         return result
 
     def forget(self, rows: Flags) -> None:
@@ -54,7 +54,7 @@ class SourceFallback:
         """
         errors = np.array([adapted_errors, source_errors])
         kept = np.isfinite(errors).all(axis=0) & rows & ~verdict.doubted
-        moved = np.where(np.isnan(self._means), errors, _DECAY * self._means + (1.0 - _DECAY) * errors)
+        moved = np.where(np.isnan(self._means), errors, DECAY * self._means + (1.0 - DECAY) * errors)
         np.copyto(self._means, moved, where=kept)
         self._restart_means(verdict.changes)
         self.num_used += rows & self.used

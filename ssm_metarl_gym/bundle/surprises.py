@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from ssm_metarl_gym.checks import Rule, check_fields
 
-__all__ = ["SURPRISES_OF_A_CHANGE", "Surprises", "Verdict"]
+__all__ = ["MOST", "SURPRISES_OF_A_CHANGE", "Surprises", "Verdict"]
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -16,7 +16,7 @@ Flags = npt.NDArray[np.bool_]
 # In a row. Of one transition in ten that is wrong, two in a row are found twice in an episode of 200 steps.
 SURPRISES_OF_A_CHANGE: Final = 3
 # In means: how much of an unsurprising error counts for the mean. It is to be that of what the model knows.
-_MOST: Final = 3.0
+MOST: Final = 3.0
 _POSITIVE: Rule = ("a number > 0 (inf for never)", lambda value: value > 0.0)
 
 
@@ -106,7 +106,7 @@ class Surprises:
         surprises = errors > self.change_ratio * self._means
         # The mean is that of unsurprising errors, and starts anew with other physics, where what led to the verdict is
         # no surprise again: in physics that the model cannot learn, there would be no end of changes.
-        counted = np.minimum(errors, _MOST * self._means)
+        counted = np.minimum(errors, MOST * self._means)
         means = np.maximum(self.error_floor, self.error_decay * self._means + (1.0 - self.error_decay) * counted)
         suspicions = changes = surprises
         if surprises.any():  # which is seldom
