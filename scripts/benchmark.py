@@ -11,6 +11,7 @@
     ssm_ppo, recurrent_ppo   a recurrent state-space model, and sb3-contrib's LSTM
     ssm_ppo_switching        the former, trained where what is hidden changes now and then
     student                  a state-space model that reads the last 16 of them, and learned to act like `told`
+    meta_policy              a meta-learned policy (ProMP), after a policy gradient step on ten episodes of the task
     frozen_predictions       PPO that sees what a model predicts that never adapts
     adapted_predictions      PPO that sees what the adapted model predicts; with _all, of a model that adapts all layers
 
@@ -49,7 +50,7 @@ from ssm_metarl_gym.experiments.runs import hold_output
 from ssm_metarl_gym.experiments.scoreboard.agents import AGENTS
 from ssm_metarl_gym.experiments.scoreboard.board import Board, find_maker
 from ssm_metarl_gym.experiments.scoreboard.figures import Scoreboard
-from ssm_metarl_gym.experiments.scoreboard.physics import physics_of
+from ssm_metarl_gym.experiments.scoreboard.physics import ROBOTS, check_physics
 from ssm_metarl_gym.experiments.scoreboard.plan import all_runs, run_all
 from ssm_metarl_gym.experiments.scoreboard.summary import write_report
 from ssm_metarl_gym.experiments.signals import stoppable
@@ -62,7 +63,10 @@ QUICK_FAMILIES = FAMILIES[:3]
 QUICK_AGENTS = (
     *("as_is", "corrected_filter", "corrected_gradients", "domain_randomisation", "told", "one_transition", "ssm_ppo"),
 )
-FAMILIES_HELP = f"of {', '.join(FAMILIES)}, or module:physics of your own (none: these; quick: the first three)"
+FAMILIES_HELP = (
+    f"of {', '.join(FAMILIES)} (none: these; quick: the first three), {', '.join(ROBOTS)} (which need MuJoCo), "
+    "PointActuators-1 to -16, or module:physics of your own"
+)
 ATTEMPTS = 2  # of a run, before it is named as failed
 
 
@@ -115,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     failed: JobsFailedError | None = None
     with refusing():
         for name in options.families:
-            physics_of(name)
+            check_physics(name)
         for maker in options.agent:
             find_maker(maker)
         with explaining(f"--engine {options.engine} cannot be used"):

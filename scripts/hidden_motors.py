@@ -79,6 +79,8 @@ class Options:
     transitions: int = option(60_000, "transitions that a model is fitted to", least=100)
     updates: int = option(4_000, "steps of fitting a model", least=1)
     tasks: int = option(24, "hidden matrices of each condition", least=1)
+    delay: int = option(0, "steps that all actions come late, of which nobody is told", least=0, below=100)
+    largest_delay: int = option(0, "steps that the filter reckons with at most", least=0, below=100)
     output: Path = option(
         Path("output/hidden_motors"),
         "folder of the results, and of policies that are not given",
@@ -148,21 +150,31 @@ def fit_nominal(agent: SavedAgent, transitions: int, updates: int) -> Nominal:
     return Nominal(policy, env, model)
 
 
-def run(name: str, env_id: str, fit: Callable[[], Nominal], matrices: Floats, seed: int) -> Floats:
+def run(
+    name: str,
+    env_id: str,
+    fit: Callable[[], Nominal],
+    matrices: Floats,
+    seed: int,
+    *,
+    delay: int = 0,
+    largest_delay: int = 0,
+) -> Floats:
     """The returns of an agent in each 50 steps, ``Float[N W]``, a row for each of the hidden matrices."""
     nominal = fit()
     rows = gym.make_vec(f"ssm_metarl/{family_of(env_id)}-v0", len(matrices), vectorization_mode="sync")
     low, high = rows.single_action_space.low, rows.single_action_space.high  # type: ignore[attr-defined]
     envs: Any = rows
     if name == "corrected":
-        envs = VectorActionCorrection(VectorOnlineAdaptation(rows, KalmanAdapter(nominal.model)))
+        adapter = KalmanAdapter(nominal.model, largest_delay=largest_delay)
+        envs = VectorActionCorrection(VectorOnlineAdaptation(rows, adapter))
     observations, _ = envs.reset(seed=seed)
     num_steps, task_type = num_steps_of(env_id), actuator_task_type(matrices.shape[-1])
     returns, running = np.zeros((len(matrices), -(-num_steps // WINDOW))), np.ones(len(matrices), dtype=np.bool_)
     for t in range(num_steps):
         present, is_first = matrix_at(matrices, t, num_steps), t * matrices.shape[1] % num_steps == 0
         if is_first:
-            rows.set_attr("task", [task_type.from_matrix(matrix) for matrix in present])
+            rows.set_attr("task", [task_type.from_matrix(matrix, delay=delay) for matrix in present])
         actions, _ = nominal.policy.predict(nominal.env.normalize_obs(observations), deterministic=True)
         if name == "told" or (name == "told_late" and not is_first):
             actions = np.clip((invert(present) @ actions[..., None])[..., 0], low, high).astype(np.float32)
@@ -212,9 +224,18 @@ def all_runs(agents: Sequence[SavedAgent], options: Options) -> Iterator[tuple[d
             key = {"env": env_id, "seed": seed, "condition": condition, "agent": name}
             key |= {"transitions": options.transitions, "updates": options.updates, "tasks": options.tasks}
             key |= {"rule": RULE} if name == "corrected" else {}
+            late = {"delay": options.delay} | ({"largest_delay": options.largest_delay} if name == "corrected" else {})
+            key |= late
             matrices = draw_matrices(env_id, condition, options.tasks, seed)
             start = int(seed_sequence(seed, "starts", env_id, condition).generate_state(1)[0]) // 2
-            yield key, partial(run, name, env_id, nominal, matrices, start)
+            yield key, partial(run, name, env_id, nominal, matrices, start, **late)
+
+
+def find_line(records: Records, key: dict[str, Any]) -> dict[str, Any] | None:
+    """The line of a run, if there is one; those that were written before there were delays name none."""
+    late = {name: key.pop(name, 0) for name in ("delay", "largest_delay")}
+    lines = (line for line in records.find(**key) if all(line.get(name, 0) == late[name] for name in late))
+    return next(lines, None)
 
 
 def by_agent(rows: Sequence[dict[str, Any]], env_id: str, condition: str, name: str) -> dict[str, Floats]:
@@ -286,8 +307,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             records = Records(options.output / "results.jsonl")
         rows = []
         for key, get_returns in all_runs(agents, options):
-            if found := records.find(**key):
-                rows.append(found[0])
+            if found := find_line(records, dict(key)):
+                rows.append(found)
                 continue
             started = time.process_time()
             returns = get_returns()

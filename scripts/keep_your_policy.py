@@ -4,6 +4,8 @@
                 squares in place of gradient steps, and the same for a policy trained over masses and lengths
     gravity     pendulums of other gravities, with which the policy mostly copes by itself: correction must not harm
     constants   what half and twice each constant of the correction does, on training tasks
+    rule        who should correct a pendulum whose motor, mass or both are others: a meta-learned model, the filter of
+                an action map, or both, one around the other; on training tasks
     corruption  what is left of the gain where a share of the transitions that the model adapts to is corrupted: of the
                 corrected policy, and of one that was trained on the family to see adapted predictions
 
@@ -36,7 +38,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
 import ssm_metarl_gym  # noqa: F401 - registers the environments
-from ssm_metarl_gym.agents import Adapter, MetaTrainer, RecursiveLeastSquares
+from ssm_metarl_gym.agents import Adapter, DynamicsModel, KalmanAdapter, MetaTrainer, RecursiveLeastSquares
 from ssm_metarl_gym.envs.making import make_rows
 from ssm_metarl_gym.experiments.checks import check_output_folder
 from ssm_metarl_gym.experiments.command_line import option, parse_options, refusing
@@ -51,7 +53,7 @@ from ssm_metarl_gym.files import replacing
 from ssm_metarl_gym.wrappers import SB3VecEnv, VectorActionCorrection, VectorOnlineAdaptation, make_sb3_env
 
 FAMILIES = ("CartPolePolarity", "PendulumPolarity")
-STUDIES = ("main", "gravity", "constants", "corruption")
+STUDIES = ("main", "gravity", "constants", "rule", "corruption")
 NUM_TRAINING_ENVS, ROLLOUT_LENGTH = 64, 128
 META_UPDATES, INNER_STEPS, NUM_STREAMS = 1_500, 3, 1_000
 # To be raised whenever a default of an adapter or of the correction changes: what adapts is then evaluated again.
@@ -74,6 +76,19 @@ SHARES = (0.1, 0.05, 0.02)
 TRAINING: dict[str, dict[str, Any]] = {
     "train": {"split": "train"},
     "train, switch": {"split": "train", "switch": {"step": 100}},
+}
+# Where no map explains what has changed, where one does, and where both have changed.
+EXPLAINED: dict[str, dict[str, Any]] = {
+    "train, nominal": {"task": {}},
+    "train, masses": {"split": "train", "family": "Pendulum"},
+    **TRAINING,
+}
+# Which corrections stand around the environment, the innermost first.
+CORRECTIONS: dict[str, tuple[str, ...]] = {
+    "corrected": ("model",),
+    "corrected by a filter": ("filter",),
+    "filter within": ("filter", "model"),
+    "filter around": ("model", "filter"),
 }
 
 
@@ -126,6 +141,7 @@ class Case:
         correction: The options of the correction; None for the policy as it is.
         adaptation: The options of the adaptation.
         recursive: Whether recursive least squares take the place of gradient steps.
+        corrections: What corrects, the innermost first: ``"model"`` or the ``"filter"`` of an action map.
         corruption: How the transitions are corrupted that the model adapts to, and which share of them.
     """
 
@@ -138,6 +154,7 @@ class Case:
     correction: Mapping[str, Any] | None = None
     adaptation: Mapping[str, Any] | None = None
     recursive: bool = False
+    corrections: tuple[str, ...] = ("model",)
     corruption: tuple[Corruption, float] = ("outliers", 0.0)
 
 
@@ -168,6 +185,23 @@ class Prepared:
         if not path.exists():
             self._learn_policy(path, name)
         return PPO.load(path, device="cpu"), path.with_suffix(".pkl")
+
+    def map_model(self) -> DynamicsModel:
+        """A model of the nominal physics, around the policy, that adapts an action map."""
+        path = self._stem.with_name(f"{self._stem.name}-map.pt")
+        policy, statistics = self.policy("nominal")
+        env = VecNormalize.load(str(statistics), make_sb3_env(self.env_id, 8, task={}))
+        env.training = env.norm_reward = False
+        torch.manual_seed(self._seed)
+        model = DynamicsModel(env.observation_space, env.action_space, adapts="action_map")
+        if path.exists():
+            model.load_state_dict(torch.load(path, weights_only=True))
+            return model
+        started = time.process_time()
+        model.fit(env, policy, seed=self._seed)
+        self._note("model of an action map", time.process_time() - started, 60_000)
+        save_weights(model, path)
+        return model
 
     def _learn_dynamics(self, path: Path, reference_path: Path) -> None:
         started = time.process_time()
@@ -217,24 +251,34 @@ class Prepared:
         )
 
 
+def adapt_model(envs: Any, cases: Sequence[Case], prepared: Prepared, seed: int) -> Any:
+    """Let the meta-learned model adapt to what environments do, and correct actions or show what it predicts."""
+    case, model = cases[0], prepared.trainer.model
+    if len(cases) > 1:
+        model = CorruptedModel(model, envs.single_observation_space, [one.corruption for one in cases], seed=seed)
+    bounds = prepared.trainer.adaptation_config()
+    adapter = RecursiveLeastSquares(model) if case.recursive else Adapter(model, bounds)
+    shows = {"observe_predictions": case.policy == "predictions"}
+    envs = VectorOnlineAdaptation(envs, adapter, **shows, **case.adaptation or {})
+    return envs if case.correction is None else VectorActionCorrection(envs, prepared.reference, **case.correction)
+
+
 def run_cases(cases: Sequence[Case], prepared: Prepared, num_tasks: int, seed: int) -> list[list[float]]:
     """The return in each task, of cases that differ in the corruption alone and are stepped together."""
     case, num_rows = cases[0], len(cases) * num_tasks
     make = partial(gym.make_vec, prepared.env_id, autoreset_mode="SameStep", **case.env_kwargs)
     envs, start = make(num_envs=num_rows), make(num_envs=num_tasks)
     if case.correction is not None or case.policy == "predictions":
-        model, bounds = prepared.trainer.model, prepared.trainer.adaptation_config()
-        if len(cases) > 1:
-            model = CorruptedModel(model, envs.single_observation_space, [one.corruption for one in cases], seed=seed)
-        adapter = RecursiveLeastSquares(model) if case.recursive else Adapter(model, bounds)
-        shows = {"observe_predictions": case.policy == "predictions"}
-        envs = VectorOnlineAdaptation(envs, adapter, **shows, **case.adaptation or {})
-        if case.correction is not None:
-            envs = VectorActionCorrection(envs, prepared.reference, **case.correction)
+        for what in case.corrections:
+            if what == "filter":
+                filtered = VectorOnlineAdaptation(envs, KalmanAdapter(prepared.map_model()))
+                envs = VectorActionCorrection(filtered, **case.correction or {})
+            else:
+                envs = adapt_model(envs, cases, prepared, seed)
     policy, statistics = prepared.policy(case.policy)
     env = VecNormalize.load(str(statistics), SB3VecEnv(envs))
     env.training = env.norm_reward = False
-    first = (TUNING_SEED if case.column in TRAINING else EVALUATION_SEED) + 1_000 * seed
+    first = (TUNING_SEED if case.column.startswith("train") else EVALUATION_SEED) + 1_000 * seed
     if len(cases) > 1:
         # Each case has the tasks and the starts that a case alone draws.
         start.reset(seed=first)
@@ -284,6 +328,15 @@ def constant_cases() -> Iterator[Case]:
                         yield case(f"{word} {name}", **{"correction": {}, kind: {name: changed}})
 
 
+def rule_cases() -> Iterator[Case]:
+    """The rows of the study ``rule``."""
+    for column, env_kwargs in EXPLAINED.items():
+        case = partial(Case, "rule", "PendulumPolarity", column=column, env_kwargs=env_kwargs)
+        yield case("as it is")
+        for row, corrections in CORRECTIONS.items():
+            yield case(row, correction={}, corrections=corrections)
+
+
 def corruption_cases() -> Iterator[Case]:
     """The rows of the study ``corruption``: each kind and share, beside the policies that know of no transitions."""
     for family in FAMILIES:
@@ -302,6 +355,7 @@ CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "main": main_cases,
     "gravity": gravity_cases,
     "constants": constant_cases,
+    "rule": rule_cases,
     "corruption": corruption_cases,
 }
 

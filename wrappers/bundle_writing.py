@@ -68,6 +68,7 @@ def save_bundle(
         ValueError: Something is of a kind that a bundle cannot hold.
     """
     adapter, model = saved.adapter, cast("DynamicsModel", saved.adapter.model)
+    described_adapter = _describe_adapter(adapter)
     space = model.action_space
     online = saved.online | {"change_ratio": parse_change_ratio(saved.online["change_ratio"], adapter)}
     probes = parse_probes(space, online["probe_actions"]) if online["observe_predictions"] else None
@@ -84,7 +85,7 @@ def save_bundle(
         "policy": described_policy,
         "model": described_model,
         "reference": None if is_same else reference,
-        "adapter": _describe_adapter(adapter),
+        "adapter": described_adapter,
         "online": {
             **{name: online[name] for name in _ONLINE},
             "probe_actions": probes,
@@ -140,6 +141,11 @@ def _describe_adapter(adapter: Adapter) -> dict[str, Any]:
         raise ValueError(
             f"entropy_weight must be 0 to be part of a bundle; got {adapter.cfg.entropy_weight}. A DynamicsModel "
             "predicts no distribution: leave it out."
+        )
+    if isinstance(adapter, KalmanAdapter) and adapter.largest_delay:
+        raise ValueError(
+            f"largest_delay must be 0 to be part of a bundle, which knows no delays; got {adapter.largest_delay}. Make "
+            "a KalmanAdapter without it."
         )
     options = {name: getattr(adapter if hasattr(adapter, name) else adapter.cfg, name) for name in _OPTIONS[kind]}
     return {"kind": kind.__name__, **options, "budget_ms": adapter.budget_ms}

@@ -139,7 +139,8 @@ class Corrector:
         Both models have adapted alike, one to what happened and one to what the reference would have done: what
         adapting in few steps leaves out is left out by both. A few steps do not tell a weaker motor from a stronger
         load, so the ratio ``e`` of the effects is shrunk towards 1, as the mean of n steps that say ``e`` and of
-        ``prior_steps`` that say 1.
+        ``prior_steps`` that say 1. It is that of what the effect is along the one in the reference; of several motors,
+        whose effect may have turned, no more than the cosine between the two.
 
         Args:
             predict_both: The adapted model, and the twin.
@@ -155,10 +156,14 @@ class Corrector:
         probes = np.stack([middle + direction, middle - direction], axis=1).astype(self._space.dtype)  # M 2 A
         repeated = np.repeat(observations[index, None], 2, axis=1)
         now, before = map(_difference, predict_both(repeated, probes, index))
-        size = before.square().sum(1).double()
-        ratio = ((now * before).sum(1).double() / size.clamp(min=1e-12)).numpy()
+        size, size_now = (difference.square().sum(1).double() for difference in (before, now))
+        along = (now * before).sum(1).double()
+        ratio = along / size.clamp(min=1e-12)
+        if asked.shape[1] > 1:
+            # The effect of several motors can turn: however large it is, it then counts as no more than its cosine.
+            ratio = torch.minimum(ratio, along / (size * size_now).sqrt().clamp(min=1e-12))
         num_steps = self._num_steps[index]
-        effect = 1.0 + num_steps / np.maximum(num_steps + self.prior_steps, 1.0) * (ratio - 1.0)
+        effect = 1.0 + num_steps / np.maximum(num_steps + self.prior_steps, 1.0) * (ratio.numpy() - 1.0)
         known = (size > 1e-12).numpy() & np.isfinite(effect)
         self.effect[index[known]] = effect[known]
 

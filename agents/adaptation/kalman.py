@@ -6,24 +6,19 @@ from typing import Final, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from ssm_metarl_gym.agents.adaptation.recursive import FilterState, RecursiveAdapter
-from ssm_metarl_gym.checks import Rule, check_fields
-
-__all__ = [
-    "FilteredModel",
-    "KalmanAdapter",
-    "KalmanState",
-    "kalman_predict",
-    "kalman_update",
-    "log_likelihood",
-    "normalised_innovation",
-    "whiten",
-]
-
-_FREEDOM: Final = 4.0  # degrees, of how much the errors of a model differ in size
-_UNEXPLAINED: Final = (
-    10.0  # times the residual variance is what a model cannot explain where something else has changed
+from ssm_metarl_gym.agents.adaptation.kalman_steps import (
+    kalman_predict,
+    kalman_update,
+    log_likelihood,
+    normalised_innovation,
+    whiten,
 )
+from ssm_metarl_gym.agents.adaptation.recursive import FilterState, RecursiveAdapter
+from ssm_metarl_gym.checks import Rule, check_fields, check_integer
+
+__all__ = ["FilteredModel", "KalmanAdapter", "KalmanState"]
+
+_UNEXPLAINED: Final = 10.0  # times the residual variance a model cannot explain where something else has changed
 _RULES: Final[dict[str, Rule]] = {
     "prior_variance": ("a finite number > 0", lambda value: 0.0 < value < float("inf")),
     "process_noise": ("a finite number >= 0", lambda value: 0.0 <= value < float("inf")),
@@ -41,10 +36,13 @@ class FilteredModel(Protocol):
         hypotheses: What may have changed, a row each: the prior variance of every parameter in units of that of the
             adapter, ``Float[K W]``, zero for one that stays as it was. A model need not have it: then all may, alike.
         mixed_hypotheses: Those that take their place with ``mixed``. A model need not have it.
+        idle_command: What is executed before a first command that comes late, ``Float[A]``; the last A numbers of what
+            a model encodes are the command. Only a model with ``largest_delay`` must have it.
     """
 
     filtered_parameters: tuple[str, ...]
     residual_variance: Tensor
+    idle_command: Tensor
 
     def linearise(self, encoded: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """The predictions ``Float[B D]`` for ``Float[B ...]`` and their slopes ``Float[B D W]`` at ``Float[B W]``."""
@@ -61,6 +59,7 @@ class KalmanState(FilterState):
         innovation: How far off the last prediction was, squared, in units of what was to be expected, the mean over
             the targets, ``Float64[B K]``.
         surprised: Whether it was further off than ``surprise``, and the covariance was left as it is, ``Bool[B K]``.
+        commands: The last L commands, the latest first, ``Float[B L A]``, where they may come up to L steps late.
     """
 
     means: Tensor
@@ -68,6 +67,7 @@ class KalmanState(FilterState):
     beliefs: Tensor
     innovation: Tensor
     surprised: Tensor
+    commands: Tensor
 
     @property
     def mean(self) -> Tensor:
@@ -108,6 +108,10 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
     processes"; for probabilities that are forgotten, Blom and Bar-Shalom 1988, "The interacting multiple model
     algorithm for systems with Markovian switching coefficients".)
 
+    **Delays.** With ``largest_delay`` L there are all of these hypotheses once more for each delay up to L steps: that
+    the command of so many steps ago is what a transition shows, and not its own. A delay counts as one parameter more.
+    The filter remembers the commands of the transitions that it took in, which should be all that there were.
+
     Everything else is as in :class:`Adapter`, but for :meth:`adapt`: every transition counts once.
 
     Example:
@@ -128,6 +132,7 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         surprise: The innovation from which on a transition counts less.
         mixed: Whether it is known that actions are mixed, as by a rotation, if anything has changed: the model's
             ``mixed_hypotheses`` take the place of its ``hypotheses``, and no motor is expected to obey one action.
+        largest_delay: How many steps late commands may come, at most; the same number for all of them.
         trust_region_eps: See :class:`AdaptationConfig`. Four leaves room for the other sign and three times the gain.
         ema_decay: Decay of the running loss statistics.
 
@@ -144,6 +149,7 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         noise_scale: float = 1.0,
         surprise: float = 9.0,
         mixed: bool = False,
+        largest_delay: int = 0,
         trust_region_eps: float = 4.0,
         ema_decay: float = 0.99,
     ) -> None:
@@ -152,10 +158,17 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         self.noise_scale = noise_scale
         self.surprise = surprise
         self.mixed = mixed
+        check_integer("largest_delay", largest_delay, least=0)
+        self.largest_delay = int(largest_delay)
         _check_model(model)
         if mixed and not hasattr(model, "mixed_hypotheses"):
             raise ValueError(
                 f"mixed must be False for a model without mixed_hypotheses, as {type(model).__name__} is; got True."
+            )
+        if largest_delay and not (hasattr(model, "hypotheses") and hasattr(model, "idle_command")):
+            raise ValueError(
+                "largest_delay must be 0 for a model without hypotheses and idle_command, as "
+                f"{type(model).__name__} is; got {largest_delay}."
             )
         check_fields(self, _RULES)
         super().__init__(model, trust_region_eps=trust_region_eps, ema_decay=ema_decay)
@@ -175,7 +188,7 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
 
     @property
     def beliefs(self) -> Tensor:
-        """The probabilities of the model's hypotheses, ``Float64[K]``."""
+        """The probabilities of the hypotheses, for each delay in turn, and of something else: ``Float64[K]``."""
         return self._filter.beliefs[0].clone()
 
     def initial_state(self, num_rows: int = 1) -> KalmanState:
@@ -189,6 +202,7 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
             beliefs=self._prior_beliefs().expand(shape),
             innovation=prior.new_zeros(shape),
             surprised=torch.zeros(shape, dtype=torch.bool, device=prior.device),
+            commands=self._idle_commands(num_rows),
         )
 
     def with_prior_covariance(self, state: KalmanState) -> KalmanState:
@@ -202,7 +216,7 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
     def belief_in_source(self, state: KalmanState) -> Tensor:
         """How probable it is that the weights are those of the source, in each row, ``Float64[B]``.
 
-        Nothing has changed, or something else than the weights.
+        Nothing has changed, commands come late and no more, or something else than the weights has changed.
         """
         unchanged = (self.prior_variances() == 0.0).all(dim=1)
         return state.beliefs[:, unchanged].sum(dim=1)
@@ -215,8 +229,8 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         mean, covariance = kalman_predict(
             state.means, state.covariances, self.prior_mean(), self.prior_variances(), self.process_noise
         )
-        repeated = states_t.repeat_interleave(shape[1], dim=0)  # B*K ...
-        prediction, jacobian = model.linearise(repeated, mean.flatten(0, 1).to(self._region.source.dtype))
+        states, commands = self._as_they_came(state, states_t)
+        prediction, jacobian = model.linearise(states.flatten(0, 1), mean.flatten(0, 1).to(self._region.source.dtype))
         prediction, jacobian = prediction.unflatten(0, shape).double(), jacobian.unflatten(0, shape).double()
         if targets_t.shape != prediction[:, 0].shape:
             raise ValueError(
@@ -261,6 +275,7 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
             beliefs=beliefs,
             innovation=size,
             surprised=surprising & ~changed,
+            commands=commands,
         ).counted(
             steps=torch.ones_like(reset),
             clipped_steps=clipped_step,
@@ -277,8 +292,37 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         num_free = (self.prior_variances() > 0.0).sum(dim=1)
         # Something else is as likely as the one with most of them.
         num_free = torch.where(self._noise_factors()[:, 0] > 1.0, num_free.max(), num_free)
+        num_free = num_free + (self._delays(len(num_free)) > 0)  # a delay is one number more
         weights = 1.0 / (1.0 + num_free.double())
         return weights / weights.sum()
+
+    def _as_they_came(self, state: KalmanState, states_t: Tensor) -> tuple[Tensor, Tensor]:
+        """The transition as each hypothesis has it, ``Float[B K ...]``, with the command that it says has just come.
+
+        And the last commands after it, ``Float[B L A]``.
+        """
+        delays = self._delays(state.beliefs.shape[1])
+        states = states_t[:, None].expand(-1, len(delays), *states_t.shape[1:])
+        if not self.largest_delay:
+            return states, state.commands
+        num_commands = state.commands.shape[2]
+        sent = torch.cat([states_t[:, None, -num_commands:], state.commands], dim=1)  # B L+1 A
+        return torch.cat([states[..., :-num_commands], sent[:, delays]], dim=2), sent[:, :-1]
+
+    def _idle_commands(self, num_rows: int) -> Tensor:
+        """Before the first one, ``Float[B L A]``."""
+        source = self._region.source
+        idle = cast("FilteredModel", self.model).idle_command if self.largest_delay else source.new_empty(0)
+        return idle.to(source).expand(num_rows, self.largest_delay, -1)
+
+    def _delays(self, num_hypotheses: int) -> Tensor:
+        """How many steps late commands come under each hypothesis: ``Int64[K]``, none in that of something else."""
+        delays = torch.zeros(num_hypotheses, dtype=torch.int64, device=self._region.source.device)
+        if self.largest_delay:
+            delays[:-1] = torch.arange(self.largest_delay + 1, device=delays.device).repeat_interleave(
+                (num_hypotheses - 1) // (self.largest_delay + 1)
+            )
+        return delays
 
     def _noise_factors(self) -> Tensor:
         """How much more noise than that of the model there is under each hypothesis: ``Float64[K 1]``."""
@@ -298,90 +342,13 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
 
     def prior_variances(self) -> Tensor:
         """Of the weights, under each hypothesis: ``Float64[K W]``."""
-        return self.prior_variance * _hypotheses(self.model, len(self._region.source), self.mixed)
+        return self.prior_variance * _hypotheses(
+            self.model, len(self._region.source), mixed=self.mixed, largest_delay=self.largest_delay
+        )
 
     def _prior_covariances(self) -> Tensor:
         """``Float64[K W W]``."""
         return torch.diag_embed(self.prior_variances())
-
-
-def kalman_predict(
-    mean_tm1: Tensor, covariance_tm1: Tensor, source: Tensor, prior_variances: Tensor, process_noise: float
-) -> tuple[Tensor, Tensor]:
-    """The mean and the covariance of w_t - source = a (w_tm1 - source) + noise, with a^2 = 1 - noise / prior.
-
-    So the prior stays the prior: a^2 prior + noise = prior. A weight whose prior has no variance stays as it was.
-
-    Args:
-        mean_tm1: ``Float[... W]``.
-        covariance_tm1: ``Float[... W W]``.
-        source: ``Float[W]``.
-        prior_variances: The variance of each weight in the long run, ``Float[... W]``.
-        process_noise: The variance of the noise; no more than that of the prior, where that is less.
-    """
-    noise = prior_variances.clamp(max=process_noise)
-    kept = (1.0 - torch.where(noise > 0.0, noise / prior_variances, 0.0)).sqrt()  # a
-    covariance = kept[..., None] * covariance_tm1 * kept[..., None, :]
-    return source + kept * (mean_tm1 - source), covariance + torch.diag_embed(noise)
-
-
-def whiten(covariance: Tensor, innovation_t: Tensor, jacobian_t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """L^-1 [H P, v] ``Float[... D W+1]`` and log |S| ``Float[...]``.
-
-    L L' = S = H P H' + R is the covariance that is expected of v.
-
-    Args:
-        covariance: P, ``Float[... W W]``.
-        innovation_t: v, ``Float[... D]``.
-        jacobian_t: H, ``Float[... D W]``.
-        noise: The diagonal of R, ``Float[D]`` or ``Float[... D]``.
-
-    Returns:
-        Both NaN in a row whose S is not positive definite.
-    """
-    projected = jacobian_t @ covariance  # ... D W
-    expected = projected @ jacobian_t.mT + torch.diag_embed(noise)  # ... D D
-    factor, failed = torch.linalg.cholesky_ex(expected)
-    both = torch.cat([projected, innovation_t[..., None]], dim=-1)
-    whitened = torch.linalg.solve_triangular(factor, both, upper=False)
-    log_volume = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
-    return torch.where(failed[..., None, None] == 0, whitened, torch.nan), torch.where(
-        failed == 0, log_volume, torch.nan
-    )
-
-
-def normalised_innovation(whitened: Tensor) -> Tensor:
-    """V' S^-1 v / D ``Float[...]``, about one where all is as assumed, from what :func:`whiten` gave."""
-    return whitened[..., -1].square().mean(dim=-1)
-
-
-def log_likelihood(size: Tensor, log_volume: Tensor, num_targets: int) -> Tensor:
-    """The logarithm of a density of Student's t of v, but for what depends on D and the degrees of freedom n alone.
-
-    ``-(n + D) / 2 log(1 + m D / n) - log |S| / 2``: where a model errs, it errs in all that belongs to a transition, at
-    a contact ten times as much as elsewhere, and one transition of those tells little of what is the matter.
-
-    Args:
-        size: M, what :func:`normalised_innovation` gave, ``Float[...]``.
-        log_volume: Log |S|, what :func:`whiten` gave, ``Float[...]``.
-        num_targets: D.
-    """
-    tail = (1.0 + size * (num_targets / _FREEDOM)).log()
-    return -0.5 * ((_FREEDOM + num_targets) * tail + log_volume)
-
-
-def kalman_update(mean: Tensor, covariance: Tensor, whitened: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean m + K v and the covariance P - K S K', with the gain K = P H' S^-1 (Kalman 1960).
-
-    With V = L^-1 H P and e = L^-1 v they are m + V' e and P - V' V, which is symmetric as it stands.
-
-    Args:
-        mean: m, ``Float[... W]``.
-        covariance: P, ``Float[... W W]``.
-        whitened: V and e, side by side, as :func:`whiten` gave them.
-    """
-    v, e = whitened[..., :-1], whitened[..., -1:]
-    return mean + (v.mT @ e)[..., 0], covariance - v.mT @ v
 
 
 def _check_model(model: nn.Module) -> None:
@@ -400,13 +367,13 @@ def _check_model(model: nn.Module) -> None:
         )
 
 
-def _hypotheses(model: nn.Module, num_weights: int, mixed: bool) -> Tensor:
-    """The hypotheses that a model declares and that it is something else, ``Float64[K W]``.
+def _hypotheses(model: nn.Module, num_weights: int, *, mixed: bool, largest_delay: int) -> Tensor:
+    """The hypotheses that a model declares, for each delay, and that it is something else, ``Float64[K W]``.
 
     Where it declares none: that all may change alike.
     """
     name = "mixed_hypotheses" if mixed else "hypotheses"
     declared: Tensor = getattr(model, name, torch.ones(1, num_weights))
     if hasattr(model, name):
-        declared = torch.cat([declared, torch.zeros_like(declared[:1])])
+        declared = torch.cat([declared.repeat(largest_delay + 1, 1), torch.zeros_like(declared[:1])])
     return declared.double().to(cast("FilteredModel", model).residual_variance.device)

@@ -249,16 +249,17 @@ class PolicyObjective:
                 weights = self._promp.adapt(weights, self._to_sample(trajectories), index)
         return {steps: returns[steps] for steps in num_steps}
 
-    def adapt(self, task: Task | Mapping[str, float], num_steps: int, *, seed: int) -> MetaPolicy:
-        """A copy of the policy after ``num_steps`` inner steps in one task, each on fresh trajectories."""
+    def adapt(self, tasks: Sequence[Task | Mapping[str, float]], num_steps: int, *, seed: int) -> list[MetaPolicy]:
+        """A copy of the policy for each task after ``num_steps`` inner steps in it, each on fresh trajectories."""
         check_integer("num_steps", num_steps, least=0)
-        tasks = [task if isinstance(task, Task) else self._envs.task_type.from_dict(task)]
-        weights = self._promp.initial_weights(1)
+        present = [task if isinstance(task, Task) else self._envs.task_type.from_dict(task) for task in tasks]
+        weights = self._promp.initial_weights(len(present))
         for index, trajectories_seed in enumerate(seed_sequence(seed, _ADAPTATION).spawn(num_steps)):
-            sample = self._to_sample(self._collect(weights, tasks, trajectories_seed))
+            sample = self._to_sample(self._collect(weights, present, trajectories_seed))
             weights = self._promp.adapt(weights, sample, index)
-        adapted = copy_module(self.model)
-        adapted.load_state_dict({name: weight[0] for name, weight in weights.items()}, strict=False)
+        adapted = [copy_module(self.model) for _ in present]
+        for i, policy in enumerate(adapted):
+            policy.load_state_dict({name: weight[i] for name, weight in weights.items()}, strict=False)
         return adapted
 
     def state_dict(self) -> dict[str, Any]:

@@ -254,13 +254,30 @@ class MetaTrainer:
         Raises:
             ValueError: The objective is not ``"policy"``, or an argument is not valid.
         """
+        return self.adapt_each([task], num_steps, seed=seed)[0]
+
+    def adapt_each(
+        self, tasks: Sequence[Task | Mapping[str, float]], num_steps: int, *, seed: int = 0
+    ) -> list[MetaPolicy]:
+        """The same for many tasks, which are acted in side by side: a copy of the policy for each.
+
+        Args:
+            tasks: The tasks, at least one.
+            num_steps: Number of inner steps.
+            seed: Seeds the trajectories, which depend on all tasks together.
+
+        Raises:
+            ValueError: The objective is not ``"policy"``, or an argument is not valid.
+        """
         if not isinstance(self._objective, PolicyObjective):
             raise ValueError(
                 f"adapt needs objective='policy', whose model acts; got {self.objective!r}. Adapt a model of the "
                 "dynamics with an Adapter, or online with the wrapper OnlineAdaptation."
             )
+        if not len(tasks):
+            raise ValueError("tasks must hold at least one task; got none.")
         check_integer("seed", seed, least=0)
-        return self._objective.adapt(task, num_steps, seed=seed)
+        return self._objective.adapt(tasks, num_steps, seed=seed)
 
     def reference(
         self, task: Task | Mapping[str, float] | None = None, *, num_updates: int = 2000, seed: int = 0

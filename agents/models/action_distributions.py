@@ -23,6 +23,10 @@ class ActionDistribution(Protocol):
         """Actions from ``Float[... P]`` and noise."""
         ...
 
+    def mode(self, parameters: Tensor) -> Tensor:
+        """The most probable actions under ``Float[... P]``."""
+        ...
+
     def log_prob(self, parameters: Tensor, actions: Tensor) -> Tensor:
         """The logarithms of the probabilities (densities) of actions: ``Float[...]``."""
         ...
@@ -49,6 +53,10 @@ class Categorical:
     def draw(self, parameters: Tensor, noise: Tensor) -> Tensor:
         """Actions ``Int64[...]``: of clocks of the rates p, that of an action rings first with its probability."""
         return (parameters - noise.log()).argmax(-1)
+
+    def mode(self, parameters: Tensor) -> Tensor:
+        """The most probable actions, ``Int64[...]``."""
+        return parameters.argmax(-1)
 
     def log_prob(self, parameters: Tensor, actions: Tensor) -> Tensor:
         """The log-probabilities of actions ``Int64[...]``."""
@@ -93,6 +101,10 @@ class DiagonalGaussian:
         """Mean plus standard deviation times noise: ``Float[... A]``."""
         mean, log_std = parameters.chunk(2, dim=-1)
         return mean + log_std.exp() * noise
+
+    def mode(self, parameters: Tensor) -> Tensor:
+        """The means, ``Float[... A]``."""
+        return parameters.chunk(2, dim=-1)[0]
 
     def log_prob(self, parameters: Tensor, actions: Tensor) -> Tensor:
         """The log-densities of actions ``Float[... A]``, which are not clipped."""

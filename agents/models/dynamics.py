@@ -216,6 +216,15 @@ class DynamicsModel(nn.Module):
         return hypotheses
 
     @property
+    def idle_command(self) -> Tensor:
+        """What motors that are late do before the first action comes: the middle of the ``Box``, ``Float[A]``."""
+        box = cast("spaces.Box", self.action_space)
+        middle = np.zeros(box.shape)
+        if box.is_bounded():
+            middle = (box.low.astype(np.float64) + box.high) / 2.0
+        return torch.from_numpy(middle.ravel()).to(self.head.weight)
+
+    @property
     def adapted_network(self) -> nn.Module | None:
         """All that ``forward`` computes, as a network: head, or core and head; None for an action map.
 

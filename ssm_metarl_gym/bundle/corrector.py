@@ -130,8 +130,10 @@ class Corrector:
         probes = (space.middle + _BOTH_WAYS * direction).astype(space.dtype, copy=False)
         encoded = self._adapter.model.encode(observation, probes)
         now, before = (one[0] - one[1] for one in (self._adapter.predict(encoded), twin.predict(encoded)))
-        power = float(before.dot(before))
-        ratio = float(now.dot(before)) / max(power, 1e-12)
+        power, along = float(before.dot(before)), float(now.dot(before))
+        ratio = along / max(power, 1e-12)
+        if len(asked) > 1:  # the effect of several motors can turn, however large it is
+            ratio = min(ratio, along / max(math.sqrt(power * float(now.dot(now))), 1e-12))
         weight = self._num_steps / max(self._num_steps + self.prior_steps, 1.0)
         effect = 1.0 + weight * (ratio - 1.0)
         if power > 1e-12 and math.isfinite(effect):

@@ -141,7 +141,7 @@ def run_main(motors, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         motors,
         "run",
-        lambda name, env_id, fit, matrices, seed: np.full(
+        lambda name, env_id, fit, matrices, seed, **late: np.full(
             (len(matrices), 1), len(matrices) + motors.AGENTS.index(name)
         ),
     )
@@ -178,6 +178,20 @@ def test_what_is_corrected_is_run_again_by_another_rule(run_main, motors, monkey
     again, _ = run_main()
     assert again == [line for line in measured if "corrected" in line]
     assert len(again) == 2 * 7
+
+
+def test_late_motors_are_runs_of_their_own_and_older_lines_are_of_punctual_ones(run_main, tmp_path):
+    measured, table = run_main()
+    path = tmp_path / "results.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    late = {"delay", "largest_delay"}
+    older = [{name: value for name, value in line.items() if name not in late} for line in lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in older))
+    assert run_main() == ([], table)
+    assert len(run_main("--tasks", "2", "--delay", "1")[0]) == len(measured)
+    again, _ = run_main("--tasks", "2", "--delay", "1", "--largest-delay", "2")
+    assert again == [line for line in measured if "corrected" in line]
+    assert run_main() == ([], table)
 
 
 def test_a_damaged_line_is_refused(run_main, tmp_path, capsys):

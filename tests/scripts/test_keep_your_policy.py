@@ -27,6 +27,14 @@ def test_constants_are_those_of_the_wrapper_and_each_is_halved_and_doubled(keep_
     assert not {case.column for case in cases} & set(held_out)
 
 
+def test_the_rule_is_chosen_on_training_tasks_among_all_orders_of_the_corrections(keep_your_policy):
+    cases = list(keep_your_policy.rule_cases())
+    assert {case.column.partition(",")[0] for case in cases} == {"train"}
+    orders = {case.corrections for case in cases if case.correction is not None}
+    assert orders == {("model",), ("filter",), ("filter", "model"), ("model", "filter")}
+    assert len(cases) == 4 * (1 + len(orders))
+
+
 def test_the_table_is_of_the_seeds_of_the_command_line(keep_your_policy, tmp_path, capsys):
     records = Records(tmp_path / "runs.jsonl")
     key = {"study": "gravity", "family": "PendulumPolarity", "row": "as it is", "column": "g = 7", "num_tasks": 2}

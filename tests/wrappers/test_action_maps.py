@@ -21,22 +21,24 @@ GRADIENTS = AdaptationConfig(
 
 
 class Plane(gym.Env):
-    """A point that moves by a hidden matrix times the action, and a little by itself, in double precision."""
+    """A point that moves by a hidden matrix times the action of some steps ago, and a little by itself, in doubles."""
 
-    def __init__(self, matrix=((1.0, 0.0), (0.0, 1.0)), noise=0.01):
+    def __init__(self, matrix=((1.0, 0.0), (0.0, 1.0)), noise=0.01, delay=0):
         self.observation_space = spaces.Box(-np.inf, np.inf, (2,), dtype=np.float64)
         self.action_space = spaces.Box(-1.0, 1.0, (2,))
         self.matrix, self._noise, self.fails = np.array(matrix), noise, False
-        self.offset = np.zeros(2)
+        self.offset, self._delay = np.zeros(2), delay
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
+        self._sent = [np.zeros(2)] * self._delay
         self._position = self.np_random.normal(size=2)
         return self._position.copy(), {}
 
     def step(self, action):
         noise = self._noise * self.np_random.normal(size=2)
-        self._position = self._position + self.matrix @ action + self.offset + noise
+        self._sent.append(action)
+        self._position = self._position + self.matrix @ self._sent.pop(0) + self.offset + noise
         shown = np.where(self.fails, np.nan, self._position)
         return shown, 0.0, False, False, {}
 
@@ -51,19 +53,20 @@ def make_model(variance=1e-4):
     return model
 
 
-def make_plane(matrix, noise=0.01, length=100):
-    return gym.wrappers.TimeLimit(Plane(matrix, noise), length)
+def make_plane(matrix, noise=0.01, length=100, delay=0):
+    return gym.wrappers.TimeLimit(Plane(matrix, noise, delay), length)
 
 
-def wrap(matrix, *, adapter=None, noise=0.01, length=100, **options):
+def wrap(matrix, *, adapter=None, noise=0.01, length=100, delay=0, **options):
     adapter = KalmanAdapter(make_model()) if adapter is None else adapter
-    return ActionCorrection(OnlineAdaptation(make_plane(matrix, noise, length), adapter), **options)
+    return ActionCorrection(OnlineAdaptation(make_plane(matrix, noise, length, delay), adapter), **options)
 
 
-def wrap_rows(matrices, mode=AutoresetMode.NEXT_STEP, length=100, **options):
-    makers = [functools.partial(make_plane, matrix, length=length) for matrix in matrices]
+def wrap_rows(matrices, mode=AutoresetMode.NEXT_STEP, length=100, delay=0, adapter=None, **options):
+    makers = [functools.partial(make_plane, matrix, length=length, delay=delay) for matrix in matrices]
     envs = gym.vector.SyncVectorEnv(makers, autoreset_mode=mode)
-    return VectorActionCorrection(VectorOnlineAdaptation(envs, KalmanAdapter(make_model())), **options)
+    adapter = KalmanAdapter(make_model()) if adapter is None else adapter
+    return VectorActionCorrection(VectorOnlineAdaptation(envs, adapter), **options)
 
 
 def asked_actions(num_steps, seed=0):
@@ -180,6 +183,21 @@ def test_what_no_map_explains_is_left_alone():
     assert np.mean([report["gate_open"] for report in reports]) < 0.2
 
 
+class TestDelays:
+    def test_motors_that_are_late_and_no_more_are_left_alone(self):
+        env = wrap(np.eye(2), adapter=KalmanAdapter(make_model(), largest_delay=2), delay=2)
+        for report in reports_of(env, num_steps=15):
+            assert not report["gate_open"]
+            np.testing.assert_array_equal(report["taken"], report["asked"])
+        # Without the option they are taken for a map.
+        assert any(report["gate_open"] for report in reports_of(wrap(np.eye(2), delay=2), num_steps=15))
+
+    def test_a_map_of_late_motors_is_undone(self):
+        env = wrap(REVERSED, adapter=KalmanAdapter(make_model(), largest_delay=2), delay=1, exploration=0.0)
+        for report in reports_of(env, num_steps=18)[12:]:
+            np.testing.assert_allclose(REVERSED @ report["taken"], report["asked"], atol=0.05)
+
+
 class TestExploration:
     def test_there_is_noise_until_the_map_is_known(self):
         noisy, plain = (reports_of(wrap(REVERSED, exploration=size)) for size in (0.2, 0.0))
@@ -220,11 +238,12 @@ class TestExploration:
 
 @pytest.mark.each_value
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
-@pytest.mark.parametrize("length", [2, 12])
-def test_every_row_is_that_of_a_single_wrapper(mode, length):
-    """Also in later episodes: the noise of a row is drawn for its own steps alone."""
+@pytest.mark.parametrize(("length", "delay"), [(2, 0), (12, 1)])
+def test_every_row_is_that_of_a_single_wrapper(mode, length, delay):
+    """Also in later episodes: the noise of a row is drawn for its own steps, late commands are of the same episode."""
     matrices = [REVERSED, [[-1.0, 0.0], [0.0, 1.0]], np.eye(2)]
-    options = {"exploration": 0.2, "map_gate": 0.0, "length": length}
+    options = {"exploration": 0.2, "map_gate": 0.0, "length": length, "delay": delay}
+    options["adapter"] = KalmanAdapter(make_model(), largest_delay=delay)
     envs = wrap_rows(matrices, mode=mode, **options)
     envs.reset(seed=3)
     rows, begins = [], False
@@ -302,7 +321,11 @@ def test_a_row_that_asks_for_nan_does_not_spoil_the_others():
     np.testing.assert_allclose(REVERSED @ report["taken"][1], [0.4, 0.4], atol=0.05)
 
 
-@pytest.mark.parametrize("adapter", [None, Adapter(make_model(), GRADIENTS)], ids=["kalman", "gradients"])
+@pytest.mark.parametrize(
+    "adapter",
+    [KalmanAdapter(make_model(), largest_delay=1), Adapter(make_model(), GRADIENTS)],
+    ids=["kalman", "gradients"],
+)
 def test_a_saved_correction_goes_on_alike(tmp_path, adapter):
     env = wrap(REVERSED, adapter=adapter)
     env.save(tmp_path / "correction.pt")

@@ -10,7 +10,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
-from ssm_metarl_gym.agents import AdaptationConfig, Adapter, DynamicsModel, MetaPolicy
+from ssm_metarl_gym.agents import AdaptationConfig, Adapter, DynamicsModel, KalmanAdapter, MetaPolicy
 from ssm_metarl_gym.bundle import load_bundle
 from ssm_metarl_gym.wrappers import ActionCorrection, OnlineAdaptation, VectorActionCorrection, VectorOnlineAdaptation
 
@@ -33,6 +33,13 @@ def make_env(model=None, *, bounds=BOUNDS, kind=Adapter, **online):
     return ActionCorrection(OnlineAdaptation(gym.make(CARTPOLE), kind(model, bounds), **online), model)
 
 
+def late_env():
+    env = gym.make("Pendulum-v1")
+    model = DynamicsModel(env.observation_space, env.action_space, adapts="action_map")
+    model.residual_variance.fill_(1.0)
+    return ActionCorrection(OnlineAdaptation(env, KalmanAdapter(model, largest_delay=1)))
+
+
 @pytest.fixture(scope="module")
 def policy():
     return PPO("MlpPolicy", gym.make(CARTPOLE), seed=0, device="cpu")
@@ -52,6 +59,7 @@ def frozen_head():
         (lambda: make_env(kind=OwnAdapter), "the adapter must be one of Adapter, .* got OwnAdapter"),
         (lambda: make_env(make_model(nn.Sequential(nn.Linear(6, 4), nn.ELU()))), "the core of the model must be"),
         (lambda: make_env(make_model(kind=torch.bfloat16)), "must be of single or double precision"),
+        (late_env, "largest_delay must be 0 to be part of a bundle"),
         (lambda: make_env(frozen_head()), r"just \['head.weight', 'head.bias'\] must require a gradient"),
     ],
 )

@@ -158,6 +158,29 @@ class TestGates:
         assert corrector.is_open().tolist() == [is_open, False]
 
     @pytest.mark.parametrize(
+        ("gain", "angle", "expected"),
+        # Weaker, as strong and stronger; of what is turned the cosine counts where it is less than what lies along.
+        [(0.5, 0.0, 0.5), (2.0, 0.0, 1.0), (0.5, 60.0, 0.25), (2.0, 60.0, 0.5), (3.0, 90.0, 0.0), (2.0, 180.0, -2.0)],
+    )
+    def test_the_effect_of_several_motors_counts_as_no_more_than_its_cosine(self, gain, angle, expected):
+        corrector = self.make(prior_steps=0.0)
+        corrector.learn(np.ones(2), np.ones(2), ALL.repeat(2))
+        cos, sin = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
+        now = linear_model(PLANE, (gain * np.array([[cos, -sin], [sin, cos]])).tolist())
+        asked = np.array([[0.3, -0.9], [1.0, 0.0]], dtype=np.float32)
+        predict = predict_by_both(now, linear_model(PLANE, IDENTITY))
+        corrector.compare_effects(predict, np.zeros((2, 2), np.float32), asked, ALL.repeat(2))
+        np.testing.assert_allclose(corrector.effect, [expected] * 2, atol=1e-5)
+
+    def test_the_effect_of_one_motor_is_its_ratio(self):
+        line = spaces.Box(-1.0, 1.0, (1,))
+        corrector = Corrector(linear_model(line, [[1.0], [0.0]]), line, 1, **OPTIONS | {"prior_steps": 0.0})
+        corrector.learn(np.ones(1), np.ones(1), ALL)
+        predict = predict_by_both(linear_model(line, [[2.0], [2.0]]), linear_model(line, [[1.0], [0.0]]))
+        corrector.compare_effects(predict, np.zeros((1, 2), np.float32), np.ones((1, 1), np.float32), ALL)
+        np.testing.assert_allclose(corrector.effect, [2.0], rtol=1e-5)
+
+    @pytest.mark.parametrize(
         ("effect", "believed"),
         # After n steps (4 + n e) / (4 + n): of 0.5, below 0.9 from the second step on, 2 * 0.5 / 6 short of 1.
         [(-1.0, [1.0, 0.6, 1 / 3, 1 / 7]), (0.5, [1.0, 0.9, 5 / 6, 11 / 14]), (0.8, [1.0, 0.96, 14 / 15, 32 / 35])],

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["AGENTS", "CORRECTED", "NOMINAL", "TRAINED", "Agent", "adapts", "agent_of", "is_own"]
+__all__ = ["AGENTS", "CORRECTED", "NOMINAL", "TRAINED", "Agent", "adapts", "agent_of", "is_own", "uses_meta_model"]
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,8 @@ class Agent:
 
     Attributes:
         description: What it is, in a line.
-        algorithm: The algorithm of Stable-Baselines3, of sb3-contrib or of this package.
+        algorithm: The algorithm of Stable-Baselines3, of sb3-contrib or of this package; ``"ProMP"`` for what adapts
+            its weights to a task in episodes before the one that counts.
         policy: Its policy.
         observation: What it sees, as for :func:`make_sb3_env`.
         context: Whether it is told what is hidden.
@@ -35,6 +36,16 @@ class Agent:
     def sees_predictions(self) -> bool:
         """Whether it sees what a model predicts."""
         return self.predictions != "none"
+
+    @property
+    def adapts_before(self) -> bool:
+        """Whether its weights adapt to a task in episodes before the one that counts."""
+        return self.algorithm == "ProMP"
+
+    @property
+    def remembers(self) -> bool:
+        """Whether its policy keeps a memory from step to step, and so learns from whole sequences."""
+        return self.algorithm in ("SSMPPO", "RecurrentPPO")
 
 
 NOMINAL: Final = Agent("PPO, trained in the nominal physics alone")
@@ -64,6 +75,9 @@ TRAINED: Final[dict[str, Agent]] = {
         observation="window",
         teacher="told",
     ),
+    "meta_policy": Agent(
+        "a meta-learned policy (ProMP), after a policy gradient step on ten episodes of the task", "ProMP"
+    ),
     "frozen_predictions": Agent("PPO that sees what a model predicts that never adapts", predictions="frozen"),
     "adapted_predictions": Agent("PPO that sees what the adapted model predicts", predictions="last_layer"),
     "adapted_predictions_all": Agent("the same, of a model whose layers all adapt", predictions="all"),
@@ -86,3 +100,8 @@ def adapts(row: str) -> bool:
 def agent_of(row: str) -> Agent:
     """The agent that a row is of: that of the nominal physics where it is corrected, and one that sees as much."""
     return TRAINED.get(row, NOMINAL)
+
+
+def uses_meta_model(row: str) -> bool:
+    """Whether a row needs a meta-learned model of the dynamics."""
+    return row in ("corrected_gradients", "corrected_rls") or agent_of(row).sees_predictions

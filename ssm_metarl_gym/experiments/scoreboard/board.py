@@ -40,19 +40,23 @@ __all__ = [
     "find_maker",
     "fit_map_model",
     "learn_policy",
+    "load_filter",
     "load_policy",
     "make_env",
     "make_own_agent",
     "meta_train",
+    "note_costs",
+    "read_costs",
+    "spread_seed",
 ]
 
 # To be raised whenever a default of the filter, of the other adapters or of the correction changes: what adapts is then
 # evaluated again.
-RULE = 3
-NUM_TRAINING_ENVS, ROLLOUT_LENGTH, NUM_EPOCHS = 64, 32, 8
+RULE = 4
 NUM_ROUNDS, STEPS_PER_ROUND = 20, 100  # of a student
 META_UPDATES, INNER_STEPS, NUM_STREAMS = 1_500, 3, 1_000
-FIT_TRANSITIONS, FIT_UPDATES, FIT_LEARNING_RATE = 20_000, 3_000, 3e-3
+# Where actions are mixed if anything is hidden, what they do tells of it sooner than what happens; by training tasks.
+MIXING_GATES: Final[dict[str, Any]] = {"gate": 0.0, "prior_steps": 4.0}
 _ADAPTING: Final = {"adapted_predictions_all": "all"}  # what adapts in the model of a row; else the last layer
 
 
@@ -106,7 +110,7 @@ def make_env(board: Board, name: str, row: str, seed: int, num_rows: int, **env_
         return make_sb3_env(physics.env_id, num_rows, observation=agent.observation, **env_kwargs)
     envs: Any = make_rows(physics.env_id, num_rows, autoreset_mode=AutoresetMode.SAME_STEP, **env_kwargs)
     if row == "corrected_filter":
-        return SB3VecEnv(VectorActionCorrection(VectorOnlineAdaptation(envs, _load_filter(board, name, seed))))
+        return SB3VecEnv(VectorActionCorrection(VectorOnlineAdaptation(envs, load_filter(board, name, seed))))
     trainer = _load_trainer(board, name, seed, _ADAPTING.get(row, "last_layer"))
     if row == "corrected_rls":
         envs = VectorOnlineAdaptation(envs, RecursiveLeastSquares(trainer.model))
@@ -118,30 +122,33 @@ def make_env(board: Board, name: str, row: str, seed: int, num_rows: int, **env_
     if agent.sees_predictions:
         return SB3VecEnv(envs)
     reference = board.stem(name, seed, "reference").with_suffix(".pt")
-    return SB3VecEnv(VectorActionCorrection(envs, load_weights(physics.env_id, reference, **physics.env_kwargs)))
+    gates = MIXING_GATES if physics.mixes_actions else {}
+    model = load_weights(physics.env_id, reference, **physics.env_kwargs)
+    return SB3VecEnv(VectorActionCorrection(envs, model, **gates))
 
 
 def learn_policy(board: Board, name: str, row: str, seed: int, steps: int) -> list[Line]:
     """Train a policy, in the nominal physics or on the training tasks, where it is not there yet; what that took."""
     path = _policy_path(board, name, row, seed, steps)
     if path.exists():
-        return _read_costs(path)
+        return read_costs(path)
     started, physics, agent = time.process_time(), physics_of(name), agent_of(row)
     tasks: dict[str, Any] = {"split": "train"} if row in TRAINED else {"task": {}}
     if agent.switch_probability and physics.changes:
         tasks["switch"] = {"probability": agent.switch_probability}
-    env = VecNormalize(make_env(board, name, row, seed, NUM_TRAINING_ENVS, **tasks), clip_obs=5.0, gamma=physics.gamma)
+    env = VecNormalize(make_env(board, name, row, seed, physics.num_envs, **tasks), clip_obs=5.0, gamma=physics.gamma)
     policy_kwargs: dict[str, Any] = {"log_std_init": physics.log_std_init}
     if agent.observation == "window":  # the state-space model ends in gated layers of its own
         policy_kwargs |= {"net_arch": [], "features_extractor_class": SSMFeaturesExtractor}
     model = find_algorithm(agent.algorithm)(
         agent.policy,
         env,
-        learning_rate=LinearSchedule(physics.learning_rate, 0.1 * physics.learning_rate, 1.0),
-        n_steps=ROLLOUT_LENGTH,
-        batch_size=ROLLOUT_LENGTH * NUM_TRAINING_ENVS // 4,
-        n_epochs=NUM_EPOCHS,
+        learning_rate=LinearSchedule(physics.learning_rate, physics.learning_rate_left * physics.learning_rate, 1.0),
+        n_steps=physics.rollout_length,
+        batch_size=physics.minibatch(remembers=agent.remembers),
+        n_epochs=physics.num_epochs,
         gamma=physics.gamma,
+        gae_lambda=physics.gae_lambda,
         ent_coef=physics.ent_coef,
         seed=spread_seed(seed),
         device="cpu",
@@ -152,14 +159,14 @@ def learn_policy(board: Board, name: str, row: str, seed: int, steps: int) -> li
     if agent.teacher is None:
         taken = model.learn(steps).num_timesteps
     else:
-        told = make_env(board, name, agent.teacher, seed, NUM_TRAINING_ENVS, **tasks)
+        told = make_env(board, name, agent.teacher, seed, physics.num_envs, **tasks)
         teacher, told = load_policy(board, name, agent.teacher, seed, steps, told)
         rounds = {"num_rounds": board.scaled(NUM_ROUNDS), "steps_per_round": STEPS_PER_ROUND}
         distill(teacher, model, told, **rounds, seed=spread_seed(seed))
-        taken = NUM_TRAINING_ENVS * STEPS_PER_ROUND * rounds["num_rounds"]
+        taken = physics.num_envs * STEPS_PER_ROUND * rounds["num_rounds"]
     with replacing(path.with_suffix(".pkl")) as temporary:
         env.save(str(temporary))
-    costs = _note_costs(path, name, f"policy, {row}", seed, started, taken)
+    costs = note_costs(path, name, f"policy, {row}", seed, started, taken)
     with replacing(path) as temporary:
         model.save(temporary)
     return costs
@@ -202,8 +209,8 @@ def make_own_agent(name: str, maker: str, seed: int, steps: int) -> tuple[Any, L
         seed: Its seed.
         steps: Steps to learn.
     """
-    started = time.process_time()
-    env = make_sb3_env(physics_of(name).env_id, NUM_TRAINING_ENVS, split="train", **physics_of(name).env_kwargs)
+    started, physics = time.process_time(), physics_of(name)
+    env = make_sb3_env(physics.env_id, physics.num_envs, split="train", **physics.env_kwargs)
     agent = find_maker(maker)(env, seed=spread_seed(seed))
     if hasattr(agent, "learn"):
         agent.learn(steps)
@@ -214,8 +221,8 @@ def fit_map_model(board: Board, name: str, seed: int) -> list[Line]:
     """Fit the model of the nominal physics around the policy's behaviour, where it is not there yet; what that took."""
     path = board.stem(name, seed, "map").with_suffix(".pt")
     if path.exists():
-        return _read_costs(path)
-    started = time.process_time()
+        return read_costs(path)
+    started, fit = time.process_time(), physics_of(name).map_model
     torch.manual_seed(seed)
     model = _make_map_model(name)
     env = make_env(board, name, "nominal", seed, 8, task={})
@@ -223,21 +230,28 @@ def fit_map_model(board: Board, name: str, seed: int) -> list[Line]:
     model.fit(
         scaled,
         policy,
-        num_transitions=FIT_TRANSITIONS,
-        num_updates=board.scaled(FIT_UPDATES),
-        learning_rate=FIT_LEARNING_RATE,
+        num_transitions=fit.transitions,
+        num_updates=board.scaled(fit.updates),
+        learning_rate=fit.learning_rate,
         seed=seed,
     )
-    costs = _note_costs(path, name, "model of the nominal physics", seed, started, FIT_TRANSITIONS)
+    costs = note_costs(path, name, "model of the nominal physics", seed, started, fit.transitions)
     save_weights(model, path)
     return costs
+
+
+def load_filter(board: Board, name: str, seed: int, **options: Any) -> KalmanAdapter:
+    """The filter of the model that :func:`fit_map_model` fitted, with more options of its own."""
+    model = _make_map_model(name)
+    model.load_state_dict(torch.load(board.stem(name, seed, "map").with_suffix(".pt"), weights_only=True))
+    return KalmanAdapter(model, mixed=physics_of(name).mixes_actions, **options)
 
 
 def meta_train(board: Board, name: str, seed: int, adapting: str = "last_layer") -> list[Line]:
     """Meta-train the model of the dynamics and fit its reference, where they are not there yet; what that took."""
     path = board.stem(name, seed, _model_name(adapting)).with_suffix(".pt")
     if path.exists():
-        return _read_costs(path)
+        return read_costs(path)
     started, physics = time.process_time(), physics_of(name)
     torch.manual_seed(seed)
     trainer = MetaTrainer(
@@ -251,7 +265,7 @@ def meta_train(board: Board, name: str, seed: int, adapting: str = "last_layer")
     if adapting == "last_layer":
         save_weights(trainer.reference(), board.stem(name, seed, "reference").with_suffix(".pt"))
     what = "meta-learned model" + (", all layers" if adapting == "all" else "")
-    costs = _note_costs(path, name, what, seed, started, NUM_STREAMS * trainer.options.stream_length)
+    costs = note_costs(path, name, what, seed, started, NUM_STREAMS * trainer.options.stream_length)
     trainer.save(path)
     return costs
 
@@ -281,16 +295,13 @@ def _load_trainer(board: Board, name: str, seed: int, adapting: str) -> MetaTrai
 
 def _make_map_model(name: str) -> DynamicsModel:
     """An untrained model of the dynamics that adapts a map of the actions, as small as such physics need."""
-    envs = make_rows(physics_of(name).env_id, 1, **physics_of(name).env_kwargs)
-    spaces = envs.single_observation_space, envs.single_action_space
-    core = nn.Sequential(nn.Linear(DynamicsModel.input_dim(*spaces), 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh())
+    physics = physics_of(name)
+    envs = make_rows(physics.env_id, 1, **physics.env_kwargs)
+    spaces, width = (envs.single_observation_space, envs.single_action_space), physics.map_model.width
+    core = nn.Sequential(
+        nn.Linear(DynamicsModel.input_dim(*spaces), width), nn.Tanh(), nn.Linear(width, width), nn.Tanh()
+    )
     return DynamicsModel(*spaces, core, adapts="action_map")
-
-
-def _load_filter(board: Board, name: str, seed: int) -> KalmanAdapter:
-    model = _make_map_model(name)
-    model.load_state_dict(torch.load(board.stem(name, seed, "map").with_suffix(".pt"), weights_only=True))
-    return KalmanAdapter(model, mixed=physics_of(name).mixes_actions)
 
 
 def _costs(name: str, what: str, seed: int, started: float, steps: int) -> Line:
@@ -299,13 +310,19 @@ def _costs(name: str, what: str, seed: int, started: float, steps: int) -> Line:
     return {"study": "prepared", "physics": name, "row": what, "seed": seed, "cpu_seconds": seconds, "steps": steps}
 
 
-def _note_costs(path: Path, *costs: Any) -> list[Line]:
-    """The same, kept beside the file that is written next: whoever finds that one there knows what it took."""
+def note_costs(path: Path, *costs: Any) -> list[Line]:
+    """What something took, kept beside the file that is written next: whoever finds that one there knows it.
+
+    Args:
+        path: The file of what was made.
+        *costs: The physics, what it is, its seed, when it was begun (``time.process_time()``) and its steps.
+    """
     line = _costs(*costs)
     write_json(path.with_suffix(".json"), line)
     return [line]
 
 
-def _read_costs(path: Path) -> list[Line]:
+def read_costs(path: Path) -> list[Line]:
+    """What :func:`note_costs` kept beside a file; nothing where it did not."""
     costs = path.with_suffix(".json")
     return [json.loads(costs.read_text())] if costs.exists() else []

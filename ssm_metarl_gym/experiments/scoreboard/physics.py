@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
@@ -15,10 +16,39 @@ from ssm_metarl_gym.tasks.aib import AIB_CONTEXTS
 from ssm_metarl_gym.tasks.families import FAMILIES
 from ssm_metarl_gym.tasks.task import TaskBatch
 
-__all__ = ["AIB", "PHYSICS", "WARM_UP", "Physics", "columns_of", "context_distances", "physics_of"]
+__all__ = [
+    "AIB",
+    "PHYSICS",
+    "ROBOTS",
+    "WARM_UP",
+    "MapModel",
+    "Physics",
+    "check_physics",
+    "columns_of",
+    "context_distances",
+    "distances_of",
+    "physics_of",
+]
 
 # AIB's unscored steps before every episode.
 WARM_UP: Final = 24
+
+
+@dataclass(frozen=True)
+class MapModel:
+    """The model of the nominal physics whose map of the actions a filter adapts, and what it is fitted to.
+
+    Attributes:
+        width: The width of its two layers.
+        transitions: Transitions, of random actions and around the policy's behaviour.
+        updates: Steps of Adam.
+        learning_rate: The first step size, which falls to zero.
+    """
+
+    width: int = 64
+    transitions: int = 20_000
+    updates: int = 3_000
+    learning_rate: float = 3e-3
 
 
 @dataclass(frozen=True)
@@ -31,13 +61,20 @@ class Physics:
         nominal_steps: Steps of the policy of the nominal physics.
         length: Steps of an episode.
         env_kwargs: Arguments of the environment.
-        learning_rate: PPO's first one, which falls to a tenth of it.
+        learning_rate: PPO's first one.
+        learning_rate_left: The share of it that is left at the end.
         ent_coef: PPO's weight of the entropy.
         log_std_init: How much is tried at first.
         explores_smoothly: Whether what is tried at random stays the same for some steps, as a rare reward needs.
         best: The greatest return, by which those of AIB are scaled.
         mixes_actions: Whether actions are known to be mixed, if anything is hidden.
         changes: Whether what is hidden can change in mid-episode.
+        num_envs: Environments of the training, side by side.
+        rollout_length: Steps of each between updates.
+        batch_size: Steps of a minibatch, where nothing is remembered; None for a quarter of all.
+        num_epochs: How often each step is learned from.
+        gae_lambda: PPO's weight of longer against shorter estimates of advantages.
+        map_model: The model that a filter needs.
     """
 
     family: str
@@ -46,12 +83,24 @@ class Physics:
     length: int
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     learning_rate: float = 2e-3
+    learning_rate_left: float = 0.1
     ent_coef: float = 0.0
     log_std_init: float = -0.7  # what is tried at first would else hit the bounds
     explores_smoothly: bool = False
     best: float | None = None
     mixes_actions: bool = False
     changes: bool = True
+    num_envs: int = 64
+    rollout_length: int = 32
+    batch_size: int | None = None
+    num_epochs: int = 8
+    gae_lambda: float = 0.95
+    map_model: MapModel = field(default_factory=MapModel)
+
+    def minibatch(self, *, remembers: bool) -> int:
+        """The steps of a minibatch: whole rollouts of an environment for a policy that remembers."""
+        size = self.batch_size or self.rollout_length * self.num_envs // 4
+        return max(1, size // self.rollout_length) * self.rollout_length if remembers else size
 
     @property
     def env_id(self) -> str:
@@ -60,8 +109,25 @@ class Physics:
 
 
 AIB: Final = tuple(AIB_CONTEXTS)
+# Gymnasium's robots with hidden motors, which need MuJoCo, and the steps of an episode.
+ROBOTS: Final = {"ReacherActuators": 50, "HalfCheetahActuators": 400}
 _CARTPOLE: Final[dict[str, Any]] = {"learning_rate": 1.5e-3, "ent_coef": 0.01, "log_std_init": 0.0}
 _PENDULUM: Final[dict[str, Any]] = {"learning_rate": 1e-3, "log_std_init": 0.0}
+# With rollouts of whole episodes a million steps can be learned from, of which those above diverge here.
+_POINT: Final[dict[str, Any]] = {"learning_rate": 1e-3, "rollout_length": 100, "batch_size": 800, "num_epochs": 4}
+# A rare reward is learned from slowly and often: told what is hidden, 82 on DoubleIntegrator; as with points, 30.
+_AIB: Final[dict[str, Any]] = {"learning_rate": 5e-4, "log_std_init": 0.0, "rollout_length": 100, "batch_size": 400}
+# The settings and the model of scripts/hidden_motors.py. (A step of these takes long, so that few rows suffice.)
+_ROBOT: Final[dict[str, Any]] = {
+    "learning_rate": 3e-4,
+    "learning_rate_left": 0.0,
+    "log_std_init": 0.0,
+    "num_envs": 8,
+    "rollout_length": 256,
+    "batch_size": 64,
+    "num_epochs": 10,
+    "map_model": MapModel(256, 60_000, 4_000, 1e-3),
+}
 PHYSICS: Final[dict[str, Physics]] = {
     "CartPolePolarity": Physics("CartPolePolarity", 0.98, 150_000, 200, **_CARTPOLE),
     "PendulumPolarity": Physics("PendulumPolarity", 0.95, 300_000, 200, **_PENDULUM),
@@ -70,16 +136,24 @@ PHYSICS: Final[dict[str, Physics]] = {
     "Pendulum": Physics("Pendulum", 0.95, 300_000, 200, changes=False, **_PENDULUM),
     **{
         f"PointActuators-{d}": Physics(
-            "PointActuators", 0.9, 25_000 * (d + 1), 100, {"dimension": d}, best=100.0, mixes_actions=True
+            "PointActuators", 0.9, 50_000 * (d + 1), 100, {"dimension": d}, best=100.0, mixes_actions=True, **_POINT
         )
         for d in range(1, 17)
     },
     **{
         name: Physics(
-            name, 0.99, 600_000, length, {"contexts": "aib"}, explores_smoothly=name != "ComplexODE", best=length
+            name,
+            0.99,
+            600_000,
+            length,
+            {"contexts": "aib"},
+            explores_smoothly=name != "ComplexODE",
+            best=length,
+            **_AIB,
         )
         for name, length in zip(AIB, (100, 100, 200), strict=True)
     },
+    **{name: Physics(name, 0.99, 1_500_000, length, **_ROBOT) for name, length in ROBOTS.items()},
 }
 
 
@@ -98,6 +172,17 @@ def physics_of(name: str) -> Physics:
     if not isinstance(physics, Physics):
         raise ValueError(f"a family of your own must be a Physics; {name} is a {type(physics).__name__}.")
     return physics
+
+
+def check_physics(name: str) -> None:
+    """There are physics of a name, whose environment can be made.
+
+    Raises:
+        ValueError: There are none, or something that it needs is missing.
+    """
+    physics = physics_of(name)
+    with explaining(f"the family {name} cannot be made"):
+        gym.make(physics.env_id, **physics.env_kwargs).close()
 
 
 def columns_of(name: str, num_tasks: int) -> dict[str, dict[str, Any]]:

@@ -11,12 +11,13 @@ from typing import Any, Final
 import gymnasium as gym
 import numpy as np
 
+from ssm_metarl_gym.envs.making import has_batched_form
 from ssm_metarl_gym.experiments.engines import Engine, add_progress
-from ssm_metarl_gym.experiments.evaluation import evaluate, returns_of
+from ssm_metarl_gym.experiments.evaluation import draw_tasks, evaluate, returns_of
 from ssm_metarl_gym.experiments.jobs import Job, run_jobs
 from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.runs import find_versions
-from ssm_metarl_gym.experiments.scoreboard.agents import CORRECTED, TRAINED, adapts, agent_of, is_own
+from ssm_metarl_gym.experiments.scoreboard.agents import CORRECTED, adapts, agent_of, is_own, uses_meta_model
 from ssm_metarl_gym.experiments.scoreboard.board import (
     RULE,
     Board,
@@ -28,6 +29,11 @@ from ssm_metarl_gym.experiments.scoreboard.board import (
     make_env,
     make_own_agent,
     meta_train,
+)
+from ssm_metarl_gym.experiments.scoreboard.meta_policies import (
+    EPISODES_BEFORE,
+    adapt_meta_policy,
+    learn_meta_policy,
 )
 from ssm_metarl_gym.experiments.scoreboard.physics import columns_of, physics_of
 
@@ -76,10 +82,13 @@ def all_runs(names: Sequence[str], rows: Sequence[str], steps: Sequence[int], nu
 def can_be(row: str, name: str) -> bool:
     """Whether an agent can be in some physics.
 
-    No map can be fitted on a choice among a few actions, and where nothing changes nobody is trained on changes.
+    No map can be fitted on a choice among a few actions, where nothing changes nobody is trained on changes, and
+    episodes of many tasks take a batched environment.
     """
     if row == "corrected_filter":
         return _has_a_map(name)
+    if agent_of(row).adapts_before:
+        return has_batched_form(physics_of(name).env_id)
     return physics_of(name).changes or not agent_of(row).switch_probability
 
 
@@ -92,12 +101,15 @@ def key_of(board: Board, run: Run, column: str) -> dict[str, Any]:
 
 def run_row(board: Board, run: Run, columns: Sequence[str]) -> list[Line]:
     """Train what a run needs for itself, and evaluate it in these columns; the lines of both."""
-    name, seed = run.physics, run.seed
+    name, seed, adapts_before = run.physics, run.seed, agent_of(run.row).adapts_before
+    env_seed = EVALUATION_SEED + 1_000 * seed
     policy_row, policy_steps = ("nominal", board.nominal_steps(name)) if run.row in CORRECTED else (run.row, run.steps)
     own: Any = None
     if is_own(run.row):
         own, costs = make_own_agent(name, run.row, seed, run.steps)
         lines = [costs]
+    elif adapts_before:
+        lines = learn_meta_policy(board, name, seed, run.steps)
     else:
         lines = learn_policy(board, name, policy_row, seed, policy_steps)
     for column in columns:
@@ -105,12 +117,18 @@ def run_row(board: Board, run: Run, columns: Sequence[str]) -> list[Line]:
         env_kwargs = columns_of(name, board.num_tasks)[column]
         env: Any = make_env(board, name, run.row, seed, board.num_tasks, **env_kwargs)
         policy = own
-        if own is None:
+        if adapts_before:
+            drawn = {**physics_of(name).env_kwargs, **env_kwargs}
+            tasks = draw_tasks(physics_of(name).env_id, board.num_tasks, env_seed, **drawn)
+            policy = adapt_meta_policy(board, name, seed, run.steps, tasks)
+        elif own is None:
             policy, env = load_policy(board, name, policy_row, seed, policy_steps, env)
-        rewards = evaluate(policy, env, seed=EVALUATION_SEED + 1_000 * seed)
+        rewards = evaluate(policy, env, seed=env_seed)
         line: Line = {"returns": np.round(returns_of(rewards), 3).tolist()}
         if column == "switch":
             line["around"] = _around_the_switch(rewards, physics_of(name).length // 2)
+        if adapts_before:
+            line["episodes_before"] = EPISODES_BEFORE
         line["cpu_seconds"] = round(time.process_time() - started, 1)
         lines.append({**key_of(board, run, column), **line, "versions": _versions()})
         add_progress(1)
@@ -161,7 +179,7 @@ def plan_jobs(board: Board, runs: Sequence[Run], records: Records) -> list[Job]:
             after = (Job(learn_policy, (board, run.physics, run.row, run.seed, run.steps)),)
         if run.row == "corrected_filter":
             after = (*after, Job(fit_map_model, (board, run.physics, run.seed), after))
-        elif _uses_meta_model(run.row):
+        elif uses_meta_model(run.row):
             after = (*after, Job(meta_train, (board, run.physics, run.seed, adapting_of(run.row))))
         jobs |= dict.fromkeys((*after, Job(run_row, (board, run, missing), after)))
     return list(jobs)
@@ -204,7 +222,3 @@ def _has_a_map(name: str) -> bool:
     env = gym.make(physics_of(name).env_id, **physics_of(name).env_kwargs)
     env.close()
     return isinstance(env.action_space, gym.spaces.Box)
-
-
-def _uses_meta_model(row: str) -> bool:
-    return row in ("corrected_gradients", "corrected_rls") or (row in TRAINED and TRAINED[row].sees_predictions)

@@ -11,6 +11,7 @@ from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.report import estimate
 from ssm_metarl_gym.experiments.scoreboard.agents import AGENTS
 from ssm_metarl_gym.experiments.scoreboard.board import Board
+from ssm_metarl_gym.experiments.scoreboard.decisions import decision_tables
 from ssm_metarl_gym.experiments.scoreboard.figures import Scoreboard
 from ssm_metarl_gym.experiments.scoreboard.page import write_markdown, write_page
 from ssm_metarl_gym.experiments.scoreboard.physics import PHYSICS
@@ -26,7 +27,8 @@ _INTRODUCTION: Final = (
     "(Student's t); of one seed, over tasks (bootstrap). Scores and scaled returns are interquartile means, with a "
     "bootstrap over seeds and tasks from five seeds on. Agents with steps in their name were trained on tasks of the "
     "family for so many. What corrects by gradients or by least squares was not, but its model has seen 64,000 random "
-    "steps of them."
+    "steps of them. The best agents are all whose mean lies within the interval of the greatest one, the cheapest "
+    "first; what is told the hidden physics is not among them."
 )
 
 
@@ -74,7 +76,7 @@ def write_report(scoreboard: Scoreboard, command: str) -> list[Path]:
         scoreboard: What is known.
         command: The command that makes the report again, as the page tells it.
     """
-    folder, tables = scoreboard.board.folder, scoreboard.tables()
+    folder, tables = scoreboard.board.folder, [*decision_tables(scoreboard), *scoreboard.tables()]
     pictures = {}
     for name in scoreboard.names:
         path = folder / f"returns-{name}.png"

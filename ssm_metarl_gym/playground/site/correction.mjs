@@ -97,7 +97,10 @@ export class ActionCorrection {
     const now = difference(this.online.adapted);
     const before = difference(this.twin.adapted);
     const power = sumOfSquares(before);
-    const ratio = now.reduce((sum, value, i) => sum + value * before[i], 0) / Math.max(power, 1e-12);
+    const along = now.reduce((sum, value, i) => sum + value * before[i], 0);
+    let ratio = along / Math.max(power, 1e-12);
+    // The effect of several motors can turn, however large it is.
+    if (asked.length > 1) ratio = Math.min(ratio, along / Math.max(Math.sqrt(power * sumOfSquares(now)), 1e-12));
     const { priorSteps } = this.options;
     const effect = 1 + (this.numSteps / Math.max(this.numSteps + priorSteps, 1)) * (ratio - 1);
     if (power > 1e-12 && Number.isFinite(effect)) this.effect = effect;

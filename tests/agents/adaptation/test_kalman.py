@@ -7,7 +7,7 @@ from gymnasium import spaces
 from torch import nn
 
 from ssm_metarl_gym.agents import DynamicsModel, KalmanAdapter
-from ssm_metarl_gym.agents.adaptation.kalman import (
+from ssm_metarl_gym.agents.adaptation.kalman_steps import (
     kalman_predict,
     kalman_update,
     log_likelihood,
@@ -388,7 +388,103 @@ class TestActionMap:
         assert adapter.beliefs[0] / adapter.beliefs[1] == pytest.approx(3.0)
 
 
+class Motor(Linear):
+    """One motor, which moves one number by ``w`` times its command; it idles at -1, and may have any ``w``."""
+
+    hypotheses = torch.tensor([[0.0], [4.0]])
+    idle_command = torch.tensor([-1.0])
+
+    def linearise(self, encoded, weights):
+        # The first number belongs to the observation.
+        return super().linearise(encoded[:, 1:], weights)
+
+
+def late_motor(**options):
+    options = {"process_noise": 0.0, "surprise": math.inf, "trust_region_eps": math.inf} | options
+    return KalmanAdapter(Motor([1.0], [0.5]), **options)
+
+
+COMMANDS = torch.tensor([0.5, 1.5, -1.0, 2.0, -0.5, 1.0]).double()
+
+
+def drive(adapter, targets, commands=COMMANDS):
+    """Take in one transition after the other."""
+    states = torch.stack([torch.full_like(commands, 7.0), commands], dim=1)
+    for t in range(len(targets)):
+        adapter.adapt(MSE, {"states": states[t : t + 1], "targets": targets[t : t + 1, None]})
+
+
+class TestDelays:
+    def test_a_delay_is_one_parameter_more(self):
+        # Nothing and a gain, late by 0, 1 and 2 steps, and something else: 1 / (1 + the number of parameters).
+        expected = torch.tensor([1.0, 1 / 2, 1 / 2, 1 / 3, 1 / 2, 1 / 3, 1 / 2]).double()
+        torch.testing.assert_close(late_motor(largest_delay=2).beliefs, expected / expected.sum())
+
+    def test_hand_computed_evidence(self):
+        # The command 0.5, and the target -1: the motor idles still. Noise 1/2, or 5 where it is something else.
+        adapter = late_motor(largest_delay=1)
+        drive(adapter, torch.tensor([-1.0]).double())
+        one = []  # innovation v, and its variance s, of each hypothesis
+        one.append((-1.0 - 0.5, 0.5))  # nothing
+        one.append((-1.0 - 0.5, 0.25 * 4.0 + 0.5))  # a gain of variance 4, seen through the command 0.5
+        one.append((-1.0 + 1.0, 0.5))  # late
+        one.append((-1.0 + 1.0, 1.0 * 4.0 + 0.5))  # late, and a gain, seen through the idle command -1
+        one.append((-1.0 - 0.5, 5.0))  # something else
+        priors = [1.0, 1 / 2, 1 / 2, 1 / 3, 1 / 2]
+        evidence = [p * s**-0.5 * (1.0 + v * v / s / 4.0) ** -2.5 for p, (v, s) in zip(priors, one, strict=True)]
+        torch.testing.assert_close(adapter.beliefs, torch.tensor(evidence).double() / sum(evidence))
+        # What a gain would be: 1 + K v, with K = 4 h / s.
+        means = [1.0, 1.0 + 4.0 * 0.5 / 1.5 * -1.5, 1.0, 1.0, 1.0]
+        expected = sum(b * m for b, m in zip(adapter.beliefs.tolist(), means, strict=True))
+        assert adapter.model.w.item() == pytest.approx(expected)
+
+    @pytest.mark.parametrize("delay", [0, 1, 2])
+    @pytest.mark.parametrize("gain", [1.0, -1.5])
+    def test_the_delay_and_the_gain_are_found(self, delay, gain):
+        adapter = late_motor(largest_delay=2, process_noise=1e-3, noise_scale=0.02)
+        commands = torch.randn(20, generator=torch.Generator().manual_seed(0)).double()
+        arrived = torch.cat([torch.full((delay,), -1.0).double(), commands])[:20]
+        drive(adapter, gain * arrived, commands)
+        assert adapter.beliefs.argmax().item() == 2 * delay + (gain != 1.0)
+        assert adapter.model.w.item() == pytest.approx(gain, abs=0.1)
+        # Of motors that are late and no more, the map is that of the source.
+        assert (adapter.belief_in_source(adapter.state).item() > 0.9) == (gain == 1.0)
+
+    def test_a_batch_is_its_transitions_and_a_reset_forgets_commands(self):
+        one, whole = late_motor(largest_delay=2), late_motor(largest_delay=2)
+        targets = COMMANDS.flip(0)
+        drive(one, targets)
+        states = torch.stack([torch.full_like(COMMANDS, 7.0), COMMANDS], dim=1)
+        whole.adapt(MSE, {"states": states, "targets": targets[:, None]})
+        torch.testing.assert_close(whole.beliefs, one.beliefs)
+        assert whole.state.commands.flatten().tolist() == [1.0, -0.5]  # the latest first
+        whole.reset()
+        assert whole.state.commands.flatten().tolist() == [-1.0, -1.0]
+        drive(whole, targets)
+        assert torch.equal(whole.beliefs, one.beliefs)
+
+    def test_a_state_goes_on_alike(self):
+        adapter, other = late_motor(largest_delay=2), late_motor(largest_delay=2)
+        drive(adapter, COMMANDS)
+        other.load_state_dict(adapter.state_dict())
+        for each in (adapter, other):
+            drive(each, -COMMANDS)
+        assert torch.equal(adapter.beliefs, other.beliefs)
+        with pytest.raises(ValueError, match="of an adapter of the same kind"):
+            late_motor(largest_delay=1).load_state_dict(adapter.state_dict())
+
+    def test_a_model_idles_in_the_middle_of_the_box(self):
+        spaces_of = spaces.Box(-1.0, 1.0, (3,)), spaces.Box(np.array([-1.0, 0.0]), np.array([1.0, 4.0]), dtype=float)
+        assert DynamicsModel(*spaces_of, adapts="action_map").idle_command.tolist() == [0.0, 2.0]
+        unbounded = DynamicsModel(spaces_of[0], spaces.Box(-np.inf, np.inf, (2,)), adapts="action_map")
+        assert unbounded.idle_command.tolist() == [0.0, 0.0]
+
+
 class TestErrors:
+    def test_a_model_that_knows_no_commands(self):
+        with pytest.raises(ValueError, match=r"largest_delay must be 0 for a model without .*, as Choices is; got 2"):
+            choose(largest_delay=2)
+
     @pytest.mark.parametrize("adapts", ["last_layer", "all"])
     def test_a_model_that_declares_nothing(self, adapts):
         model = DynamicsModel(spaces.Box(-1.0, 1.0, (3,)), spaces.Box(-1.0, 1.0, (2,)), adapts=adapts)

@@ -207,7 +207,7 @@ def test_parameters_replaced_after_construction_are_noticed():
 def test_a_policy_with_an_attribute_that_has_a_graph_can_be_adapted():
     objective = make()
     objective.model.seen = objective.model(torch.zeros(1, 1, 2))[0]
-    adapted = objective.adapt({"goal_x": 0.4}, 1, seed=0)
+    adapted = objective.adapt([{"goal_x": 0.4}], 1, seed=0)[0]
     assert torch.equal(adapted.seen, objective.model.seen)
     assert not adapted.seen.requires_grad
 
@@ -230,18 +230,18 @@ def test_evaluation_is_on_the_same_tasks_after_any_number_of_steps():
 def test_adaptation_gives_a_policy_of_its_own():
     objective = moved(make())
     before = weights_of(objective)
-    same, one = (objective.adapt({"goal_x": 0.4}, steps, seed=0) for steps in (0, 1))
+    same, one = (objective.adapt([{"goal_x": 0.4}], steps, seed=0)[0] for steps in (0, 1))
     assert_equal({name: t.detach() for name, t in same.state_dict().items()}, before)
     assert_equal(weights_of(objective), before)
     task = BatchedEnvs(POINT).task_type(goal_x=0.4)
-    again = objective.adapt(task, 1, seed=0)
+    (again,) = objective.adapt([task], 1, seed=0)
     assert_equal(one.state_dict(), again.state_dict())
     assert not torch.equal(one.head.bias, same.head.bias)
     with torch.no_grad():
         one.head.bias.zero_()
     assert_equal(weights_of(objective), before)
     with pytest.raises(ValueError, match="num_steps"):
-        objective.adapt(task, -1, seed=0)
+        objective.adapt([task], -1, seed=0)
 
 
 def test_a_policy_of_ones_own():

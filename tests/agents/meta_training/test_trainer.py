@@ -549,6 +549,19 @@ class TestAdapt:
             assert not torch.equal(one, different)
         assert all(map(torch.equal, before, trainer.model.parameters()))
 
+    def test_it_gives_a_policy_for_each_of_many_tasks(self):
+        sizes = {"meta_batch_size": 2, "trajectories_per_task": 2, "width": 4}
+        env_kwargs = {"max_episode_steps": 10}
+        trainer = MetaTrainer("ssm_metarl/PointNavigation-v0", objective="policy", env_kwargs=env_kwargs, **sizes)
+        trainer.learn(1)
+        tasks = [{"goal_x": 0.3}, {"goal_x": -0.3}]
+        (alone,) = trainer.adapt_each(tasks[:1], 1, seed=3)
+        assert all(map(torch.equal, alone.parameters(), trainer.adapt(tasks[0], 1, seed=3).parameters()))
+        one, other = trainer.adapt_each(tasks, 1, seed=3)
+        assert not torch.equal(one.head.weight, other.head.weight)
+        with pytest.raises(ValueError, match=r"tasks must hold at least one task; got none\."):
+            trainer.adapt_each([], 1)
+
     def test_a_model_of_the_dynamics_is_adapted_by_an_adapter(self):
         with pytest.raises(ValueError, match=r"adapt needs objective='policy'.*got 'dynamics'.*Adapter"):
             make_trainer().adapt({}, 1)

@@ -54,6 +54,7 @@ def test_distributions_against_those_of_torch(distribution, parameters, referenc
     old, new, drawn = parameters(), parameters(), actions()
     torch.testing.assert_close(distribution.log_prob(old, drawn), reference(old).log_prob(drawn))
     torch.testing.assert_close(distribution.divergence(old, new), kl_divergence(reference(old), reference(new)))
+    torch.testing.assert_close(distribution.mode(old), reference(old).mode)
 
 
 def test_discrete_actions_are_drawn_with_their_probabilities():

@@ -13,7 +13,7 @@ from ssm_metarl_gym.experiments.scoreboard.board import Board, fit_map_model, le
 from ssm_metarl_gym.experiments.scoreboard.physics import PHYSICS, columns_of
 from ssm_metarl_gym.experiments.scoreboard.plan import Run, key_of, run_row
 
-NAMES = ("PointActuators-2", "DoubleIntegrator")
+NAMES = ("PointActuators-2", "DoubleIntegrator", "ReacherActuators")
 
 
 def shorten(patch):
@@ -23,13 +23,14 @@ def shorten(patch):
         ("STEPS_PER_ROUND", 5),
         ("META_UPDATES", 2),
         ("NUM_STREAMS", 40),
-        ("FIT_TRANSITIONS", 300),
-        ("FIT_UPDATES", 2),
     ):
         patch.setattr(board_module, name, value)
     for name in NAMES:
         kwargs = {**PHYSICS[name].env_kwargs, "max_episode_steps": 20}
-        patch.setitem(PHYSICS, name, replace(PHYSICS[name], nominal_steps=100, length=20, env_kwargs=kwargs))
+        fit = replace(PHYSICS[name].map_model, transitions=300, updates=2)
+        less = {"nominal_steps": 100, "length": 20, "env_kwargs": kwargs, "map_model": fit}
+        less |= {"num_envs": 8, "rollout_length": 16, "batch_size": None, "num_epochs": 1}
+        patch.setitem(PHYSICS, name, replace(PHYSICS[name], **less))
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def test_what_was_learned_with_less_is_not_taken_for_all(board):
 def test_what_is_there_is_not_learned_again_and_says_what_it_took(board, monkeypatch):
     (costs,) = learn_policy(board, "PointActuators-2", "nominal", 0, 100)
     assert costs["row"] == "policy, nominal"
-    assert costs["steps"] == 64 * 32
+    assert costs["steps"] == 8 * 16
     monkeypatch.setattr(board_module, "find_algorithm", lambda name: pytest.fail("it was learned before"))
     assert learn_policy(board, "PointActuators-2", "nominal", 0, 100) == [costs]
 
@@ -82,6 +83,7 @@ def folder(tmp_path_factory):
             board = Board(folder, 20)
             learn_policy(board, name, "nominal", 0, 100)
             fit_map_model(board, name, 0)
+        for name in NAMES[:2]:
             meta_train(board, name, 0)
         meta_train(board, NAMES[0], 0, "all")
         learn_policy(board, NAMES[0], "told", 0, 100)
@@ -90,7 +92,12 @@ def folder(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "row"), [*((NAMES[0], row) for row in AGENTS), (NAMES[1], "as_is"), (NAMES[1], "corrected_gradients")]
+    ("name", "row"),
+    [
+        *((NAMES[0], row) for row in AGENTS),
+        *((NAMES[1], row) for row in ("as_is", "corrected_gradients")),
+        *((NAMES[2], row) for row in ("corrected_filter", "ssm_ppo")),
+    ],
 )
 def test_a_row_is_trained_and_evaluated(folder, monkeypatch, name, row):
     shorten(monkeypatch)

@@ -1,7 +1,16 @@
+import gymnasium as gym
 import numpy as np
 import pytest
 
-from ssm_metarl_gym.experiments.scoreboard.physics import AIB, PHYSICS, columns_of, context_distances, distances_of
+import ssm_metarl_gym  # noqa: F401 - registers the environments
+from ssm_metarl_gym.experiments.scoreboard.physics import (
+    AIB,
+    PHYSICS,
+    ROBOTS,
+    columns_of,
+    context_distances,
+    distances_of,
+)
 from ssm_metarl_gym.tasks.aib import AIB_CONTEXTS
 from ssm_metarl_gym.tasks.classic import PendulumTask
 from ssm_metarl_gym.tasks.task import TaskBatch
@@ -27,6 +36,17 @@ def test_those_of_the_benchmark_hold_its_contexts_with_and_without_a_warm_up():
     assert env_kwargs["switch"] == {"step": 124}
     tasks = list(columns["extrapolation"]["task"])
     assert tasks[:20] == tasks[20:40] == list(AIB_CONTEXTS["ComplexODE"].extrapolation.tasks)
+
+
+def test_a_policy_that_remembers_learns_from_whole_rollouts_of_an_environment():
+    robot, pendulum = PHYSICS["HalfCheetahActuators"], PHYSICS["PendulumPolarity"]
+    assert (robot.minibatch(remembers=False), robot.minibatch(remembers=True)) == (64, 256)
+    assert pendulum.minibatch(remembers=False) == pendulum.minibatch(remembers=True) == 32 * 64 // 4
+
+
+@pytest.mark.parametrize("name", ROBOTS)
+def test_episodes_of_robots_are_as_long_as_is_said(name):
+    assert gym.spec(PHYSICS[name].env_id).max_episode_steps == PHYSICS[name].length
 
 
 @pytest.mark.parametrize("name", ["DoubleIntegrator", "ComplexODE"])

@@ -42,6 +42,11 @@ def test_a_choice_among_a_few_actions_has_no_map():
     assert [run.physics for run in runs if run.row == "corrected_filter"] == ["PendulumPolarity"]
 
 
+def test_episodes_of_many_tasks_take_a_batched_environment():
+    runs = all_runs(["ReacherActuators", "CartPole"], ["as_is", "meta_policy"], (100,), 1)
+    assert [(run.physics, run.row) for run in runs if run.steps] == [("CartPole", "meta_policy")]
+
+
 def test_what_a_run_stands_on_is_done_before_it(board, records):
     jobs = plan_jobs(board, RUNS, records)
     for index, job in enumerate(jobs):

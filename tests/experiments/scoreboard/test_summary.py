@@ -3,6 +3,7 @@ import pytest
 
 from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.scoreboard.board import Board
+from ssm_metarl_gym.experiments.scoreboard.decisions import decision_tables
 from ssm_metarl_gym.experiments.scoreboard.physics import columns_of
 from ssm_metarl_gym.experiments.scoreboard.plan import all_runs, key_of
 from ssm_metarl_gym.experiments.scoreboard.summary import find_scoreboard, write_report, write_scores
@@ -43,10 +44,11 @@ def test_the_page_needs_no_other_file_and_shows_every_table(tmp_path):
     assert page.count('src="data:image/png;base64,') == 2
     for word in ("http://", "https://", 'src="/', ".png"):
         assert word not in page
-    assert page.count("<table>") == len(scoreboard.tables())
+    tables = [*decision_tables(scoreboard), *scoreboard.tables()]
+    assert page.count("<table>") == len(tables) > len(scoreboard.tables())
     assert "<b>0.5</b> <small>[" in page
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert all(f"## {table.title}\n" in markdown for table in scoreboard.tables())
+    assert all(f"## {table.title}\n" in markdown for table in tables)
 
 
 def test_scores_are_arrays_of_seeds_by_families(tmp_path):

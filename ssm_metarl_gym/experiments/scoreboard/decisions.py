@@ -1,0 +1,123 @@
+"""What to use when: the best agents of each family and column, what they cost, and where each of them loses."""
+
+import math
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from ssm_metarl_gym.experiments.report import Estimate, estimate
+from ssm_metarl_gym.experiments.scoreboard.agents import CORRECTED, agent_of, uses_meta_model
+from ssm_metarl_gym.experiments.scoreboard.board import adapting_of
+from ssm_metarl_gym.experiments.scoreboard.figures import Scoreboard, Table
+
+__all__ = ["Cost", "best_agents", "cost_of", "decision_tables", "greatest_losses"]
+
+# Told what is hidden, it is no way of coping, but what there is to gain.
+_TOLD: Final = "told"
+
+
+class Cost(NamedTuple):
+    """What an agent takes, with all that it stands on: the mean over seeds.
+
+    Attributes:
+        steps: Steps on the tasks of the family, those of its model and of its teacher included.
+        cpu_seconds: Seconds, those of a policy of the nominal physics included.
+    """
+
+    steps: int
+    cpu_seconds: float
+
+
+def decision_tables(scoreboard: Scoreboard) -> list[Table]:
+    """Both tables, if they have rows."""
+    return [table for table in (best_agents(scoreboard), greatest_losses(scoreboard)) if table.rows]
+
+
+def best_agents(scoreboard: Scoreboard) -> Table:
+    """Of each family and column all agents within the interval of the one with the greatest mean, the cheapest first.
+
+    Those that are told what is hidden are left out.
+    """
+    rows = []
+    for name in scoreboard.names:
+        costs = {label: cost_of(scoreboard, name, row, steps) for label, row, steps in scoreboard.labels()}
+        for column in scoreboard.columns(name):
+            found: dict[str, Estimate] = {}
+            for label, row, steps in scoreboard.labels():
+                if row != _TOLD and (returns := scoreboard.returns(name, row, steps, column)):
+                    found[label] = estimate(returns, 0)
+            if found:
+                bound = max(found.values(), key=lambda each: each.mean).low
+                good = [label for label, each in found.items() if each.mean >= bound]
+                for label in sorted(good, key=lambda label: costs[label] or (math.inf, math.inf)):
+                    rows.append([name, column, label, f"{found[label]:.1f}", *_cells(costs[label])])
+    header = ["", "column", "agent", "mean return", "steps on the family", "CPU seconds"]
+    return Table("What to use when: the best, and what it costs", header, rows)
+
+
+def greatest_losses(scoreboard: Scoreboard) -> Table:
+    """Of each agent and family the column in which it loses most, or gains least, against the policy as it is.
+
+    Both met the same tasks: intervals are of the differences.
+    """
+    rows = []
+    for label, row, steps in scoreboard.labels():
+        cells = [_greatest_loss(scoreboard, name, row, steps) for name in scoreboard.names]
+        if row != "as_is" and any(cells):
+            rows.append([label, *cells])
+    title = "What to use when: the column in which an agent loses most (or gains least) against the policy as it is"
+    return Table(title, ["", *scoreboard.names], rows)
+
+
+def cost_of(scoreboard: Scoreboard, name: str, row: str, steps: int) -> Cost | None:
+    """What an agent takes in some physics; None where a line of it is missing.
+
+    Args:
+        scoreboard: What is known.
+        name: The physics.
+        row: The agent.
+        steps: The steps on the training tasks that it was asked to take.
+    """
+    total, seconds = 0, 0.0
+    for what, least, is_on_family in _parts(row, steps, scoreboard.board.nominal_steps(name)):
+        lines = scoreboard.records.find(study="prepared", physics=name, row=what)
+        # Steps are rounded up to whole rollouts: of several budgets it is the first that is large enough.
+        taken = min((line["steps"] for line in lines if line["steps"] >= least), default=None)
+        if taken is None:
+            return None
+        total += taken * is_on_family
+        seconds += float(np.mean([line["cpu_seconds"] for line in lines if line["steps"] == taken]))
+    return Cost(total, seconds)
+
+
+def _parts(row: str, steps: int, nominal_steps: int) -> Iterator[tuple[str, int, bool]]:
+    """All that an agent stands on: what its lines call it, its least steps, and whether they are on the family."""
+    if row in CORRECTED:
+        yield "policy, nominal", nominal_steps, False
+    elif teacher := agent_of(row).teacher:
+        yield f"policy, {teacher}", steps, True
+        yield f"policy, {row}", 0, True
+    else:
+        yield f"policy, {row}", steps, True
+    if row == "corrected_filter":
+        yield "model of the nominal physics", 0, False
+    elif uses_meta_model(row):
+        yield "meta-learned model" + (", all layers" if adapting_of(row) == "all" else ""), 0, True
+
+
+def _cells(cost: Cost | None) -> list[str]:
+    return ["", ""] if cost is None else [f"{cost.steps:,}", f"{cost.cpu_seconds:.1f}"]
+
+
+def _greatest_loss(scoreboard: Scoreboard, name: str, row: str, steps: int) -> str:
+    differences: dict[str, Estimate] = {}
+    for column in scoreboard.columns(name):
+        own, others = (scoreboard.lines(name, *agent, column) for agent in ((row, steps), ("as_is", 0)))
+        pairs = [(own[seed]["returns"], others[seed]["returns"]) for seed in own if seed in others]
+        if pairs:
+            differences[column] = estimate([np.subtract(*pair) for pair in pairs], 0)
+    if not differences:
+        return ""
+    column = min(differences, key=lambda each: differences[each].mean)
+    return f"{differences[column]:.1f} {column}"
