@@ -619,10 +619,10 @@ class TestSurroundings:
         with pytest.raises(ValueError, match="logits"):
             Categorical(logits=torch.tensor([math.nan, 0.0]))
 
-    @pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 29])
+    @pytest.mark.parametrize("every", [pytest.param(5, marks=pytest.mark.slow), 29])
     def test_ctrl_c_at_any_line_leaves_all_as_before_or_as_after(self, look, untouched_rng, every):
-        """Python raises KeyboardInterrupt between two lines: here at each line of the room, one after the other."""
-        room, batch = os.path.dirname(agents.adaptation.__file__), make_batch()
+        """Python raises KeyboardInterrupt between two lines: here at lines of the room, one after the other."""
+        room, batch = os.path.dirname(agents.adaptation.__file__) + os.sep, make_batch()
         started = Adapter(Everything().train(), config(max_steps_per_call=2))
         started.adapt(MSE, batch)
         before = look(started.model), started.state_dict()
@@ -638,7 +638,7 @@ class TestSurroundings:
 
             def interrupt(frame, event, _):
                 nonlocal lines_left, reached
-                if os.path.dirname(frame.f_code.co_filename) != room:
+                if not frame.f_code.co_filename.startswith(room):  # which every call within torch asks
                     return None
                 lines_left -= event == "line"
                 if not lines_left and event == "line":
