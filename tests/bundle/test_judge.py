@@ -11,11 +11,12 @@ from ssm_metarl_gym.bundle.source_fallback import SourceFallback
 from ssm_metarl_gym.bundle.surprises import Surprises
 
 ONE = np.array([True])
+OPTIONS = [{}, {"change_ratio": 2.0}, {"outlier_error": 0.5, "error_start": 0.1, "error_decay": 0.5, "error_floor": 0.1}]
 ERRORS = st.one_of(st.sampled_from([0.0, 0.3, 0.41, 60.0, math.nan, math.inf]), st.floats(0.0, 1.0))
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(st.tuples(ERRORS, ERRORS), max_size=20), st.sampled_from([{}, {"change_ratio": 2.0}]))
+@given(st.lists(st.tuples(ERRORS, ERRORS), max_size=20), st.sampled_from(OPTIONS))
 def test_a_single_row_is_judged_as_one_of_many(steps, options):
     surprises, fallback, judge = Surprises(1, **options), SourceFallback(1), Judge(Surprises(1, **options))
     for error, source_error in steps:

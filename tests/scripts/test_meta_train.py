@@ -324,21 +324,23 @@ def finish(command):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("objective", "delay"), [("dynamics", 0.0), ("policy", 0.013)])
+# Right after a checkpoint, and in the midst of the next updates.
+@pytest.mark.parametrize(("objective", "delays"), [("dynamics", [0.0, 0.013]), ("policy", [0.013])])
 def test_a_run_that_is_killed_at_any_moment_comes_to_the_same_weights(
-    meta_train, command, run, objective, delay, tmp_path
+    meta_train, command, run, objective, delays, tmp_path
 ):
     sizes = SIZES if objective == "dynamics" else {"meta_batch_size": 2, "trajectories_per_task": 2, "width": 4}
     arguments = ["--objective", objective, "--options", json.dumps(sizes | {"learned_rates": "tensor"})]
     arguments += ["--env-kwargs", '{"max_episode_steps": 20}']
     run(*LONG, *arguments, folder="control")
     checkpoints = tmp_path / "killed" / "checkpoints"
-    with started(command("killed", *arguments)) as (process, _):
-        wait_for(lambda: last_of(checkpoints) >= 6, process)
-        time.sleep(delay)  # right after a checkpoint, and in the midst of the next updates
-        process.kill()
-        process.wait()
-    assert not (tmp_path / "killed" / "model.pt").exists()
+    for kill, delay in enumerate(delays):
+        with started(command("killed", *arguments)) as (process, _):
+            wait_for(lambda reached=9 * kill + 3: last_of(checkpoints) >= reached, process)
+            time.sleep(delay)
+            process.kill()
+            process.wait()
+        assert not (tmp_path / "killed" / "model.pt").exists()
     assert "goes on from" in finish(command("killed", *arguments)).stdout
     assert same(weights(tmp_path / "killed"), weights(tmp_path / "control"))
     evaluations = [(tmp_path / folder / "evaluation.json").read_text() for folder in ("killed", "control")]
@@ -354,7 +356,8 @@ def assert_that_two_processes_did_what_one_does(done, two, one, num_updates):
     """What a run of two processes has left and said, beside the folder of one in a single process."""
     of_two, of_one = weights(two), weights(one)
     for name in of_one:
-        torch.testing.assert_close(of_one[name], of_two[name], rtol=0.0, atol=3e-6)
+        # They sum in another order, and what that rounds otherwise grows with the updates.
+        torch.testing.assert_close(of_one[name], of_two[name], rtol=0.0, atol=1e-6 * num_updates)
     assert written(two) == FILES
     assert done.stdout.count("MetaTrainer.load reads") == 1  # process 0 alone speaks
     assert [row["time/updates"] for row in read_log(two)] == [str(n) for n in range(3, num_updates + 1, 3)]
