@@ -11,7 +11,11 @@ from ssm_metarl_gym.bundle.source_fallback import SourceFallback
 from ssm_metarl_gym.bundle.surprises import Surprises
 
 ONE = np.array([True])
-OPTIONS = [{}, {"change_ratio": 2.0}, {"outlier_error": 0.5, "error_start": 0.1, "error_decay": 0.5, "error_floor": 0.1}]
+OPTIONS = [
+    {},
+    {"change_ratio": 2.0},
+    {"outlier_error": 0.5, "error_start": 0.1, "error_decay": 0.5, "error_floor": 0.1},
+]
 ERRORS = st.one_of(st.sampled_from([0.0, 0.3, 0.41, 60.0, math.nan, math.inf]), st.floats(0.0, 1.0))
 
 
