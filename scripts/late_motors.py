@@ -41,6 +41,7 @@ from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.report import estimate, format_markdown
 from ssm_metarl_gym.experiments.runs import hold_output
 from ssm_metarl_gym.experiments.scoreboard.board import (
+    RULE,
     Board,
     fit_map_model,
     learn_policy,
@@ -49,7 +50,7 @@ from ssm_metarl_gym.experiments.scoreboard.board import (
     make_env,
     spread_seed,
 )
-from ssm_metarl_gym.experiments.scoreboard.physics import physics_of
+from ssm_metarl_gym.experiments.scoreboard.physics import physics_of, recipe_of
 from ssm_metarl_gym.experiments.signals import stoppable
 from ssm_metarl_gym.tasks import actuator_task_type
 from ssm_metarl_gym.wrappers import VectorActionCorrection, VectorOnlineAdaptation
@@ -57,8 +58,6 @@ from ssm_metarl_gym.wrappers import VectorActionCorrection, VectorOnlineAdaptati
 ROWS = ("as_is", "told", "corrected", "reckoning")
 HIDDEN = ("nothing", "a map")
 ENV_ID = "ssm_metarl/PointActuators-v0"
-# To be raised whenever a default of the filter or of the correction changes: what is corrected is then run again.
-RULE = 1
 
 
 @dataclass(frozen=True)
@@ -130,6 +129,7 @@ def key_of(options: Options, row: str, hidden: str, delay: int, seed: int) -> di
     """What tells the evaluations apart."""
     key = {"row": row, "hidden": hidden, "delay": delay, "seed": seed}
     key |= {"dimension": options.dimension, "num_tasks": options.num_tasks}
+    key |= {"recipe": recipe_of(f"PointActuators-{options.dimension}")}
     rule = {"rule": RULE} if row in ("corrected", "reckoning") else {}
     return key | rule | ({"largest_delay": options.largest_delay} if row == "reckoning" else {})
 

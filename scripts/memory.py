@@ -1,9 +1,10 @@
 """Memory on problems of others: SSMPPO beside sb3-contrib's RecurrentPPO, after equally many steps.
 
     CartPoleNoVel, PendulumNoVel, MountainCarContinuousNoVel    Gymnasium's problems without velocities, with the
-        settings of SB3's zoo for RecurrentPPO, which has published what it gets
+        settings of SB3's zoo for RecurrentPPO, and the steps after which it has published what that gets
     RepeatPreviousEasy, RepeatPreviousMedium, PositionOnlyCartPoleEasy, CountRecallEasy    of POPGym (Morad et al.
-        2023, https://arxiv.org/abs/2303.01859), with one setting for all; they need `pip install popgym`
+        2023, https://arxiv.org/abs/2303.01859), which need `pip install popgym`; the states of SSMPPO begin with a long
+        memory there, all else is equal
 
 SSMPPO learns from whole rollouts of an environment, so that its minibatches are the multiple of a rollout's length that
 is nearest to RecurrentPPO's from above; where a rollout is long, it has more environments and shorter rollouts, of as
@@ -43,10 +44,12 @@ from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.report import estimate, print_markdown
 from ssm_metarl_gym.experiments.runs import Stopwatch, hold_output
 from ssm_metarl_gym.experiments.saved_agents import find_algorithm
+from ssm_metarl_gym.experiments.scoreboard.board import spread_seed
 from ssm_metarl_gym.experiments.signals import stoppable
 
 POLICIES = {"RecurrentPPO": "MlpLstmPolicy", "SSMPPO": "SSMPolicy"}
 NUM_EPISODES = 100
+SETTINGS = 1  # to be raised whenever a setting below changes: what has them is then run again
 EVALUATION_SEED = 1_000_000
 # A state-space model that is to remember exactly forgets slowly, and tells all steps of the past apart.
 LONG_MEMORY = {"radius": (0.95, 0.9999), "max_angle": math.pi}
@@ -207,7 +210,7 @@ def train_and_evaluate(run: Run) -> dict[str, Any]:
     """What a training took, and the returns after it."""
     torch.set_num_threads(1)
     problem = PROBLEMS[run.problem]
-    model = make_model(problem, run.algorithm, run.seed)
+    model = make_model(problem, run.algorithm, spread_seed(run.seed))
     stopwatch = Stopwatch()
     model.learn(max(1, problem.steps * run.percent // 100))
     cpu_seconds = stopwatch.read()["cpu_seconds"]
@@ -222,16 +225,19 @@ def train_and_evaluate(run: Run) -> dict[str, Any]:
 
 def key_of(run: Run) -> dict[str, Any]:
     """What tells a run from others in its line."""
-    return {"problem": run.problem, "algorithm": run.algorithm, "seed": run.seed, "percent": run.percent}
+    key = {"problem": run.problem, "algorithm": run.algorithm, "seed": run.seed, "percent": run.percent}
+    return key | {"settings": SETTINGS}
 
 
 def show(options: Options, records: Records) -> None:
     """Print what is known of what was asked for."""
     rows = []
-    for problem in options.problems:
+    for problem in dict.fromkeys(options.problems):
         published = PROBLEMS[problem].published
-        for algorithm in options.algorithms:
-            found = records.find(problem=problem, algorithm=algorithm, percent=options.percent)
+        for algorithm in dict.fromkeys(options.algorithms):
+            key = key_of(Run(problem, algorithm, 0, options.percent))
+            del key["seed"]
+            found = records.find(**key)
             lines = [line for line in found if line["seed"] < options.seeds]
             if lines:
                 mean = f"{estimate([line['returns'] for line in lines], 0):.2f}"
@@ -254,8 +260,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runs = [
             Run(problem, algorithm, seed, options.percent)
             for seed in range(options.seeds)
-            for problem in options.problems
-            for algorithm in options.algorithms
+            for problem in dict.fromkeys(options.problems)
+            for algorithm in dict.fromkeys(options.algorithms)
         ]
         jobs = [Job(train_and_evaluate, (run,)) for run in runs if not records.find(**key_of(run))]
         run_jobs(

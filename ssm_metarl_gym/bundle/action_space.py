@@ -37,6 +37,7 @@ class ActionSpace:
         if not self.is_discrete and self.dtype.kind != "f":
             raise ValueError(f"actions of a box must be floating-point numbers; got {self.dtype}.")
         self.low, self.high = (np.array(described.get(name, []), dtype=self.dtype) for name in ("low", "high"))
+        self._one_hot = np.eye(self.n, dtype=np.float32)
         self.half, self.middle = (self.high - self.low) / 2, (self.high + self.low) / 2
         if self.is_discrete and self.n < 1:
             raise ValueError(f"there must be an action to choose; got {self.n}.")
@@ -55,10 +56,6 @@ class ActionSpace:
         nearest: npt.NDArray[Any] = np.clip(np.zeros_like(self.low), self.low, self.high)
         return nearest
 
-    def zeros(self, num_rows: int) -> npt.NDArray[Any]:
-        """So many rows of :attr:`zero`."""
-        return np.repeat(self.zero[None], num_rows, axis=0)
-
     def contains(self, action: npt.NDArray[Any]) -> bool:
         """Whether an action of the right shape is one of the space."""
         if self.is_discrete:
@@ -68,6 +65,6 @@ class ActionSpace:
     def encode(self, actions: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Actions as a model takes them, choices one-hot: ``[N ...]`` -> ``Float32[N A]``."""
         if self.is_discrete:
-            one_hot: npt.NDArray[np.float32] = np.eye(self.n, dtype=np.float32)[actions - self.start]
+            one_hot: npt.NDArray[np.float32] = self._one_hot[actions - self.start]
             return one_hot
         return np.asarray(actions, dtype=np.float32)

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,6 @@ class AdaptingWeights(ABC):
     Attributes:
         model: The model.
         weights: The weights by the names of the parameters: the same arrays for good, in which the numbers change.
-        report: What was done.
     """
 
     def __init__(self, model: Model, trust_region_eps: float) -> None:
@@ -61,7 +60,7 @@ class AdaptingWeights(ABC):
         self._radius = trust_region_eps * self._norm if trust_region_eps < math.inf else math.inf
         # How much farther away the rounding of weights within the ball can take them.
         self._rounding = float(np.finfo(self._source.dtype).eps) * (self._norm + self._radius)
-        self.report = Report()
+        self._num_steps = self._num_rejected = self._num_cut = 0
 
     @abstractmethod
     def adapt(self, loss: Loss, states: Floats, targets: Floats) -> Callable[[], float]:
@@ -75,11 +74,22 @@ class AdaptingWeights(ABC):
     def reset(self) -> None:
         """Go back to the source."""
         self._flat[:] = self._source
-        self.report = Report()
+        self._num_steps = self._num_rejected = self._num_cut = 0
+
+    @property
+    def report(self) -> Report:
+        """What was done."""
+        distance = _size((self._flat - self._source).astype(np.float64))
+        relative = distance / self._norm if self._norm else math.inf
+        return Report(self._num_steps, self._num_rejected, relative if distance else 0.0, self._num_cut)
 
     def predict(self, encoded: Floats) -> Floats:
         """What the model predicts by the present weights: ``Float[N F]`` -> ``Float[N D]``."""
         return self.model.predict(self.weights, encoded)
+
+    def foresee(self, encoded: Floats) -> tuple[Floats, Floats]:
+        """What the model predicts for one transition ``Float[1 F]``, by the present weights and at its source."""
+        return self.predict(encoded), self.model.predict(self.model.source, encoded)
 
     def _measure(self, loss: Loss, states: Floats, targets: Floats) -> float:
         """The loss by the present weights, nan where it is not finite."""
@@ -93,12 +103,6 @@ class AdaptingWeights(ABC):
         return {
             name: part.reshape(own.shape) for (name, own), part in zip(self.model.source.items(), parts, strict=True)
         }
-
-    def _relative(self, distance: float) -> float:
-        """A distance from the source, relative to its norm."""
-        if not distance:
-            return 0.0
-        return distance / self._norm if self._norm else math.inf
 
     def _pull_back(self, offset: Floats, distance: float) -> Floats:
         """An offset from the source of this size, cut to the ball: it ends inside by what rounding can add."""
@@ -123,60 +127,56 @@ class GradientSteps(AdaptingWeights):
         check_integer("max_steps_per_call", options["max_steps_per_call"])
         # With nowhere to go, evaluating is all there is to do.
         frozen = self.lr == 0.0 or self.trust_region_eps == 0.0
-        self._num_steps: int = 0 if frozen else options["max_steps_per_call"]
+        self._max_steps: int = 0 if frozen else options["max_steps_per_call"]
+        self._largest = float(np.finfo(self._flat.dtype).max)
 
     def adapt(self, loss: Loss, states: Floats, targets: Floats) -> Callable[[], float]:
         """Take up to ``max_steps_per_call`` steps; one that leads to what is not finite is undone."""
         timer = StepTimer(self._budget_ms)
-        if not self._num_steps:
+        if not self._max_steps:
             return self._measured(self._measure(loss, states, targets))
         value, gradients = self.model.descend_by(self.weights, states, targets, loss)
         value = value if math.isfinite(value) else math.nan
-        taken, last_distance = 0, 0.0
-        while taken < self._num_steps and not math.isnan(value) and timer.has_time():
+        taken = 0
+        while taken < self._max_steps and not math.isnan(value) and timer.has_time():
             before = self._flat.copy()
-            distance = self._step(gradients)
-            if distance is not None and taken + 1 < self._num_steps:
+            is_finite = self._step(gradients)
+            if is_finite and taken + 1 < self._max_steps:
                 value, gradients = self.model.descend_by(self.weights, states, targets, loss)
-            elif distance is not None:
+            elif is_finite:
                 value = self._measure(loss, states, targets)
-            if distance is None or not math.isfinite(value):
+            if is_finite and math.isfinite(value):
+                taken += 1
+            else:
                 self._flat[:] = before
                 value = math.nan
-            else:
-                taken, last_distance = taken + 1, distance
-        if taken:
-            self.report = replace(self.report, steps=self.report.steps + taken, distance=self._relative(last_distance))
-        if timer.ran_out:
-            self.report = replace(self.report, cut_calls=self.report.cut_calls + 1)
+        self._num_steps += taken
+        self._num_cut += timer.ran_out
         return self._measured(value)
 
     def _measured(self, value: float) -> Callable[[], float]:
-        if math.isnan(value):
-            self.report = replace(self.report, rejected_steps=self.report.rejected_steps + 1)
+        self._num_rejected += math.isnan(value)
         return lambda: value
 
-    def _step(self, gradients: Mapping[str, Floats]) -> float | None:
-        """One clipped and projected step, and how far from the source it led; None where something is not finite."""
+    def _step(self, gradients: Mapping[str, Floats]) -> bool:
+        """One clipped and projected step, and whether all of it is finite."""
         gradient = np.concatenate([gradients[name].ravel() for name in self.weights])
         slope = _size(gradient)
         if not math.isfinite(slope):
-            return None
+            return False
         # Clip the gradient to its largest norm, and descend.
         lr = self.lr * (self.grad_clip_norm / slope if slope > self.grad_clip_norm else 1.0)
-        number = gradient.dtype.type
-        self._flat -= number(min(lr, float(np.finfo(gradient.dtype).max))) * gradient
+        self._flat -= gradient.dtype.type(min(lr, self._largest)) * gradient
         # Project onto the ball around the source.
         offset = self._flat - self._source
         distance = _size(offset)
         if not math.isfinite(distance):
-            return None
+            return False
         if distance > self._radius:
             self._flat[:] = self._source + self._pull_back(offset, distance)
-            distance = _size(self._flat - self._source)
-        return distance
+        return True
 
 
 def _size(vector: Floats) -> float:
     """The L2 norm."""
-    return math.sqrt(float(vector @ vector))
+    return math.sqrt(float(vector.dot(vector)))

@@ -84,10 +84,10 @@ class Bundle:
         self._online.reset(seed)
         self._corrector.begin()
         self._policy.reset()
-        self._transition: tuple[Floats, Floats, Floats] | None = None  # where it begins, the action, what is expected
+        self._before: tuple[Floats, Floats] | None = None  # the last observation and the action
         self._last_seen = np.zeros(self.observation_dim)
-        self._taken = self._space.zero
-        self._correction: dict[str, Any] | None = None
+        self._asked = self._taken = self._space.zero
+        self._is_open = False
 
     @property
     def info(self) -> dict[str, dict[str, Any]]:
@@ -98,7 +98,7 @@ class Bundle:
         """
         with np.errstate(all="ignore"):
             adaptation = self._online.info
-        return {"adaptation": adaptation} | ({} if self._correction is None else {"correction": self._correction})
+        return {"adaptation": adaptation} | ({} if self._before is None else {"correction": self._report()})
 
     def act(self, observation: npt.ArrayLike, *, missed: bool = False) -> npt.NDArray[Any]:
         """Learn from the step that led here, and say what to do next.
@@ -128,21 +128,19 @@ class Bundle:
             taken, is_open = asked, False
             if are_finite.all():
                 taken, is_open = self._correct(here, asked)
-            self._taken = taken
-            self._transition = here, taken, self._corrector.expect(here, taken)
-        self._correction = self._report(asked, taken, is_open)
+            self._before = here, taken
+        self._asked, self._taken, self._is_open = asked, taken, is_open
         return taken.copy()
 
     def _learn(self, here: Floats, missed: bool) -> None:
         """Adapt to the step from the last observation to this one, if there was one."""
-        if self._transition is None:
+        if self._before is None:
             return
-        before, action, expected = self._transition
         transition = None
         if not missed:
-            model = self._online.adapter.model
-            targets = model.targets(before[None], here[None])
-            transition = Transition(model.encode(before[None], action[None]), targets, expected)
+            before, action = self._before
+            target = self._online.adapter.model.targets(before, here)
+            transition = Transition(target[None], *self._corrector.expect(before, action))
         self._corrector.learn(self._online.learn(transition))
 
     def _correct(self, here: Floats, asked: Floats) -> tuple[Floats, bool]:
@@ -158,13 +156,13 @@ class Bundle:
             return asked, False
         return (taken, True) if np.isfinite(taken).all() else (asked, False)
 
-    def _report(self, asked: Floats, taken: Floats, is_open: bool) -> dict[str, Any]:
+    def _report(self) -> dict[str, Any]:
         corrector = self._corrector
         means = {name: getattr(corrector, name) for name in ("adapted_error", "reference_error", "effect")}
         return {
-            "asked": asked.copy(),
-            "taken": taken.copy(),
-            "gate_open": is_open,
+            "asked": self._asked.copy(),
+            "taken": self._taken.copy(),
+            "gate_open": self._is_open,
             **{name: None if math.isnan(mean) else mean for name, mean in means.items()},
         }
 

@@ -2,21 +2,23 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from ssm_metarl_gym.bundle.adapters import AdaptingWeights
 from ssm_metarl_gym.bundle.kalman import KalmanFilter
-from ssm_metarl_gym.bundle.layers import Floats
+from ssm_metarl_gym.bundle.layers import Floats, clipped
 from ssm_metarl_gym.bundle.model import Model
 from ssm_metarl_gym.bundle.online import Learned
 from ssm_metarl_gym.checks import Rule, check_choice, check_fields
 from ssm_metarl_gym.seeding import seed_sequence
 
-__all__ = ["Corrector", "MapCorrector", "make_corrector"]
+__all__ = ["Corrector", "Expected", "MapCorrector", "make_corrector"]
 
 _STEP: Final = 0.05  # of the finite differences, in half ranges of the action
+_BOTH_WAYS: Final = np.array([[1.0], [-1.0]], dtype=np.float32)
+_PARTS: Final = np.array([[1.0], [0.3]])  # of a step, which are tried
 _ITERATIONS: Final = 2  # of Gauss and Newton
 _KNOWN_VARIANCE: Final = 0.05  # of an entry of a map, on average: below it, there is nothing to explore
 _NUMBER: Rule = ("a number >= 0", lambda value: value >= 0.0)
@@ -30,6 +32,20 @@ _RULES: Final[dict[str, Rule]] = {
     "regularisation": _FINITE,
     "exploration": _FINITE,
 }
+
+
+class Expected(NamedTuple):
+    """What is expected to follow from an action.
+
+    Attributes:
+        encoded: What the adapting model encodes of it, ``Float[1 F]``.
+        by_adapted: What that model predicts, ``Float[1 D]``.
+        by_reference: What the reference predicts, ``Float[1 D]``.
+    """
+
+    encoded: Floats
+    by_adapted: Floats
+    by_reference: Floats
 
 
 class Corrector:
@@ -60,6 +76,13 @@ class Corrector:
         self._adapter = adapter
         self._reference = reference
         self._space = reference.space
+        if not self._space.is_discrete:
+            # In half ranges: where a search begins, but for the asked action and its reverse, and the probes of its
+            # finite differences.
+            self._eye = np.eye(len(self._space.half))
+            along = [size * self._eye for size in (-1.0, -0.5, 0.5, 1.0)]
+            self._starts = np.concatenate([np.zeros_like(self._eye[:1]), *along])
+            self._around = _STEP * np.concatenate([self._eye, -self._eye])
         self.begin()
 
     @property
@@ -90,23 +113,27 @@ class Corrector:
             self.reference_error = self._moved(self.reference_error, learned.reference_error)
             self._num_steps += 1
 
-    def expect(self, observation: Floats, action: Floats) -> Floats:
-        """What the reference predicts: ``Float[1 D]``."""
-        return self._ask_reference(observation, action[None])
+    def expect(self, observation: Floats, action: Floats) -> Expected:
+        """What is expected to follow from an action."""
+        model, actions = self._adapter.model, action[None]
+        encoded = model.encode(observation, actions)
+        if self._reference is model:
+            return Expected(encoded, *self._adapter.foresee(encoded))
+        return Expected(encoded, self._adapter.predict(encoded), self._ask_reference(observation, actions))
 
     def compare_effects(self, twin: AdaptingWeights, observation: Floats, asked: Floats) -> None:
         """Estimate what actions do, by the asked one at its full size there and back, as both models see it."""
         space = self._space
         scaled = (asked - space.middle) / space.half
-        size = np.abs(scaled).max()
-        direction = np.where(size > 1e-6, scaled / np.maximum(size, 1e-6), 1.0) * space.half
-        probes = np.stack([space.middle + direction, space.middle - direction]).astype(space.dtype)
-        encoded = self._encode(observation, probes)
+        size = float(np.abs(scaled).max())
+        direction = scaled / size * space.half if size > 1e-6 else space.half
+        probes = (space.middle + _BOTH_WAYS * direction).astype(space.dtype, copy=False)
+        encoded = self._adapter.model.encode(observation, probes)
         now, before = (one[0] - one[1] for one in (self._adapter.predict(encoded), twin.predict(encoded)))
-        power, along = float((before * before).sum()), float((now * before).sum())
+        power, along = float(before.dot(before)), float(now.dot(before))
         ratio = along / max(power, 1e-12)
         if len(asked) > 1:  # the effect of several motors can turn, however large it is
-            ratio = min(ratio, along / max(math.sqrt(power * float((now * now).sum())), 1e-12))
+            ratio = min(ratio, along / max(math.sqrt(power * float(now.dot(now))), 1e-12))
         weight = self._num_steps / max(self._num_steps + self.prior_steps, 1.0)
         effect = 1.0 + weight * (ratio - 1.0)
         if power > 1e-12 and math.isfinite(effect):
@@ -139,51 +166,53 @@ class Corrector:
 
         def costs(u: Floats) -> tuple[Floats, Floats]:
             """Of actions ``Float64[P A]``: what the model predicts ``Float64[P D]``, and the cost ``Float64[P]``."""
+            predicted = predict(u)
+            errors = predicted - wanted
+            squares = np.einsum("pd,pd->p", errors, errors)
+            return predicted, squares + self.regularisation * np.einsum("pa,pa->p", u, u)
+
+        def predict(u: Floats) -> Floats:
+            """What the model predicts."""
             actions = (u * space.half + space.middle).astype(space.dtype)
-            predicted = self._ask(observation, actions).astype(np.float64)
-            return predicted, ((predicted - wanted) ** 2).sum(axis=1) + self.regularisation * (u * u).sum(axis=1)
+            return self._ask(observation, actions).astype(np.float64)
 
         # Begin where it costs least: far from the asked action the model bends.
-        starts = _starts(((asked - space.middle) / space.half).astype(np.float64))  # P A, in half ranges
+        own = ((asked - space.middle) / space.half).astype(np.float64)
+        starts = np.concatenate([own[None], -own[None], self._starts])  # P A, in half ranges
         u, predicted, cost = _cheapest(starts, *costs(starts))
-        eye = np.eye(len(u))
         for _ in range(_ITERATIONS):
-            around, _ = costs(u + _STEP * np.concatenate([eye, -eye]))
-            ahead, back = np.split(around, 2)
-            jacobian = (ahead - back) / (2 * _STEP)  # A D
-            target = jacobian @ (wanted - predicted + jacobian.T @ u)
-            goal = self._solve(jacobian @ jacobian.T + self.regularisation * eye, target)
-            step = np.clip(goal, -1.0, 1.0) - u
-            # The whole step or a part of it, or none where none costs less.
-            tried = u + np.array([[1.0], [0.3]]) * step
+            around = predict(u + self._around)
+            jacobian = (around[: len(u)] - around[len(u) :]) / (2 * _STEP)  # A D
+            target = np.dot(jacobian, wanted - predicted + np.dot(u, jacobian))
+            goal = self._solve(np.dot(jacobian, jacobian.T) + self.regularisation * self._eye, target)
+            # The whole step or a part of it, or none where none costs less: nor would any do so the next time.
+            tried = u + _PARTS * (clipped(goal, -1.0, 1.0) - u)
             best, best_predicted, least = _cheapest(tried, *costs(tried))
-            if least < cost:
-                u, predicted, cost = best, best_predicted, least
-        result: Floats = np.clip(u * space.half + space.middle, space.low, space.high).astype(space.dtype)
-        return result
+            if not least < cost:
+                break
+            u, predicted, cost = best, best_predicted, least
+        return clipped(u * space.half + space.middle, space.low, space.high).astype(space.dtype)
 
     def _solve(self, normal: Floats, target: Floats) -> Floats:
         """The solution of ``Float64[A A]`` and ``Float64[A]``, which without regularisation need not be one."""
         try:
+            if self.regularisation > 0.0 and len(target) == 1:  # a division, for which `solve` takes ten times as long
+                quotient: Floats = target / normal[0]
+                return quotient
             if self.regularisation > 0.0:
                 return np.linalg.solve(normal, target)
             return np.linalg.lstsq(normal, target, rcond=None)[0]
         except np.linalg.LinAlgError:  # of what is not finite: no step costs less than none
             return np.full_like(target, np.nan)
 
-    def _encode(self, observation: Floats, actions: Floats) -> Floats:
-        repeated = np.repeat(observation[None], len(actions), axis=0)
-        return self._adapter.model.encode(repeated, actions)
-
     def _ask(self, observation: Floats, actions: Floats) -> Floats:
         """What the adapted model says of P actions: ``[P ...]`` -> ``Float[P D]``."""
-        return self._adapter.predict(self._encode(observation, actions))
+        return self._adapter.predict(self._adapter.model.encode(observation, actions))
 
     def _ask_reference(self, observation: Floats, actions: Floats) -> Floats:
         """What the reference says of them."""
         model = self._reference
-        encoded = model.encode(np.repeat(observation[None], len(actions), axis=0), actions)
-        return model.predict(model.source, encoded)
+        return model.predict(model.source, model.encode(observation, actions))
 
     def _moved(self, mean: float, value: float) -> float:
         """A running mean, which begins with its first value, after one more."""
@@ -203,8 +232,12 @@ class MapCorrector(Corrector):
 
     def __init__(self, adapter: AdaptingWeights, reference: Model, options: Mapping[str, Any]) -> None:
         super().__init__(adapter, reference, options)
-        self._map, self._offset = (reference.source[name] for name in ("action_map", "action_offset"))
+        own_map, own_offset = (reference.source[name] for name in ("action_map", "action_offset"))
+        self._map, self._offset = own_map.astype(np.float64), own_offset.astype(np.float64)
         self._filter = adapter if isinstance(adapter, KalmanFilter) else None
+        self._is_known = self._filter is None or self._filter.source_is(own_map, own_offset)
+        half = self._space.half.astype(np.float64)
+        self._half, self._middle, self._ratios = half, self._space.middle.astype(np.float64), half / half[:, None]
         self._rng = np.random.default_rng(seed_sequence(0, "exploration"))
 
     @property
@@ -223,8 +256,7 @@ class MapCorrector(Corrector):
         if math.inf in (self.gate, self.map_gate):
             return False
         unchanged = self._filter.belief_in_source
-        is_known = self._filter.source_is(self._map, self._offset)
-        return not is_known or 1.0 - unchanged >= self.map_gate * unchanged
+        return not self._is_known or 1.0 - unchanged >= self.map_gate * unchanged
 
     def correct(self, observation: Floats, asked: Floats) -> Floats:
         """The action that does now, through the map, what the asked one would do in the reference."""
@@ -233,21 +265,19 @@ class MapCorrector(Corrector):
             action_map, offset, variance = own["action_map"].astype(float), own["action_offset"].astype(float), 0.0
         else:
             action_map, offset, variance = self._filter.estimate()
-        wanted = asked.astype(np.float64) @ self._map.T.astype(np.float64) + self._offset.astype(np.float64)
+        wanted = np.dot(self._map, asked) + self._offset
         found = self._undo(action_map, wanted - offset)
         if variance > _KNOWN_VARIANCE:
             found = found + self.exploration * (space.high - space.low) / 2 * self._rng.standard_normal(len(found))
-        result: Floats = np.clip(found, space.low, space.high).astype(asked.dtype)
-        return result
+        return clipped(found, space.low, space.high).astype(asked.dtype)
 
     def _undo(self, action_map: Floats, wanted: Floats) -> Floats:
         """``argmin_u |A u - w|^2 + regularisation |u|^2``, in half ranges around the middle, clipped to the bounds."""
-        half, middle = self._space.half.astype(np.float64), self._space.middle.astype(np.float64)
         # With u = middle + half v, A u - w = half (B v - b).
-        b_map = action_map * (half / half[:, None])
-        b = (wanted - action_map @ middle) / half
-        v = self._solve(b_map.T @ b_map + self.regularisation * np.eye(len(half)), b_map.T @ b)
-        result: Floats = middle + half * np.clip(v, -1.0, 1.0)
+        b_map = action_map * self._ratios
+        b = (wanted - np.dot(action_map, self._middle)) / self._half
+        v = self._solve(np.dot(b_map.T, b_map) + self.regularisation * self._eye, np.dot(b, b_map))
+        result: Floats = self._middle + self._half * clipped(v, -1.0, 1.0)
         return result
 
 
@@ -261,10 +291,3 @@ def _cheapest(u: Floats, predicted: Floats, cost: Floats) -> tuple[Floats, Float
     """Of ``Float64[P ...]`` each: the action, the prediction and the cost where that is least."""
     best = int(cost.argmin())
     return u[best], predicted[best], float(cost[best])
-
-
-def _starts(asked: Floats) -> Floats:
-    """Where to begin the search: the asked action ``Float64[A]``, its reverse, and a few along each axis."""
-    num_actions = len(asked)
-    along = [size * np.eye(num_actions) for size in (-1.0, -0.5, 0.5, 1.0)]
-    return np.concatenate([asked[None], -asked[None], np.zeros((1, num_actions)), *along])

@@ -2,21 +2,20 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from ssm_metarl_gym.bundle.layers import Floats
 from ssm_metarl_gym.bundle.model import Model
 from ssm_metarl_gym.bundle.recursive import Recursive
+from ssm_metarl_gym.bundle.single_sources import densities_of_others, expected_rows
 from ssm_metarl_gym.checks import Rule, check_fields
 
-__all__ = ["KalmanFilter", "expected_rows"]
+__all__ = ["KalmanFilter"]
 
 _FREEDOM: Final = 4.0  # degrees, of how much the errors of a model differ in size
 _UNEXPLAINED: Final = 10.0  # times the residual variance, where something else has changed
-_ALONE: Final = 0.1  # an action is alone where the others count for about a tenth of it at most
-_MIX: Final = 0.1  # how likely beforehand a motor obeys a mix of the actions, where one alone has 1
 _POSITIVE: Rule = ("a finite number > 0", lambda value: 0.0 < value < math.inf)
 _RULES: Final[dict[str, Rule]] = {
     "prior_variance": _POSITIVE,
@@ -48,24 +47,33 @@ class KalmanFilter(Recursive):
         self._num_actions = len(model.source["action_offset"])
         self._forgetting = self.process_noise / self.prior_variance
         self._prior_mean = self._source.astype(np.float64)
+        self._num_entries = self._num_actions**2
         variances = self.prior_variance * _hypotheses(model.action_scale, options["mixed"])  # K W
-        # Of K hypotheses F let something move. The others are the source with more or less noise: no filter is needed.
-        self._is_free = (variances > 0.0).any(axis=1)  # K
-        self._prior_variances = variances[self._is_free]  # F W
+        # Of K hypotheses all but the first and the last let something move: F. These two are the source, with more or
+        # less noise: no filter is needed.
+        self._prior_variances = variances[1:-1]  # F W
         self._prior_covariances = self._prior_variances[:, :, None] * np.eye(variances.shape[1])
-        self._noise = self.noise_scale * model.residual_variance.astype(np.float64)  # D
-        self._fixed_noise = np.array([[1.0], [_UNEXPLAINED]]) * self._noise  # K-F D
+        self._precision_root = 1.0 / np.sqrt(self.noise_scale * model.residual_variance.astype(np.float64))  # D
         # Beforehand a hypothesis is the less likely, the more parameters it lets change; something else is as likely
         # as the one with most of them.
         num_free = (variances > 0.0).sum(axis=1)
         num_free[-1] = num_free.max()
         weights = 1.0 / (1.0 + num_free)
         self._prior_beliefs = weights / weights.sum()
+        self._added_beliefs = self._forgetting * self._prior_beliefs
         # What a step between two transitions adds, and what is kept of the distance from the source.
         self._added = np.minimum(self._prior_variances, self.process_noise)
         share = np.divide(self._added, self._prior_variances, out=np.zeros_like(self._added), where=self._added > 0.0)
         self._kept = np.sqrt(1.0 - share)  # F W
         self._kept_pairs = self._kept[:, :, None] * self._kept[:, None]  # F W W
+        # Of an action u, the slopes of what is executed, M u + c, by the weights, row by row of M: A W. It is memory
+        # that is used again, u in the place of the ones of `own`.
+        self._eye = np.eye(self._num_actions)
+        self._by_weights = np.concatenate([np.repeat(self._eye, self._num_actions, axis=1), self._eye], axis=1)
+        blocks = self._by_weights[:, : self._num_entries].reshape((self._num_actions,) * 3)
+        self._own = np.einsum("iij->ij", blocks)  # A A
+        self._mixes = {} if options["mixed"] else self._any_mix()
+        self._foreseen: _Linearised | None = None
         self._forget()
 
     def reset(self) -> None:
@@ -80,110 +88,112 @@ class KalmanFilter(Recursive):
     @property
     def belief_in_source(self) -> float:
         """How probable it is that the map is that of the source: nothing has changed, or something else."""
-        return float(self._beliefs[~self._is_free].sum())
+        return float(self._beliefs[0] + self._beliefs[-1])
 
     def estimate(self) -> tuple[Floats, Floats, float]:
         """What is expected: the map ``Float64[A A]``, the offset ``Float64[A]``, and the entries' mean variance.
 
         Of any mix of the actions, unless it is known to be one, that motors obey a single one each is likely.
         """
-        num_actions, num_entries = self._num_actions, self._num_actions**2
-        maps = self._means[:, :num_entries].reshape(-1, num_actions, num_actions).copy()
-        prior = self._prior_variances[:, :num_entries]
-        source = self._prior_mean[:num_entries].reshape(num_actions, num_actions)
-        for k in [] if self._mixed else np.flatnonzero((prior > 0.0).all(axis=1)):
-            covariance = self._covariances[k, :num_entries, :num_entries]
-            maps[k] = expected_rows(maps[k], covariance, prior[k].reshape(num_actions, num_actions), source)
-        beliefs = self._beliefs[self._is_free]
-        mean = self._mean(self._means, self._beliefs)
+        num_entries, beliefs = self._num_entries, self._beliefs[1:-1]
+        mean = np.dot(beliefs, self._offsets)  # W
         # How uncertain the entries are, whichever hypothesis holds.
-        entries = np.arange(num_entries)
-        spread = self._covariances[:, entries, entries] + (self._means - mean)[:, :num_entries] ** 2
-        variances = beliefs @ spread + self.belief_in_source * (self._prior_mean - mean)[:num_entries] ** 2
-        action_map = np.tensordot(beliefs, maps, axes=1) + self.belief_in_source * source
-        return action_map, mean[num_entries:], float(variances.mean())
+        spread = np.dot(beliefs, _diagonals(self._covariances) + self._offsets**2) - mean**2
+        expected = self._prior_mean + mean
+        action_map = expected[:num_entries].reshape(self._eye.shape)
+        for k, beforehand in self._mixes.items():
+            of_mix = (self._prior_mean + self._offsets[k])[:num_entries].reshape(self._eye.shape)
+            rows = expected_rows(of_mix, self._covariances[k, :num_entries, :num_entries], beforehand)
+            action_map = action_map + beliefs[k] * (rows - of_mix)
+        return action_map, expected[num_entries:], float(spread[:num_entries].sum()) / num_entries
+
+    def foresee(self, encoded: Floats) -> tuple[Floats, Floats]:
+        """What the model predicts, and in the same pass what the filters need to take the transition in."""
+        around = self._foreseen = self._linearised(encoded[0])
+        return around.by_others[:1], around.by_others[1:]
 
     def _forget(self) -> None:
-        self._means = np.repeat(self._prior_mean[None], len(self._prior_variances), axis=0)  # F W
+        self._foreseen = None
+        self._offsets = np.zeros_like(self._prior_variances)  # F W, of the means from the prior
         self._covariances = self._prior_covariances  # F W W
         self._beliefs = self._prior_beliefs  # K
         self._surprised = np.zeros(len(self._prior_variances), dtype=np.bool_)
 
+    def _any_mix(self) -> dict[int, Floats]:
+        """Which filters are those of any mix of the actions, and what :func:`expected_rows` needs to know of each."""
+        priors = self._prior_variances[:, : self._num_entries].reshape(-1, *self._eye.shape)
+        source = self._prior_mean[: self._num_entries].reshape(self._eye.shape)
+        return {k: densities_of_others(prior, source) for k, prior in enumerate(priors) if (prior > 0.0).all()}
+
     def _absorb(self, state: Floats, target: Floats) -> Floats | None:
-        if not (np.isfinite(state).all() and np.isfinite(target).all()):
+        if not np.isfinite(state).all():
             return None
         try:
             candidate = self._updated(state, target)
         except np.linalg.LinAlgError:  # what is expected of the innovation is no covariance
             return None
-        means, _, beliefs, _ = candidate
-        weights = self._mean(means, beliefs)
+        offsets, _, beliefs, _ = candidate
+        weights: Floats = self._prior_mean + np.dot(beliefs[1:-1], offsets)
         if not self._can_be_held(weights):
             return None
-        self._means, self._covariances, self._beliefs, self._surprised = candidate
+        self._offsets, self._covariances, self._beliefs, self._surprised = candidate
+        self._foreseen = None
         return weights
 
     def _updated(self, state: Floats, target: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-        """Means, covariances, beliefs and surprises after one more transition."""
-        num_targets = len(target)
+        """Offsets, covariances, beliefs and surprises after one more transition."""
         # Predict: the parameters may have moved since the last transition.
-        mean = self._prior_mean + self._kept * (self._means - self._prior_mean)
-        covariance = self._kept_pairs * self._covariances
-        diagonal = np.arange(mean.shape[1])
-        covariance[:, diagonal, diagonal] += self._added
-        prediction, jacobian = self._linearised(state, mean)
-        innovation = target - prediction  # F D
-        whitened, log_volume = _whiten(covariance, innovation, jacobian, self._noise)
-        size = _normalised(whitened)  # F
-        likelihood = _log_likelihood(size, log_volume, num_targets)
+        around = self._foreseen
+        if around is None or around.state != state.tobytes():
+            around = self._linearised(state)
+        offsets = self._kept * self._offsets
+        covariances = self._kept_pairs * self._covariances
+        variances = _diagonals(covariances)
+        variances += self._added
+        evidence, size_of_source = self._observe(state, target, around)
+        spread = covariances @ self._by_weights.T  # F W A
+        update = _update(spread, evidence)
+        size, likelihood = update.size, update.likelihood
         # Tell outliers from changes: what is more probable had the parameters changed, and a second surprise in a row.
         surprising = size > self.surprise
-        changed = np.zeros_like(surprising)
         if surprising.any():
-            anew, anew_volume = _whiten(self._prior_covariances, innovation, jacobian, self._noise)
-            anew_size = _normalised(anew)
-            anew_likelihood = _log_likelihood(anew_size, anew_volume, num_targets)
-            is_likelier = self._forgetting * np.exp(anew_likelihood - likelihood) > 1.0
+            prior_spread = self._prior_variances[:, :, None] * self._by_weights.T
+            anew = _update(prior_spread, evidence)
+            is_likelier = self._forgetting * np.exp(anew.likelihood - likelihood) > 1.0
             changed = surprising & (self._surprised | is_likelier)
-            covariance = np.where(changed[:, None, None], self._prior_covariances, covariance)
-            whitened = np.where(changed[:, None, None], anew, whitened)
-            size = np.where(changed, anew_size, size)
-            likelihood = np.where(changed, anew_likelihood, likelihood)
+            covariances[changed], spread[changed] = self._prior_covariances[changed], prior_spread[changed]
+            likelihood = np.where(changed, anew.likelihood, likelihood)
+            # Update with the less weight the greater the surprise.
+            times = np.maximum(np.where(changed, anew.size, size) / self.surprise, 1.0)  # F
+            update = _update(spread, evidence.doubted(times))
+            surprising = surprising & ~changed
         # Believe the hypotheses that predict well.
-        beliefs = self._beliefs + self._forgetting * (self._prior_beliefs - self._beliefs)
-        logits = np.log(beliefs)
-        logits[self._is_free] += likelihood
-        logits[~self._is_free] += self._fixed_likelihood(state, target)
-        beliefs = np.exp(logits - logits.max())
-        beliefs /= beliefs.sum()
-        # Update, with the less weight the greater the surprise.
-        if (size > self.surprise).any():
-            noise = self._noise * np.maximum(size / self.surprise, 1.0)[:, None]  # F D
-            whitened, _ = _whiten(covariance, innovation, jacobian, noise)
-        v, e = whitened[:, :, :-1], whitened[:, :, -1:]
-        turned = v.transpose(0, 2, 1)
-        offset = self._project(mean + (turned @ e)[:, :, 0] - self._prior_mean)
-        return self._prior_mean + offset, covariance - turned @ v, beliefs, surprising & ~changed
+        logits = np.log((1.0 - self._forgetting) * self._beliefs + self._added_beliefs)
+        logits[1:-1] += likelihood
+        logits[0] += _log_likelihood(size_of_source, 0.0, len(target))
+        logits[-1] += _log_likelihood(size_of_source / _UNEXPLAINED, len(target) * math.log(_UNEXPLAINED), len(target))
+        beliefs = np.exp(logits - max(logits.tolist()))
+        beliefs /= np.add.reduce(beliefs)
+        offsets += update.step
+        covariances -= update.gain @ spread.transpose(0, 2, 1)
+        return self._project(offsets), covariances, beliefs, surprising
 
-    def _linearised(self, state: Floats, means: Floats) -> tuple[Floats, Floats]:
-        """The predictions by maps and offsets ``Float64[F W]``, ``Float64[F D]``, and their slopes."""
-        num_entries = self._num_actions**2
-        single = means.astype(self._source.dtype)
-        maps = single[:, :num_entries].reshape(-1, self._num_actions, self._num_actions)
-        prediction, jacobian = self.model.linearise(state, maps, single[:, num_entries:])
-        return prediction.astype(np.float64), jacobian.astype(np.float64)
+    def _linearised(self, state: Floats) -> "_Linearised":
+        """The predictions for the next transition that is taken in, if it begins so."""
+        single = (self._prior_mean + self._kept * self._offsets).astype(self._source.dtype, copy=False)
+        maps, offsets = single[:, : self._num_entries].reshape(-1, *self._eye.shape), single[:, self._num_entries :]
+        parts = self.model.linearise(state, maps, offsets, [self.weights, self.model.source])
+        return _Linearised(state.tobytes(), *parts)
 
-    def _fixed_likelihood(self, state: Floats, target: Floats) -> Floats:
-        """That of the hypotheses in which nothing moves, ``Float64[K-F]``."""
-        by_source = self.model.predict(self.model.source, state[None])[0].astype(np.float64)
-        size = ((target - by_source) ** 2 / self._fixed_noise).mean(axis=1)
-        return _log_likelihood(size, np.log(self._fixed_noise).sum(axis=1), len(target))
-
-    def _mean(self, means: Floats, beliefs: Floats) -> Floats:
-        """The weights that are to be expected, ``Float64[W]``."""
-        unmoved = beliefs[~self._is_free].sum()
-        mean: Floats = beliefs[self._is_free] @ means + unmoved * self._prior_mean
-        return mean
+    def _observe(self, state: Floats, target: Floats, around: "_Linearised") -> tuple["_Evidence", float]:
+        """What a transition tells of the weights, and how far off the source is: v' R^-1 v / D, with R the noise."""
+        # In standard deviations of the noise.
+        innovations = np.subtract(target, around.predictions, dtype=np.float64) * self._precision_root  # F D
+        of_source = np.subtract(target, around.by_others[1], dtype=np.float64) * self._precision_root  # D
+        both = np.concatenate([around.slopes * self._precision_root, innovations[:, None]], axis=1)  # F A+1 D
+        self._own[:] = state[-self._num_actions :]
+        evidence = _Evidence(both @ both.transpose(0, 2, 1), self._by_weights, len(target))
+        return evidence, float(of_source.dot(of_source)) / len(target)
 
 
 def _hypotheses(scale: Floats, mixed: bool) -> Floats:
@@ -209,62 +219,90 @@ def _hypotheses(scale: Floats, mixed: bool) -> Floats:
     return np.stack([np.concatenate(row) for row in rows]).astype(np.float64)
 
 
-def _whiten(covariance: Floats, innovation: Floats, jacobian: Floats, noise: Floats) -> tuple[Floats, Floats]:
-    """L^-1 [H P, v] ``Float64[F D W+1]`` and log |S| ``Float64[F]``, where L L' = S = H P H' + R."""
-    projected = jacobian @ covariance  # F D W
-    expected = projected @ jacobian.transpose(0, 2, 1)
-    diagonal = np.arange(len(expected[0]))
-    expected[:, diagonal, diagonal] += noise
-    factor = np.linalg.cholesky(expected)
-    both = np.concatenate([projected, innovation[:, :, None]], axis=2)
-    log_volume = 2.0 * np.log(factor.diagonal(axis1=1, axis2=2)).sum(axis=1)
-    return np.linalg.inv(factor) @ both, log_volume
+class _Linearised(NamedTuple):
+    """What a model predicts for a transition, around the weights of F hypotheses.
+
+    Attributes:
+        state: The bytes of what the model encodes of the transition.
+        predictions: ``Float[F D]``.
+        slopes: Those by the executed action, ``Float[F A D]``.
+        by_others: The predictions by the adapted weights and by the source, ``Float[2 D]``.
+    """
+
+    state: bytes
+    predictions: Floats
+    slopes: Floats
+    by_others: Floats
 
 
-def _normalised(whitened: Floats) -> Floats:
-    """V' S^-1 v / D ``Float64[K]``."""
-    result: Floats = (whitened[:, :, -1] ** 2).mean(axis=1)
-    return result
+class _Evidence(NamedTuple):
+    """What a transition tells of the weights w of F hypotheses.
+
+    They have an influence on the D targets through the A executed actions x alone, y = G x with the noise R: numbers
+    for x tell all, and no matrix of D times D is needed.
+
+    Attributes:
+        products: [G, v]' R^-1 [G, v], with v the innovation, ``Float64[F A+1 A+1]``.
+        by_weights: M = dx / dw, ``Float64[A W]``.
+        num_targets: D.
+    """
+
+    products: Floats
+    by_weights: Floats
+    num_targets: int
+
+    def doubted(self, times: Floats) -> "_Evidence":
+        """The same with so many times the noise, ``Float64[F]``."""
+        return self._replace(products=self.products / times[:, None, None])
 
 
-def _log_likelihood(size: Floats, log_volume: Floats, num_targets: int) -> Floats:
-    """The logarithm of a density of Student's t, but for what is the same for all hypotheses: ``Float64[K]``."""
-    tail = np.log(1.0 + size * (num_targets / _FREEDOM))
-    result: Floats = -0.5 * ((_FREEDOM + num_targets) * tail + log_volume)
-    return result
+class _Update(NamedTuple):
+    """What evidence makes of the weights of F hypotheses.
+
+    Attributes:
+        step: What is added to the means, ``Float64[F W]``.
+        gain: G' S^-1 G P M', with S the covariance that was to be expected of v, ``Float64[F W A]``.
+        size: v' S^-1 v / D, ``Float64[F]``.
+        likelihood: The logarithm of that of the evidence, ``Float64[F]``.
+    """
+
+    step: Floats
+    gain: Floats
+    size: Floats
+    likelihood: Floats
 
 
-def expected_rows(means: Floats, covariance: Floats, prior: Floats, source: Floats) -> Floats:
-    """The map to be expected where each row of it has a single entry, whichever, or else is any mix.
+def _update(spread: Floats, evidence: _Evidence) -> _Update:
+    """The Kalman update of weights with the covariances P, of which P M' ``Float64[F W A]`` is all that is needed.
 
-    What :func:`ssm_metarl_gym.wrappers.single_sources.expected_rows` computes for every entry with a covariance of all
-    others of its row, by one inverse P for the whole row: of a normal variable the density of all numbers but j is that
-    of all, divided by that of j given the others, which has the precision P_jj.
+    With Q = M P M' and I = G' R^-1 G, by Woodbury's identity G' S^-1 [G, v] = (1 + I Q)^-1 G' R^-1 [G, v], and
+    |S| = |R| |1 + I Q|.
+    """
+    products, by_weights, num_targets = evidence
+    system = products[:, :-1, :-1] @ (by_weights @ spread)  # F A A
+    variances = _diagonals(system)
+    variances += 1.0
+    moved = spread @ np.linalg.solve(system, products[:, :-1])  # P M' G' S^-1 [G, v], F W A+1
+    step = moved[:, :, -1]
+    # v' S^-1 v = v' R^-1 v - v' R^-1 G M step.
+    size = (products[:, -1, -1] - ((step @ by_weights.T) * products[:, -1, :-1]).sum(axis=1)) / num_targets
+    signs, log_volume = np.linalg.slogdet(system)
+    # Not a number where rounding has left no covariance.
+    likelihood = _log_likelihood(size, log_volume + np.log(signs), num_targets)
+    return _Update(step, moved[:, :, :-1], size, likelihood)
+
+
+def _log_likelihood(size: Any, log_volume: Any, num_targets: int) -> Any:
+    """The logarithm of a density of Student's t, but for what is the same for all hypotheses.
 
     Args:
-        means: What a filter of any mix expects, ``Float64[A A]``.
-        covariance: Of the entries, row by row of the map, ``Float64[A*A A*A]``.
-        prior: Their variances beforehand, ``Float64[A A]``.
-        source: Their means beforehand, ``Float64[A A]``.
+        size: Of the innovation, v' S^-1 v / D, ``Float64[...]``.
+        log_volume: log |S| / |R|, ``Float64[...]``.
+        num_targets: D.
     """
-    num_actions = len(means)
-    if num_actions == 1:
-        return means
-    every = np.arange(num_actions)
-    # A A A: of each row, that of its entries; one is as good as zero where it is about a tenth.
-    blurred = covariance.reshape((num_actions,) * 4)[every, :, every] + _ALONE**2 * np.eye(num_actions)
-    precision = np.linalg.inv(blurred)
-    own = precision[:, every, every]  # A A
-    z = (precision @ means[:, :, None])[:, :, 0]
-    # How probable it is that all others are zero, in units of that beforehand.
-    size = (means * z).sum(axis=1, keepdims=True) - z * z / own
-    volume = np.linalg.slogdet(blurred)[1][:, None] + np.log(own)
-    before = prior + _ALONE**2
-    of_each = source**2 / before + np.log(before)
-    evidence = 0.5 * (of_each.sum(axis=1, keepdims=True) - of_each - size - volume) - math.log(num_actions)
-    logits = np.concatenate([evidence, np.full((num_actions, 1), math.log(_MIX))], axis=1)
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    weights /= weights.sum(axis=1, keepdims=True)
-    # An entry is z / own if the others are zero.
-    result: Floats = weights[:, :-1] * (z / own) + weights[:, -1:] * means
-    return result
+    return -0.5 * ((_FREEDOM + num_targets) * np.log(1.0 + size * (num_targets / _FREEDOM)) + log_volume)
+
+
+def _diagonals(matrices: Floats) -> Floats:
+    """A view of ``Float[F W W]`` as ``Float[F W]``."""
+    return matrices.reshape(len(matrices), -1)[:, :: matrices.shape[1] + 1]

@@ -6,7 +6,17 @@ from typing import Any, Final, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ACTIVATIONS", "Floats", "Layers", "Network", "Weights", "add_gradient", "fast_to_multiply", "linear"]
+__all__ = [
+    "ACTIVATIONS",
+    "Floats",
+    "Layers",
+    "Network",
+    "Weights",
+    "add_gradient",
+    "clipped",
+    "fast_to_multiply",
+    "linear",
+]
 
 Floats: TypeAlias = npt.NDArray[Any]
 # Of parameters, or gradients by them, by the name of the parameter.
@@ -108,9 +118,15 @@ class Layers:
 def linear(weights: Weights, names: tuple[str, str | None], x: Floats) -> Floats:
     """What the linear layer of these names gives: ``Float[N in]`` -> ``Float[N out]``."""
     weight, bias = names
-    result: Floats = x @ weights[weight].T
+    result: Floats = np.dot(x, weights[weight].T)  # of few rows in half the time that `@` takes
     if bias is not None:
         result += weights[bias]
+    return result
+
+
+def clipped(x: Floats, low: Floats | float, high: Floats | float) -> Floats:
+    """``np.clip``, which for a few numbers takes four times as long."""
+    result: Floats = np.minimum(np.maximum(x, low), high)
     return result
 
 
@@ -122,6 +138,6 @@ def fast_to_multiply(weight: Floats) -> Floats:
 def add_gradient(gradients: dict[str, Floats], names: tuple[str, str | None], x: Floats, slopes: Floats) -> None:
     """Put the slopes by the parameters of a linear layer, which took x, into ``gradients``."""
     weight, bias = names
-    gradients[weight] = slopes.T @ x
+    gradients[weight] = np.dot(slopes.T, x)
     if bias is not None:
-        gradients[bias] = slopes.sum(axis=0)
+        gradients[bias] = np.add.reduce(slopes, axis=0)

@@ -30,20 +30,20 @@ def make_loss(described: Mapping[str, Any]) -> Loss:
     is_mean = described["reduction"] == "mean"
 
     def loss(errors: Floats) -> tuple[float, Floats]:
-        values, slopes = _values_and_slopes(name, bound, errors)
+        total, slopes = _sum_and_slopes(name, bound, errors)
         scale = 1.0 / errors.size if is_mean else 1.0
-        return float(values.sum()) * scale, slopes * errors.dtype.type(scale)
+        return float(total) * scale, slopes * errors.dtype.type(scale)
 
     return loss
 
 
-def _values_and_slopes(name: str, bound: float, errors: Floats) -> tuple[Floats, Floats]:
-    """The loss of every element, and its slope."""
+def _sum_and_slopes(name: str, bound: float, errors: Floats) -> tuple[Any, Floats]:
+    """The sum of the losses of all elements, and the slope of each."""
     if name == "mse":
-        return errors * errors, errors + errors
+        return np.vdot(errors, errors), errors + errors
     if name == "l1" or not bound:
-        return np.abs(errors), np.sign(errors)
+        return np.abs(errors).sum(), np.sign(errors)
     # Quadratic up to the bound, linear beyond it.
     ends = np.clip(errors, -bound, bound)
     scale = errors.dtype.type(1.0 if name == "huber" else 1.0 / bound)
-    return scale * ends * (errors - ends / 2), scale * ends
+    return (scale * ends * (errors - ends / 2)).sum(), scale * ends

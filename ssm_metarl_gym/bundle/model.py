@@ -1,6 +1,6 @@
 """The model of the dynamics, for one robot: what it encodes, what it predicts, and its slopes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -57,22 +57,32 @@ class Model:
         self._dtype = weights["head.weight"].dtype
         self._shift, self._scale = weights["input_shift"], weights["input_scale"]
         self._target_scale = weights["target_scale"]
-        self.action_scale = self._scale[observation_dim:]
+        self.action_scale, self._action_shift = self._scale[observation_dim:], self._shift[observation_dim:]
+        # Of the central differences: how far to each side, and an action as it is, beyond itself and short of itself.
+        step = self._dtype.type(0.1) * self.action_scale.astype(self._dtype)
+        self._widths = 2 * step[:, None]  # A 1
+        self._around = np.concatenate([np.zeros_like(step)[None], np.diag(step), -np.diag(step)])  # 2A+1 A
         self._check_shapes()
 
-    def encode(self, observations: Floats, actions: Floats) -> Floats:
-        """What :meth:`predict` takes: ``Float[N D]`` and ``[N ...]`` -> ``Float[N F]``."""
-        inputs = self._normalised(np.concatenate([observations, self.space.encode(actions)], axis=1, dtype=np.float32))
+    def encode(self, observation: Floats, actions: Floats) -> Floats:
+        """What :meth:`predict` takes, of N actions in one place: ``Float32[D]`` and ``[N ...]`` -> ``Float[N F]``."""
+        actions = self.space.encode(actions)
+        joined = np.empty((len(actions), len(self._scale)), dtype=self._scale.dtype)
+        joined[:, : self._dim] = observation
+        joined[:, self._dim :] = actions
+        joined -= self._shift
+        joined /= self._scale
+        inputs = joined.astype(self._dtype, copy=False)
         if self.adapts == "last_layer":
             return self._core(self._weights, inputs)
         if self.adapts == "action_map":
-            inputs[:, self._dim :] = self.space.encode(actions)
+            inputs[:, self._dim :] = actions
         return inputs
 
     def targets(self, observations: Floats, next_observations: Floats) -> Floats:
-        """The changes to be predicted, normalised: ``Float32[N D]`` twice -> ``Float[N D]``."""
+        """The changes to be predicted, normalised: ``Float32[... D]`` twice -> ``Float[... D]``."""
         changes: Floats = (next_observations - observations) / self._target_scale
-        return changes.astype(self._dtype)
+        return changes.astype(self._dtype, copy=False)
 
     def predict(self, own: Weights, encoded: Floats) -> Floats:
         """The change ``Float[N D]``, normalised, by weights ``own`` of what adapts."""
@@ -81,8 +91,7 @@ class Model:
         if self.adapts == "all":
             return linear(own, _HEAD, self._core(own, encoded))
         observations, actions = encoded[:, : self._dim], encoded[:, self._dim :]
-        executed = actions @ own["action_map"].T.astype(actions.dtype) + own["action_offset"].astype(actions.dtype)
-        return self._predict_executed(observations, executed)
+        return self._predict_executed(observations, _executed(own, actions))
 
     def descend_by(self, own: Weights, encoded: Floats, targets: Floats, loss: Loss) -> tuple[float, dict[str, Floats]]:
         """The loss of predictions for ``Float[N F]`` and its gradient by all weights that adapt."""
@@ -98,31 +107,32 @@ class Model:
             self._core.backward(own, tape, slopes @ own[_HEAD[0]], gradients)
         return value, gradients
 
-    def linearise(self, encoded: Floats, maps: Floats, offsets: Floats) -> tuple[Floats, Floats]:
-        """The predictions for one transition by K action maps, and their slopes in the entries of these.
+    def linearise(
+        self, encoded: Floats, maps: Floats, offsets: Floats, others: Sequence[Weights]
+    ) -> tuple[Floats, Floats, Floats]:
+        """The predictions for one transition by K action maps, their slopes, and predictions by L other maps.
 
-        The slopes are central differences over a tenth of the actions' standard deviation to both sides.
+        The slopes are central differences over a tenth of the actions' standard deviation to both sides. All
+        predictions are rows of one pass through the network: it is little more work than that for a few rows.
 
         Args:
             encoded: ``Float[D + A]``.
-            maps: A, ``Float[K A A]``.
+            maps: M, ``Float[K A A]``.
             offsets: c, ``Float[K A]``.
+            others: L, by the names of the parameters.
 
         Returns:
-            ``Float[K D]`` and ``Float[K D A * A + A]``.
+            ``Float[K D]``, the slopes by the executed action M u + c, ``Float[K A D]``, and ``Float[L D]``.
         """
         observation, action = encoded[: self._dim], encoded[self._dim :]
         executed = maps @ action + offsets  # K A
         num_maps, num_actions = executed.shape
-        step = self._dtype.type(0.1) * self.action_scale.astype(self._dtype)
-        around = np.concatenate([np.zeros((1, num_actions), self._dtype), np.diag(step), -np.diag(step)])  # 2A+1 A
-        probes = (executed[:, None] + around).reshape(-1, num_actions)
-        repeated = np.broadcast_to(observation, (len(probes), self._dim))
-        predictions = self._predict_executed(repeated, probes).reshape(num_maps, -1, self._dim)  # K 2A+1 D
-        above, below = predictions[:, 1 : num_actions + 1], predictions[:, num_actions + 1 :]
-        slopes = ((above - below) / (2 * step[:, None])).transpose(0, 2, 1)  # K D A
-        of_maps = (slopes[..., None] * action).reshape(num_maps, self._dim, -1)
-        return predictions[:, 0], np.concatenate([of_maps, slopes], axis=2)
+        probes = (executed[:, None] + self._around).reshape(-1, num_actions)
+        rows = np.concatenate([probes, *(_executed(own, action[None]) for own in others)])
+        predictions = self._predict_executed(observation[None].repeat(len(rows), axis=0), rows)
+        of_maps = predictions[: len(probes)].reshape(num_maps, -1, self._dim)  # K 2A+1 D
+        above, below = of_maps[:, 1 : num_actions + 1], of_maps[:, num_actions + 1 :]
+        return of_maps[:, 0], (above - below) / self._widths, predictions[len(probes) :]
 
     def _gradient_of_map(
         self, own: Weights, encoded: Floats, targets: Floats, loss: Loss
@@ -143,17 +153,20 @@ class Model:
 
     def _with_executed(self, observations: Floats, executed: Floats) -> Floats:
         """The input of the core from normalised observations and actions that are not."""
-        normalised = (executed - self._shift[self._dim :]) / self.action_scale
-        return np.concatenate([observations, normalised.astype(observations.dtype)], axis=1)
-
-    def _normalised(self, joined: Floats) -> Floats:
-        inputs: Floats = (joined - self._shift) / self._scale
-        return inputs.astype(self._dtype)
+        normalised = (executed - self._action_shift) / self.action_scale
+        return np.concatenate([observations, normalised.astype(observations.dtype, copy=False)], axis=1)
 
     def _check_shapes(self) -> None:
         """What was described must fit together: a transition of zeros goes through."""
-        zeros = np.zeros((1, self._dim), dtype=np.float32)
-        predicted = self.predict(self.source, self.encode(zeros, self.space.zeros(1)))
+        zeros = np.zeros(self._dim, dtype=np.float32)
+        predicted = self.predict(self.source, self.encode(zeros, self.space.zero[None]))
         shapes = [predicted.shape[1:], self._target_scale.shape, self.residual_variance.shape]
         if shapes != [(self._dim,)] * 3:
             raise ValueError(f"the model must predict {self._dim} numbers; its parts are of the shapes {shapes}.")
+
+
+def _executed(own: Weights, actions: Floats) -> Floats:
+    """What motors make of actions by a map: ``Float[N A]`` -> the same."""
+    mapped = np.dot(actions, own["action_map"].T.astype(actions.dtype, copy=False))
+    result: Floats = mapped + own["action_offset"].astype(actions.dtype, copy=False)
+    return result

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssm_metarl_gym.bundle.adapters import AdaptingWeights
-from ssm_metarl_gym.bundle.layers import Floats
+from ssm_metarl_gym.bundle.judge import Judge, Judgement
+from ssm_metarl_gym.bundle.layers import Floats, clipped
 from ssm_metarl_gym.bundle.left_out import LeftOutEpisodes
 from ssm_metarl_gym.bundle.losses import make_loss
-from ssm_metarl_gym.bundle.source_fallback import SourceFallback
-from ssm_metarl_gym.bundle.surprises import SURPRISES_OF_A_CHANGE, Surprises, Verdict
+from ssm_metarl_gym.bundle.surprises import SURPRISES_OF_A_CHANGE, Surprises
 from ssm_metarl_gym.checks import check_choice, check_integer
 
 __all__ = ["Learned", "Online"]
@@ -23,14 +23,16 @@ class Transition(NamedTuple):
     """One transition.
 
     Attributes:
-        encoded: What the model encodes of it, ``Float[1 F]``.
         target: The change, normalised, ``Float[1 D]``.
-        expected: What the reference predicted, ``Float[1 D]``.
+        encoded: What the model encodes of it, ``Float[1 F]``.
+        by_adapted: What the model predicted before it adapted to it, ``Float[1 D]``.
+        by_reference: What the reference predicted, ``Float[1 D]``.
     """
 
-    encoded: Floats
     target: Floats
-    expected: Floats
+    encoded: Floats
+    by_adapted: Floats
+    by_reference: Floats
 
 
 class Learned(NamedTuple):
@@ -82,8 +84,7 @@ class Online:
         probes = options["probe_actions"] if options["observe_predictions"] else []
         self._probes = np.array(probes, dtype=adapter.model.space.dtype)
         rules = ("outlier_error", "change_ratio", "error_start", "error_decay", "error_floor")
-        self._surprises = Surprises(1, **{name: options[name] for name in rules})
-        self._fallback = SourceFallback(1)
+        self._judge = Judge(Surprises(1, **{name: options[name] for name in rules}))
         self._left_out = LeftOutEpisodes(1, options["leave_out"])
         self._transitions: list[Transition] = []
         self._held_back: list[Transition] = []
@@ -98,8 +99,7 @@ class Online:
 
     def _forget(self) -> None:
         self._transitions.clear()
-        self._surprises.forget(_ROW)
-        self._fallback.forget(_ROW)
+        self._judge.forget()
         self._left_out.begin(_ROW)
         self._num_steps = 0
         self._counts = {"num_outliers": 0, "num_suspicions": 0, "num_changes": 0}
@@ -109,72 +109,64 @@ class Online:
     def learn(self, transition: Transition | None) -> Learned:
         """Adapt to a transition; None where nobody knows how the step went, which counts as one all the same."""
         self._num_steps += 1
-        error, verdict = math.nan, Verdict.nothing(1)
+        self._error_before, learned = None, Learned(math.nan, math.nan, False, False)
         if transition is not None:
-            error = self._error(self.adapter.predict(transition.encoded), transition)
-            verdict = self._judge(error, transition)
+            error = self._error_before = _error(transition.by_adapted, transition)
+            reference_error = _error(transition.by_reference, transition)
+            judgement = self._judged(error, reference_error, transition)
+            learned = Learned(error, reference_error, judgement.is_change, not judgement.is_doubted)
         self._loss_after = None
         if len(self._transitions) >= self._warmup and self._num_steps % self._every == 0:
             self._loss_after = self._adapt()
-        is_change = bool(verdict.changes[0])
-        self._error_before = None if transition is None else error
-        if transition is None:
-            return Learned(math.nan, math.nan, False, False)
-        if is_change:
+        if transition is not None and learned.is_change:
             # What the model makes of it now.
-            error = self._error(self.adapter.predict(transition.encoded), transition)
-        reference_error = self._error(transition.expected, transition)
-        return Learned(error, reference_error, is_change, not verdict.doubted[0])
+            learned = learned._replace(error=_error(self.adapter.predict(transition.encoded), transition))
+        return learned
 
     def shown(self, observation: Floats) -> Floats:
         """The observation as the policy sees it, with predictions behind it where it was trained on these."""
         if not len(self._probes):
             return observation
         model = self.adapter.model
-        repeated = np.repeat(observation[None].astype(np.float32), len(self._probes), axis=0)
-        encoded = model.encode(repeated, self._probes)
-        own = self._source if self._fallback.used[0] else self.adapter.weights
-        predictions = np.clip(model.predict(own, encoded).astype(np.float32), -self._clip, self._clip)
+        encoded = model.encode(observation.astype(np.float32), self._probes)
+        own = self._source if self._judge.is_source_used else self.adapter.weights
+        predictions = clipped(model.predict(own, encoded).astype(np.float32), -self._clip, self._clip)
         if self._left_out.rows[0]:
             predictions = np.zeros_like(predictions)
         return np.concatenate([observation, predictions.ravel()])
 
-    def _judge(self, error: float, transition: Transition) -> Verdict:
+    def _judged(self, error: float, reference_error: float, transition: Transition) -> Judgement:
         """What a transition is; it joins the window unless it is doubted."""
-        errors = np.array([error])
-        verdict = self._surprises.judge(errors, _ROW)
-        model = self.adapter.model
-        by_source = transition.expected if self._expects_source else model.predict(self._source, transition.encoded)
-        source_error = self._error(by_source, transition)
-        self._fallback.learn(errors, np.array([source_error]), _ROW, verdict)
-        for name, flags in zip(self._counts, verdict, strict=True):
-            self._counts[name] += int(flags[0])
-        if verdict.suspicions[0]:
+        source_error = reference_error
+        if not self._expects_source:
+            source_error = _error(self.adapter.model.predict(self._source, transition.encoded), transition)
+        judgement = self._judge.judge(error, source_error)
+        for name, is_so in zip(self._counts, judgement, strict=True):
+            self._counts[name] += is_so
+        if judgement.is_suspicion:
             self._held_back = [*self._held_back, transition][1 - SURPRISES_OF_A_CHANGE :]
-        if verdict.changes[0]:
+        if judgement.is_change:
             self._transitions = self._held_back[-self._window :]
             if self._restore != "never":
                 self._reset_weights()
-        if not verdict.doubted[0]:
+        if not judgement.is_doubted:
             self._transitions = [*self._transitions, transition][-self._window :]
-        return verdict
+        return judgement
 
     def _adapt(self) -> Callable[[], float]:
         if self._restore == "call":
             self._reset_weights()
-        encoded, targets, expected = (np.concatenate(column) for column in zip(*self._transitions, strict=True))
+        window = self._transitions
+        encoded = np.concatenate([transition.encoded for transition in window])
         if self.twin is not None:
+            expected = np.concatenate([transition.by_reference for transition in window])
             self.twin.adapt(self._loss, encoded, expected)
-        return self.adapter.adapt(self._loss, encoded, targets)
+        return self.adapter.adapt(self._loss, encoded, np.concatenate([transition.target for transition in window]))
 
     def _reset_weights(self) -> None:
         self.adapter.reset()
         if self.twin is not None:
             self.twin.reset()
-
-    def _error(self, predicted: Floats, transition: Transition) -> float:
-        offset = (predicted - transition.target).astype(np.float32)
-        return float((offset * offset).mean())
 
     @property
     def info(self) -> dict[str, Any]:
@@ -183,9 +175,15 @@ class Online:
             "error": self._error_before,
             "loss": None if self._loss_after is None else self._loss_after(),
             **vars(self.adapter.report),
-            "source_used": bool(self._fallback.used[0]),
-            "num_source_used": int(self._fallback.num_used[0]),
+            "source_used": self._judge.is_source_used,
+            "num_source_used": self._judge.num_used,
             "left_out": bool(self._left_out.rows[0]),
             "num_transitions": len(self._transitions),
             **self._counts,
         }
+
+
+def _error(predicted: Floats, transition: Transition) -> float:
+    """The mean squared error of a prediction."""
+    offset = (predicted - transition.target).astype(np.float32, copy=False)
+    return float(np.vdot(offset, offset)) / offset.size

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ssm_metarl_gym.bundle.action_space import ActionSpace
-from ssm_metarl_gym.bundle.layers import Floats, Layers, fast_to_multiply
+from ssm_metarl_gym.bundle.layers import Floats, Layers, clipped, fast_to_multiply
 from ssm_metarl_gym.checks import check_choice
 
 __all__ = ["Policy", "make_policy"]
@@ -47,16 +47,15 @@ class NetworkPolicy:
     def __call__(self, observation: Floats) -> Floats:
         """The action: ``Float64[D]`` -> ``Int[]`` or ``Float[A]``."""
         if self._clip is not None:
-            offset = observation - self._weights["normaliser.mean"]
-            observation = np.clip(offset / self._weights["normaliser.scale"], -self._clip, self._clip)
+            scaled = (observation - self._weights["normaliser.mean"]) / self._weights["normaliser.scale"]
+            observation = clipped(scaled, -self._clip, self._clip)
         output = self._layers(self._weights, observation.astype(np.float32)[None])[0]
         space = self._space
         if self._output == "argmax":
             return np.asarray(space.start + int(output.argmax()), dtype=space.dtype)
         if self._output == "squash":
             output = space.low + 0.5 * (output + 1.0) * (space.high - space.low)
-        result: Floats = np.clip(output, space.low, space.high).astype(space.dtype)
-        return result
+        return clipped(output, space.low, space.high).astype(space.dtype, copy=False)
 
 
 class OnnxPolicy:

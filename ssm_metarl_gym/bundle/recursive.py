@@ -2,12 +2,10 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ssm_metarl_gym.bundle.adapters import AdaptingWeights
 from ssm_metarl_gym.bundle.layers import Floats
@@ -28,26 +26,25 @@ class Recursive(AdaptingWeights):
 
     def __init__(self, model: Model, trust_region_eps: float) -> None:
         super().__init__(model, trust_region_eps)
-        self._last_rows = np.empty((0, 0), dtype=np.uint8)
+        self._last_rows: list[bytes] = []
 
     def reset(self) -> None:
         """Go back to the source, and know nothing."""
         super().reset()
-        self._last_rows = np.empty((0, 0), dtype=np.uint8)
+        self._last_rows = []
 
     def adapt(self, loss: Loss, states: Floats, targets: Floats) -> Callable[[], float]:
         """Take in what the batch before did not end with; the loss measures only."""
-        rows = np.concatenate([part.view(np.uint8) for part in (states, targets)], axis=1)
+        both = np.concatenate([part.view(np.uint8) for part in (states, targets)], axis=1)
+        rows = both.view(f"V{both.shape[1]}").ravel().tolist()  # of bytes, which Python compares faster than NumPy
         for t in range(_num_shared_rows(self._last_rows, rows), len(states)):
             weights = self._absorb(states[t], targets[t])
             if weights is None:
-                self.report = replace(self.report, rejected_steps=self.report.rejected_steps + 1)
+                self._num_rejected += 1
             else:
-                self.report = replace(self.report, steps=self.report.steps + 1)
+                self._num_steps += 1
                 self._flat[:] = weights
         self._last_rows = rows
-        offset = (self._flat - self._source).astype(np.float64)
-        self.report = replace(self.report, distance=self._relative(math.sqrt(float(offset @ offset))))
         return lambda: self._measure(loss, states, targets)
 
     @abstractmethod
@@ -56,9 +53,10 @@ class Recursive(AdaptingWeights):
 
     def _project(self, offsets: Floats) -> Floats:
         """Offsets from the source ``Float64[K W]`` within the ball."""
-        distances = np.sqrt((offsets * offsets).sum(axis=1))
-        for k in np.flatnonzero(distances > self._radius):
-            offsets[k] = self._pull_back(offsets[k], float(distances[k]))
+        distances = np.sqrt((offsets * offsets).sum(axis=1)).tolist()
+        for k, distance in enumerate(distances):
+            if distance > self._radius:
+                offsets[k] = self._pull_back(offsets[k], distance)
         return offsets
 
     def _can_be_held(self, weights: Floats) -> bool:
@@ -116,15 +114,9 @@ class LeastSquares(Recursive):
         return weights
 
 
-def _num_shared_rows(last: npt.NDArray[np.uint8], rows: npt.NDArray[np.uint8]) -> int:
-    """How many rows at the start of ``rows`` are those that ``last`` ends with: the most there can be.
-
-    Args:
-        last: ``UInt8[M bytes]``.
-        rows: ``UInt8[N bytes]``, N >= 1.
-    """
-    if last.shape[1:] != rows.shape[1:]:
-        return 0
-    starts = np.flatnonzero((last == rows[:1]).all(axis=1))
-    overlaps = (len(last) - int(start) for start in starts)
-    return next((n for n in overlaps if n <= len(rows) and np.array_equal(last[-n:], rows[:n])), 0)
+def _num_shared_rows(last: Sequence[bytes], rows: Sequence[bytes]) -> int:
+    """How many rows at the start of ``rows`` are those that ``last`` ends with: the most there can be."""
+    for n in range(min(len(last), len(rows)), 0, -1):
+        if last[-n:] == rows[:n]:
+            return n
+    return 0

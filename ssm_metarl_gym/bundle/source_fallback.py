@@ -7,13 +7,13 @@ import numpy.typing as npt
 
 from ssm_metarl_gym.bundle.surprises import Verdict
 
-__all__ = ["SourceFallback"]
+__all__ = ["DECAY", "MARGIN", "SourceFallback"]
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
-_DECAY: Final = 0.9  # of the running means, as of those of the correction's gates
-_MARGIN: Final = 1.01  # beyond what rounding can do: at first, both models are one
+DECAY: Final = 0.9  # of the running means, as of those of the correction's gates
+MARGIN: Final = 1.01  # beyond what rounding can do: at first, both models are one
 
 
 class SourceFallback:
@@ -27,15 +27,15 @@ class SourceFallback:
     """
 
     def __init__(self, num_rows: int) -> None:
-        self._adapted_errors = np.full(num_rows, np.nan)
-        self._source_errors = np.full(num_rows, np.nan)
+        self._means = np.full((2, num_rows), np.nan)  # of the errors of the adapted model, and of those of the source
         self.num_used = np.zeros(num_rows, dtype=np.int64)
 
     @property
     def used(self) -> Flags:
         """``Bool[n]``, where the running mean of the adapted model's errors is the larger one."""
         # Without evidence they are nan, of which none is larger.
-        return self._adapted_errors > _MARGIN * self._source_errors
+        result: Flags = self._means[0] > MARGIN * self._means[1]
+        return result
 
     def forget(self, rows: Flags) -> None:
         """Begin an episode in these rows."""
@@ -52,13 +52,12 @@ class SourceFallback:
             rows: ``Bool[n]``, which rows have a transition.
             verdict: What these are.
         """
-        kept = rows & ~verdict.doubted & np.isfinite(adapted_errors) & np.isfinite(source_errors)
-        for means, errors in ((self._adapted_errors, adapted_errors), (self._source_errors, source_errors)):
-            moved = np.where(np.isnan(means), errors, _DECAY * means + (1.0 - _DECAY) * errors)
-            means[kept] = moved[kept]
+        errors = np.array([adapted_errors, source_errors])
+        kept = np.isfinite(errors).all(axis=0) & rows & ~verdict.doubted
+        moved = np.where(np.isnan(self._means), errors, DECAY * self._means + (1.0 - DECAY) * errors)
+        np.copyto(self._means, moved, where=kept)
         self._restart_means(verdict.changes)
         self.num_used += rows & self.used
 
     def _restart_means(self, rows: Flags) -> None:
-        self._adapted_errors[rows] = np.nan
-        self._source_errors[rows] = np.nan
+        self._means[:, rows] = np.nan

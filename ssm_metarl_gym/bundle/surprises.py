@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from ssm_metarl_gym.checks import Rule, check_fields
 
-__all__ = ["SURPRISES_OF_A_CHANGE", "Surprises", "Verdict"]
+__all__ = ["MOST", "SURPRISES_OF_A_CHANGE", "Surprises", "Verdict"]
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -16,7 +16,7 @@ Flags = npt.NDArray[np.bool_]
 # In a row. Of one transition in ten that is wrong, two in a row are found twice in an episode of 200 steps.
 SURPRISES_OF_A_CHANGE: Final = 3
 # In means: how much of an unsurprising error counts for the mean. It is to be that of what the model knows.
-_MOST: Final = 3.0
+MOST: Final = 3.0
 _POSITIVE: Rule = ("a number > 0 (inf for never)", lambda value: value > 0.0)
 
 
@@ -101,18 +101,23 @@ class Surprises:
             errors: ``Float[n]``, squared errors of the model before it adapts to the transitions.
             rows: ``Bool[n]``, which rows have a transition; of the others the verdict says nothing.
         """
-        outliers = rows & ~(np.isfinite(errors) & (errors <= self.outlier_error))
-        kept = rows & ~outliers
+        kept = rows & np.isfinite(errors) & (errors <= self.outlier_error)
         errors = np.where(kept, errors, 0.0)
-        surprises = kept & (errors > self.change_ratio * self._means)
-        changes = surprises & (self._num_suspected == SURPRISES_OF_A_CHANGE - 1)
-        suspicions = surprises & self._is_trusted & ~changes
+        surprises = errors > self.change_ratio * self._means
         # The mean is that of unsurprising errors, and starts anew with other physics, where what led to the verdict is
         # no surprise again: in physics that the model cannot learn, there would be no end of changes.
-        counted = np.minimum(errors, _MOST * self._means)
+        counted = np.minimum(errors, MOST * self._means)
         means = np.maximum(self.error_floor, self.error_decay * self._means + (1.0 - self.error_decay) * counted)
-        anew = np.maximum(np.where(changes, self.error_start, self._means), errors / self.change_ratio)
-        self._means = np.where(kept & ~surprises, means, np.where(surprises & ~suspicions, anew, self._means))
-        self._num_suspected = np.where(kept, np.where(suspicions, self._num_suspected + 1, 0), self._num_suspected)
-        self._is_trusted = np.where(kept, (self._is_trusted | ~surprises) & ~changes, self._is_trusted)
-        return Verdict(outliers, suspicions, changes)
+        suspicions = changes = surprises
+        if surprises.any():  # which is seldom
+            changes = surprises & (self._num_suspected == SURPRISES_OF_A_CHANGE - 1)
+            suspicions = surprises & self._is_trusted & ~changes
+            anew = np.maximum(np.where(changes, self.error_start, self._means), errors / self.change_ratio)
+            means = np.where(surprises, np.where(suspicions, self._means, anew), means)
+            np.copyto(self._num_suspected, (self._num_suspected + 1) * suspicions, where=kept)
+            np.copyto(self._is_trusted, (self._is_trusted | ~surprises) & ~changes, where=kept)
+        else:
+            self._num_suspected[kept] = 0
+            self._is_trusted |= kept
+        np.copyto(self._means, means, where=kept)
+        return Verdict(rows & ~kept, suspicions, changes)

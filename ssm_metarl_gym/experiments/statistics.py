@@ -1,11 +1,11 @@
 """How sure a mean is."""
 
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 __all__ = ["bootstrap_interval", "hierarchical_interval", "interquartile_mean", "interval_over_seeds"]
 
@@ -16,7 +16,7 @@ _AT_ONCE: Final = 100
 
 def interquartile_mean(values: npt.ArrayLike, axis: int = 0) -> Any:
     """The mean of the middle half of the values along an axis (Agarwal et al. 2021, https://arxiv.org/abs/2108.13264)."""
-    return stats.trim_mean(values, 0.25, axis=axis)
+    return _stats().trim_mean(values, 0.25, axis=axis)
 
 
 def bootstrap_interval(
@@ -31,7 +31,7 @@ def bootstrap_interval(
         mean = float(np.mean(values)) if len(values) == 1 else np.nan
         return mean, mean
     with np.errstate(over="ignore"):  # in a standard error, which nobody asked for
-        result = stats.bootstrap(
+        result = _stats().bootstrap(
             (values,),
             statistic,
             n_resamples=num_resamples,
@@ -53,7 +53,7 @@ def interval_over_seeds(values: Sequence[npt.ArrayLike], seed: int) -> tuple[flo
     if len(values) == 1:
         return bootstrap_interval(values[0], seed)
     means = np.mean(np.asarray(values, dtype=np.float64), axis=1)
-    half_width = stats.t.ppf(0.5 + CONFIDENCE / 2, len(means) - 1) * stats.sem(means)
+    half_width = _stats().t.ppf(0.5 + CONFIDENCE / 2, len(means) - 1) * _stats().sem(means)
     return float(np.mean(means) - half_width), float(np.mean(means) + half_width)
 
 
@@ -75,3 +75,8 @@ def hierarchical_interval(values: npt.ArrayLike, seed: int, *, statistic: Callab
     edge = 50.0 * (1.0 - CONFIDENCE)
     low, high = np.percentile(np.concatenate(drawn), [edge, 100.0 - edge])
     return float(low), float(high)
+
+
+def _stats() -> Any:
+    """SciPy's statistics. They take a second to import, for which no script waits that has nothing to measure yet."""
+    return importlib.import_module("scipy.stats")

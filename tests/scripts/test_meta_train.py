@@ -324,14 +324,17 @@ def finish(command):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["dynamics", "policy"])
-def test_a_run_that_is_killed_at_any_moment_comes_to_the_same_weights(meta_train, command, run, objective, tmp_path):
+# Right after a checkpoint, and in the midst of the next updates.
+@pytest.mark.parametrize(("objective", "delays"), [("dynamics", [0.0, 0.013]), ("policy", [0.013])])
+def test_a_run_that_is_killed_at_any_moment_comes_to_the_same_weights(
+    meta_train, command, run, objective, delays, tmp_path
+):
     sizes = SIZES if objective == "dynamics" else {"meta_batch_size": 2, "trajectories_per_task": 2, "width": 4}
     arguments = ["--objective", objective, "--options", json.dumps(sizes | {"learned_rates": "tensor"})]
     arguments += ["--env-kwargs", '{"max_episode_steps": 20}']
     run(*LONG, *arguments, folder="control")
     checkpoints = tmp_path / "killed" / "checkpoints"
-    for kill, delay in enumerate([0.0, 0.013]):
+    for kill, delay in enumerate(delays):
         with started(command("killed", *arguments)) as (process, _):
             wait_for(lambda reached=9 * kill + 3: last_of(checkpoints) >= reached, process)
             time.sleep(delay)
@@ -349,26 +352,32 @@ def last_of(checkpoints):
     return max([int(path.name) for path in find_checkpoints(checkpoints)], default=0)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("objective", ["dynamics", "policy"])
-def test_two_processes_come_to_the_weights_of_one(command, run, objective, tmp_path):
-    sizes = {"meta_batch_size": 3, "trajectories_per_task": 2, "width": 8} if objective == "policy" else SIZES
-    arguments = ["--objective", objective, "--options", json.dumps(sizes), "--updates", "3"]
-    arguments += ["--env-kwargs", '{"max_episode_steps": 20}']
-    run(*arguments, folder="one")
-    done = finish(command("two", *arguments, num_processes=2))
-    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=0.0, atol=3e-6)
-    assert written(tmp_path / "two") == FILES
+def assert_that_two_processes_did_what_one_does(done, two, one, num_updates):
+    """What a run of two processes has left and said, beside the folder of one in a single process."""
+    of_two, of_one = weights(two), weights(one)
+    for name in of_one:
+        # They sum in another order, and what that rounds otherwise grows with the updates.
+        torch.testing.assert_close(of_one[name], of_two[name], rtol=0.0, atol=1e-6 * num_updates)
+    assert written(two) == FILES
     assert done.stdout.count("MetaTrainer.load reads") == 1  # process 0 alone speaks
-    assert [row["time/updates"] for row in read_log(tmp_path / "two")] == ["3"]
+    assert [row["time/updates"] for row in read_log(two)] == [str(n) for n in range(3, num_updates + 1, 3)]
+
+
+@pytest.mark.slow
+def test_two_processes_come_to_the_policy_of_one(command, run, tmp_path):
+    sizes = {"meta_batch_size": 3, "trajectories_per_task": 2, "width": 8}
+    arguments = ["--objective", "policy", "--options", json.dumps(sizes), "--updates", "3"]
+    arguments += ["--env-kwargs", '{"max_episode_steps": 20}']
+    one = run(*arguments, folder="one")
+    done = finish(command("two", *arguments, num_processes=2))
+    assert_that_two_processes_did_what_one_does(done, tmp_path / "two", one, 3)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
-def test_a_dead_worker_ends_the_run_and_the_same_command_goes_on(meta_train, command, tmp_path):
-    finish(command("control", num_processes=2))
+def test_a_dead_worker_ends_the_run_and_the_same_command_goes_on(command, run, tmp_path):
+    done = finish(command("control", num_processes=2))
+    assert_that_two_processes_did_what_one_does(done, tmp_path / "control", run(*LONG, folder="one"), 60)
     line, folder = command("killed", num_processes=2), tmp_path / "killed"
     for victim, least in ((1, 6), (0, 24)):
         with started(line) as (process, pids):

@@ -64,8 +64,17 @@ def descendants(process):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "number"),
+    # Handlers are those of `experiments.signals`: both signals where there are processes to end.
+    [
+        ("workers", signal.SIGINT),
+        ("workers", signal.SIGTERM),
+        ("train_ppo", signal.SIGINT),
+        ("meta_train", signal.SIGTERM),
+        ("evaluate", signal.SIGINT),
+    ],
+)
 def test_a_script_that_is_at_work(checkout, make_run, case, number, tmp_path):
     (script, *options), sign, hint = CASES[case]
     if script == "evaluate.py":

@@ -474,8 +474,8 @@ def test_glitches_make_the_adapted_model_worse_than_the_frozen_one_in_no_task(en
     trainer = MetaTrainer(env_id, model, num_streams=300).learn(200)
     adapted, frozen = np.transpose([prediction_errors(trainer, 1000 + task, 0.1) for task in range(20)])
     assert np.sum(adapted > 1.02 * frozen) == 0
-    clean, _ = np.transpose([prediction_errors(trainer, 1000 + task, 0.0) for task in range(20)])
-    assert np.median(adapted) < 1.5 * np.median(clean)
+    clean, _ = np.transpose([prediction_errors(trainer, 1000 + task, 0.0) for task in range(8)])
+    assert np.median(adapted[:8]) < 1.5 * np.median(clean)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from ssm_metarl_gym.experiments.checks import explaining
 from ssm_metarl_gym.experiments.dynamics_models import load_weights, make_model, save_weights
 from ssm_metarl_gym.experiments.saved_agents import find_algorithm
 from ssm_metarl_gym.experiments.scoreboard.agents import CORRECTED, TRAINED, adapts, agent_of
-from ssm_metarl_gym.experiments.scoreboard.physics import physics_of
+from ssm_metarl_gym.experiments.scoreboard.physics import physics_of, recipe_of
 from ssm_metarl_gym.files import replacing, write_json
 from ssm_metarl_gym.wrappers import SB3VecEnv, VectorActionCorrection, VectorOnlineAdaptation, make_sb3_env
 
@@ -80,9 +80,13 @@ class Board:
         return self.folder / "runs.jsonl"
 
     def stem(self, name: str, seed: int, what: str) -> Path:
-        """The path of a policy or a model of some physics, without the ending; those of another budget have others."""
+        """The path of a policy or a model of some physics, without the ending; other settings have other paths."""
         budget = "" if self.percent == 100 else f" {self.percent} percent"
-        return self.folder / re.sub(r"\W+", "_", f"{name} {seed} {what}{budget}")
+        return self.folder / re.sub(r"\W+", "_", f"{name} {seed} {what}{budget} {recipe_of(name)}")
+
+    def settings_of(self, name: str) -> dict[str, Any]:
+        """What a line says of how that which it tells of has learned."""
+        return {"percent": self.percent, "recipe": recipe_of(name)}
 
     def scaled(self, amount: int) -> int:
         """So much of an amount of work as is to be done."""
@@ -166,7 +170,7 @@ def learn_policy(board: Board, name: str, row: str, seed: int, steps: int) -> li
         taken = physics.num_envs * STEPS_PER_ROUND * rounds["num_rounds"]
     with replacing(path.with_suffix(".pkl")) as temporary:
         env.save(str(temporary))
-    costs = note_costs(path, name, f"policy, {row}", seed, started, taken)
+    costs = note_costs(path, board, name, f"policy, {row}", seed, started, taken)
     with replacing(path) as temporary:
         model.save(temporary)
     return costs
@@ -199,10 +203,11 @@ def find_maker(maker: str) -> Any:
         return getattr(importlib.import_module(module), function)
 
 
-def make_own_agent(name: str, maker: str, seed: int, steps: int) -> tuple[Any, Line]:
+def make_own_agent(board: Board, name: str, maker: str, seed: int, steps: int) -> tuple[Any, Line]:
     """An agent of a user's, which has learned, if it can, and what that took.
 
     Args:
+        board: The scoreboard.
         name: The physics.
         maker: ``"module:function"``; the function takes the rows of the training tasks, a ``VecEnv``, and ``seed``, and
             gives what has SB3's ``predict`` and may have its ``learn``.
@@ -214,7 +219,7 @@ def make_own_agent(name: str, maker: str, seed: int, steps: int) -> tuple[Any, L
     agent = find_maker(maker)(env, seed=spread_seed(seed))
     if hasattr(agent, "learn"):
         agent.learn(steps)
-    return agent, _costs(name, f"policy, {maker}", seed, started, steps if hasattr(agent, "learn") else 0)
+    return agent, _costs(board, name, f"policy, {maker}", seed, started, steps if hasattr(agent, "learn") else 0)
 
 
 def fit_map_model(board: Board, name: str, seed: int) -> list[Line]:
@@ -235,7 +240,7 @@ def fit_map_model(board: Board, name: str, seed: int) -> list[Line]:
         learning_rate=fit.learning_rate,
         seed=seed,
     )
-    costs = note_costs(path, name, "model of the nominal physics", seed, started, fit.transitions)
+    costs = note_costs(path, board, name, "model of the nominal physics", seed, started, fit.transitions)
     save_weights(model, path)
     return costs
 
@@ -265,7 +270,7 @@ def meta_train(board: Board, name: str, seed: int, adapting: str = "last_layer")
     if adapting == "last_layer":
         save_weights(trainer.reference(), board.stem(name, seed, "reference").with_suffix(".pt"))
     what = "meta-learned model" + (", all layers" if adapting == "all" else "")
-    costs = note_costs(path, name, what, seed, started, NUM_STREAMS * trainer.options.stream_length)
+    costs = note_costs(path, board, name, what, seed, started, NUM_STREAMS * trainer.options.stream_length)
     trainer.save(path)
     return costs
 
@@ -304,10 +309,10 @@ def _make_map_model(name: str) -> DynamicsModel:
     return DynamicsModel(*spaces, core, adapts="action_map")
 
 
-def _costs(name: str, what: str, seed: int, started: float, steps: int) -> Line:
+def _costs(board: Board, name: str, what: str, seed: int, started: float, steps: int) -> Line:
     """What something took that others stand on."""
-    seconds = round(time.process_time() - started, 1)
-    return {"study": "prepared", "physics": name, "row": what, "seed": seed, "cpu_seconds": seconds, "steps": steps}
+    key = {"study": "prepared", "physics": name, "row": what, "seed": seed, **board.settings_of(name)}
+    return key | {"cpu_seconds": round(time.process_time() - started, 1), "steps": steps}
 
 
 def note_costs(path: Path, *costs: Any) -> list[Line]:
@@ -315,7 +320,8 @@ def note_costs(path: Path, *costs: Any) -> list[Line]:
 
     Args:
         path: The file of what was made.
-        *costs: The physics, what it is, its seed, when it was begun (``time.process_time()``) and its steps.
+        *costs: The scoreboard, the physics, what it is, its seed, when it was begun (``time.process_time()``), and its
+            steps.
     """
     line = _costs(*costs)
     write_json(path.with_suffix(".json"), line)

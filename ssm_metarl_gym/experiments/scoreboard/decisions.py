@@ -7,14 +7,13 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from ssm_metarl_gym.experiments.report import Estimate, estimate
-from ssm_metarl_gym.experiments.scoreboard.agents import CORRECTED, agent_of, uses_meta_model
+from ssm_metarl_gym.experiments.scoreboard.agents import CORRECTED, agent_of, is_own, uses_meta_model
 from ssm_metarl_gym.experiments.scoreboard.board import adapting_of
-from ssm_metarl_gym.experiments.scoreboard.figures import Scoreboard, Table
+from ssm_metarl_gym.experiments.scoreboard.figures import TOLD, Scoreboard, Table
 
 __all__ = ["Cost", "best_agents", "cost_of", "decision_tables", "greatest_losses"]
 
-# Told what is hidden, it is no way of coping, but what there is to gain.
-_TOLD: Final = "told"
+_LEAST_SEEDS: Final = 3  # of an interval that can tell two agents apart
 
 
 class Cost(NamedTuple):
@@ -35,21 +34,27 @@ def decision_tables(scoreboard: Scoreboard) -> list[Table]:
 
 
 def best_agents(scoreboard: Scoreboard) -> Table:
-    """Of each family and column all agents within the interval of the one with the greatest mean, the cheapest first.
+    """Of each family and column the agent with the greatest mean and all that may be as good, the cheapest first.
 
-    Those that are told what is hidden are left out.
+    These are the ones whose difference from it, in the same tasks, has an interval over at least three seeds that holds
+    zero. Those that are told what is hidden are left out: that is no way of coping, but what there is to gain.
     """
     rows = []
+    agents = [(label, (row, steps)) for label, row, steps in scoreboard.labels() if row != TOLD]
     for name in scoreboard.names:
-        costs = {label: cost_of(scoreboard, name, row, steps) for label, row, steps in scoreboard.labels()}
+        costs = {label: cost_of(scoreboard, name, *agent) for label, agent in agents}
         for column in scoreboard.columns(name):
             found: dict[str, Estimate] = {}
-            for label, row, steps in scoreboard.labels():
-                if row != _TOLD and (returns := scoreboard.returns(name, row, steps, column)):
+            for label, agent in agents:
+                if len(returns := scoreboard.returns(name, *agent, column)) >= _LEAST_SEEDS:
                     found[label] = estimate(returns, 0)
             if found:
-                bound = max(found.values(), key=lambda each: each.mean).low
-                good = [label for label, each in found.items() if each.mean >= bound]
+                best = max(found, key=lambda label: found[label].mean)
+                good = [best]
+                for label in found:
+                    difference = _difference(scoreboard, name, dict(agents)[label], dict(agents)[best], column)
+                    if label != best and difference is not None and difference.high >= 0.0:
+                        good.append(label)
                 for label in sorted(good, key=lambda label: costs[label] or (math.inf, math.inf)):
                     rows.append([name, column, label, f"{found[label]:.1f}", *_cells(costs[label])])
     header = ["", "column", "agent", "mean return", "steps on the family", "CPU seconds"]
@@ -81,9 +86,11 @@ def cost_of(scoreboard: Scoreboard, name: str, row: str, steps: int) -> Cost | N
     """
     total, seconds = 0, 0.0
     for what, least, is_on_family in _parts(row, steps, scoreboard.board.nominal_steps(name)):
-        lines = scoreboard.records.find(study="prepared", physics=name, row=what)
-        # Steps are rounded up to whole rollouts: of several budgets it is the first that is large enough.
-        taken = min((line["steps"] for line in lines if line["steps"] >= least), default=None)
+        lines = [line for line in scoreboard.costs_of(name) if line["row"] == what]
+        # Steps are rounded up to whole rollouts: of several budgets it is the first that is large enough. An agent of a
+        # user's that does not learn takes none.
+        enough = [line["steps"] for line in lines if line["steps"] >= least or (is_own(row) and not line["steps"])]
+        taken = min(enough, default=None)
         if taken is None:
             return None
         total += taken * is_on_family
@@ -113,11 +120,19 @@ def _cells(cost: Cost | None) -> list[str]:
 def _greatest_loss(scoreboard: Scoreboard, name: str, row: str, steps: int) -> str:
     differences: dict[str, Estimate] = {}
     for column in scoreboard.columns(name):
-        own, others = (scoreboard.lines(name, *agent, column) for agent in ((row, steps), ("as_is", 0)))
-        pairs = [(own[seed]["returns"], others[seed]["returns"]) for seed in own if seed in others]
-        if pairs:
-            differences[column] = estimate([np.subtract(*pair) for pair in pairs], 0)
+        difference = _difference(scoreboard, name, (row, steps), ("as_is", 0), column)
+        if difference is not None:
+            differences[column] = difference
     if not differences:
         return ""
     column = min(differences, key=lambda each: differences[each].mean)
     return f"{differences[column]:.1f} {column}"
+
+
+def _difference(
+    scoreboard: Scoreboard, name: str, agent: tuple[str, int], other: tuple[str, int], column: str
+) -> Estimate | None:
+    """By how much an agent's returns are above another one's in the same tasks, over the seeds that both have."""
+    own, others = (scoreboard.lines(name, *each, column) for each in (agent, other))
+    pairs = [(own[seed]["returns"], others[seed]["returns"]) for seed in own if seed in others]
+    return estimate([np.subtract(*pair) for pair in pairs], 0) if pairs else None

@@ -25,7 +25,7 @@ _DISTANCES: Final = ((0.0, 0.125), (0.125, 0.25), (0.25, 0.375), (0.375, 0.51))
 # difference says nothing.
 _LEAST_GAP: Final = 0.05
 _SEEDS_OF_AN_INTERVAL: Final = 5  # fewer make a bootstrap that is far too sure
-_PLAIN, _TOLD = "domain_randomisation", "told"
+PLAIN, TOLD = "domain_randomisation", "told"
 
 
 class Table(NamedTuple):
@@ -107,7 +107,7 @@ class Scoreboard:
         def cell(returns: list[list[float]], column: str, steps: int) -> str:
             # By those with as many steps, or with the most where an agent takes none.
             anchor_steps = steps or max(self.steps, default=0)
-            plain, told = (self.returns(name, row, anchor_steps, column) for row in (_PLAIN, _TOLD))
+            plain, told = (self.returns(name, row, anchor_steps, column) for row in (PLAIN, TOLD))
             if not plain or not told:
                 return ""
             low, high = np.mean(plain), np.mean(told)
@@ -168,11 +168,15 @@ class Scoreboard:
             f"{name}: return by distance", [*header, *(f"{low:g} to {high:.3g}" for low, high in _DISTANCES)], rows
         )
 
+    def costs_of(self, name: str) -> list[dict[str, Any]]:
+        """The lines of what policies and models of some physics took."""
+        return self.records.find(study="prepared", physics=name, **self.board.settings_of(name))
+
     def costs(self) -> Table:
         """What policies and models took, the mean over seeds."""
         rows = []
         for name in self.names:
-            lines = self.records.find(study="prepared", physics=name)
+            lines = self.costs_of(name)
             for what, steps in dict.fromkeys((line["row"], line["steps"]) for line in lines):
                 seconds = [line["cpu_seconds"] for line in lines if (line["row"], line["steps"]) == (what, steps)]
                 rows.append([name, what, f"{steps:,}", f"{np.mean(seconds):.1f}"])

@@ -43,7 +43,7 @@ def learn_meta_policy(board: Board, name: str, seed: int, steps: int) -> list[Li
     steps_of_an_update = 2 * NUM_TASKS * EPISODES_BEFORE * physics.length
     num_updates = -(-steps // steps_of_an_update)
     trainer.learn(num_updates)
-    costs = note_costs(path, name, "policy, meta_policy", seed, started, num_updates * steps_of_an_update)
+    costs = note_costs(path, board, name, "policy, meta_policy", seed, started, num_updates * steps_of_an_update)
     trainer.save(path)
     return costs
 

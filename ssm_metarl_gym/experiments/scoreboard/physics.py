@@ -1,9 +1,11 @@
 """Where agents are compared, how PPO learns there, and the columns of a table."""
 
+import hashlib
 import importlib
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 import gymnasium as gym
@@ -28,6 +30,7 @@ __all__ = [
     "context_distances",
     "distances_of",
     "physics_of",
+    "recipe_of",
 ]
 
 # AIB's unscored steps before every episode.
@@ -172,6 +175,17 @@ def physics_of(name: str) -> Physics:
     if not isinstance(physics, Physics):
         raise ValueError(f"a family of your own must be a Physics; {name} is a {type(physics).__name__}.")
     return physics
+
+
+def recipe_of(name: str) -> str:
+    """A digest of all that some physics say, which tells what was learned by other settings apart.
+
+    What is as it is by default does not count, so that a setting that comes anew leaves what was learned before it.
+    """
+    physics, plain = physics_of(name), Physics("", 0.0, 0, 0)
+    told = {each.name: getattr(physics, each.name) for each in fields(Physics)}
+    text = json.dumps({key: value for key, value in told.items() if value != getattr(plain, key)}, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def check_physics(name: str) -> None:

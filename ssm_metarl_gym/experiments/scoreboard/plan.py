@@ -95,7 +95,7 @@ def can_be(row: str, name: str) -> bool:
 def key_of(board: Board, run: Run, column: str) -> dict[str, Any]:
     """What tells an evaluation from others, as its line says it."""
     key = {"study": "returns", "physics": run.physics, "row": run.row, "steps": run.steps, "seed": run.seed}
-    key |= {"column": column, "num_tasks": board.num_tasks, "percent": board.percent}
+    key |= {"column": column, "num_tasks": board.num_tasks, **board.settings_of(run.physics)}
     return key | ({"rule": RULE} if adapts(run.row) else {})
 
 
@@ -106,7 +106,7 @@ def run_row(board: Board, run: Run, columns: Sequence[str]) -> list[Line]:
     policy_row, policy_steps = ("nominal", board.nominal_steps(name)) if run.row in CORRECTED else (run.row, run.steps)
     own: Any = None
     if is_own(run.row):
-        own, costs = make_own_agent(name, run.row, seed, run.steps)
+        own, costs = make_own_agent(board, name, run.row, seed, run.steps)
         lines = [costs]
     elif adapts_before:
         lines = learn_meta_policy(board, name, seed, run.steps)
@@ -152,7 +152,7 @@ def run_all(runs: Sequence[Run], board: Board, records: Records, engine: Engine,
 
     def add(_: Job, lines: list[Line]) -> None:
         for line in lines:
-            told = ("study", "physics", "row", "seed", "steps", "column", "num_tasks", "percent", "rule")
+            told = ("study", "physics", "row", "seed", "steps", "column", "num_tasks", "percent", "recipe", "rule")
             if not records.find(**{name: line[name] for name in told if name in line}):
                 records.add(**line)
 
@@ -204,7 +204,7 @@ def lines_of(
 def _versions() -> dict[str, str]:
     """What a line was measured with: versions, and the commit where there is a checkout."""
     versions = find_versions(_PACKAGES)
-    git = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "--short=12", "HEAD"]
+    git = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         done = subprocess.run(git, capture_output=True, text=True, check=True)  # noqa: S603 - a command of ours
     except (OSError, subprocess.CalledProcessError):

@@ -27,8 +27,9 @@ _INTRODUCTION: Final = (
     "(Student's t); of one seed, over tasks (bootstrap). Scores and scaled returns are interquartile means, with a "
     "bootstrap over seeds and tasks from five seeds on. Agents with steps in their name were trained on tasks of the "
     "family for so many. What corrects by gradients or by least squares was not, but its model has seen 64,000 random "
-    "steps of them. The best agents are all whose mean lies within the interval of the greatest one, the cheapest "
-    "first; what is told the hidden physics is not among them."
+    "steps of them, and `meta_policy` plays ten episodes of each task before the one that counts. The best agents are "
+    "the one with the greatest mean and all whose difference from it, in the same tasks, has an interval over three "
+    "seeds or more that holds zero, the cheapest first; what is told the hidden physics is not among them."
 )
 
 

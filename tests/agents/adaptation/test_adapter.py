@@ -2,10 +2,10 @@ import contextlib
 import copy
 import io
 import math
+import os
 import pickle
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -619,26 +619,26 @@ class TestSurroundings:
         with pytest.raises(ValueError, match="logits"):
             Categorical(logits=torch.tensor([math.nan, 0.0]))
 
-    @pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 29])
+    @pytest.mark.parametrize("every", [pytest.param(5, marks=pytest.mark.slow), 29])
     def test_ctrl_c_at_any_line_leaves_all_as_before_or_as_after(self, look, untouched_rng, every):
-        """Python raises KeyboardInterrupt between two lines: here at each line of the room, one after the other."""
-        room, batch = Path(agents.adaptation.__file__).parent, make_batch()
-        source = Everything().train()
+        """Python raises KeyboardInterrupt between two lines: here at lines of the room, one after the other."""
+        room, batch = os.path.dirname(agents.adaptation.__file__) + os.sep, make_batch()
+        started = Adapter(Everything().train(), config(max_steps_per_call=2))
+        started.adapt(MSE, batch)
+        before = look(started.model), started.state_dict()
+        twin = copy.deepcopy(started)
+        twin.adapt(MSE, batch)
+        after = look(twin.model), twin.state_dict()
         reached, line = True, 0
         while reached:
             line += every
             reached = False
-            adapter = Adapter(copy.deepcopy(source), config(max_steps_per_call=2))
-            adapter.adapt(MSE, batch)
-            before = look(adapter.model), adapter.state_dict()
-            twin = copy.deepcopy(adapter)
-            twin.adapt(MSE, batch)
-            after = look(twin.model), twin.state_dict()
+            adapter = copy.deepcopy(started)
             lines_left = line
 
             def interrupt(frame, event, _):
                 nonlocal lines_left, reached
-                if Path(frame.f_code.co_filename).parent != room:
+                if not frame.f_code.co_filename.startswith(room):  # which every call within torch asks
                     return None
                 lines_left -= event == "line"
                 if not lines_left and event == "line":

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from ssm_metarl_gym.experiments.records import Records
@@ -9,14 +11,14 @@ from ssm_metarl_gym.experiments.scoreboard.plan import all_runs, key_of
 
 NAME = "PointActuators-2"
 ROWS = ("as_is", "corrected_filter", "corrected_gradients", "told", "one_transition", "student")
-# Of each agent the return in all columns, of each of two seeds; in the nominal column all but the first lose 2.
+# Of each agent the return in all columns, of each of three seeds; in the nominal column all but the first lose 2.
 RETURNS = {
-    "as_is": (0.0, 0.0),
-    "corrected_filter": (9.0, 10.0),  # 9.5, with an interval of 12.7 / 2 to both sides
-    "corrected_gradients": (3.0, 4.0),  # 3.5 > 9.5 - 6.35
-    "told": (20.0, 20.0),
-    "one_transition": (9.0, 9.0),
-    "student": (3.0, 3.0),  # < 9.5 - 6.35
+    "as_is": (0.0, 0.0, 0.0),
+    "corrected_filter": (8.0, 10.0, 12.0),  # 10 on average
+    "corrected_gradients": (7.0, 10.0, 10.0),  # -1 from that, with an interval of 4.303 / sqrt(3) to both sides
+    "told": (20.0, 20.0, 20.0),
+    "one_transition": (5.0, 7.0, 9.0),  # -3 in each seed, though its own interval reaches 12
+    "student": (9.0, 9.0, 9.0),  # -1, and 2 * 4.303 / sqrt(3)
 }
 # What policies and models took, (steps, CPU seconds) of two seeds.
 COSTS = {
@@ -26,6 +28,7 @@ COSTS = {
     "policy, told": ((100_352, 10.0), (100_352, 12.0)),
     "policy, one_transition": ((100_352, 11.0), (100_352, 11.0)),
     "policy, student": ((128_000, 30.0), (128_000, 30.0)),
+    "policy, mine:make_agent": ((0, 1.0), (0, 1.0)),
 }
 
 
@@ -33,30 +36,36 @@ COSTS = {
 def scoreboard(tmp_path):
     board = Board(tmp_path, 20)
     records = Records(board.lines)
-    for run in all_runs([NAME, "CartPole"], ROWS, (100_000,), 2):
+    for run in all_runs([NAME, "CartPole"], ROWS, (100_000,), 3):
         for column in ("interpolation", "nominal"):
             value = RETURNS[run.row][run.seed] - 2.0 * (column == "nominal" and run.row != "as_is")
             records.add(**key_of(board, run, column), returns=[value] * 20)
     for what, of_seeds in COSTS.items():
         for seed, (steps, seconds) in enumerate(of_seeds):
-            line = {"study": "prepared", "physics": NAME, "row": what, "seed": seed}
+            line = {"study": "prepared", "physics": NAME, "row": what, "seed": seed, **board.settings_of(NAME)}
             records.add(**line, steps=steps, cpu_seconds=seconds)
-    return Scoreboard(board, records, [NAME, "CartPole"], ROWS, (100_000,), 2)
+            # Those of another budget, which took as many steps, and of other settings.
+            records.add(**line | {"percent": 10}, steps=steps, cpu_seconds=0.1)
+            records.add(**line | {"recipe": "another"}, steps=steps, cpu_seconds=0.1)
+    return Scoreboard(board, records, [NAME, "CartPole"], ROWS, (100_000,), 3)
 
 
-def test_the_best_are_those_within_the_interval_of_the_best_and_the_cheapest_comes_first(scoreboard):
+def test_the_best_is_beside_all_that_may_be_as_good_in_the_same_tasks_and_the_cheapest_comes_first(scoreboard):
     rows = [row[2:] for row in best_agents(scoreboard).rows if row[:2] == [NAME, "interpolation"]]
-    assert rows == [
-        ["corrected_filter", "9.5 [3.1, 15.9]", "0", "9.0"],
-        ["corrected_gradients", "3.5 [-2.9, 9.9]", "64,000", "28.0"],
-        ["one_transition, 0.1M", "9.0 [9.0, 9.0]", "100,352", "11.0"],
-    ]
+    assert [row[0] for row in rows] == ["corrected_filter", "corrected_gradients", "student, 0.1M"]
+    assert [row[2:] for row in rows] == [["0", "9.0"], ["64,000", "28.0"], ["228,352", "41.0"]]
+    assert rows[0][1] == "10.0 [5.0, 15.0]"  # 4.303 * 2 / sqrt(3)
+
+
+def test_two_seeds_cannot_tell_which_agents_are_the_best(scoreboard):
+    assert best_agents(replace(scoreboard, num_seeds=2)).rows == []
 
 
 def test_what_something_costs_holds_all_that_it_stands_on(scoreboard):
     assert cost_of(scoreboard, NAME, "as_is", 0) == (0, 6.0)
     assert cost_of(scoreboard, NAME, "told", 100_000) == (100_352, 11.0)
     assert cost_of(scoreboard, NAME, "student", 100_000) == (100_352 + 128_000, 11.0 + 30.0)
+    assert cost_of(scoreboard, NAME, "mine:make_agent", 100_000) == (0, 1.0)  # it does not learn
     assert cost_of(scoreboard, NAME, "one_transition", 1_000_000) is None
     assert cost_of(scoreboard, NAME, "adapted_predictions_all", 100_000) is None
 
@@ -64,6 +73,7 @@ def test_what_something_costs_holds_all_that_it_stands_on(scoreboard):
 def test_of_several_budgets_it_is_the_first_that_is_large_enough(scoreboard):
     for steps, seconds in ((51_200, 1.0), (200_704, 2.0)):
         line = {"study": "prepared", "physics": NAME, "row": "policy, told", "seed": 0}
+        line |= scoreboard.board.settings_of(NAME)
         scoreboard.records.add(**line, steps=steps, cpu_seconds=seconds)
     assert cost_of(scoreboard, NAME, "told", 50_000) == (51_200, 1.0)
     assert cost_of(scoreboard, NAME, "told", 100_000) == (100_352, 11.0)
@@ -71,16 +81,23 @@ def test_of_several_budgets_it_is_the_first_that_is_large_enough(scoreboard):
 
 
 def test_what_a_cost_is_not_known_of_comes_last(scoreboard):
+    for what in ("policy, told", "policy, student"):
+        line = {"study": "prepared", "physics": "CartPole", "row": what} | scoreboard.board.settings_of("CartPole")
+        scoreboard.records.add(**line, steps=100_000, cpu_seconds=2.0)
     rows = [row[2:] for row in best_agents(scoreboard).rows if row[:2] == ["CartPole", "interpolation"]]
-    assert rows[0] == ["one_transition, 0.1M", "9.0 [9.0, 9.0]", "", ""]
-    assert len(rows) == 1  # a CartPole has no filter
+    assert rows[0] == ["student, 0.1M", "9.0 [9.0, 9.0]", "200,000", "4.0"]
+    # A CartPole has no filter.
+    assert [(row[0], *row[2:]) for row in rows[1:]] == [
+        ("corrected_gradients", "", ""),
+        ("one_transition, 0.1M", "", ""),
+    ]
 
 
 def test_the_greatest_loss_is_against_the_policy_as_it_is_in_the_same_tasks(scoreboard):
     table = greatest_losses(scoreboard)
     cells = {row[0]: row[1:] for row in table.rows}
-    assert cells["corrected_filter"] == ["7.5 [1.1, 13.9] nominal", ""]
-    assert cells["student, 0.1M"] == ["1.0 [1.0, 1.0] nominal"] * 2
+    assert cells["corrected_filter"] == ["8.0 [3.0, 13.0] nominal", ""]
+    assert cells["student, 0.1M"] == ["7.0 [7.0, 7.0] nominal"] * 2
     assert "as_is" not in cells
 
 

@@ -109,7 +109,8 @@ def test_returns_of_one_context_are_averaged():
 
 def test_costs_are_the_means_over_seeds(scoreboard):
     for seconds in (1.0, 2.0):
-        scoreboard.records.add(study="prepared", physics=NAME, row="policy", steps=5000, cpu_seconds=seconds)
+        line = {"study": "prepared", "physics": NAME, "row": "policy"} | scoreboard.board.settings_of(NAME)
+        scoreboard.records.add(**line, steps=5000, cpu_seconds=seconds)
     assert scoreboard.costs().rows == [[NAME, "policy", "5,000", "1.5"]]
 
 

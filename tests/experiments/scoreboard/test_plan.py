@@ -6,7 +6,7 @@ from ssm_metarl_gym.experiments.jobs import Job
 from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.scoreboard import plan
 from ssm_metarl_gym.experiments.scoreboard.board import Board
-from ssm_metarl_gym.experiments.scoreboard.physics import columns_of
+from ssm_metarl_gym.experiments.scoreboard.physics import PHYSICS, columns_of
 from ssm_metarl_gym.experiments.scoreboard.plan import Run, all_runs, key_of, lines_of, plan_jobs, run_all
 
 NAMES, ROWS, STEPS = ("PointActuators-1", "PointActuators-2"), ("as_is", "corrected_filter", "told"), (200, 100)
@@ -160,3 +160,14 @@ def test_a_line_that_comes_twice_is_written_once(board, records, monkeypatch):
     run_all([run], board, records, Here())
     lines = Records(board.lines).find()
     assert [line["study"] for line in lines] == ["prepared", *["returns"] * 4]
+
+
+def test_what_was_learned_by_other_settings_is_told_apart(tmp_path, monkeypatch):
+    board, run = Board(tmp_path, 20), Run("CartPole", "told", 0, 1_000)
+    before = key_of(board, run, "nominal"), board.stem("CartPole", 0, "told 1000")
+    assert before == (key_of(board, run, "nominal"), board.stem("CartPole", 0, "told 1000"))
+    monkeypatch.setitem(PHYSICS, "CartPole", replace(PHYSICS["CartPole"], num_epochs=9))
+    after = key_of(board, run, "nominal"), board.stem("CartPole", 0, "told 1000")
+    assert before[0] | {"recipe": ""} == after[0] | {"recipe": ""}
+    assert before[0]["recipe"] != after[0]["recipe"]
+    assert before[1] != after[1]
