@@ -217,11 +217,13 @@ class DynamicsModel(nn.Module):
 
     @property
     def idle_command(self) -> Tensor:
-        """What motors that are late do before the first action comes: the middle of the ``Box``, ``Float[A]``."""
+        """What motors that are late do before the first action comes, ``Float[A]``.
+
+        The middle of the ``Box``, and zero where that has none.
+        """
         box = cast("spaces.Box", self.action_space)
-        middle = np.zeros(box.shape)
-        if box.is_bounded():
-            middle = (box.low.astype(np.float64) + box.high) / 2.0
+        bounded, middle = np.isfinite(box.low) & np.isfinite(box.high), np.zeros(box.shape)
+        middle[bounded] = (box.low[bounded].astype(np.float64) + box.high[bounded]) / 2.0
         return torch.from_numpy(middle.ravel()).to(self.head.weight)
 
     @property

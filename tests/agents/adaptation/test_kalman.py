@@ -476,8 +476,8 @@ class TestDelays:
     def test_a_model_idles_in_the_middle_of_the_box(self):
         spaces_of = spaces.Box(-1.0, 1.0, (3,)), spaces.Box(np.array([-1.0, 0.0]), np.array([1.0, 4.0]), dtype=float)
         assert DynamicsModel(*spaces_of, adapts="action_map").idle_command.tolist() == [0.0, 2.0]
-        unbounded = DynamicsModel(spaces_of[0], spaces.Box(-np.inf, np.inf, (2,)), adapts="action_map")
-        assert unbounded.idle_command.tolist() == [0.0, 0.0]
+        half_bounded = spaces.Box(np.array([0.0, -np.inf]), np.array([4.0, np.inf]), dtype=float)
+        assert DynamicsModel(spaces_of[0], half_bounded, adapts="action_map").idle_command.tolist() == [2.0, 0.0]
 
 
 class TestErrors:
