@@ -183,7 +183,9 @@ def make_env(problem: Problem, num_envs: int, seed: int) -> VecEnv:
     """Environments of a problem, side by side."""
 
     def make() -> gym.Env[Any, Any]:
-        env = gym.make(problem.env_id)
+        env: gym.Env[Any, Any] = gym.make(problem.env_id)
+        if not isinstance(env.observation_space, gym.spaces.Box):
+            env = gym.wrappers.FlattenObservation(env)  # one-hot, which RecurrentPPO cannot make of several choices
         if not problem.hidden:
             return env
         return gym.wrappers.TransformObservation(env, partial(hide, hidden=problem.hidden), env.observation_space)
