@@ -19,12 +19,10 @@ if __name__ == "__main__":
     end_on_signals()
 
 import contextlib
-import hashlib
 import importlib
 import itertools
 import json
 import os
-import re
 import sys
 import tempfile
 import uuid
@@ -45,7 +43,7 @@ from ssm_metarl_gym.experiments.report import format_markdown
 from ssm_metarl_gym.experiments.runs import lock_run
 from ssm_metarl_gym.experiments.scoreboard.agents import TRAINED
 from ssm_metarl_gym.experiments.scoreboard.board import Board, learn_policy, load_policy, make_env
-from ssm_metarl_gym.experiments.scoreboard.physics import PHYSICS, Physics, check_physics, physics_of
+from ssm_metarl_gym.experiments.scoreboard.physics import PHYSICS, Physics, check_physics, physics_of, recipe_of
 from ssm_metarl_gym.experiments.signals import stoppable
 from ssm_metarl_gym.files import write_json
 from ssm_metarl_gym.seeding import seed_sequence
@@ -86,11 +84,9 @@ class Options:
     def study(self) -> str:
         """The name of the study: that of other options, or of a family that has changed, is another one."""
         names = ("family", "agent", "steps", "seeds", "num_tasks", "seed")
-        physics = physics_of(self.family)
-        text = re.sub(r" at 0x\w+", "", repr(physics))  # addresses, which differ from process to process
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         values = {name: getattr(self, name) for name in names}
-        return json.dumps({**values, "present": present_settings(physics), "digest": digest})
+        present = present_settings(physics_of(self.family))
+        return json.dumps({**values, "present": present, "recipe": recipe_of(self.family)})
 
 
 def load_optuna() -> Any:

@@ -40,19 +40,19 @@ def best_agents(scoreboard: Scoreboard) -> Table:
     zero. Those that are told what is hidden are left out: that is no way of coping, but what there is to gain.
     """
     rows = []
-    agents = [(label, (row, steps)) for label, row, steps in scoreboard.labels() if row != TOLD]
+    agents = {label: (row, steps) for label, row, steps in scoreboard.labels() if row != TOLD}
     for name in scoreboard.names:
-        costs = {label: cost_of(scoreboard, name, *agent) for label, agent in agents}
+        costs = {label: cost_of(scoreboard, name, *agent) for label, agent in agents.items()}
         for column in scoreboard.columns(name):
             found: dict[str, Estimate] = {}
-            for label, agent in agents:
+            for label, agent in agents.items():
                 if len(returns := scoreboard.returns(name, *agent, column)) >= _LEAST_SEEDS:
                     found[label] = estimate(returns, 0)
             if found:
                 best = max(found, key=lambda label: found[label].mean)
                 good = [best]
                 for label in found:
-                    difference = _difference(scoreboard, name, dict(agents)[label], dict(agents)[best], column)
+                    difference = _difference(scoreboard, name, agents[label], agents[best], column)
                     if label != best and difference is not None and difference.high >= 0.0:
                         good.append(label)
                 for label in sorted(good, key=lambda label: costs[label] or (math.inf, math.inf)):
