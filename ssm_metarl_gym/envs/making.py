@@ -1,10 +1,12 @@
 """Rows of an environment id: in its batched form, where this package gives it one."""
 
+import copy
 import importlib
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 __all__ = ["has_batched_form", "make_rows"]
 
@@ -34,11 +36,12 @@ def make_rows(
     """Rows of a registered environment: its batched form where it has one, else as many single environments.
 
     Example:
+        >>> import gymnasium as gym
         >>> from ssm_metarl_gym.envs.making import make_rows
         >>> type(make_rows("ssm_metarl/CartPole-v0", 2).unwrapped).__name__
         'TaskCartPoleVectorEnv'
-        >>> type(make_rows("CartPole-v1", 2).unwrapped).__name__
-        'SyncVectorEnv'
+        >>> isinstance(make_rows("CartPole-v1", 2).unwrapped, gym.vector.SyncVectorEnv)
+        True
 
     Args:
         env_id: The id of a registered environment; ``"module:id"`` imports first the module that registers it.
@@ -54,5 +57,27 @@ def make_rows(
     """
     if has_batched_form(env_id):
         return gym.make_vec(env_id, num_envs, autoreset_mode=autoreset_mode, **env_kwargs)
-    vector_kwargs = {"autoreset_mode": autoreset_mode}
-    return gym.make_vec(env_id, num_envs, vectorization_mode="sync", vector_kwargs=vector_kwargs, **env_kwargs)
+    envs = _SingleEnvs([partial(gym.make, env_id, **env_kwargs)] * num_envs, autoreset_mode=autoreset_mode)
+    envs.spec = copy.deepcopy(gym.spec(env_id.rpartition(":")[-1]))
+    envs.spec.kwargs |= env_kwargs
+    return envs
+
+
+class _SingleEnvs(SyncVectorEnv):
+    """Gymnasium's, with less work for infos: it makes two arrays for every entry of every row, and drops most of them.
+
+    What is hidden of a robot's motors is dozens of entries.
+    """
+
+    def _add_info(self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int) -> dict[str, Any]:
+        for key, value in env_info.items():
+            mask = vector_infos.get("_" + key)
+            if mask is None:
+                super()._add_info(vector_infos, {key: value}, env_num)
+                continue
+            if isinstance(value, dict):
+                self._add_info(vector_infos[key], value, env_num)
+            else:
+                vector_infos[key][env_num] = value
+            mask[env_num] = True
+        return vector_infos

@@ -2,6 +2,7 @@ import sys
 
 import gymnasium as gym
 import pytest
+from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from ssm_metarl_gym.envs import HiddenTaskVectorEnv, RepeatObservationVectorEnv, TaskCartPoleVectorEnv
@@ -38,7 +39,7 @@ def test_only_ids_of_this_package_have_a_batched_form(env_id, expected):
 )
 def test_rows_are_made_in_the_best_form_and_reset_as_they_are_told_to(env_id, env_type, mode):
     env = make_rows(env_id, 3, autoreset_mode=mode)
-    assert type(env.unwrapped) is env_type
+    assert isinstance(env.unwrapped, env_type)
     assert env.num_envs == 3
     assert env.metadata["autoreset_mode"] is mode
 
@@ -46,6 +47,43 @@ def test_rows_are_made_in_the_best_form_and_reset_as_they_are_told_to(env_id, en
 def test_arguments_arrive_in_every_row():
     assert [task.length for task in make_rows(POLARITY, 2, task={"length": 0.3}).unwrapped.tasks] == [0.3, 0.3]
     assert [env.unwrapped.g for env in make_rows("Pendulum-v1", 2, g=7.0).envs] == [7.0, 7.0]
+
+
+def test_single_environments_know_what_they_are():
+    assert make_rows("Pendulum-v1", 2, g=7.0).spec.kwargs == {"g": 7.0}
+    assert gym.spec("Pendulum-v1").kwargs == {}
+
+
+class Telling(gym.Env):
+    """Tells infos of every kind, each in some steps alone."""
+
+    observation_space = gym.spaces.Box(0.0, 1.0, (1,))
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return self.observation(), {"start": 1.5, "nested": {"number": 3, "deeper": {"truth": True}}}
+
+    def observation(self):
+        return self.np_random.random(1).astype("float32")
+
+    def step(self, action):
+        self.count += 1
+        info = {"vector": self.observation(), "word": "a"} if action else {"nested": {"number": 7, "other": 0.5}}
+        return self.observation(), 0.0, bool(action and self.count > 2), False, info
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_infos_are_those_of_gymnasium(monkeypatch, mode):
+    monkeypatch.setitem(gym.registry, "Telling-v0", gym.envs.registration.EnvSpec("Telling-v0", entry_point=Telling))
+    ours = make_rows("Telling-v0", 4, autoreset_mode=mode)
+    theirs = SyncVectorEnv([lambda: gym.make("Telling-v0")] * 4, autoreset_mode=mode)
+    theirs.action_space.seed(0)
+    assert data_equivalence(ours.reset(seed=0), theirs.reset(seed=0), exact=True)
+    for _ in range(40):
+        actions = theirs.action_space.sample()
+        assert data_equivalence(ours.step(actions), theirs.step(actions), exact=True)
 
 
 def test_what_is_said_of_an_id_is_what_is_made():
