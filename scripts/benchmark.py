@@ -67,6 +67,7 @@ FAMILIES_HELP = (
     f"of {', '.join(FAMILIES)} (none: these; quick: the first three), {', '.join(ROBOTS)} (which need MuJoCo), "
     "PointActuators-1 to -16, or module:physics of your own"
 )
+DEAR_SEEDS = 3  # of a full run, of the agents that take long to learn
 ATTEMPTS = 2  # of a run, before it is named as failed
 
 
@@ -79,9 +80,11 @@ class Options:
     agents: tuple[str, ...] = option((), "agents (none: all; quick: seven)", choices=list(AGENTS), may_be_empty=True)
     agent: tuple[str, ...] = option((), "agents of your own, module:function each", may_be_empty=True)
     steps: tuple[int, ...] = option(
-        (), "steps of training on the tasks (none: 1000000; quick: 100000)", least=1, below=10**9, may_be_empty=True
+        (), "steps of training on the tasks (none: 100000)", least=1, below=10**9, may_be_empty=True
     )
-    seeds: int | None = option(None, "number of seeds (default: 5, quick: 2)", least=1, below=1_000)
+    seeds: int | None = option(
+        None, f"number of seeds (default: 10, of what takes long {DEAR_SEEDS}, quick: 2)", least=1, below=1_000
+    )
     num_tasks: int | None = option(None, "tasks of each evaluation (default: 300, quick: 40)", least=20, below=100_000)
     percent: int | None = option(
         None, "other steps and updates, in per cent of the full ones (default: 100, quick: 40)", least=1, below=1_000
@@ -106,9 +109,14 @@ class Options:
             Records(board.lines),
             self.families or (QUICK_FAMILIES if quick else FAMILIES),
             [*(self.agents or (QUICK_AGENTS if quick else tuple(AGENTS))), *self.agent],
-            self.steps or ((100_000,) if quick else (1_000_000,)),
-            self.seeds or (2 if quick else 5),
+            self.steps or (100_000,),
+            self.seeds or (2 if quick else 10),
         )
+
+    @property
+    def dear_seeds(self) -> int | None:
+        """The seeds of agents that take long to learn, if they have fewer."""
+        return None if self.seeds or self.quick else DEAR_SEEDS
 
 
 @stoppable(lambda: "the same command again goes on with the runs that are missing")
@@ -127,7 +135,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with hold_output(options.output):
         with refusing():
             scoreboard = options.scoreboard()
-        runs = list(all_runs(scoreboard.names, scoreboard.rows, scoreboard.steps, scoreboard.num_seeds))
+        runs = list(
+            all_runs(scoreboard.names, scoreboard.rows, scoreboard.steps, scoreboard.num_seeds, options.dear_seeds)
+        )
         try:
             run_all(runs, scoreboard.board, scoreboard.records, engine, ATTEMPTS)
         except JobsFailedError as error:

@@ -25,11 +25,13 @@ def test_quick_is_few_of_everything(benchmark, tmp_path):
     quick, full = (benchmark.Options(quick=quick, output=tmp_path).scoreboard() for quick in (True, False))
     assert set(quick.names) < set(full.names)
     assert set(quick.rows) < set(full.rows)
-    assert (quick.num_seeds, full.num_seeds) == (2, 5)
+    assert (quick.num_seeds, full.num_seeds) == (2, 10)
     assert quick.board.percent < full.board.percent
     chosen = benchmark.Options(quick=True, families=("Pendulum",), seeds=7, agent=("mine:make",), output=tmp_path)
     assert (chosen.scoreboard().names, chosen.scoreboard().num_seeds) == (("Pendulum",), 7)
     assert chosen.scoreboard().rows[-1] == "mine:make"
+    few = [benchmark.Options(output=tmp_path).dear_seeds, benchmark.Options(seeds=7, output=tmp_path).dear_seeds]
+    assert few == [3, None]
 
 
 def known(folder):

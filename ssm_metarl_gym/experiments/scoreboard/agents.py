@@ -21,6 +21,7 @@ class Agent:
             does, or of none.
         switch_probability: How probable another task is at every step of the training.
         teacher: The row that it learns to act like; None for one that learns from rewards.
+        is_dear: Whether a step of its training takes two to forty times as long as one of PPO.
     """
 
     description: str
@@ -31,6 +32,7 @@ class Agent:
     predictions: str = "none"
     switch_probability: float = 0.0
     teacher: str | None = None
+    is_dear: bool = False
 
     @property
     def sees_predictions(self) -> bool:
@@ -60,7 +62,9 @@ TRAINED: Final[dict[str, Agent]] = {
     "domain_randomisation": Agent("PPO on the training tasks, from the plain observation"),
     "told": Agent("PPO on the training tasks that is told what is hidden", context="visible"),
     "one_transition": Agent("PPO on the training tasks that also sees the last transition", observation="transition"),
-    "window_ssm": Agent("PPO that reads the last 16 of them with a state-space model", observation="window"),
+    "window_ssm": Agent(
+        "PPO that reads the last 16 of them with a state-space model", observation="window", is_dear=True
+    ),
     "ssm_ppo": Agent("a recurrent state-space model (`SSMPPO`)", "SSMPPO", "SSMPolicy", "transition"),
     "ssm_ppo_switching": Agent(
         "the same, trained where what is hidden changes now and then",
@@ -69,18 +73,25 @@ TRAINED: Final[dict[str, Agent]] = {
         "transition",
         switch_probability=0.01,
     ),
-    "recurrent_ppo": Agent("sb3-contrib's LSTM (`RecurrentPPO`)", "RecurrentPPO", "MlpLstmPolicy", "transition"),
+    "recurrent_ppo": Agent(
+        "sb3-contrib's LSTM (`RecurrentPPO`)", "RecurrentPPO", "MlpLstmPolicy", "transition", is_dear=True
+    ),
     "student": Agent(
         "a state-space model that reads the last 16 of them, and learned to act like `told`",
         observation="window",
         teacher="told",
+        is_dear=True,
     ),
     "meta_policy": Agent(
         "a meta-learned policy (ProMP), after a policy gradient step on ten episodes of the task", "ProMP"
     ),
-    "frozen_predictions": Agent("PPO that sees what a model predicts that never adapts", predictions="frozen"),
-    "adapted_predictions": Agent("PPO that sees what the adapted model predicts", predictions="last_layer"),
-    "adapted_predictions_all": Agent("the same, of a model whose layers all adapt", predictions="all"),
+    "frozen_predictions": Agent(
+        "PPO that sees what a model predicts that never adapts", predictions="frozen", is_dear=True
+    ),
+    "adapted_predictions": Agent(
+        "PPO that sees what the adapted model predicts", predictions="last_layer", is_dear=True
+    ),
+    "adapted_predictions_all": Agent("the same, of a model whose layers all adapt", predictions="all", is_dear=True),
 }
 AGENTS: Final[dict[str, str]] = CORRECTED | {name: agent.description for name, agent in TRAINED.items()}
 

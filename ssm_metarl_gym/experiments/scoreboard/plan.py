@@ -60,7 +60,9 @@ class Run:
     steps: int = 0
 
 
-def all_runs(names: Sequence[str], rows: Sequence[str], steps: Sequence[int], num_seeds: int) -> Iterator[Run]:
+def all_runs(
+    names: Sequence[str], rows: Sequence[str], steps: Sequence[int], num_seeds: int, num_dear_seeds: int | None = None
+) -> Iterator[Run]:
     """Every run: agents without a step on the tasks first, then few steps; of these the first seeds first.
 
     Args:
@@ -68,6 +70,7 @@ def all_runs(names: Sequence[str], rows: Sequence[str], steps: Sequence[int], nu
         rows: The agents.
         steps: Steps on the training tasks, of the agents that take some.
         num_seeds: Number of seeds.
+        num_dear_seeds: That of the agents that take long to learn; None for ``num_seeds``.
     """
     stages = [([row for row in rows if row in CORRECTED], 0)]
     stages += [([row for row in rows if row not in CORRECTED], each) for each in sorted(steps)]
@@ -75,7 +78,8 @@ def all_runs(names: Sequence[str], rows: Sequence[str], steps: Sequence[int], nu
         for seed in range(num_seeds):
             for name in names:
                 for row in of_stage:
-                    if can_be(row, name):
+                    most = num_dear_seeds if agent_of(row).is_dear and num_dear_seeds is not None else num_seeds
+                    if seed < most and can_be(row, name):
                         yield Run(name, row, seed, each)
 
 

@@ -47,6 +47,13 @@ def test_episodes_of_many_tasks_take_a_batched_environment():
     assert [(run.physics, run.row) for run in runs if run.steps] == [("CartPole", "meta_policy")]
 
 
+def test_what_takes_long_to_learn_has_fewer_seeds():
+    rows = ("as_is", "told", "window_ssm")
+    runs = list(all_runs(["CartPole"], rows, (100,), 3, 1))
+    assert [sum(run.row == row for run in runs) for row in rows] == [3, 3, 1]
+    assert len(list(all_runs(["CartPole"], rows, (100,), 3))) == 9
+
+
 def test_what_a_run_stands_on_is_done_before_it(board, records):
     jobs = plan_jobs(board, RUNS, records)
     for index, job in enumerate(jobs):
