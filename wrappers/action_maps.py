@@ -17,7 +17,7 @@ from ssm_metarl_gym.agents.adaptation.rows import AdapterRows
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.checks import Rule, check_fields
 from ssm_metarl_gym.seeding import seed_sequence
-from ssm_metarl_gym.wrappers.corrector import Corrector, Flags, Predict
+from ssm_metarl_gym.wrappers.corrector import Corrector, Flags, Predict, solve_where_finite
 from ssm_metarl_gym.wrappers.single_sources import expected_rows
 
 __all__ = ["MAP_OPTIONS", "MapCorrector", "MapEstimates", "undo_maps"]
@@ -186,12 +186,14 @@ def undo_maps(maps: Tensor, wanted: Tensor, low: Tensor, high: Tensor, regularis
         regularisation: Against actions that grow without end where a map is nearly singular.
 
     Returns:
-        ``Float64[N A]``.
+        ``Float64[N A]``; nan where maps or what is wanted are not finite.
     """
     half, middle = (high - low) / 2, (high + low) / 2
-    # With u = middle + half v, A u - w = half (B v - b).
-    b_map = maps * (half / half[:, None])  # N A A
-    b = (wanted - maps @ middle) / half
+    # With u = middle + half v, A u - w = unit (B v - b): a range of no length has a unit to be measured in all the
+    # same, and stays where it is.
+    unit = torch.where(half > 0.0, half, 1.0)
+    b_map = maps * (half / unit[:, None])  # N A A
+    b = (wanted - maps @ middle) / unit
     normal = b_map.mT @ b_map + regularisation * torch.eye(len(half), dtype=maps.dtype)
-    v: Tensor = torch.linalg.lstsq(normal, b_map.mT @ b[..., None]).solution[..., 0]
+    v = solve_where_finite(normal, b_map.mT @ b[..., None])[..., 0]
     return middle + half * v.clamp(-1.0, 1.0)

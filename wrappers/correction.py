@@ -123,6 +123,8 @@ class Correction:
             taken = asked.copy()
             if is_open.any():
                 found = self.corrector.correct(lambda *probes: predict(*self._encode(*probes)), seen, finite, is_open)
+                # An adapted model may have come to what is no number, and finds no action then.
+                is_open = is_open & np.isfinite(found).reshape(len(found), -1).all(axis=1)
                 taken[is_open] = found[is_open]
             reference = self.corrector.reference
             self._predicted = reference(reference.encode(observations, taken))

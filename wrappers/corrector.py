@@ -14,7 +14,7 @@ from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.checks import Rule, check_choice, check_fields
 from ssm_metarl_gym.wrappers.adapted_model import encode_rows
 
-__all__ = ["Corrector", "Index", "Predict", "PredictBoth"]
+__all__ = ["Corrector", "Index", "Predict", "PredictBoth", "solve_where_finite"]
 
 Index = npt.NDArray[np.int64]
 # Of the models of some rows: Float[M P D], Int[M P] or Float[M P A], and which rows these are, Int[M], in increasing
@@ -150,7 +150,7 @@ class Corrector:
         """
         (index,) = rows.nonzero()
         half, middle = (self._space.high - self._space.low) / 2, (self._space.high + self._space.low) / 2
-        scaled = (asked[index] - middle) / half  # M A
+        scaled = (asked[index] - middle) / _units(half)  # M A
         size = np.abs(scaled).max(axis=1, keepdims=True)
         direction = np.where(size > 1e-6, scaled / np.maximum(size, 1e-6), 1.0) * half
         probes = np.stack([middle + direction, middle - direction], axis=1).astype(self._space.dtype)  # M 2 A
@@ -195,7 +195,8 @@ class Corrector:
             now, before = (prediction - prediction.mean(1, keepdim=True) for prediction in (now, before))
         rows, own = torch.arange(n), torch.as_tensor(asked - self._space.start)
         errors = (now - before[rows, own][:, None]).square().sum(2)  # M P
-        best = torch.where(errors[rows, own] <= errors.amin(1), own, errors.argmin(1))
+        # Not where some predictions are no numbers, of which the least is none either.
+        best = torch.where(errors[rows, own] > errors.amin(1), errors.argmin(1), own)
         taken: npt.NDArray[Any] = (best.numpy() + self._space.start).astype(asked.dtype)
         return taken
 
@@ -215,7 +216,7 @@ class Corrector:
             return predicted, (predicted - wanted).square().sum(2) + self.regularisation * u.square().sum(2)
 
         # Begin where it costs least: far from the asked action the model bends.
-        starts = _starts(torch.as_tensor((asked - middle) / half).double())  # M P A, in half ranges
+        starts = _starts(torch.as_tensor((asked - middle) / _units(half)).double())  # M P A, in half ranges
         u, predicted, cost = _cheapest(starts, *costs(starts))
         num_actions = asked.shape[1]
         eye = torch.eye(num_actions, dtype=torch.float64)
@@ -234,13 +235,14 @@ class Corrector:
             u, predicted = torch.where(better, best, u), torch.where(better, best_predicted, predicted)
             cost = torch.where(better[:, 0], least, cost)
         taken: npt.NDArray[Any] = np.clip(u.numpy() * half + middle, low, high).astype(self._space.dtype)
-        return taken
+        # Where no prediction is a number, nothing was found.
+        return np.where(cost.isfinite().numpy()[:, None], taken, asked)
 
     def _solve(self, normal: Tensor, target: Tensor) -> Tensor:
         """The solutions of ``Float64[M A A]`` and ``Float64[M A 1]``, which without regularisation need not be one."""
-        # The second is several times as fast.
-        solve = torch.linalg.lstsq if self.regularisation == 0.0 else torch.linalg.solve_ex
-        solution: Tensor = solve(normal, target)[0]
+        if self.regularisation == 0.0:
+            return solve_where_finite(normal, target)
+        solution: Tensor = torch.linalg.solve_ex(normal, target)[0]  # several times as fast
         return solution
 
     def _predict_reference(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
@@ -254,6 +256,24 @@ class Corrector:
         rows = rows & np.isfinite(values)
         moved = np.where(np.isnan(mean), values, self.decay * mean + (1.0 - self.decay) * values)
         mean[rows] = moved[rows]
+
+
+def solve_where_finite(normal: Tensor, target: Tensor) -> Tensor:
+    """The solutions of ``Float64[N A A]`` and ``Float64[N A 1]``, which need not be one; nan where not all is finite.
+
+    LAPACK refuses numbers that are not finite, and torch all rows together with them.
+    """
+    finite = (normal.isfinite().flatten(1).all(1) & target.isfinite().flatten(1).all(1))[:, None, None]
+    solution: Tensor = torch.linalg.lstsq(normal.where(finite, 0.0), target.where(finite, 0.0)).solution
+    return solution.where(finite, torch.nan)
+
+
+def _units(half: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """What to measure actions in by half their ranges ``Float[A]``: these, and 1 where a range has no length.
+
+    What is found is multiplied by half the range itself, so that such a component of an action stays where it is.
+    """
+    return np.where(half > 0, half, 1)
 
 
 def _difference(predictions: Tensor) -> Tensor:

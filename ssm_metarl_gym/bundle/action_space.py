@@ -25,6 +25,7 @@ class ActionSpace:
         low: The lower bounds of a box, ``Float[A]``.
         high: The upper bounds.
         half: Half the ranges.
+        unit: What lengths are measured in: the same, and 1 where a range has no length.
         middle: Their middles.
         dtype: Of the numbers of an action.
     """
@@ -39,6 +40,7 @@ class ActionSpace:
         self.low, self.high = (np.array(described.get(name, []), dtype=self.dtype) for name in ("low", "high"))
         self._one_hot = np.eye(self.n, dtype=np.float32)
         self.half, self.middle = (self.high - self.low) / 2, (self.high + self.low) / 2
+        self.unit = np.where(self.half > 0, self.half, 1)
         if self.is_discrete and self.n < 1:
             raise ValueError(f"there must be an action to choose; got {self.n}.")
         if not self.is_discrete and not (

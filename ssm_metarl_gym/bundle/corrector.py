@@ -124,7 +124,7 @@ class Corrector:
     def compare_effects(self, twin: AdaptingWeights, observation: Floats, asked: Floats) -> None:
         """Estimate what actions do, by the asked one at its full size there and back, as both models see it."""
         space = self._space
-        scaled = (asked - space.middle) / space.half
+        scaled = (asked - space.middle) / space.unit
         size = float(np.abs(scaled).max())
         direction = scaled / size * space.half if size > 1e-6 else space.half
         probes = (space.middle + _BOTH_WAYS * direction).astype(space.dtype, copy=False)
@@ -153,7 +153,8 @@ class Corrector:
         if self._matches_effect:
             now, before = now - now.mean(axis=0), before - before.mean(axis=0)
         errors = ((now - before[own]) ** 2).sum(axis=1)  # P
-        best = own if errors[own] <= errors.min() else int(errors.argmin())
+        # Not where some predictions are no numbers, of which the least is none either.
+        best = int(errors.argmin()) if errors[own] > errors.min() else own
         return np.asarray(start + best, dtype=asked.dtype)
 
     def _least_squares(self, observation: Floats, asked: Floats) -> Floats:
@@ -177,7 +178,7 @@ class Corrector:
             return self._ask(observation, actions).astype(np.float64)
 
         # Begin where it costs least: far from the asked action the model bends.
-        own = ((asked - space.middle) / space.half).astype(np.float64)
+        own = ((asked - space.middle) / space.unit).astype(np.float64)
         starts = np.concatenate([own[None], -own[None], self._starts])  # P A, in half ranges
         u, predicted, cost = _cheapest(starts, *costs(starts))
         for _ in range(_ITERATIONS):
@@ -191,6 +192,8 @@ class Corrector:
             if not least < cost:
                 break
             u, predicted, cost = best, best_predicted, least
+        if not math.isfinite(cost):  # no prediction is a number: nothing was found
+            return asked
         return clipped(u * space.half + space.middle, space.low, space.high).astype(space.dtype)
 
     def _solve(self, normal: Floats, target: Floats) -> Floats:
@@ -236,8 +239,8 @@ class MapCorrector(Corrector):
         self._map, self._offset = own_map.astype(np.float64), own_offset.astype(np.float64)
         self._filter = adapter if isinstance(adapter, KalmanFilter) else None
         self._is_known = self._filter is None or self._filter.source_is(own_map, own_offset)
-        half = self._space.half.astype(np.float64)
-        self._half, self._middle, self._ratios = half, self._space.middle.astype(np.float64), half / half[:, None]
+        half, self._unit = self._space.half.astype(np.float64), self._space.unit.astype(np.float64)
+        self._half, self._middle, self._ratios = half, self._space.middle.astype(np.float64), half / self._unit[:, None]
         self._rng = np.random.default_rng(seed_sequence(0, "exploration"))
 
     @property
@@ -273,9 +276,10 @@ class MapCorrector(Corrector):
 
     def _undo(self, action_map: Floats, wanted: Floats) -> Floats:
         """``argmin_u |A u - w|^2 + regularisation |u|^2``, in half ranges around the middle, clipped to the bounds."""
-        # With u = middle + half v, A u - w = half (B v - b).
+        # With u = middle + half v, A u - w = unit (B v - b): a range of no length has a unit to be measured in all the
+        # same, and stays where it is.
         b_map = action_map * self._ratios
-        b = (wanted - np.dot(action_map, self._middle)) / self._half
+        b = (wanted - np.dot(action_map, self._middle)) / self._unit
         v = self._solve(np.dot(b_map.T, b_map) + self.regularisation * self._eye, np.dot(b, b_map))
         result: Floats = self._middle + self._half * clipped(v, -1.0, 1.0)
         return result

@@ -4,8 +4,10 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import spaces
 from stable_baselines3 import SAC
 from torch import nn
 from torch.nn import functional as F
@@ -146,6 +148,45 @@ def test_actions_are_those_of_the_wrappers(way, make_both):
         changes += adaptation["num_changes"]
     if way in WAYS:
         assert gates == {False, True}
+
+
+class Slider(gym.Env):
+    """A point that is pushed by the first of two motors, this way or the other; the second can do one thing only."""
+
+    observation_space = spaces.Box(-9.0, 9.0, (2,))
+    action_space = spaces.Box(np.array([-1.0, 0.5], np.float32), np.array([1.0, 0.5], np.float32))
+
+    def __init__(self, task=None, sign=1.0):
+        self.sign = sign
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = self.np_random.normal(size=2)
+        return self.state.astype(np.float32), {}
+
+    def step(self, action):
+        self.state = 0.9 * self.state + self.sign * action[0] * np.array([1.0, 0.3])
+        return self.state.astype(np.float32), 0.0, False, False, {}
+
+
+gym.register("robots/Slider-v0", Slider, disable_env_checker=True)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "adapts"),
+    [pytest.param(squares, "last_layer", marks=pytest.mark.slow), (KalmanAdapter, "action_map")],
+)
+def test_a_motor_that_can_do_one_thing_only_does_it(adapter, adapts, make_both):
+    correction = {"gate": 0.5, "map_gate": 0.0, "prior_steps": 0.0, "exploration": 0.0}
+    options = {"make_core": double, "correction": correction, "sign": -1.0}
+    env, policy, bundle = make_both("robots/Slider-v0", adapter, adapts, **options)
+    num_open = 0
+    for action, ours, theirs, _ in replay(env, policy, bundle, 12):
+        np.testing.assert_allclose(action, theirs["taken"], rtol=0, atol=1e-5)
+        assert ours["gate_open"] == theirs["gate_open"]
+        assert action[1] == theirs["taken"][1] == 0.5
+        num_open += ours["gate_open"]
+    assert num_open > 3
 
 
 @pytest.fixture

@@ -100,6 +100,22 @@ class TestClosedForm:
         expected = torch.tensor([[-0.5, -0.5], [1.0, 0.0]]).double()
         torch.testing.assert_close(undo_maps(maps, wanted, low, high, 0.0), expected)
 
+    @pytest.mark.parametrize("unknown", [np.nan, np.inf])
+    def test_of_a_map_that_is_no_number_there_is_no_solution_and_of_the_others_there_is(self, unknown):
+        low, high = torch.full((2,), -1.0).double(), torch.ones(2).double()
+        maps = torch.tensor([[[unknown, 0.0], [0.0, 1.0]], REVERSED]).double()
+        found = undo_maps(maps, torch.tensor([[0.4, -0.6]]).double(), low, high, 0.0)
+        assert found[0].isnan().all()
+        torch.testing.assert_close(found[1], torch.tensor([-0.5, -0.5]).double())
+
+    @pytest.mark.parametrize("regularisation", [0.0, 1e-9])
+    def test_a_range_of_no_length_stays_where_it_is(self, regularisation):
+        low, high = torch.tensor([-1.0, 0.5]).double(), torch.tensor([1.0, 0.5]).double()
+        maps, wanted = torch.tensor([[[-2.0, 0.4], [0.0, 1.0]]]).double(), torch.tensor([[0.6, 0.5]]).double()
+        # -2 u + 0.4 * 0.5 = 0.6
+        expected = torch.tensor([[-0.2, 0.5]]).double()
+        torch.testing.assert_close(undo_maps(maps, wanted, low, high, regularisation), expected)
+
 
 class TestGate:
     def test_where_nothing_is_hidden_the_asked_actions_pass_bit_for_bit(self):
@@ -319,6 +335,17 @@ def test_a_row_that_asks_for_nan_does_not_spoil_the_others():
     report = infos["correction"]
     assert report["gate_open"].tolist() == [False, True]
     np.testing.assert_allclose(REVERSED @ report["taken"][1], [0.4, 0.4], atol=0.05)
+
+
+def test_where_a_map_has_come_to_what_is_no_number_the_gate_counts_as_closed():
+    env = wrap(REVERSED, adapter=Adapter(make_model(), GRADIENTS), gate=0.0)
+    assert reports_of(env, 5)[-1]["gate_open"]
+    with torch.no_grad():
+        env.env.adapter.model.action_map.fill_(np.inf)
+    action = np.array([0.4, -0.2], dtype=np.float32)
+    report = env.step(action)[-1]["correction"]
+    assert not report["gate_open"]
+    np.testing.assert_array_equal(report["taken"], action)
 
 
 @pytest.mark.parametrize(

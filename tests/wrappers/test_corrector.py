@@ -93,6 +93,18 @@ def test_bounds_that_are_not_symmetric():
     np.testing.assert_allclose(correct(space, reference, adapted, np.array([[3.0]], np.float32)), [[1.5]], atol=1e-3)
 
 
+# Its second motor can do one thing only.
+FIXED = spaces.Box(np.array([-1.0, 0.5], np.float32), np.array([1.0, 0.5], np.float32))
+
+
+@pytest.mark.parametrize("regularisation", [0.0, 1e-6])
+def test_a_range_of_no_length_stays_where_it_is(regularisation):
+    reference, adapted = linear_model(FIXED, IDENTITY), linear_model(FIXED, [[-2.0, 0.0], [0.0, 1.0]])
+    corrected = correct(FIXED, reference, adapted, [[0.6, 0.5]], regularisation=regularisation)
+    np.testing.assert_allclose(corrected, [[-0.3, 0.5]], atol=1e-4)
+    assert corrected[0, 1] == 0.5
+
+
 CHOICES = spaces.Discrete(3, start=1)
 PUSHES = [[-1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
 
@@ -108,6 +120,34 @@ def test_the_choice_with_the_nearest_effect_is_taken(asked):
 def test_among_equal_choices_the_asked_one_is_taken():
     useless = linear_model(CHOICES, np.zeros((2, 3)))
     assert correct(CHOICES, linear_model(CHOICES, PUSHES), useless, np.array([3])) == [3]
+
+
+@pytest.mark.parametrize("match", ["change", "effect"])
+@pytest.mark.parametrize("unknown", [1, 2, 3])
+def test_where_some_predictions_are_no_numbers_the_asked_choice_is_taken(match, unknown):
+    reversed_pushes = np.array([[1.0, 0.0, -1.0], [0.0, 0.0, 0.0]])
+    reversed_pushes[0, unknown - 1] = np.nan
+    now = linear_model(CHOICES, reversed_pushes.tolist())
+    for asked in (1, 2, 3):
+        assert correct(CHOICES, linear_model(CHOICES, PUSHES), now, np.array([asked]), match=match) == [asked]
+
+
+@pytest.mark.parametrize("regularisation", [0.0, 0.1])
+@pytest.mark.parametrize("match", ["change", "effect"])
+def test_where_predictions_are_no_numbers_the_asked_action_is_taken_and_other_rows_are_corrected(match, regularisation):
+    reference, adapted = linear_model(PLANE, IDENTITY), linear_model(PLANE, [[-1.0, 0.0], [0.0, 1.0]])
+
+    def predict(observations, actions, rows):
+        predicted = predict_by(adapted)(observations, actions, rows)
+        predicted[0] = np.nan
+        return predicted
+
+    corrector = Corrector(reference, PLANE, 2, **OPTIONS | {"match": match, "regularisation": regularisation})
+    asked = np.array([[0.5, -0.2], [0.5, -0.2]], np.float32)
+    taken = corrector.correct(predict, np.zeros((2, 2), np.float32), asked, ALL.repeat(2))
+    shrunk = 1.0 / (1.0 + regularisation)
+    np.testing.assert_array_equal(taken[0], asked[0])
+    np.testing.assert_allclose(taken[1], [-0.5 * shrunk, -0.2 * shrunk], atol=1e-4)
 
 
 def test_the_effect_of_choices_ignores_what_all_of_them_share():
@@ -179,6 +219,13 @@ class TestGates:
         predict = predict_by_both(linear_model(line, [[2.0], [2.0]]), linear_model(line, [[1.0], [0.0]]))
         corrector.compare_effects(predict, np.zeros((1, 2), np.float32), np.ones((1, 1), np.float32), ALL)
         np.testing.assert_allclose(corrector.effect, [2.0], rtol=1e-5)
+
+    def test_a_range_of_no_length_has_no_part_in_the_effect(self):
+        corrector = Corrector(linear_model(FIXED, IDENTITY), FIXED, 1, **OPTIONS)
+        corrector.learn(np.ones(1), np.ones(1), ALL)
+        predict = predict_by_both(linear_model(FIXED, [[0.5, 0.0], [0.0, 7.0]]), linear_model(FIXED, IDENTITY))
+        corrector.compare_effects(predict, np.zeros((1, 2), np.float32), np.array([[0.3, 0.5]], np.float32), ALL)
+        np.testing.assert_allclose(corrector.effect, [0.5], rtol=1e-5)
 
     @pytest.mark.parametrize(
         ("effect", "believed"),
