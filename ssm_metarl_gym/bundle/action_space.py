@@ -61,7 +61,7 @@ class ActionSpace:
     def contains(self, action: npt.NDArray[Any]) -> bool:
         """Whether an action of the right shape is one of the space."""
         if self.is_discrete:
-            return self.start <= int(action) < self.start + self.n
+            return bool(self.start <= action < self.start + self.n)
         return bool(((self.low <= action) & (action <= self.high)).all())
 
     def encode(self, actions: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

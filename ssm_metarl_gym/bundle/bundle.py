@@ -38,8 +38,9 @@ class Bundle:
 
     - **A bad sensor.** Where components of an observation are not finite, the policy is shown their last finite values
       (zeros before the first one), its action is not corrected, and nothing is learned from the transitions to and from
-      that observation. Where the policy itself gives what is no number, the action before it is taken once more (the
-      one nearest to zero before the first one).
+      that observation. Where the policy itself gives what is no number, or one of the numbers that it chooses by is
+      none, the action that was taken before is taken once more, as it was (the one nearest to zero before the first
+      one).
     - **A missed tick.** Say so by ``missed=True``: no transition leads from the observation before to this one.
     - **A reset.** :meth:`reset` begins an episode: the weights go back to the source, unless the wrappers were made to
       never restore them.
@@ -123,10 +124,11 @@ class Bundle:
             are_finite = np.isfinite(here)
             self._last_seen = np.where(are_finite, raw, self._last_seen).astype(np.float64)
             asked = self._policy(self._online.shown(self._last_seen))
-            if not np.isfinite(asked).all():
-                asked = self._taken
+            is_number = bool(np.isfinite(asked).all())
+            if not is_number:
+                asked = self._taken  # which was corrected where that was called for: not once more
             taken, is_open = asked, False
-            if are_finite.all():
+            if is_number and are_finite.all():
                 taken, is_open = self._correct(here, asked)
             self._before = here, taken
         self._asked, self._taken, self._is_open = asked, taken, is_open

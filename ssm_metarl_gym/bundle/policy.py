@@ -20,7 +20,10 @@ class Policy(Protocol):
         """Begin an episode."""
 
     def __call__(self, observation: Floats) -> Floats:
-        """The action that is asked for, of an observation ``Float64[D]`` as it comes from the sensors."""
+        """The action that is asked for, of an observation ``Float64[D]`` as it comes from the sensors.
+
+        NaN where a policy gives no number.
+        """
         ...
 
 
@@ -45,13 +48,15 @@ class NetworkPolicy:
         """Begin an episode; nothing is remembered."""
 
     def __call__(self, observation: Floats) -> Floats:
-        """The action: ``Float64[D]`` -> ``Int[]`` or ``Float[A]``."""
+        """The action: ``Float64[D]`` -> ``Int[]`` (``Float[]`` where that is no number) or ``Float[A]``."""
         if self._clip is not None:
             scaled = (observation - self._weights["normaliser.mean"]) / self._weights["normaliser.scale"]
             observation = clipped(scaled, -self._clip, self._clip)
         output = self._layers(self._weights, observation.astype(np.float32)[None])[0]
         space = self._space
         if self._output == "argmax":
+            if not np.isfinite(output).all():
+                return np.asarray(np.nan)
             return np.asarray(space.start + int(output.argmax()), dtype=space.dtype)
         if self._output == "squash":
             output = space.low + 0.5 * (output + 1.0) * (space.high - space.low)

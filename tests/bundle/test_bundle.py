@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from stable_baselines3 import SAC
+from stable_baselines3 import PPO, SAC
 from torch import nn
 from torch.nn import functional as F
 
@@ -203,6 +203,15 @@ def play(bundle, num_steps=20, **changes):
     return [bundle.act(observation) for observation in observations]
 
 
+def overflowing(env_id):
+    """A policy whose last numbers are none for observations that are hardly numbers any more."""
+    policy = PPO("MlpPolicy", env_id, seed=0, device="cpu", policy_kwargs={"activation_fn": nn.ReLU})
+    for parameter in policy.policy.mlp_extractor.policy_net.parameters():
+        parameter.data.mul_(2.0)
+    policy.policy.action_net.weight.data.mul_(100.0)
+    return policy
+
+
 class TestBadSensor:
     @pytest.mark.parametrize("wrong", [[np.nan, 0.0, 0.0], [0.0, np.inf, 1.0], [-np.inf] * 3, [3e38, -3e38, 3e38]])
     def test_actions_are_finite_and_within_the_bounds(self, bundle, wrong):
@@ -236,6 +245,28 @@ class TestBadSensor:
         after = bundle.act([1e38, -1e38, 1e38])
         assert np.isfinite(after).all()
         assert before.shape == after.shape
+
+    @pytest.mark.parametrize("wrong", [[3e38, 0.0, 3e38], [-3e38, 3e38, 0.0]])
+    def test_it_does_so_as_it_was_taken_and_not_corrected_once_more(self, make_both, wrong):
+        policy = overflowing(PENDULUM)
+        correction = {"map_gate": 0.0, "exploration": 0.0, "regularisation": 0.5}
+        bundle = make_both(PENDULUM, KalmanAdapter, "action_map", correction=correction, policy=policy)[2]
+        bundle.reset()
+        for _ in range(6):
+            taken = bundle.act([1.0, 0.0, 0.5])
+        report = bundle.info["correction"]
+        assert report["gate_open"]
+        assert not np.array_equal(report["asked"], taken)
+        for _ in range(3):
+            assert np.array_equal(bundle.act(wrong), taken)
+            assert not bundle.info["correction"]["gate_open"]
+
+    def test_a_choice_by_what_is_no_number_is_none(self, make_both):
+        bundle = make_both(CARTPOLE, gradients, policy=overflowing(CARTPOLE))[2]
+        for observation in np.random.default_rng(0).normal(size=(20, 4)):
+            bundle.reset()
+            before = bundle.act(observation)
+            assert bundle.act([3e38, -3e38, 3e38, 3e38]) == before
 
     @pytest.mark.parametrize("wrong", [[0.0, 1.0], [[0.0, 1.0, 2.0]], 3.0, "left", None, ["a", "b", "c"]])
     def test_what_is_no_observation_is_refused(self, bundle, wrong):
