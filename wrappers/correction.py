@@ -221,4 +221,10 @@ def _check_reference(wrapper_name: str, reference: DynamicsModel | None, source:
             f"for {reference.observation_dim} observations and {reference.action_space}, the model for "
             f"{source.observation_dim} and {source.action_space}. Make it with MetaTrainer.reference()."
         )
+    for name, weight in reference.state_dict().items():
+        if not weight.isfinite().all():
+            raise ValueError(
+                f"the weights of the reference must be finite; {name} has {int((~weight.isfinite()).sum())} that are "
+                "not. Make it anew with MetaTrainer.reference(), of a model whose weights are finite."
+            )
     return reference

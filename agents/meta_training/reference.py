@@ -40,6 +40,9 @@ def fit_reference(
         seed: Seeds the streams of transitions and the batches.
         num_updates: Number of steps of Adam.
         policy: What streams are around, see :func:`collect_streams`.
+
+    Raises:
+        ValueError: No transition leads from an observation that is finite to another.
     """
     streams_seed, batches_seed = seed_sequence(seed, "reference").spawn(2)
     env = make_stream_env(env_id, _NUM_STREAMS, **env_kwargs)
@@ -47,7 +50,14 @@ def fit_reference(
         streams = collect_streams(env, _NUM_STREAMS, _STREAM_LENGTH, seed=streams_seed, policy=policy)
     finally:
         env.close()
-    counted = ~streams.restarted & np.isfinite(streams.next_observations).all(-1)
+    counted = ~streams.restarted
+    for ends in (streams.observations, streams.next_observations):
+        counted &= np.isfinite(ends).all(-1)
+    if not counted.any():
+        raise ValueError(
+            f"the transitions that a reference is fitted to must lead from finite observations to finite ones; of "
+            f"{counted.size} in {env_id} none does. Mend what the environment shows."
+        )
     observations, actions, next_observations = (
         array[counted] for array in (streams.observations, streams.actions, streams.next_observations)
     )

@@ -265,6 +265,13 @@ class TestRefuses:
         with pytest.raises(ValueError, match="have the normalisation of the model that adapts"):
             ActionCorrection(env, other)
 
+    def test_a_reference_whose_weights_are_not_finite(self):
+        env = OnlineAdaptation(gym.make(PENDULUM), Adapter(make_model(gym.make(PENDULUM)), BOUNDS))
+        reference = make_model(gym.make(PENDULUM))
+        reference.core[0].weight.data[0, :2] = torch.tensor([np.nan, np.inf])
+        with pytest.raises(ValueError, match=r"must be finite; core\.0\.weight has 2 that are not\. Make it anew"):
+            ActionCorrection(env, reference)
+
 
 @pytest.mark.slow
 def test_a_policy_that_knows_one_sign_of_the_torque_copes_with_the_other():
