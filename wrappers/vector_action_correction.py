@@ -29,7 +29,9 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
     """:class:`ActionCorrection` for a vector environment, row by row equal to it around single environments.
 
     ``infos["correction"]`` holds the fields that it names as arrays of N, nan in place of None. It is always about the
-    step that was just taken, also of rows whose episode ended with it.
+    step that was just taken, also of rows whose episode ended with it. ``infos["_correction"]`` says which rows have it
+    in the info of a single environment: not those that have just begun another episode. In the mode ``SAME_STEP``,
+    ``infos["final_info"]`` holds it for the episodes that ended.
 
     Example:
         >>> trainer = MetaTrainer("ssm_metarl/CartPolePolarity-v0").learn(800)
@@ -101,12 +103,20 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
     def step(self, actions: Any) -> tuple[Floats, Any, Any, Any, dict[str, Any]]:
         """Take the corrected actions in every row."""
         asked = as_asked(actions, self.single_action_space)
+        going = self._going()
         begins = np.where(self._lost[:, None], np.nan, self._shown[:, : self._dim]).astype(self._shown.dtype)
-        taken, is_open = self._correction.act(self._online.adapter.predict, begins, asked, self._going())
+        taken, is_open = self._correction.act(self._online.adapter.predict, begins, asked, going)
         self._asked = asked
         self._is_open = is_open
         shown, rewards, terminations, truncations, infos = super().step(taken if is_open.any() else actions)
-        return shown, rewards, terminations, truncations, infos | {"correction": self._report}
+        if self._mode is AutoresetMode.SAME_STEP:
+            if "final_info" in infos:
+                report = {name: column.copy() for name, column in self._report.items()}
+                final = {"correction": report, "_correction": self._ended.copy()}
+                infos = infos | {"final_info": infos["final_info"] | final}
+            going = ~self._ended
+        infos = infos | {"correction": self._report, "_correction": going}
+        return shown, rewards, terminations, truncations, infos
 
     def save(self, path: str | Path) -> None:
         """Write what :meth:`ActionCorrection.save` writes."""

@@ -196,6 +196,29 @@ def test_after_a_step_that_failed_half_way_no_false_transition_is_learned_from(n
     assert np.all(known["gate_open"])
 
 
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        (AutoresetMode.NEXT_STEP, [[True, True], [True, True], [False, False], [True, True]]),
+        (AutoresetMode.SAME_STEP, [[True, True], [True, False], [False, True], [True, True]]),
+    ],
+)
+def test_rows_that_have_just_begun_an_episode_have_no_correction_of_it(mode, expected):
+    envs = wrap(PENDULUM, num_envs=2, autoreset_mode=mode, kwargs={"max_episode_steps": 3})
+    envs.reset(seed=0)
+    actions = np.ones((2, 1), dtype=np.float32)
+    envs.step(actions)
+    if mode is AutoresetMode.SAME_STEP:  # so that the rows end one after the other
+        envs.reset(options={"reset_mask": np.array([True, False])})
+    for present in expected:
+        *_, infos = envs.step(actions)
+        assert infos["_correction"].tolist() == present
+        if "final_info" in infos:
+            assert infos["final_info"]["_correction"].tolist() == [not row for row in present]
+            taken = infos["final_info"]["correction"]["taken"]
+            np.testing.assert_array_equal(taken, infos["correction"]["taken"])
+
+
 def test_a_new_episode_closes_the_gates_of_its_row_alone():
     envs = wrap(PENDULUM, num_envs=2, autoreset_mode=AutoresetMode.DISABLED)
     envs.reset(seed=0)

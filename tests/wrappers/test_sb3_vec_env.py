@@ -17,9 +17,19 @@ from stable_baselines3.common.vec_env import (
     VecVideoRecorder,
     is_vecenv_wrapped,
 )
+from torch import nn
 
+from ssm_metarl_gym.agents import DynamicsModel, RecursiveLeastSquares
 from ssm_metarl_gym.tasks.classic import CartPoleTask
-from ssm_metarl_gym.wrappers import HistoryWindow, SB3VecEnv, VectorHistoryWindow
+from ssm_metarl_gym.wrappers import (
+    ActionCorrection,
+    HistoryWindow,
+    OnlineAdaptation,
+    SB3VecEnv,
+    VectorActionCorrection,
+    VectorHistoryWindow,
+    VectorOnlineAdaptation,
+)
 
 OUR_ENV_IDS = ["ssm_metarl/CartPole-v0", "ssm_metarl/CartPolePolarity-v0", "ssm_metarl/Pendulum-v0"]
 ENV_IDS = [*OUR_ENV_IDS, "CartPole-v1"]
@@ -55,6 +65,29 @@ def play(env, num_steps, seed=3):
         step = env.step(np.array([env.action_space.sample() for _ in range(env.num_envs)]))
         history.append((exact(step), exact(env.reset_infos)))
     return history
+
+
+def test_corrected_rows_tell_as_much_as_corrected_single_environments():
+    env_id, options = "ssm_metarl/PendulumPolarity-v0", {"max_episode_steps": 3}
+    env = gym.make(env_id)
+    source, reference = (DynamicsModel(env.observation_space, env.action_space, nn.Linear(4, 4)) for _ in range(2))
+    adapter = RecursiveLeastSquares(source)
+
+    def corrected(envs):
+        return VectorActionCorrection(VectorOnlineAdaptation(envs, adapter), reference)
+
+    def single():
+        return ActionCorrection(OnlineAdaptation(gym.make(env_id, **options), adapter), reference)
+
+    envs, dummy = make_batched(env_id, 2, corrected, **options), DummyVecEnv([single] * 2)
+    for vec_env in (envs, dummy):
+        vec_env.reset()
+    for _ in range(7):
+        steps = [vec_env.step(np.ones((2, 1), dtype=np.float32)) for vec_env in (envs, dummy)]
+        assert steps[0][2].tolist() == steps[1][2].tolist()
+        for one, two in zip([*steps[0][3], *envs.reset_infos], [*steps[1][3], *dummy.reset_infos], strict=True):
+            assert one.keys() == two.keys()
+            assert all(one[name].keys() == two[name].keys() for name in ("adaptation", "correction") if name in one)
 
 
 class InfoEnv(gym.Env):
