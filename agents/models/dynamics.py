@@ -121,7 +121,8 @@ class DynamicsModel(nn.Module):
     ) -> None:
         """Normalise inputs and targets by the statistics of a data set of transitions, one a row."""
         inputs = self._join(observations, actions)
-        changes = np.asarray(next_observations - observations)
+        # Statistics are taken in the type of the observations, and of whole numbers in single precision.
+        changes = _differences(next_observations, observations).astype(np.result_type(observations, np.float32))
         self.input_shift.copy_(torch.from_numpy(inputs.mean(axis=0)))
         self.input_scale.copy_(torch.from_numpy(_scale(inputs)))
         self.target_scale.copy_(torch.from_numpy(_scale(changes)))
@@ -133,7 +134,7 @@ class DynamicsModel(nn.Module):
 
     def targets(self, observations: npt.NDArray[Any], next_observations: npt.NDArray[Any]) -> Tensor:
         """The changes that the model should predict, normalised: ``Float[B D]`` twice -> ``Float[B D]``."""
-        change = np.subtract(next_observations, observations, dtype=np.float32)
+        change = _differences(next_observations, observations).astype(np.float32)
         changes = torch.from_numpy(change).to(self.target_scale.device) / self.target_scale
         return changes.to(self.head.weight.dtype)
 
@@ -375,6 +376,16 @@ def _default_core(input_dim: int, adapts: Adapts) -> nn.Module:
     if adapts == "action_map":
         return nn.Sequential(nn.Linear(input_dim, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh())
     return SSM(input_dim, hidden_dim=64, output_dim=32)
+
+
+def _differences(ends: npt.NDArray[Any], starts: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """How observations differ, in double precision.
+
+    Single precision would lose changes that are small beside the observations, and whole numbers without a sign have
+    none below zero. Of observations in single precision it makes no difference, once rounded to that again: more than
+    twice its digits are kept before, so that rounding twice gives what rounding once does.
+    """
+    return np.subtract(ends, starts, dtype=np.float64)
 
 
 def _scale(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -58,6 +58,30 @@ class TestInputs:
         assert targets.dtype == torch.float32
         assert targets.tolist() == [[1.0, 2.0, -1.0]]
 
+    @pytest.mark.parametrize(
+        ("dtype", "starts", "changes"),
+        [
+            (np.float64, [5e6, -5e6, 1.0], [0.25, 0.125, 0.5]),
+            (np.uint8, [5, 200, 7], [-4, 55, -7]),
+            (np.int16, [-32000, 32000, 0], [64000, -64000, 1]),
+        ],
+    )
+    def test_changes_of_any_type_of_numbers_are_what_they_are(self, dtype, starts, changes):
+        observations = np.array([starts, starts], dtype=dtype)
+        next_observations = np.array([np.add(starts, changes), starts]).astype(dtype)
+        model = DynamicsModel(spaces.Box(-np.inf, np.inf, (3,)), ACTIONS["discrete"])
+        assert model.targets(observations, next_observations).tolist() == [changes, [0.0, 0.0, 0.0]]
+        model.set_normalisation(observations, np.array([0, 1]), next_observations)
+        assert model.target_scale.tolist() == (np.abs(changes) / 2).tolist()
+
+    def test_in_single_precision_changes_are_rounded_once(self):
+        rng = np.random.default_rng(0)
+        sizes = 10.0 ** rng.uniform(-20.0, 20.0, size=(2, 2000, 3))
+        observations, next_observations = (rng.normal(size=sizes.shape) * sizes).astype(np.float32)
+        model = DynamicsModel(OBSERVATIONS, ACTIONS["discrete"])
+        expected = torch.from_numpy(next_observations) - torch.from_numpy(observations)
+        assert torch.equal(model.targets(observations, next_observations), expected)
+
     @each_action_space
     def test_a_normalised_data_set_is_standard(self, actions):
         model, data = DynamicsModel(OBSERVATIONS, actions), transitions(actions, 50)
