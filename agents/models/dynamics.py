@@ -284,8 +284,8 @@ class DynamicsModel(nn.Module):
             The model itself.
 
         Raises:
-            ValueError: The spaces of the environment are others than those of the model, its actions have no bounds, or
-                a number is not positive.
+            ValueError: The spaces of the environment are others than those of the model, its actions have no bounds, a
+                number is not positive, or next to no transition is between finite observations, as others are left out.
         """
         check_integer("num_transitions", num_transitions, least=100)
         check_integer("num_updates", num_updates)
@@ -385,7 +385,8 @@ def _differences(ends: npt.NDArray[Any], starts: npt.NDArray[Any]) -> npt.NDArra
     none below zero. Of observations in single precision it makes no difference, once rounded to that again: more than
     twice its digits are kept before, so that rounding twice gives what rounding once does.
     """
-    return np.subtract(ends, starts, dtype=np.float64)
+    differences: npt.NDArray[np.float64] = np.subtract(ends, starts, dtype=np.float64)
+    return differences
 
 
 def _scale(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

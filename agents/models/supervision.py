@@ -74,26 +74,35 @@ class Transitions:
 def collect_transitions(env: SimulatorEnv, policy: Policy | None, num_transitions: int, seed: int) -> list[Transitions]:
     """Transitions of each way to act: at random, then as a policy does with ever more noise.
 
-    Those onto the restart of a trial (``info["restarted"]``), which no model can predict, are left out.
+    Those onto the restart of a trial (``info["restarted"]``), which no model can predict, are left out, and so are
+    those to and from an observation that is not finite.
 
     Args:
         env: The simulator. A ``VecNormalize`` normalises what the policy is shown, but not the transitions.
         policy: The policy; None for random actions alone.
-        num_transitions: About how many transitions to collect.
+        num_transitions: About how many transitions to collect, those included that are not finite.
         seed: Seeds the environment and the actions.
 
     Raises:
-        ValueError: The action space is neither ``Discrete`` nor a bounded ``Box``.
+        ValueError: The action space is neither ``Discrete`` nor a bounded ``Box``, or no way to act gives two
+            transitions that are finite.
     """
     rng = np.random.default_rng(seed_sequence(seed, "transitions"))
     rows = _make_rows(env)
     rows.reset(seed)
     if policy is None:
-        return [_collect(rows, None, 0.0, num_transitions, rng)]
-    num_random = round(_RANDOM_SHARE * num_transitions)
-    num_noisy = (num_transitions - num_random) // len(NOISE)
-    noisy = [_collect(rows, policy, noise, num_noisy, rng) for noise in NOISE]
-    return [_collect(rows, None, 0.0, num_random, rng), *noisy]
+        parts = [_collect(rows, None, 0.0, num_transitions, rng)]
+    else:
+        num_random = round(_RANDOM_SHARE * num_transitions)
+        num_noisy = (num_transitions - num_random) // len(NOISE)
+        noisy = [_collect(rows, policy, noise, num_noisy, rng) for noise in NOISE]
+        parts = [_collect(rows, None, 0.0, num_random, rng), *noisy]
+    if max(len(part.actions) for part in parts) < 2:
+        raise ValueError(
+            "the simulator must show finite observations, two transitions between such at least; of about "
+            f"{num_transitions} there are {sum(len(part.actions) for part in parts)}. Mend what it shows."
+        )
+    return parts
 
 
 def random_actions(space: spaces.Space[Any], rng: np.random.Generator, size: tuple[int, ...]) -> npt.NDArray[Any]:
@@ -105,7 +114,7 @@ def random_actions(space: spaces.Space[Any], rng: np.random.Generator, size: tup
     if isinstance(space, spaces.Discrete):
         return rng.integers(space.start, space.start + space.n, size=size)
     if isinstance(space, spaces.Box) and space.is_bounded():
-        return rng.uniform(space.low, space.high, (*size, *space.shape)).astype(np.float32)
+        return rng.uniform(space.low, space.high, (*size, *space.shape)).astype(_float_type(space))
     raise ValueError(f"the action space must be Discrete or a bounded Box; got {space}.")
 
 
@@ -155,8 +164,10 @@ def _collect(
             chosen, state = policy.predict(rows.shown(), state=state, episode_start=starts, deterministic=True)
             actions = with_noise(chosen, actions, rows.action_space, noise, rng)
         next_observations, starts, counted = rows.step(actions)
-        columns.append((observations[counted], actions[counted], next_observations[counted]))
+        # What is not finite counts too, so that there is an end where nothing else comes.
         num_collected += int(counted.sum())
+        kept = counted & np.isfinite(observations).all(axis=1) & np.isfinite(next_observations).all(axis=1)
+        columns.append((observations[kept], actions[kept], next_observations[kept]))
     return Transitions(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
 
@@ -170,8 +181,14 @@ def with_noise(
     """The chosen actions with Gaussian noise in half ranges of a Box, or as often replaced by random ones."""
     if isinstance(space, spaces.Box):
         scale = noise * (space.high - space.low) / 2.0
-        return np.clip(chosen + scale * rng.normal(size=chosen.shape), space.low, space.high).astype(np.float32)
+        noisy = np.clip(chosen + scale * rng.normal(size=chosen.shape), space.low, space.high)
+        return noisy.astype(_float_type(space))
     return np.where(rng.random(len(chosen)) < noise, at_random, chosen)
+
+
+def _float_type(space: spaces.Box) -> npt.DTypeLike:
+    """The type of a Box's numbers, which rounds none of them out of it; single precision where these are whole."""
+    return space.dtype if np.issubdtype(space.dtype, np.floating) else np.float32
 
 
 class _Rows(Protocol):

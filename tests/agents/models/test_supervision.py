@@ -9,7 +9,14 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormali
 from torch import nn
 
 import ssm_metarl_gym  # noqa: F401 - registers the environments
-from ssm_metarl_gym.agents.models.supervision import Transitions, collect_transitions, descend, random_actions
+from ssm_metarl_gym.agents import DynamicsModel
+from ssm_metarl_gym.agents.models.supervision import (
+    Transitions,
+    collect_transitions,
+    descend,
+    random_actions,
+    with_noise,
+)
 
 BOX, DISCRETE = spaces.Box(np.float32([-1.0, -2.0]), np.float32([1.0, 6.0])), spaces.Discrete(3, start=1)
 
@@ -68,6 +75,33 @@ ENVS = {
     "disabled": lambda **options: vector(AutoresetMode.DISABLED, **options),
 }
 each_env = pytest.mark.parametrize("make", ENVS.values(), ids=ENVS)
+
+
+@each_env
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_transitions_to_and_from_what_is_not_finite_are_left_out(make, bad, monkeypatch):
+    step = Adder.step
+
+    def failing_step(self, action):
+        seen, *rest = step(self, action)
+        return (np.float32([0.0, bad]) if self.num_steps == 2 else seen), *rest
+
+    monkeypatch.setattr(Adder, "step", failing_step)
+    (transitions,) = collect_transitions(make(), None, 120, seed=0)
+    assert set(transitions.observations[:, 1].tolist()) == {0.0, 3.0}
+    assert (transitions.next_observations[:, 1] == transitions.observations[:, 1] + 1.0).all()
+    assert len(transitions.actions) == 60
+
+
+@pytest.mark.parametrize("policy", [None, Recorder([0.0, 0.0])])
+def test_a_simulator_that_shows_nothing_finite_is_refused(policy, monkeypatch):
+    monkeypatch.setattr(Adder, "reset", lambda self, **options: (np.full(2, np.nan, np.float32), {}))
+    monkeypatch.setattr(
+        Adder, "step", lambda self, action: (np.full(2, np.nan, np.float32), 0.0, False, False, {"restarted": False})
+    )
+    model = DynamicsModel(Adder.observation_space, BOX, nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"finite observations, .*; of about 150 there are 0\. Mend"):
+        model.fit(Adder(), policy, num_transitions=150)
 
 
 @each_env
@@ -147,6 +181,15 @@ class TestActions:
     def test_within_other_wrappers_vec_normalize_is_refused(self):
         with pytest.raises(ValueError, match=r"VecNormalize must be the outermost wrapper; got <.*VecMonitor"):
             collect_transitions(VecMonitor(ENVS["VecNormalize"]()), None, 10, seed=0)
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_they_are_of_a_box_in_its_own_type_of_numbers(self, dtype):
+        space = spaces.Box(dtype(-0.1), dtype(0.1), (2,), dtype=dtype)  # 0.1 is another number in each type
+        rng = np.random.default_rng(0)
+        at_random = random_actions(space, rng, (50,))
+        noisy = with_noise(np.full((50, 2), 0.1), at_random, space, 0.5, rng)
+        assert noisy.max() == space.high[0]
+        assert all(space.contains(action) for action in (*at_random, *noisy))
 
     def test_a_policy_of_sb3(self):
         env = gym.make("Pendulum-v1")
