@@ -380,7 +380,10 @@ class MetaTrainer:
         if model is None:
             options = OBJECTIVES[objective].options(**state["options"])
             adapts = state["state"].get("adapts", "last_layer")
-            model = default_model(objective, env_id, env_kwargs, seed, options, adapts=adapts).to(device)
+            model = default_model(objective, env_id, env_kwargs, seed, options, adapts=adapts)
+            # What is loaded would be rounded to the numbers that are there.
+            dtypes = {weight.dtype for weight in state["model"].values() if weight.is_floating_point()}
+            model.to(device, dtypes.pop() if len(dtypes) == 1 else None)
         given = {"objective": objective, "env_kwargs": env_kwargs, "seed": seed, "policy": policy}
         trainer = cls(env_id, model, **given, **state["options"])
         try:

@@ -316,6 +316,16 @@ class TestFiles:
         assert look(loaded.model) == look(trainer.model)
         assert loaded.num_updates == num_updates + 2
 
+    def test_a_model_in_double_precision_is_loaded_in_it(self, make_any, look, tmp_path):
+        trainer = make_any()
+        trainer.model.double()
+        learn(trainer, 1)
+        trainer.save(tmp_path / "trainer.pt")
+        loaded = MetaTrainer.load(tmp_path / "trainer.pt")
+        assert {weight.dtype for weight in loaded.model.parameters()} == {torch.float64}
+        assert look(loaded.model) == look(trainer.model)
+        assert learn(loaded, 1) == learn(trainer, 1)
+
     def test_any_objective_goes_on_with_all_that_it_learned(self, make_any, look, tmp_path):
         options = {"learned_rates": "tensor", "inner_steps": 2, "outer_lr": 0.1}
         trainer = make_any(**options).learn(1)
