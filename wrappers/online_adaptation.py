@@ -165,8 +165,10 @@ class OnlineAdaptation(
             error_decay=error_decay,
             error_floor=error_floor,
         )
-        self._transitions: deque[tuple[Tensor, Tensor]] = deque(maxlen=window)
-        self._held_back: deque[tuple[Tensor, Tensor]] = deque(maxlen=SURPRISES_OF_A_CHANGE - 1)
+        # What the model encodes, the target, and a number Int[1] of its own.
+        self._transitions: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=window)
+        self._held_back: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=SURPRISES_OF_A_CHANGE - 1)
+        self._num_arrivals = 0  # of all episodes, so that no two transitions have the same number
         self._observation: npt.NDArray[np.float32] | None = None  # where the next transition starts, if that is known
         self._num_steps = 0
         self.latest: LatestTransition | None = None
@@ -221,7 +223,7 @@ class OnlineAdaptation(
         if len(self._transitions) >= self.options.warmup and self._num_steps % self.options.every == 0:
             loss = self._adapt()
         if self.verdict.changes[0]:
-            self.errors_after[0] = self._measure(self.model, *self._transitions[-1])
+            self.errors_after[0] = self._measure(self.model, *self._transitions[-1][:2])
         info = info | {"adaptation": self._report(error, loss)}
         return self._observe(observation, encoded_probes), reward, terminated, truncated, info
 
@@ -263,14 +265,16 @@ class OnlineAdaptation(
         self._num_outliers += outlier
         self._num_suspicions += suspicion
         self._num_changes += change
+        self._num_arrivals += 1
+        transition = encoded, target, torch.tensor([self._num_arrivals])
         if suspicion:
-            self._held_back.append((encoded, target))
+            self._held_back.append(transition)
         if change:
             self._transitions = deque(self._held_back, maxlen=self.options.window)
             if self.options.restore != "never":
                 self.adapter.reset()
         if not self.verdict.doubted[0]:
-            self._transitions.append((encoded, target))
+            self._transitions.append(transition)
         return error
 
     def _measure(self, model: DynamicsModel, encoded: Tensor, target: Tensor) -> float:
@@ -297,8 +301,9 @@ class OnlineAdaptation(
     def _adapt(self) -> float:
         if self.options.restore == "call":
             self.adapter.reset()
-        inputs, targets = (torch.cat(column) for column in zip(*self._transitions, strict=True))
-        return self.adapter.adapt(self.options.loss_fn, {"states": inputs, "targets": targets})
+        columns = map(torch.cat, zip(*self._transitions, strict=True))
+        batch = dict(zip(("states", "targets", "arrivals"), columns, strict=True))
+        return self.adapter.adapt(self.options.loss_fn, batch)
 
     def _report(self, error: float | None, loss: float | None) -> dict[str, Any]:
         stats = self.adapter.stats

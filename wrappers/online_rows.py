@@ -36,6 +36,9 @@ class OnlineRows:
         # N H ..., the last transitions of each row that were held back.
         self._held_states = torch.empty(n, 0)
         self._held_targets = torch.empty(n, 0)
+        # N K, when they came: the number of the call of `_keep`.
+        self._arrivals = torch.zeros(n, options.window, dtype=torch.int64)
+        self._num_arrivals = 0
         self._filled = torch.zeros(n, options.window, dtype=torch.bool)
         self._places = np.zeros(n, dtype=np.int64)
         self._num_steps = np.zeros(n, dtype=np.int64)
@@ -92,7 +95,7 @@ class OnlineRows:
             chosen = torch.as_tensor(due)
             if self._options.restore == "call":
                 self._adapter.reset(chosen)
-            batch = {"states": self._states, "targets": self._targets}
+            batch = {"states": self._states, "targets": self._targets, "arrivals": self._arrivals}
             self.losses = self._adapter.adapt(self._options.loss_fn, batch, mask=self._filled, rows=chosen).numpy()
 
     def _keep(self, rows: Flags, states: Tensor, targets: Tensor) -> None:
@@ -101,5 +104,7 @@ class OnlineRows:
         place = torch.as_tensor(self._places[rows] % self._filled.shape[1])
         self._states[index, place] = states[index]
         self._targets[index, place] = targets[index]
+        self._num_arrivals += 1  # for good, so that no two transitions of a row have the same number
+        self._arrivals[index, place] = self._num_arrivals
         self._filled[index, place] = True
         self._places[rows] += 1

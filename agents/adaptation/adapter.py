@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from typing_extensions import Self
 
-from ssm_metarl_gym.agents.adaptation.batch import LinAlgError, constant, is_of_numbers, parse_batch
+from ssm_metarl_gym.agents.adaptation.batch import Batch, LinAlgError, constant, is_of_numbers, parse_batch
 from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig, AdapterStats, parse_stats
 from ssm_metarl_gym.agents.adaptation.draws import DrawsApart
 from ssm_metarl_gym.agents.adaptation.module_state import ModuleSnapshot, ModuleState, set_evaluation, set_training
@@ -128,7 +128,8 @@ class Adapter:
         self._state.check()
         timer = StepTimer(self.budget_ms)
         before_call = self._before_call = self._snapshot()
-        states, targets = parse_batch(batch_dict)
+        batch = parse_batch(batch_dict)
+        states, targets, _ = batch
         if states.shape[0] == 0:
             self._stats = replace(self._stats, calls=self._stats.calls + 1, empty_calls=self._stats.empty_calls + 1)
             return math.nan
@@ -138,7 +139,8 @@ class Adapter:
             try:
                 with torch.inference_mode(False), torch.enable_grad(), apart:
                     set_evaluation(training)
-                    return self._descend(loss_fn, constant(states), constant(targets), before_call, timer)
+                    batch = batch._replace(states=constant(states), targets=constant(targets))
+                    return self._descend(loss_fn, batch, before_call, timer)
             finally:
                 self._leave(training)
         except BaseException as error:
@@ -227,16 +229,11 @@ class Adapter:
         return twin
 
     def _descend(
-        self,
-        loss_fn: Callable[[Any, Tensor], Tensor],
-        states: Tensor,
-        targets: Tensor,
-        before_call: AdapterSnapshot,
-        timer: StepTimer,
+        self, loss_fn: Callable[[Any, Tensor], Tensor], batch: Batch, before_call: AdapterSnapshot, timer: StepTimer
     ) -> float:
         """Take the steps, and put what happened into the statistics."""
         steps: list[_Step] = []
-        first_loss, loss = self._take_steps(loss_fn, states, targets, before_call, timer, steps)
+        first_loss, loss = self._take_steps(loss_fn, batch.states, batch.targets, before_call, timer, steps)
         stats = self._stats
         changes: dict[str, Any] = {"calls": stats.calls + 1}
         if steps:

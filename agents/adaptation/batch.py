@@ -3,12 +3,13 @@
 import functools
 import operator
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "Batch",
     "LinAlgError",
     "constant",
     "finite_rows",
@@ -21,11 +22,25 @@ __all__ = [
 LinAlgError: Final = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 
 
-def parse_batch(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The states and the targets of a batch.
+class Batch(NamedTuple):
+    """What an adapter is given.
+
+    Attributes:
+        states: The inputs of the model, ``Float[N ...]``.
+        targets: What it should have predicted, ``Float[N ...]``.
+        arrivals: Numbers that tell rows apart which are alike, ``Int[N]``; None where nobody gave them.
+    """
+
+    states: Tensor
+    targets: Tensor
+    arrivals: Tensor | None
+
+
+def parse_batch(batch: Mapping[str, Tensor]) -> Batch:
+    """The parts of a batch.
 
     Raises:
-        ValueError: One of them is missing or no tensor, or they have two lengths.
+        ValueError: The states or the targets are missing, a part is no tensor, or they have different lengths.
     """
     if not isinstance(batch, Mapping) or not all(isinstance(batch.get(key), Tensor) for key in ("states", "targets")):
         is_mapping = isinstance(batch, Mapping)
@@ -37,7 +52,11 @@ def parse_batch(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
             "states and targets must have the same number of rows; got shapes "
             f"{tuple(states.shape)} and {tuple(targets.shape)}."
         )
-    return states, targets
+    arrivals = batch.get("arrivals")
+    if arrivals is not None and not (isinstance(arrivals, Tensor) and arrivals.shape == states.shape[:1]):
+        got = f"shape {tuple(arrivals.shape)}" if isinstance(arrivals, Tensor) else type(arrivals).__name__
+        raise ValueError(f"arrivals must be a tensor of a number for each of the {len(states)} rows; got {got}.")
+    return Batch(states, targets, arrivals)
 
 
 def constant(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter, AdapterSnapshot
-from ssm_metarl_gym.agents.adaptation.batch import finite_rows, num_shared_rows, row_bytes
+from ssm_metarl_gym.agents.adaptation.batch import Batch, finite_rows, num_shared_rows, row_bytes
 from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig
 from ssm_metarl_gym.agents.adaptation.trust_region import pull_back
 from ssm_metarl_gym.budget import StepTimer
@@ -139,13 +139,15 @@ class RecursiveAdapter(Adapter, Generic[State]):
 
         **A row counts once.** Rows at the start of the batch that the batch before ended with, bit for bit, were taken
         in already: a sliding window over the latest transitions may be given at every step, and so may each transition
-        alone. The same batch again changes nothing.
+        alone. The same batch again changes nothing. What comes again and again, as of a robot that stands still, looks
+        like the same batch: give ``arrivals``, by which rows that are alike are told apart.
 
         Args:
             loss_fn: Takes a prediction of the model and the targets, gives a scalar. It measures, and has no
                 influence: what is fitted is the squared error.
             batch_dict: ``{"states": Float[N ...], "targets": Float[N D]}``, the inputs of the model and what it should
-                have predicted.
+                have predicted; with ``"arrivals": Int[N]``, a number of each row's own that it keeps from batch to
+                batch.
 
         Returns:
             The loss over the rows that are finite, with the weights after the call; nan where there are none.
@@ -221,18 +223,14 @@ class RecursiveAdapter(Adapter, Generic[State]):
         return finite_rows(weights.to(narrowest))
 
     def _descend(
-        self,
-        loss_fn: Callable[[Any, Tensor], Tensor],
-        states: Tensor,
-        targets: Tensor,
-        before_call: AdapterSnapshot,
-        timer: StepTimer,
+        self, loss_fn: Callable[[Any, Tensor], Tensor], batch: Batch, before_call: AdapterSnapshot, timer: StepTimer
     ) -> float:
         """Take in the rows that are new, and put what happened into the statistics."""
+        states, targets, arrivals = batch
         finite = finite_rows(states, targets)
         first_loss = self._measure(loss_fn, states[finite], targets[finite])
         # Take in what was not in the last batch.
-        rows = row_bytes(states, targets)
+        rows = row_bytes(states, targets, *([] if arrivals is None else [arrivals.to(states.device)]))
         known = self._filter
         for t in range(num_shared_rows(self._last_rows, rows), len(states)):
             known = self.update(known, states[t : t + 1], targets[t : t + 1])

@@ -18,7 +18,8 @@ class RecursiveRows(AdapterRows):
     """What a :class:`RecursiveAdapter` does to a module, for N rows at once: each has weights and evidence of its own.
 
     A batch of :meth:`adapt` holds the windows of the rows. A transition is taken in once, so it must keep its place in
-    the window until a newer one takes it.
+    the window until a newer one takes it. Which are new is told by their arrivals, or else by their bits: then one that
+    equals the one whose place it takes, as of what is periodic, looks like that one and is not taken in.
 
     Args:
         adapter: The adapter, whose source the rows start from. It and its model stay as they are.
@@ -62,7 +63,8 @@ class RecursiveRows(AdapterRows):
 
         Args:
             loss_fn: Takes the predictions and the targets of one row, gives a scalar; it measures, and no more.
-            batch_dict: ``{"states": Float[N K ...], "targets": Float[N K D]}``.
+            batch_dict: ``{"states": Float[N K ...], "targets": Float[N K D]}``; with ``"arrivals": Int[N K]``, numbers
+                >= 0 of the transitions of a row, each greater than those of all that came before it.
             mask: ``Bool[N K]``, which of the transitions of a row there are; None for all.
             rows: ``Bool[N]``, the rows that adapt; None for all.
 
@@ -78,8 +80,12 @@ class RecursiveRows(AdapterRows):
         before = self._measure(loss_fn, states, targets, finite, measured)
         # Take in what was not there in the last call, the oldest first.
         index = torch.arange(self.num_rows)
-        bits = row_bytes(states.flatten(0, 1), targets.flatten(0, 1)).unflatten(0, mask.shape)
-        for places, counted in self._windows.take(bits, mask & rows[:, None]):
+        there = mask & rows[:, None]
+        arrivals = batch_dict.get("arrivals")
+        if arrivals is None:
+            bits = row_bytes(states.flatten(0, 1), targets.flatten(0, 1)).unflatten(0, mask.shape)
+            arrivals = self._windows.inferred_arrivals(bits, there)
+        for places, counted in self._windows.take(arrivals, there):
             self.state = self._adapter.update(self.state, states[index, places], targets[index, places], counted)
         self._weights = self._layout.weights(self._adapter.flat_weights(self.state).to(self._weights.dtype))
         # Tell what happened.
@@ -111,7 +117,7 @@ class _Windows:
 
     def __init__(self, num_rows: int) -> None:
         self._bits = torch.empty(num_rows, 0, 0, dtype=torch.uint8)  # N K bytes, what was there in the last call
-        self._came = torch.empty(num_rows, 0, dtype=torch.int64)  # N K, when it came
+        self._came = torch.empty(num_rows, 0, dtype=torch.int64)  # N K, when what was there came
         self._taken = torch.empty(num_rows, 0, dtype=torch.bool)  # N K
         self._now = 0
 
@@ -119,30 +125,41 @@ class _Windows:
         """Take all that is in these rows ``Bool[N]`` once more."""
         self._taken[rows] = False
 
-    def take(self, bits: Tensor, there: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def take(self, arrivals: Tensor, there: Tensor) -> list[tuple[Tensor, Tensor]]:
         """What was not taken yet: one place ``Int[N]`` of each row after the other, and whether there is, ``Bool[N]``.
 
         Args:
-            bits: ``UInt8[N K bytes]``, the transitions.
+            arrivals: ``Int[N K]``, of the transitions in their places.
             there: ``Bool[N K]``, the places that hold one, of the rows that are asked.
         """
+        if self._came.shape != there.shape:
+            self._forget_places(there)
+        came = there & (arrivals != self._came)
+        self._came = torch.where(came, arrivals, self._came)
+        new = there & (came | ~self._taken)
+        self._taken = torch.where(there, True, self._taken)
+        order = torch.where(new, self._came, torch.iinfo(torch.int64).max).argsort(dim=1)  # N K
+        num_new = new.sum(dim=1)
+        return [(order[:, i], num_new > i) for i in range(int(num_new.max()))]
+
+    def inferred_arrivals(self, bits: Tensor, there: Tensor) -> Tensor:
+        """Those of transitions ``UInt8[N K bytes]`` that nobody tells: ``Int[N K]``, see :meth:`take`."""
         if self._bits.shape != bits.shape:
             self._bits = torch.zeros_like(bits)
-            self._came = torch.full(there.shape, -1)
-            self._taken = torch.zeros_like(there)
-        num_places = there.shape[1]
+            self._forget_places(there)
         # What came together stands side by side, around the end of the window; the oldest follows what was there.
         came = there & ((self._came < 0) | (bits != self._bits).any(dim=2))
         oldest = (came & ~came.roll(1, dims=1)).int().argmax(dim=1, keepdim=True)  # N 1
+        num_places = there.shape[1]
         ages = (torch.arange(num_places) - oldest) % num_places
-        self._came = torch.where(came, self._now + ages, self._came)
-        self._now += num_places
         self._bits = torch.where(came[..., None], bits, self._bits)
-        new = there & (came | ~self._taken)
-        self._taken = torch.where(there, True, self._taken)
-        order = torch.where(new, self._came, self._now).argsort(dim=1)  # N K
-        num_new = new.sum(dim=1)
-        return [(order[:, i], num_new > i) for i in range(int(num_new.max()))]
+        self._now += num_places
+        return torch.where(came, self._now + ages, self._came)
+
+    def _forget_places(self, there: Tensor) -> None:
+        """Begin with windows of another size."""
+        self._came = torch.full(there.shape, -1)
+        self._taken = torch.zeros_like(there)
 
 
 def make_adapter_rows(adapter: Adapter, num_rows: int) -> AdapterRows:

@@ -186,7 +186,8 @@ class AdapterRows:
 
         Args:
             loss_fn: Takes the predictions and the targets of one row, gives a scalar.
-            batch_dict: ``{"states": Float[N K ...], "targets": Float[N K ...]}``.
+            batch_dict: ``{"states": Float[N K ...], "targets": Float[N K ...]}``; ``"arrivals"``, which
+                :class:`RecursiveRows` heeds, makes no difference to gradient steps.
             mask: ``Bool[N K]``, which of the transitions of a row there are; None for all.
             rows: ``Bool[N]``, the rows that adapt; None for all.
 

@@ -72,14 +72,15 @@ class TwinRows:
         Args:
             loss_fn: Takes the predictions and the targets of one row, gives a scalar.
             batch_dict: ``{"states": Float[N K ...], "targets": Float[N K 2 D]}``, the targets of a row and, behind
-                them, those of its twin.
+                them, those of its twin; and ``"arrivals": Int[N K]``, see :meth:`RecursiveRows.adapt`.
             mask: ``Bool[N K]``, which of the transitions of a row there are.
             rows: ``Bool[N]``, the rows that adapt.
 
         Returns:
             ``Float64[N]``, the losses of the rows.
         """
-        states, targets = batch_dict["states"], batch_dict["targets"]
-        batch = {"states": torch.cat([states, states]), "targets": torch.cat(targets.chunk(2, dim=2))}
+        # What both have in common, and of the targets each its own.
+        batch = {name: torch.cat([column, column]) for name, column in batch_dict.items() if name != "targets"}
+        batch["targets"] = torch.cat(batch_dict["targets"].chunk(2, dim=2))
         losses = self._both.adapt(loss_fn, batch, mask=torch.cat([mask, mask]), rows=torch.cat([rows, rows]))
         return losses[: self.num_rows]

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,8 +63,14 @@ class AdaptingWeights(ABC):
         self._num_steps = self._num_rejected = self._num_cut = 0
 
     @abstractmethod
-    def adapt(self, loss: Loss, states: Floats, targets: Floats) -> Callable[[], float]:
-        """Adapt to transitions ``Float[N F]`` and ``Float[N D]``, the oldest first.
+    def adapt(self, loss: Loss, states: Floats, targets: Floats, arrivals: Sequence[int]) -> Callable[[], float]:
+        """Adapt to transitions, the oldest first.
+
+        Args:
+            loss: What to measure, or to descend.
+            states: ``Float[N F]``.
+            targets: ``Float[N D]``.
+            arrivals: A number of each transition, greater than those of all that came before it.
 
         Returns:
             What gives the loss afterwards, until the next call, nan where a step was undone: who does not ask for it
@@ -130,7 +136,7 @@ class GradientSteps(AdaptingWeights):
         self._max_steps: int = 0 if frozen else options["max_steps_per_call"]
         self._largest = float(np.finfo(self._flat.dtype).max)
 
-    def adapt(self, loss: Loss, states: Floats, targets: Floats) -> Callable[[], float]:
+    def adapt(self, loss: Loss, states: Floats, targets: Floats, arrivals: Sequence[int]) -> Callable[[], float]:
         """Take up to ``max_steps_per_call`` steps; one that leads to what is not finite is undone."""
         timer = StepTimer(self._budget_ms)
         if not self._max_steps:

@@ -27,12 +27,14 @@ class Transition(NamedTuple):
         encoded: What the model encodes of it, ``Float[1 F]``.
         by_adapted: What the model predicted before it adapted to it, ``Float[1 D]``.
         by_reference: What the reference predicted, ``Float[1 D]``.
+        arrival: A number, greater than those of all that came before it.
     """
 
     target: Floats
     encoded: Floats
     by_adapted: Floats
     by_reference: Floats
+    arrival: int = 0
 
 
 class Learned(NamedTuple):
@@ -86,6 +88,7 @@ class Online:
         rules = ("outlier_error", "change_ratio", "error_start", "error_decay", "error_floor")
         self._judge = Judge(Surprises(1, **{name: options[name] for name in rules}))
         self._left_out = LeftOutEpisodes(1, options["leave_out"])
+        self._num_arrivals = 0  # of all episodes
         self._transitions: list[Transition] = []
         self._held_back: list[Transition] = []
         self._forget()
@@ -111,6 +114,8 @@ class Online:
         self._num_steps += 1
         self._error_before, learned = None, Learned(math.nan, math.nan, False, False)
         if transition is not None:
+            self._num_arrivals += 1
+            transition = transition._replace(arrival=self._num_arrivals)
             error = self._error_before = _error(transition.by_adapted, transition)
             reference_error = _error(transition.by_reference, transition)
             judgement = self._judged(error, reference_error, transition)
@@ -158,10 +163,12 @@ class Online:
             self._reset_weights()
         window = self._transitions
         encoded = np.concatenate([transition.encoded for transition in window])
+        arrivals = [transition.arrival for transition in window]
         if self.twin is not None:
             expected = np.concatenate([transition.by_reference for transition in window])
-            self.twin.adapt(self._loss, encoded, expected)
-        return self.adapter.adapt(self._loss, encoded, np.concatenate([transition.target for transition in window]))
+            self.twin.adapt(self._loss, encoded, expected, arrivals)
+        targets = np.concatenate([transition.target for transition in window])
+        return self.adapter.adapt(self._loss, encoded, targets, arrivals)
 
     def _reset_weights(self) -> None:
         self.adapter.reset()

@@ -26,25 +26,25 @@ class Recursive(AdaptingWeights):
 
     def __init__(self, model: Model, trust_region_eps: float) -> None:
         super().__init__(model, trust_region_eps)
-        self._last_rows: list[bytes] = []
+        self._last_arrival = -1
 
     def reset(self) -> None:
         """Go back to the source, and know nothing."""
         super().reset()
-        self._last_rows = []
+        self._last_arrival = -1
 
-    def adapt(self, loss: Loss, states: Floats, targets: Floats) -> Callable[[], float]:
-        """Take in what the batch before did not end with; the loss measures only."""
-        both = np.concatenate([part.view(np.uint8) for part in (states, targets)], axis=1)
-        rows = both.view(f"V{both.shape[1]}").ravel().tolist()  # of bytes, which Python compares faster than NumPy
-        for t in range(_num_shared_rows(self._last_rows, rows), len(states)):
-            weights = self._absorb(states[t], targets[t])
+    def adapt(self, loss: Loss, states: Floats, targets: Floats, arrivals: Sequence[int]) -> Callable[[], float]:
+        """Take in what came after the batch before; the loss measures only."""
+        for state, target, arrival in zip(states, targets, arrivals, strict=True):
+            if arrival <= self._last_arrival:
+                continue
+            weights = self._absorb(state, target)
             if weights is None:
                 self._num_rejected += 1
             else:
                 self._num_steps += 1
                 self._flat[:] = weights
-        self._last_rows = rows
+        self._last_arrival = arrivals[-1]
         return lambda: self._measure(loss, states, targets)
 
     @abstractmethod
@@ -112,11 +112,3 @@ class LeastSquares(Recursive):
             return None
         self._information, self._moment = information, moment
         return weights
-
-
-def _num_shared_rows(last: Sequence[bytes], rows: Sequence[bytes]) -> int:
-    """How many rows at the start of ``rows`` are those that ``last`` ends with: the most there can be."""
-    for n in range(min(len(last), len(rows)), 0, -1):
-        if last[-n:] == rows[:n]:
-            return n
-    return 0

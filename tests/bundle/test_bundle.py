@@ -274,6 +274,13 @@ class TestBadSensor:
             bundle.act(wrong)
 
 
+def test_a_robot_that_stands_still_learns_from_every_step(make_both):
+    bundle = make_both(CARTPOLE, squares, online={"window": 3, "outlier_error": np.inf, "change_ratio": np.inf})[2]
+    for _ in range(9):
+        bundle.act([0.1, 0.0, 0.0, 0.0])
+    assert bundle.info["adaptation"]["steps"] == 8
+
+
 class TestMissedTick:
     def test_no_transition_leads_over_it(self, bundle):
         bundle.reset()

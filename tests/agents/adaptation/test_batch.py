@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssm_metarl_gym.agents.adaptation.batch import finite_rows, num_shared_rows, row_bytes
+from ssm_metarl_gym.agents.adaptation.batch import finite_rows, num_shared_rows, parse_batch, row_bytes
 
 
 def rows(values):
@@ -18,6 +18,15 @@ def test_finite_rows():
     assert finite_rows(one).tolist() == [True, False, False, True]
     assert finite_rows(one, other).tolist() == [True, False, False, False]
     assert finite_rows(one[:, :, None], other).tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize("arrivals", [[1, 2, 3], torch.arange(2), torch.zeros(3, 1), torch.tensor(3)], ids=str)
+def test_arrivals_are_a_number_for_each_row(arrivals):
+    batch = {"states": torch.zeros(3, 2), "targets": torch.zeros(3, 1)}
+    assert parse_batch(batch).arrivals is None
+    assert parse_batch(batch | {"arrivals": torch.arange(3)}).arrivals.tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="arrivals must be a tensor of a number for each of the 3 rows; got"):
+        parse_batch(batch | {"arrivals": arrivals})
 
 
 @pytest.mark.parametrize(

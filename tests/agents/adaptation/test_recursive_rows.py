@@ -35,14 +35,16 @@ class Windows:
 
     def __init__(self):
         self.batch = {"states": torch.zeros(N, K, 5), "targets": torch.zeros(N, K, 3)}
+        self.arrivals = torch.zeros(N, K, dtype=torch.int64)
         self.mask = torch.zeros(N, K, dtype=torch.bool)
         self.places = [0] * N
         self.ordered = [[] for _ in range(N)]
 
-    def add(self, row):
-        transition = torch.randn(5), torch.randn(3)
+    def add(self, row, transition=None):
+        transition = transition or (torch.randn(5), torch.randn(3))
         place = self.places[row] % K
         self.batch["states"][row, place], self.batch["targets"][row, place] = transition
+        self.arrivals[row, place] = self.places[row]
         self.mask[row, place] = True
         self.places[row] += 1
         self.ordered[row] = [*self.ordered[row], transition][-K:]
@@ -54,6 +56,13 @@ class Windows:
     def of(self, row):
         states, targets = zip(*self.ordered[row], strict=True)
         return {"states": torch.stack(states), "targets": torch.stack(targets)}
+
+    def with_arrivals(self):
+        return self.batch | {"arrivals": self.arrivals}
+
+    def of_with_arrivals(self, row):
+        newest = self.places[row]
+        return self.of(row) | {"arrivals": torch.arange(newest - len(self.ordered[row]), newest)}
 
 
 def assert_same(rows, single, index):
@@ -106,6 +115,74 @@ def test_a_row_that_went_back_takes_its_window_in_once_more_in_its_order(make):
         states = torch.randn(N, 1, 5)
         with torch.no_grad():
             torch.testing.assert_close(rows.predict(states)[row], single.model(states[row]), rtol=1e-4, atol=1e-5)
+
+
+@each
+@pytest.mark.parametrize("period", [1, K, 2])
+def test_what_comes_again_and_again_counts_each_time_by_its_arrival(make, period):
+    adapter, windows = make(), Windows()
+    rows, single = RecursiveRows(adapter, N), copy.deepcopy(adapter)
+    transitions = [(torch.randn(5), torch.randn(3)) for _ in range(period)]
+    for step in range(2 * K + 1):
+        for row in range(N):
+            windows.add(row, transitions[step % period])
+        for _ in range(2):  # what is given twice counts once
+            rows.adapt(MSE, windows.with_arrivals(), mask=windows.mask)
+            single.adapt(MSE, windows.of_with_arrivals(0))
+    assert rows.stats.steps.tolist() == [2 * K + 1] * N
+    assert_same(rows, single, 0)
+
+
+def test_a_whole_window_of_new_transitions_is_taken_in_in_the_order_in_which_they_came():
+    adapter, windows = RecursiveLeastSquares(nn.Linear(5, 3), forgetting=0.5), Windows()
+    rows, single = RecursiveRows(adapter, N), copy.deepcopy(adapter)
+    for _ in range(3):
+        for _ in range(K + 2):
+            for row in range(N):
+                windows.add(row)
+        rows.adapt(MSE, windows.with_arrivals(), mask=windows.mask)
+        single.adapt(MSE, windows.of_with_arrivals(0))
+    assert_same(rows, single, 0)
+
+
+class Turning(gym.Env):
+    """A wheel that turns by one of so many steps each time, whatever is done, and shows the same again and again."""
+
+    observation_space, action_space = spaces.Box(-1.0, 1.0, (2,)), spaces.Discrete(2)
+
+    def __init__(self, num_steps=1):
+        self.num_steps = num_steps
+
+    def reset(self, *, seed=None, options=None):
+        self.place = 0
+        return self.show(), {}
+
+    def step(self, action):
+        self.place = (self.place + 1) % self.num_steps
+        return self.show(), 0.0, False, False, {}
+
+    def show(self):
+        angle = 2.0 * np.pi * self.place / self.num_steps
+        return np.array([np.cos(angle), np.sin(angle)], dtype=np.float32)
+
+
+@pytest.mark.parametrize("period", [1, 2, 4])
+@pytest.mark.parametrize("restore", ["episode", "never"])
+def test_wrappers_count_what_comes_again_and_again_each_time(period, restore):
+    model = DynamicsModel(Turning.observation_space, Turning.action_space, nn.Linear(4, 3))
+    adapter, options = RecursiveLeastSquares(model), {"window": 4, "change_ratio": np.inf, "restore": restore}
+    env = OnlineAdaptation(Turning(period), adapter, **options)
+    envs = gym.vector.SyncVectorEnv([lambda: Turning(period)] * 2)
+    envs = VectorOnlineAdaptation(envs, adapter, **options)
+    for episode in range(2):
+        env.reset(seed=0)
+        envs.reset(seed=0)
+        before = 9 * episode * (restore == "never")
+        for step in range(9):
+            report, reports = env.step(0)[-1]["adaptation"], envs.step([0, 0])[-1]["adaptation"]
+            assert report["steps"] == before + step + 1
+            assert reports["steps"].tolist() == [before + step + 1] * 2
+            assert reports["loss"] == pytest.approx([report["loss"]] * 2, rel=1e-3, abs=1e-6)
 
 
 @each
