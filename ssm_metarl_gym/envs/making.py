@@ -71,7 +71,8 @@ class _SingleEnvs(SyncVectorEnv):
 
     def _add_info(self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int) -> dict[str, Any]:
         for key, value in env_info.items():
-            present, mask = vector_infos.get(key), vector_infos.get("_" + key)
+            present: Any = vector_infos.get(key)
+            mask = vector_infos.get("_" + key)
             if mask is None:
                 super()._add_info(vector_infos, {key: value}, env_num)
                 continue

@@ -217,6 +217,7 @@ def make_own_agent(board: Board, name: str, maker: str, seed: int, steps: int) -
     """
     started, physics = time.process_time(), physics_of(name)
     env = make_sb3_env(physics.env_id, physics.num_envs, split="train", **physics.env_kwargs)
+    env.seed(spread_seed(seed))  # for makers that reset it themselves
     agent = find_maker(maker)(env, seed=spread_seed(seed))
     if hasattr(agent, "learn"):
         agent.learn(steps)

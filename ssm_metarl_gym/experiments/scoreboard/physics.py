@@ -22,6 +22,7 @@ from ssm_metarl_gym.tasks.task import TaskBatch
 
 __all__ = [
     "AIB",
+    "MOST_SINGLE",
     "PHYSICS",
     "ROBOTS",
     "WARM_UP",
@@ -36,6 +37,8 @@ __all__ = [
     "told_kwargs",
 ]
 
+# Environments side by side are seeded one after the other, and those of the next seed from so many further on.
+MOST_SINGLE: Final = 1_000
 _FEW: Final = 20  # tasks, to see that a column can be made: AIB's are so many
 # AIB's unscored steps before every episode.
 WARM_UP: Final = 24
@@ -139,7 +142,7 @@ PHYSICS: Final[dict[str, Physics]] = {
     "CartPolePolarity": Physics("CartPolePolarity", 0.98, 150_000, 200, **_CARTPOLE),
     "PendulumPolarity": Physics("PendulumPolarity", 0.95, 300_000, 200, **_PENDULUM),
     # Where a policy copes by itself: what does it cost to correct it?
-    "CartPole": Physics("CartPole", 0.98, 150_000, 200, changes=False, **_CARTPOLE),
+    "CartPole": Physics("CartPole", 0.98, 150_000, 500, changes=False, **_CARTPOLE),
     "Pendulum": Physics("Pendulum", 0.95, 300_000, 200, changes=False, **_PENDULUM),
     **{
         f"PointActuators-{d}": Physics(
@@ -193,8 +196,12 @@ def recipe_of(name: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def check_physics(name: str) -> None:
+def check_physics(name: str, num_tasks: int = _FEW) -> None:
     """There are physics of a name, whose environment can be made as every column needs it.
+
+    Args:
+        name: The name, as for :func:`physics_of`.
+        num_tasks: Tasks of an evaluation.
 
     Raises:
         ValueError: There are none, or something that it needs is missing, or it cannot do what a column asks for.
@@ -202,6 +209,11 @@ def check_physics(name: str) -> None:
     physics = physics_of(name)
     with explaining(f"the family {name} cannot be made"):
         gym.make(physics.env_id, **physics.env_kwargs).close()
+    if num_tasks > MOST_SINGLE and not has_batched_form(physics.env_id):
+        raise ValueError(
+            f"num_tasks must be at most {MOST_SINGLE} for single environments, as those of {name}, whose tasks beyond "
+            f"are the next seed's; got {num_tasks}. Take more seeds."
+        )
     for column, env_kwargs in columns_of(name, _FEW).items():
         # Before anything is trained, of which the column would be the end.
         with explaining(f"the column {column} of the family {name} cannot be made"):
