@@ -29,8 +29,9 @@ _INTRODUCTION: Final = (
     "bootstrap over seeds and tasks from five seeds on. Agents with steps in their name were trained on tasks of the "
     "family for so many. What corrects by gradients or by least squares was not, but its model has seen 64,000 random "
     "steps of them, and `meta_policy` plays ten episodes of each task before the one that counts. The best agents are "
-    "the one with the greatest mean and all whose difference from it, in the same tasks, has an interval over three "
-    "seeds or more that holds zero, the cheapest first; what is told the hidden physics is not among them."
+    "the one that is above the most others and all whose difference from it has no interval over three seeds or more "
+    "that lies below zero, in the tasks of the seeds that both have, the cheapest first; what is told the hidden "
+    "physics is not among them. Scores are over the seeds that an agent has in common with those that are 0 and 1."
 )
 
 
