@@ -101,7 +101,7 @@ class Options:
         quick = self.quick
         board = Board(
             self.output.resolve(),
-            self.num_tasks or (40 if quick else 300),
+            self.tasks,
             self.percent or (40 if quick else 100),
         )
         return Scoreboard(
@@ -112,6 +112,11 @@ class Options:
             self.steps or (100_000,),
             self.seeds or (2 if quick else 10),
         )
+
+    @property
+    def tasks(self) -> int:
+        """Tasks of each evaluation."""
+        return self.num_tasks or (40 if self.quick else 300)
 
     @property
     def dear_seeds(self) -> int | None:
@@ -127,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     failed: JobsFailedError | None = None
     with refusing():
         for name in options.families:
-            check_physics(name)
+            check_physics(name, options.tasks)
         for maker in options.agent:
             find_maker(maker)
         with explaining(f"--engine {options.engine} cannot be used"):

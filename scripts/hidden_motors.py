@@ -24,6 +24,7 @@ if __name__ == "__main__":
 
     end_on_signals()
 
+import hashlib
 import itertools
 import shlex
 import time
@@ -220,8 +221,9 @@ def all_runs(agents: Sequence[SavedAgent], options: Options) -> Iterator[tuple[d
     for agent in agents:
         nominal = cache(partial(fit_nominal, agent, options.transitions, options.updates))
         env_id, seed = agent.config["env"], agent.seed or 0
+        policy = hashlib.sha256(agent.archive.read_bytes()).hexdigest()[:12]  # another one may have the same seed
         for condition, name in itertools.product(options.conditions, AGENTS):
-            key = {"env": env_id, "seed": seed, "condition": condition, "agent": name}
+            key = {"env": env_id, "seed": seed, "condition": condition, "agent": name, "policy": policy}
             key |= {"transitions": options.transitions, "updates": options.updates, "tasks": options.tasks}
             key |= {"rule": RULE} if name == "corrected" else {}
             late = {"delay": options.delay} | ({"largest_delay": options.largest_delay} if name == "corrected" else {})
@@ -229,13 +231,6 @@ def all_runs(agents: Sequence[SavedAgent], options: Options) -> Iterator[tuple[d
             matrices = draw_matrices(env_id, condition, options.tasks, seed)
             start = int(seed_sequence(seed, "starts", env_id, condition).generate_state(1)[0]) // 2
             yield key, partial(run, name, env_id, nominal, matrices, start, **late)
-
-
-def find_line(records: Records, key: dict[str, Any]) -> dict[str, Any] | None:
-    """The line of a run, if there is one; those that were written before there were delays name none."""
-    late = {name: key.pop(name, 0) for name in ("delay", "largest_delay")}
-    lines = (line for line in records.find(**key) if all(line.get(name, 0) == late[name] for name in late))
-    return next(lines, None)
 
 
 def by_agent(rows: Sequence[dict[str, Any]], env_id: str, condition: str, name: str) -> dict[str, Floats]:
@@ -307,8 +302,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             records = Records(options.output / "results.jsonl")
         rows = []
         for key, get_returns in all_runs(agents, options):
-            if found := find_line(records, dict(key)):
-                rows.append(found)
+            if found := records.find(**key):
+                rows.append(found[0])
                 continue
             started = time.process_time()
             returns = get_returns()

@@ -71,13 +71,14 @@ class _SingleEnvs(SyncVectorEnv):
 
     def _add_info(self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int) -> dict[str, Any]:
         for key, value in env_info.items():
+            present: Any = vector_infos.get(key)
             mask = vector_infos.get("_" + key)
             if mask is None:
                 super()._add_info(vector_infos, {key: value}, env_num)
                 continue
-            if isinstance(value, dict):
-                self._add_info(vector_infos[key], value, env_num)
-            else:
-                vector_infos[key][env_num] = value
+            if isinstance(present, dict) and isinstance(value, dict):
+                self._add_info(present, value, env_num)
+            else:  # numbers, or what may be a dictionary itself: the last observation of an episode
+                present[env_num] = value
             mask[env_num] = True
         return vector_infos

@@ -106,7 +106,8 @@ def draw_tasks(env_id: str, num_tasks: int, seed: int, **env_kwargs: Any) -> lis
 def find_splits(env_id: str, env_kwargs: Mapping[str, Any]) -> Splits:
     """The splits that an environment has, those of its tasks first; ``"default"`` alone where it has no tasks.
 
-    ``"switch"`` is interpolation with the hidden sign flipping, or other motors taking over, at half time.
+    ``"switch"`` is interpolation with the hidden sign flipping, or other motors taking over, at half time. There is
+    none where the parameters are visible and the sign, which else never varies, would be one number more to see.
 
     Args:
         env_id: The id of a registered environment.
@@ -122,7 +123,8 @@ def find_splits(env_id: str, env_kwargs: Mapping[str, Any]) -> Splits:
     splits: Splits = {split: {"split": split} for split in ("train", "interpolation", "extrapolation")}
     half_time = (env.spec.max_episode_steps if env.spec else None) or 0
     splits["switch"] = {"split": "interpolation", "switch": {"step": half_time // 2}}
-    return {split: chosen for split, chosen in splits.items() if _takes(env_id, {**env_kwargs, **chosen})}
+    made = {split: _observations(env_id, {**env_kwargs, **chosen}) for split, chosen in splits.items()}
+    return {split: chosen for split, chosen in splits.items() if made[split] and made[split] == made["train"]}
 
 
 def with_warm_up(splits: Splits, env_id: str, env_kwargs: Mapping[str, Any], num_steps: int) -> Splits:
@@ -166,8 +168,14 @@ def held_out_splits(env_id: str, env_kwargs: Mapping[str, Any]) -> list[str]:
 
 
 def _takes(env_id: str, env_kwargs: Mapping[str, Any]) -> bool:
+    return _observations(env_id, env_kwargs) is not None
+
+
+def _observations(env_id: str, env_kwargs: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """The shape of the observations of an environment; None if it cannot be made so."""
     try:
-        gym.make(env_id, **env_kwargs).close()
+        env = gym.make(env_id, **env_kwargs)
     except (TypeError, ValueError):
-        return False
-    return True
+        return None
+    env.close()
+    return env.observation_space.shape

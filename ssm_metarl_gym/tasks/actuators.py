@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ssm_metarl_gym.checks import check_choice, check_generator, check_integer, shown
-from ssm_metarl_gym.tasks.distributions import Distribution, register_kind
+from ssm_metarl_gym.tasks.distributions import Distribution, register_kind, register_task_types
 from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Marginal, Uniform, marginal_from_dict
 from ssm_metarl_gym.tasks.task import Task, TaskBatch
 
@@ -111,11 +111,15 @@ def actuator_task_type(num_motors: int) -> type[ActuatorTask]:
     )
 
 
+def _task_type_named(name: str) -> type[ActuatorTask] | None:
+    found = re.fullmatch(r"ActuatorTask([1-9]\d?)", name)
+    return actuator_task_type(int(found[1])) if found and int(found[1]) <= _MOST_MOTORS else None
+
+
 def __getattr__(name: str) -> Any:
     # So that a process that has not made a class yet can read pickles of its tasks.
-    found = re.fullmatch(r"ActuatorTask([1-9]\d?)", name)
-    if found and int(found[1]) <= _MOST_MOTORS:
-        return actuator_task_type(int(found[1]))
+    if (made := _task_type_named(name)) is not None:
+        return made
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -280,3 +284,4 @@ def _from_numbers(data: Mapping[str, Any]) -> ActuatorDistribution:
 
 
 register_kind("actuators", _from_numbers)
+register_task_types(_task_type_named)

@@ -18,7 +18,14 @@ from ssm_metarl_gym.checks import check_choice, check_generator, check_integer, 
 from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Marginal, Uniform, marginal_from_dict
 from ssm_metarl_gym.tasks.task import Task, TaskBatch
 
-__all__ = ["Distribution", "TaskDistribution", "TaskSet", "distribution_from_dict", "register_kind"]
+__all__ = [
+    "Distribution",
+    "TaskDistribution",
+    "TaskSet",
+    "distribution_from_dict",
+    "register_kind",
+    "register_task_types",
+]
 
 
 class Distribution:
@@ -246,11 +253,18 @@ class TaskSet(Distribution):
 
 # What reads the dictionary of a distribution that another module defines, by the key that tells its kind.
 _READERS: Final[dict[str, Callable[[Mapping[str, Any]], Distribution]]] = {}
+# What makes the classes of tasks that another module makes when they are asked for, by their names.
+_MAKERS: Final[list[Callable[[str], type[Task] | None]]] = []
 
 
 def register_kind(key: str, read: Callable[[Mapping[str, Any]], Distribution]) -> None:
     """Let :func:`distribution_from_dict` read dictionaries of ``"task_type"`` and ``key`` with ``read``."""
     _READERS[key] = read
+
+
+def register_task_types(make: Callable[[str], type[Task] | None]) -> None:
+    """Let :func:`distribution_from_dict` ask ``make`` for a class of tasks by its name; None where it is no such."""
+    _MAKERS.append(make)
 
 
 def distribution_from_dict(data: Mapping[str, Any], task_type: type[Task] | None = None) -> Distribution:
@@ -279,6 +293,9 @@ def _find_task_type(name: str) -> type[Task]:
     def subclasses(of: type[Task]) -> list[type[Task]]:
         return [inner for child in of.__subclasses__() for inner in (child, *subclasses(child))]
 
+    for make in _MAKERS:
+        if isinstance(name, str) and (made := make(name)) is not None:
+            return made
     known = {task_type.__name__: task_type for task_type in subclasses(Task)}
     check_choice("task_type", name, list(known))
     return known[name]

@@ -57,7 +57,7 @@ def test_single_environments_know_what_they_are():
 class Telling(gym.Env):
     """Tells infos of every kind, each in some steps alone."""
 
-    observation_space = gym.spaces.Box(0.0, 1.0, (1,))
+    observation_space = gym.spaces.Dict({"number": gym.spaces.Box(0.0, 1.0, (1,))})
     action_space = gym.spaces.Discrete(2)
 
     def reset(self, *, seed=None, options=None):
@@ -66,12 +66,14 @@ class Telling(gym.Env):
         return self.observation(), {"start": 1.5, "nested": {"number": 3, "deeper": {"truth": True}}}
 
     def observation(self):
-        return self.np_random.random(1).astype("float32")
+        return {"number": self.np_random.random(1).astype("float32")}
 
     def step(self, action):
         self.count += 1
-        info = {"vector": self.observation(), "word": "a"} if action else {"nested": {"number": 7, "other": 0.5}}
-        return self.observation(), 0.0, bool(action and self.count > 2), False, info
+        info = (
+            {"vector": self.observation()["number"], "word": "a"} if action else {"nested": {"number": 7, "other": 0.5}}
+        )
+        return self.observation(), 0.0, bool(action and self.count > 2), self.count == 5, info
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])

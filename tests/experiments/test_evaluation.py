@@ -143,6 +143,8 @@ def test_a_curve_sums_up_to_the_mean_return():
 def test_splits_are_those_that_the_environment_has():
     assert list(find_splits("ssm_metarl/PendulumPolarity-v0", {})) == ["train", *SPLITS]
     assert find_splits("CartPole-v1", {}) == {"default": {}}
+    assert list(find_splits("ssm_metarl/CartPole-v0", {"context": "visible"})) == ["train", *SPLITS[:2]]
+    assert list(find_splits("ssm_metarl/PendulumPolarity-v0", {"context": "visible"})) == ["train", *SPLITS]
     assert find_splits("ssm_metarl/CartPole-v0", {})["switch"] == {"split": "interpolation", "switch": {"step": 250}}
 
 

@@ -29,7 +29,7 @@ from ssm_metarl_gym.experiments.checks import explaining
 from ssm_metarl_gym.experiments.dynamics_models import load_weights, make_model, save_weights
 from ssm_metarl_gym.experiments.saved_agents import find_algorithm
 from ssm_metarl_gym.experiments.scoreboard.agents import CORRECTED, TRAINED, adapts, agent_of
-from ssm_metarl_gym.experiments.scoreboard.physics import physics_of, recipe_of
+from ssm_metarl_gym.experiments.scoreboard.physics import physics_of, recipe_of, told_kwargs
 from ssm_metarl_gym.files import replacing, write_json
 from ssm_metarl_gym.wrappers import SB3VecEnv, VectorActionCorrection, VectorOnlineAdaptation, make_sb3_env
 
@@ -109,7 +109,8 @@ def make_env(board: Board, name: str, row: str, seed: int, num_rows: int, **env_
         **env_kwargs: Arguments of the environment.
     """
     physics, agent = physics_of(name), agent_of(row)
-    env_kwargs = {**physics.env_kwargs, **env_kwargs, "context": agent.context}
+    told = told_kwargs(name) if agent.context == "visible" else {}
+    env_kwargs = {**physics.env_kwargs, **told, **env_kwargs, "context": agent.context}
     if row == "as_is" or (row not in CORRECTED and not agent.sees_predictions):
         return make_sb3_env(physics.env_id, num_rows, observation=agent.observation, **env_kwargs)
     envs: Any = make_rows(physics.env_id, num_rows, autoreset_mode=AutoresetMode.SAME_STEP, **env_kwargs)
@@ -216,6 +217,7 @@ def make_own_agent(board: Board, name: str, maker: str, seed: int, steps: int) -
     """
     started, physics = time.process_time(), physics_of(name)
     env = make_sb3_env(physics.env_id, physics.num_envs, split="train", **physics.env_kwargs)
+    env.seed(spread_seed(seed))  # for makers that reset it themselves
     agent = find_maker(maker)(env, seed=spread_seed(seed))
     if hasattr(agent, "learn"):
         agent.learn(steps)

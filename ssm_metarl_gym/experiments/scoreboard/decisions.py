@@ -1,7 +1,7 @@
 """What to use when: the best agents of each family and column, what they cost, and where each of them loses."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -34,10 +34,11 @@ def decision_tables(scoreboard: Scoreboard) -> list[Table]:
 
 
 def best_agents(scoreboard: Scoreboard) -> Table:
-    """Of each family and column the agent with the greatest mean and all that may be as good, the cheapest first.
+    """Of each family and column the best agent and all that may be as good, the cheapest first.
 
-    These are the ones whose difference from it, in the same tasks, has an interval over at least three seeds that holds
-    zero. Those that are told what is hidden are left out: that is no way of coping, but what there is to gain.
+    The best one is above the most others, in the tasks of the seeds that both have; as good are those whose difference
+    from it has no interval, over at least three seeds, that lies below zero. Those that are told what is hidden are
+    left out: that is no way of coping, but what there is to gain.
     """
     rows = []
     agents = {label: (row, steps) for label, row, steps in scoreboard.labels() if row != TOLD}
@@ -49,16 +50,26 @@ def best_agents(scoreboard: Scoreboard) -> Table:
                 if len(returns := scoreboard.returns(name, *agent, column)) >= _LEAST_SEEDS:
                     found[label] = estimate(returns, 0)
             if found:
-                best = max(found, key=lambda label: found[label].mean)
-                good = [best]
-                for label in found:
-                    difference = _difference(scoreboard, name, agents[label], agents[best], column)
-                    if label != best and difference is not None and difference.high >= 0.0:
-                        good.append(label)
+                good = _best_of(scoreboard, name, {label: agents[label] for label in found}, column)
                 for label in sorted(good, key=lambda label: costs[label] or (math.inf, math.inf)):
                     rows.append([name, column, label, f"{found[label]:.1f}", *_cells(costs[label])])
     header = ["", "column", "agent", "mean return", "steps on the family", "CPU seconds"]
     return Table("What to use when: the best, and what it costs", header, rows)
+
+
+def _best_of(scoreboard: Scoreboard, name: str, agents: Mapping[str, tuple[str, int]], column: str) -> list[str]:
+    """The labels of the best agent and of all that are not told from it."""
+    differences = {
+        one: [_difference(scoreboard, name, agents[one], agents[other], column, _LEAST_SEEDS) for other in agents]
+        for one in agents
+    }
+
+    def num_below(label: str) -> float:
+        """Those that an agent is above, by halves where they are level or have too few seeds in common."""
+        return sum(0.5 if each is None else 0.5 + 0.5 * np.sign(each.mean) for each in differences[label])
+
+    best = list(agents).index(max(agents, key=num_below))
+    return [label for label, row in differences.items() if (each := row[best]) is None or each.high >= 0.0]
 
 
 def greatest_losses(scoreboard: Scoreboard) -> Table:
@@ -120,7 +131,7 @@ def _cells(cost: Cost | None) -> list[str]:
 def _greatest_loss(scoreboard: Scoreboard, name: str, row: str, steps: int) -> str:
     differences: dict[str, Estimate] = {}
     for column in scoreboard.columns(name):
-        difference = _difference(scoreboard, name, (row, steps), ("as_is", 0), column)
+        difference = _difference(scoreboard, name, (row, steps), ("as_is", 0), column, 1)
         if difference is not None:
             differences[column] = difference
     if not differences:
@@ -130,9 +141,12 @@ def _greatest_loss(scoreboard: Scoreboard, name: str, row: str, steps: int) -> s
 
 
 def _difference(
-    scoreboard: Scoreboard, name: str, agent: tuple[str, int], other: tuple[str, int], column: str
+    scoreboard: Scoreboard, name: str, agent: tuple[str, int], other: tuple[str, int], column: str, least_seeds: int
 ) -> Estimate | None:
-    """By how much an agent's returns are above another one's in the same tasks, over the seeds that both have."""
+    """By how much an agent's returns are above another one's in the same tasks, over the seeds that both have.
+
+    None where these are fewer than ``least_seeds``.
+    """
     own, others = (scoreboard.lines(name, *each, column) for each in (agent, other))
     pairs = [(own[seed]["returns"], others[seed]["returns"]) for seed in own if seed in others]
-    return estimate([np.subtract(*pair) for pair in pairs], 0) if pairs else None
+    return estimate([np.subtract(*pair) for pair in pairs], 0) if len(pairs) >= least_seeds else None

@@ -25,6 +25,7 @@ _DISTANCES: Final = ((0.0, 0.125), (0.125, 0.25), (0.25, 0.375), (0.375, 0.51))
 # difference says nothing.
 _LEAST_GAP: Final = 0.05
 _SEEDS_OF_AN_INTERVAL: Final = 5  # fewer make a bootstrap that is far too sure
+_Returns = dict[int, list[float]]  # of all tasks, by seed
 PLAIN, TOLD = "domain_randomisation", "told"
 
 
@@ -83,16 +84,16 @@ class Scoreboard:
     def mean_returns(self, name: str) -> Table:
         """Mean returns with intervals over seeds."""
 
-        def cell(returns: list[list[float]], _: str, __: int) -> str:
-            return f"{estimate(returns, 0):.1f}"
+        def cell(returns: _Returns, _: str, __: int) -> str:
+            return f"{estimate(list(returns.values()), 0):.1f}"
 
         return self._table(f"{name}: mean return in {self.board.num_tasks} tasks", name, cell, counts_seeds=True)
 
     def worst_deciles(self, name: str) -> Table:
         """The mean return in the tenth of the tasks with the least returns."""
 
-        def cell(returns: list[list[float]], _: str, __: int) -> str:
-            worst = [np.sort(each)[: max(1, len(each) // 10)] for each in returns]
+        def cell(returns: _Returns, _: str, __: int) -> str:
+            worst = [np.sort(each)[: max(1, len(each) // 10)] for each in returns.values()]
             # Of one seed there is no interval: that of chosen tasks would say nothing.
             return f"{estimate(worst, 0):.1f}" if len(worst) > 1 else f"{np.mean(worst):.1f}"
 
@@ -101,19 +102,20 @@ class Scoreboard:
     def normalised(self, name: str) -> Table:
         """Interquartile means over seeds of scores between those of the plain agent, 0, and of the told one, 1.
 
-        Intervals, of five seeds at least, take these two as they are.
+        All over the seeds that they have in common. Intervals, of five seeds at least, take these two as they are.
         """
 
-        def cell(returns: list[list[float]], column: str, steps: int) -> str:
+        def cell(returns: _Returns, column: str, steps: int) -> str:
             # By those with as many steps, or with the most where an agent takes none.
             anchor_steps = steps or max(self.steps, default=0)
-            plain, told = (self.returns(name, row, anchor_steps, column) for row in (PLAIN, TOLD))
-            if not plain or not told:
+            anchors = [self.lines(name, row, anchor_steps, column) for row in (PLAIN, TOLD)]
+            seeds = sorted(returns.keys() & anchors[0].keys() & anchors[1].keys())
+            if not seeds:
                 return ""
-            low, high = np.mean(plain), np.mean(told)
+            low, high = (_over_seeds([lines[seed]["returns"] for seed in seeds]) for lines in anchors)
             if not high - low > _LEAST_GAP * abs(high):
                 return "no gap"
-            return _with_interval((np.asarray(returns) - low) / (high - low), _over_seeds)
+            return _with_interval((np.asarray([returns[seed] for seed in seeds]) - low) / (high - low), _over_seeds)
 
         title = f"{name}: score, 0 for plain PPO and 1 for the told one"
         return self._table(title, name, cell)
@@ -121,10 +123,10 @@ class Scoreboard:
     def improvements(self, name: str) -> Table:
         """How probable it is that an agent of some seed gets more than the policy as it is of any seed."""
 
-        def cell(returns: list[list[float]], column: str, _: int) -> str:
-            others = self.returns(name, "as_is", 0, column)
+        def cell(returns: _Returns, column: str, _: int) -> str:
+            own, others = list(returns.values()), self.returns(name, "as_is", 0, column)
             # Of means of seeds: of one seed it would be 0 or 1.
-            return f"{probability_of_improvement(returns, others):.2f}" if min(len(returns), len(others)) > 1 else ""
+            return f"{probability_of_improvement(own, others):.2f}" if min(len(own), len(others)) > 1 else ""
 
         return self._table(
             f"{name}: probability that the mean of a seed is above that of the policy as it is", name, cell
@@ -145,8 +147,8 @@ class Scoreboard:
         """Of AIB's environments: interquartile means over contexts and seeds, in units of the best return."""
         best = physics_of(name).best
 
-        def cell(returns: list[list[float]], _: str, __: int) -> str:
-            return _with_interval(context_means(returns) / best, _over_all)
+        def cell(returns: _Returns, _: str, __: int) -> str:
+            return _with_interval(context_means(list(returns.values())) / best, _over_all)
 
         title = f"{name}: interquartile mean of returns / {best:g} over contexts and seeds"
         return self._table(title, name, cell)
@@ -194,11 +196,14 @@ class Scoreboard:
                 found.append(self.around_a_change(name))
         return [table for table in [*found, self.costs()] if table.rows]
 
-    def _table(self, title: str, name: str, cell: Any, *, counts_seeds: bool = False) -> Table:
+    def _table(
+        self, title: str, name: str, cell: Callable[[_Returns, str, int], str], *, counts_seeds: bool = False
+    ) -> Table:
         """A table with a row for each agent of which something is known."""
         columns, rows = self.columns(name), []
         for label, row, steps in self.labels():
-            found = [self.returns(name, row, steps, column) for column in columns]
+            lines = [self.lines(name, row, steps, column) for column in columns]
+            found: list[_Returns] = [{seed: line["returns"] for seed, line in each.items()} for each in lines]
             cells = [cell(each, column, steps) if each else "" for each, column in zip(found, columns, strict=True)]
             if any(cells):
                 seeds = [str(min(len(each) for each in found))] if counts_seeds else []

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, Final
 
 import gymnasium as gym
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ssm_metarl_gym.checks import check_choice
+from ssm_metarl_gym.envs.making import has_batched_form, make_rows
 from ssm_metarl_gym.experiments.checks import explaining
 from ssm_metarl_gym.tasks.aib import AIB_CONTEXTS
 from ssm_metarl_gym.tasks.families import FAMILIES
@@ -20,6 +22,7 @@ from ssm_metarl_gym.tasks.task import TaskBatch
 
 __all__ = [
     "AIB",
+    "MOST_SINGLE",
     "PHYSICS",
     "ROBOTS",
     "WARM_UP",
@@ -31,8 +34,12 @@ __all__ = [
     "distances_of",
     "physics_of",
     "recipe_of",
+    "told_kwargs",
 ]
 
+# Environments side by side are seeded one after the other, and those of the next seed from so many further on.
+MOST_SINGLE: Final = 1_000
+_FEW: Final = 20  # tasks, to see that a column can be made: AIB's are so many
 # AIB's unscored steps before every episode.
 WARM_UP: Final = 24
 
@@ -135,7 +142,7 @@ PHYSICS: Final[dict[str, Physics]] = {
     "CartPolePolarity": Physics("CartPolePolarity", 0.98, 150_000, 200, **_CARTPOLE),
     "PendulumPolarity": Physics("PendulumPolarity", 0.95, 300_000, 200, **_PENDULUM),
     # Where a policy copes by itself: what does it cost to correct it?
-    "CartPole": Physics("CartPole", 0.98, 150_000, 200, changes=False, **_CARTPOLE),
+    "CartPole": Physics("CartPole", 0.98, 150_000, 500, changes=False, **_CARTPOLE),
     "Pendulum": Physics("Pendulum", 0.95, 300_000, 200, changes=False, **_PENDULUM),
     **{
         f"PointActuators-{d}": Physics(
@@ -189,15 +196,47 @@ def recipe_of(name: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def check_physics(name: str) -> None:
-    """There are physics of a name, whose environment can be made.
+def check_physics(name: str, num_tasks: int = _FEW) -> None:
+    """There are physics of a name, whose environment can be made as every column needs it.
+
+    Args:
+        name: The name, as for :func:`physics_of`.
+        num_tasks: Tasks of an evaluation.
 
     Raises:
-        ValueError: There are none, or something that it needs is missing.
+        ValueError: There are none, or something that it needs is missing, or it cannot do what a column asks for.
     """
     physics = physics_of(name)
     with explaining(f"the family {name} cannot be made"):
         gym.make(physics.env_id, **physics.env_kwargs).close()
+    if num_tasks > MOST_SINGLE and not has_batched_form(physics.env_id):
+        raise ValueError(
+            f"num_tasks must be at most {MOST_SINGLE} for single environments, as those of {name}, whose tasks beyond "
+            f"are the next seed's; got {num_tasks}. Take more seeds."
+        )
+    for column, env_kwargs in columns_of(name, _FEW).items():
+        # Before anything is trained, of which the column would be the end.
+        with explaining(f"the column {column} of the family {name} cannot be made"):
+            num_rows = _FEW if has_batched_form(physics.env_id) else 1
+            make_rows(physics.env_id, num_rows, **{**physics.env_kwargs, **env_kwargs}).close()
+
+
+@cache
+def told_kwargs(name: str) -> dict[str, Any]:
+    """What an agent that is told what is hidden needs of an environment beside, so that it sees as much everywhere.
+
+    A sign that varies nowhere but in a switch is shown only where there is one: then there is always one, of
+    probability 0.
+    """
+    physics = physics_of(name)
+    if not physics.changes:
+        return {}
+    never: dict[str, Any] = {"switch": {"probability": 0.0}}
+    envs = [gym.make(physics.env_id, **{**physics.env_kwargs, **each, "context": "visible"}) for each in ({}, never)]
+    sees = [env.observation_space.shape for env in envs]
+    for env in envs:
+        env.close()
+    return {} if sees[0] == sees[1] else never
 
 
 def columns_of(name: str, num_tasks: int) -> dict[str, dict[str, Any]]:

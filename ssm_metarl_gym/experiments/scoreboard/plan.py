@@ -35,7 +35,7 @@ from ssm_metarl_gym.experiments.scoreboard.meta_policies import (
     adapt_meta_policy,
     learn_meta_policy,
 )
-from ssm_metarl_gym.experiments.scoreboard.physics import columns_of, physics_of
+from ssm_metarl_gym.experiments.scoreboard.physics import MOST_SINGLE, columns_of, physics_of
 
 __all__ = ["RULE", "Run", "all_runs", "key_of", "lines_of", "num_evaluations", "plan_jobs", "run_all", "run_row"]
 
@@ -106,7 +106,7 @@ def key_of(board: Board, run: Run, column: str) -> dict[str, Any]:
 def run_row(board: Board, run: Run, columns: Sequence[str]) -> list[Line]:
     """Train what a run needs for itself, and evaluate it in these columns; the lines of both."""
     name, seed, adapts_before = run.physics, run.seed, agent_of(run.row).adapts_before
-    env_seed = EVALUATION_SEED + 1_000 * seed
+    env_seed = EVALUATION_SEED + MOST_SINGLE * seed
     policy_row, policy_steps = ("nominal", board.nominal_steps(name)) if run.row in CORRECTED else (run.row, run.steps)
     own: Any = None
     if is_own(run.row):

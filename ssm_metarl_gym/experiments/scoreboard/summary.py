@@ -1,20 +1,21 @@
 """The report of a scoreboard, made of its lines alone: tables, pictures and one page."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from ssm_metarl_gym.experiments.pictures import draw_returns
 from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.report import estimate
-from ssm_metarl_gym.experiments.scoreboard.agents import AGENTS
-from ssm_metarl_gym.experiments.scoreboard.board import Board
+from ssm_metarl_gym.experiments.scoreboard.agents import AGENTS, adapts
+from ssm_metarl_gym.experiments.scoreboard.board import RULE, Board
 from ssm_metarl_gym.experiments.scoreboard.decisions import decision_tables
 from ssm_metarl_gym.experiments.scoreboard.figures import Scoreboard
 from ssm_metarl_gym.experiments.scoreboard.page import write_markdown, write_page
-from ssm_metarl_gym.experiments.scoreboard.physics import PHYSICS
+from ssm_metarl_gym.experiments.scoreboard.physics import PHYSICS, recipe_of
 from ssm_metarl_gym.experiments.scoreboard.plan import can_be
 from ssm_metarl_gym.files import replacing
 
@@ -28,18 +29,20 @@ _INTRODUCTION: Final = (
     "bootstrap over seeds and tasks from five seeds on. Agents with steps in their name were trained on tasks of the "
     "family for so many. What corrects by gradients or by least squares was not, but its model has seen 64,000 random "
     "steps of them, and `meta_policy` plays ten episodes of each task before the one that counts. The best agents are "
-    "the one with the greatest mean and all whose difference from it, in the same tasks, has an interval over three "
-    "seeds or more that holds zero, the cheapest first; what is told the hidden physics is not among them."
+    "the one that is above the most others and all whose difference from it has no interval over three seeds or more "
+    "that lies below zero, in the tasks of the seeds that both have, the cheapest first; what is told the hidden "
+    "physics is not among them. Scores are over the seeds that an agent has in common with those that are 0 and 1."
 )
 
 
 def find_scoreboard(folder: Path) -> Scoreboard:
     """The scoreboard that the lines of a folder are of: of all physics, agents and seeds that they name.
 
-    Where they are of several numbers of tasks or budgets, it is of those of which there are most.
+    Where they are of several numbers of tasks or budgets, it is of those of which there are most. Lines of other
+    settings than the present ones do not count: they are measured anew by the command that wrote them.
 
     Raises:
-        ValueError: There is no evaluation, or a line is damaged.
+        ValueError: There is no evaluation by the present settings, or a line is damaged.
         OSError: The file cannot be read.
     """
     records = Records(folder / "runs.jsonl")
@@ -49,6 +52,12 @@ def find_scoreboard(folder: Path) -> Scoreboard:
     for line in lines:
         if missing := [name for name in _NEEDED if name not in line]:
             raise ValueError(f"each evaluation in {folder} must have {', '.join(_NEEDED)}; one lacks {missing[0]}.")
+    lines = [line for line in lines if _is_present(line)]
+    if not lines:
+        raise ValueError(
+            f"the evaluations in {folder} must be by the present settings of the families and rules of adaptation; all "
+            "got there by other ones. Run the benchmark again."
+        )
     kinds = Counter((line["num_tasks"], line["percent"]) for line in lines)
     num_tasks, percent = kinds.most_common(1)[0][0]
     lines = [line for line in lines if (line["num_tasks"], line["percent"]) == (num_tasks, percent)]
@@ -68,6 +77,12 @@ def find_scoreboard(folder: Path) -> Scoreboard:
         sorted({line["steps"] for line in lines if line["steps"]}),
         1 + max(line["seed"] for line in lines),
     )
+
+
+def _is_present(line: Mapping[str, Any]) -> bool:
+    """Whether a line was measured by the present settings of its physics and the present rule of what adapts."""
+    rule_is_present = not adapts(line["row"]) or line.get("rule") == RULE
+    return rule_is_present and line.get("recipe") == recipe_of(line["physics"])
 
 
 def write_report(scoreboard: Scoreboard, command: str) -> list[Path]:

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from ssm_metarl_gym.experiments.records import Records
@@ -7,7 +8,7 @@ from ssm_metarl_gym.experiments.scoreboard.board import Board
 from ssm_metarl_gym.experiments.scoreboard.decisions import best_agents, cost_of, decision_tables, greatest_losses
 from ssm_metarl_gym.experiments.scoreboard.figures import Scoreboard
 from ssm_metarl_gym.experiments.scoreboard.physics import PHYSICS
-from ssm_metarl_gym.experiments.scoreboard.plan import all_runs, key_of
+from ssm_metarl_gym.experiments.scoreboard.plan import Run, all_runs, key_of
 
 NAME = "PointActuators-2"
 ROWS = ("as_is", "corrected_filter", "corrected_gradients", "told", "one_transition", "student")
@@ -59,6 +60,32 @@ def test_the_best_is_beside_all_that_may_be_as_good_in_the_same_tasks_and_the_ch
 
 def test_two_seeds_cannot_tell_which_agents_are_the_best(scoreboard):
     assert best_agents(replace(scoreboard, num_seeds=2)).rows == []
+
+
+def test_agents_of_few_seeds_are_compared_in_the_tasks_of_these(tmp_path):
+    board = Board(tmp_path, 20)
+    records = Records(board.lines)
+    returns = {
+        "window_ssm": [100.0] * 3,
+        "one_transition": [110.0] * 3 + [50.0] * 7,
+        "ssm_ppo": [101.0] * 3 + [41.0] * 7,
+    }
+    for row, of_seeds in returns.items():
+        for seed, value in enumerate(of_seeds):
+            key = key_of(board, Run(NAME, row, seed, 100), "switch")
+            records.add(**key, returns=list(value + np.arange(20.0) % 2))
+    scoreboard = Scoreboard(board, records, [NAME], list(returns), (100,), 10)
+    assert [row[2] for row in best_agents(scoreboard).rows] == ["one_transition, 0.0001M"]
+
+
+def test_agents_with_too_few_seeds_in_common_are_not_told_apart(tmp_path):
+    board = Board(tmp_path, 20)
+    records = Records(board.lines)
+    for row, seeds, value in (("ssm_ppo", (0, 1, 2), 170.0), ("one_transition", (2, 3, 4), 168.0)):
+        for seed in seeds:
+            records.add(**key_of(board, Run(NAME, row, seed, 100), "switch"), returns=[value] * 20)
+    scoreboard = Scoreboard(board, records, [NAME], ["ssm_ppo", "one_transition"], (100,), 10)
+    assert len(best_agents(scoreboard).rows) == 2
 
 
 def test_what_something_costs_holds_all_that_it_stands_on(scoreboard):

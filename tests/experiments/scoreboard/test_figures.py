@@ -67,6 +67,22 @@ def test_an_agent_is_between_those_of_as_many_steps(tmp_path):
     assert [row[3] for row in table.rows] == ["0.00", "1.00", "0.00", "1.00"]
 
 
+def test_scores_are_of_the_seeds_that_all_three_have(tmp_path):
+    board = Board(tmp_path, 20)
+    records = Records(board.lines)
+    told = [160.0, 150.0, 140.0, *[70.0] * 7]
+    returns = {
+        "told": told,
+        "domain_randomisation": [each - 100.0 for each in told],
+        "window_ssm": [110.0, 100.0, 90.0],
+    }
+    for row, of_seeds in returns.items():
+        for seed, value in enumerate(of_seeds):
+            records.add(**key_of(board, Run(NAME, row, seed, 100), "switch"), returns=[value] * 20)
+    table = Scoreboard(board, records, [NAME], list(returns), (100,), 10).normalised(NAME)
+    assert [row_of(table, label)[3].split()[0] for label in returns] == ["1.00", "0.00", "0.50"]
+
+
 def test_where_being_told_gains_nothing_there_is_no_score(tmp_path):
     scoreboard = make_scoreboard(tmp_path, returns={**RETURNS, "domain_randomisation": (11.9, 11.9)})
     assert row_of(scoreboard.normalised(NAME), "as_is")[1:] == ["no gap"] * 4

@@ -1,13 +1,17 @@
+from dataclasses import replace
+from pathlib import Path
+
 import gymnasium as gym
 import numpy as np
 import pytest
 
 import ssm_metarl_gym  # noqa: F401 - registers the environments
+from ssm_metarl_gym.experiments.scoreboard.board import Board, make_env
 from ssm_metarl_gym.experiments.scoreboard.physics import (
     AIB,
     PHYSICS,
-    ROBOTS,
     Physics,
+    check_physics,
     columns_of,
     context_distances,
     distances_of,
@@ -45,9 +49,35 @@ def test_a_policy_that_remembers_learns_from_whole_rollouts_of_an_environment():
     assert pendulum.minibatch(remembers=False) == pendulum.minibatch(remembers=True) == 32 * 64 // 4
 
 
-@pytest.mark.parametrize("name", ROBOTS)
-def test_episodes_of_robots_are_as_long_as_is_said(name):
-    assert gym.spec(PHYSICS[name].env_id).max_episode_steps == PHYSICS[name].length
+def test_episodes_are_as_long_as_is_said():
+    for physics in PHYSICS.values():
+        assert gym.spec(physics.env_id).max_episode_steps == physics.length
+
+
+@pytest.mark.parametrize("name", ["DoubleIntegratorFriction", "PendulumPolarity"])
+def test_one_who_is_told_sees_as_much_in_training_as_in_every_column(name):
+    board = Board(Path(), 20)
+    columns = [{"split": "train"}, *columns_of(name, 20).values()]
+    spaces = [make_env(board, name, "told", 0, 20, **env_kwargs).observation_space for env_kwargs in columns]
+    assert len({space.shape for space in spaces}) == 1
+
+
+# What cannot be a column of a family of one's own.
+NAVIGATION = Physics("PointNavigation", 0.99, 1_000, 100)
+
+
+def test_a_family_that_cannot_do_what_a_column_asks_for_is_refused(monkeypatch):
+    monkeypatch.setitem(PHYSICS, "Navigation", NAVIGATION)
+    with pytest.raises(ValueError, match="the column switch of the family Navigation cannot be made"):
+        check_physics("Navigation")
+    monkeypatch.setitem(PHYSICS, "Navigation", replace(NAVIGATION, changes=False))
+    check_physics("Navigation", 5_000)
+
+
+def test_single_environments_share_no_tasks_with_those_of_the_next_seed(monkeypatch):
+    monkeypatch.setitem(PHYSICS, "Single", Physics("MountainCarContinuous-v0", 0.99, 1_000, 999))
+    with pytest.raises(ValueError, match=r"at most 1000 for single environments.*got 1001"):
+        check_physics("Single", 1_001)
 
 
 @pytest.mark.parametrize("name", ["DoubleIntegrator", "ComplexODE"])

@@ -5,7 +5,7 @@ from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.scoreboard.board import Board
 from ssm_metarl_gym.experiments.scoreboard.decisions import decision_tables
 from ssm_metarl_gym.experiments.scoreboard.physics import columns_of
-from ssm_metarl_gym.experiments.scoreboard.plan import all_runs, key_of
+from ssm_metarl_gym.experiments.scoreboard.plan import Run, all_runs, key_of
 from ssm_metarl_gym.experiments.scoreboard.summary import find_scoreboard, write_report, write_scores
 
 NAMES, ROWS = ("CartPole", "PointActuators-2"), ("as_is", "corrected_gradients", "told")
@@ -69,6 +69,22 @@ def test_scores_are_of_the_seeds_that_all_families_have(tmp_path):
     write_scores(find_scoreboard(tmp_path), tmp_path / "scores.npz")
     with np.load(tmp_path / "scores.npz") as scores:
         assert scores["as_is/extrapolation"].tolist() == [[0.0, 0.0], [1.0, 1.0]]
+
+
+def test_lines_of_other_settings_do_not_count(tmp_path):
+    board = Board(tmp_path, 300)
+    records = Records(board.lines)
+    for seed in range(9):
+        key = key_of(board, Run("CartPole", "corrected_gradients", seed), "nominal")
+        records.add(**key | {"rule": 0}, returns=[1.0] * 300)
+        records.add(**key | {"recipe": "another"}, returns=[1.0] * 300)
+    with pytest.raises(ValueError, match="by the present settings"):
+        find_scoreboard(tmp_path)
+    present = Board(tmp_path, 40)
+    records.add(**key_of(present, Run("CartPole", "corrected_gradients", 0), "nominal"), returns=[1.0] * 40)
+    scoreboard = find_scoreboard(tmp_path)
+    assert (scoreboard.board.num_tasks, scoreboard.num_seeds) == (40, 1)
+    assert scoreboard.tables()
 
 
 def test_a_line_that_lacks_something_is_told_of(tmp_path):
