@@ -195,7 +195,9 @@ class OnlineAdaptation(
         self._observation = None
         self._left_out.seed(seed, np.array([True]))
         observation, info = self.env.reset(seed=seed, options=options)
-        if self.options.restore != "never":
+        if self.options.restore == "never":
+            self.adapter.begin_episode()
+        else:
             self.adapter.reset()
         self._forget()
         self._observation = observation.copy()  # the caller may change its own

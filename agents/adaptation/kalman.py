@@ -205,6 +205,10 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
             commands=self._idle_commands(num_rows),
         )
 
+    def in_new_episode(self, state: KalmanState) -> KalmanState:
+        """The same, with motors that are late idle until the first command of the episode comes."""
+        return replace(state, commands=self._idle_commands(len(state.commands)))
+
     def with_prior_covariance(self, state: KalmanState) -> KalmanState:
         """The same weights and beliefs in every row, with the covariances of the prior."""
         return replace(

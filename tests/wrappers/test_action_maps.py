@@ -214,6 +214,26 @@ class TestDelays:
             np.testing.assert_allclose(REVERSED @ report["taken"], report["asked"], atol=0.05)
 
 
+def test_late_motors_are_idle_again_in_an_episode_that_begins_with_what_is_known():
+    adapter, options = KalmanAdapter(make_model(), largest_delay=2), {"restore": "never"}
+    env = OnlineAdaptation(make_plane(REVERSED, delay=1), adapter, **options)
+    planes = gym.vector.SyncVectorEnv([lambda: make_plane(REVERSED, delay=1)] * 2, autoreset_mode="Disabled")
+    envs = VectorOnlineAdaptation(planes, adapter, **options)
+    env.reset(seed=0)
+    envs.reset(seed=0)
+    for action in asked_actions(5):
+        env.step(action)
+        envs.step(np.tile(action, (2, 1)))
+    sent, known = env.adapter.state.commands.clone(), env.adapter.state.means.clone()
+    assert sent.ne(0.0).all()
+    env.reset(seed=1)
+    envs.reset(options={"reset_mask": np.array([True, False])})
+    for state in (env.adapter.state, envs.adapter.state):
+        assert state.commands[0].eq(0.0).all()
+        torch.testing.assert_close(state.means[:1], known, rtol=1e-4, atol=1e-5)
+    assert torch.equal(envs.adapter.state.commands[1:], sent)
+
+
 class TestExploration:
     def test_there_is_noise_until_the_map_is_known(self):
         noisy, plain = (reports_of(wrap(REVERSED, exploration=size)) for size in (0.2, 0.0))
