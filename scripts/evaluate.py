@@ -116,7 +116,10 @@ def choose_splits(options: Options, agent: SavedAgent) -> Splits:
         raise ValueError(f"--env-kwargs must leave the split to --splits; got {options.env_kwargs['split']!r} there.")
     for split in options.splits:
         if split not in present:
-            raise ValueError(f"--splits must be among {', '.join(present)} for {env_id}; got {split}.")
+            raise ValueError(
+                f"--splits must be among {', '.join(present)} for {env_id}; got {split}. (A split that would "
+                "show more than the training did is not among them.)"
+            )
     wanted = options.splits or tuple(split for split in present if split != "train")
     splits: Splits = {split: options.env_kwargs | present[split] for split in wanted}
     return with_warm_up(splits, env_id, env_kwargs, options.warm_up) if options.warm_up else splits

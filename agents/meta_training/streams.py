@@ -10,7 +10,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-from ssm_metarl_gym.agents.models.supervision import NOISE, Policy, random_actions, with_noise
+from ssm_metarl_gym.agents.models.supervision import NOISE, Policy, random_actions, with_noise, without_failures
 from ssm_metarl_gym.envs.making import has_batched_form, make_rows
 
 __all__ = ["Streams", "collect_streams", "make_stream_env"]
@@ -29,9 +29,9 @@ class Streams:
         restarted: ``Bool[S T]``, true where the next observation is that of a restart, which no model can predict.
     """
 
-    observations: npt.NDArray[np.float32]
+    observations: npt.NDArray[np.floating[Any]]
     actions: npt.NDArray[Any]
-    next_observations: npt.NDArray[np.float32]
+    next_observations: npt.NDArray[np.floating[Any]]
     restarted: npt.NDArray[np.bool_]
 
 
@@ -74,7 +74,9 @@ def collect_streams(
     else:
         observation_space, action_space = env.observation_space, env.action_space
     shape = (num_streams, stream_length)
-    observations = np.empty((*shape, *_observation_shape(observation_space)), dtype=np.float32)
+    # In double precision where the environment is, whose changes may be small beside the observations.
+    precision = np.result_type(observation_space.dtype, np.float32)
+    observations = np.empty((*shape, *_observation_shape(observation_space)), dtype=precision)
     streams = Streams(
         observations,
         random_actions(action_space, rng, shape),
@@ -111,7 +113,7 @@ class _Behaviour:
             return at_random
         starts, self._starts = self._starts, np.zeros_like(self._starts)
         chosen, self._state = self._policy.predict(
-            observations, state=self._state, episode_start=starts, deterministic=True
+            without_failures(observations), state=self._state, episode_start=starts, deterministic=True
         )
         taken = at_random.copy()
         for noise, rows in self._noisy:

@@ -121,7 +121,7 @@ class DynamicsModel(nn.Module):
     ) -> None:
         """Normalise inputs and targets by the statistics of a data set of transitions, one a row."""
         inputs = self._join(observations, actions)
-        # Statistics are taken in the type of the observations, and of whole numbers in single precision.
+        # Rounded to the type of the observations, single precision at least, before their statistics are taken.
         changes = _differences(next_observations, observations).astype(np.result_type(observations, np.float32))
         self.input_shift.copy_(torch.from_numpy(inputs.mean(axis=0)))
         self.input_scale.copy_(torch.from_numpy(_scale(inputs)))

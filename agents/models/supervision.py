@@ -161,7 +161,9 @@ def _collect(
         observations = rows.observations
         actions = random_actions(rows.action_space, rng, (rows.num_rows,))
         if policy is not None:
-            chosen, state = policy.predict(rows.shown(), state=state, episode_start=starts, deterministic=True)
+            chosen, state = policy.predict(
+                without_failures(rows.shown()), state=state, episode_start=starts, deterministic=True
+            )
             actions = with_noise(chosen, actions, rows.action_space, noise, rng)
         next_observations, starts, counted = rows.step(actions)
         # What is not finite counts too, so that there is an end where nothing else comes.
@@ -189,6 +191,12 @@ def with_noise(
 def _float_type(space: spaces.Box) -> npt.DTypeLike:
     """The type of a Box's numbers, which rounds none of them out of it; single precision where these are whole."""
     return space.dtype if np.issubdtype(space.dtype, np.floating) else np.float32
+
+
+def without_failures(observations: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """What a policy is shown of sensors that fail now and then: zeros. What it does then is not learned from."""
+    shown: npt.NDArray[Any] = np.nan_to_num(observations, nan=0.0, posinf=0.0, neginf=0.0)
+    return shown
 
 
 class _Rows(Protocol):

@@ -59,7 +59,8 @@ def make_rows(
         return gym.make_vec(env_id, num_envs, autoreset_mode=autoreset_mode, **env_kwargs)
     envs = _SingleEnvs([partial(gym.make, env_id, **env_kwargs)] * num_envs, autoreset_mode=autoreset_mode)
     envs.spec = copy.deepcopy(gym.spec(env_id.rpartition(":")[-1]))
-    envs.spec.kwargs |= env_kwargs
+    how = {"vectorization_mode": "sync", "vector_kwargs": {"autoreset_mode": autoreset_mode}}
+    envs.spec.kwargs |= {**env_kwargs, "num_envs": num_envs, **how}  # as gym.make_vec notes it
     return envs
 
 
@@ -72,8 +73,8 @@ class _SingleEnvs(SyncVectorEnv):
     def _add_info(self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int) -> dict[str, Any]:
         for key, value in env_info.items():
             present: Any = vector_infos.get(key)
-            mask = vector_infos.get("_" + key)
-            if mask is None:
+            mask = vector_infos.get(f"_{key}")
+            if present is None or mask is None:
                 super()._add_info(vector_infos, {key: value}, env_num)
                 continue
             if isinstance(present, dict) and isinstance(value, dict):

@@ -50,7 +50,9 @@ def test_arguments_arrive_in_every_row():
 
 
 def test_single_environments_know_what_they_are():
-    assert make_rows("Pendulum-v1", 2, g=7.0).spec.kwargs == {"g": 7.0}
+    envs = gym.make_vec(make_rows("Pendulum-v1", 2, autoreset_mode=AutoresetMode.SAME_STEP, g=7.0).spec)
+    assert [env.unwrapped.g for env in envs.unwrapped.envs] == [7.0, 7.0]
+    assert envs.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
     assert gym.spec("Pendulum-v1").kwargs == {}
 
 
@@ -63,16 +65,14 @@ class Telling(gym.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.count = 0
-        return self.observation(), {"start": 1.5, "nested": {"number": 3, "deeper": {"truth": True}}}
+        return self.observation(), {"start": 1.5, "_odd": 2, "odd": 3, "nested": {0: 3, "deeper": {"truth": True}}}
 
     def observation(self):
         return {"number": self.np_random.random(1).astype("float32")}
 
     def step(self, action):
         self.count += 1
-        info = (
-            {"vector": self.observation()["number"], "word": "a"} if action else {"nested": {"number": 7, "other": 0.5}}
-        )
+        info = {"vector": self.observation()["number"], "word": "a"} if action else {"nested": {0: 7, "other": 0.5}}
         return self.observation(), 0.0, bool(action and self.count > 2), self.count == 5, info
 
 

@@ -21,7 +21,7 @@ class Agent:
             does, or of none.
         switch_probability: How probable another task is at every step of the training.
         teacher: The row that it learns to act like; None for one that learns from rewards.
-        is_dear: Whether a step of its training takes two to forty times as long as one of PPO.
+        is_dear: Whether it takes so long to learn that a full run has fewer seeds of it.
     """
 
     description: str

@@ -51,6 +51,27 @@ def collect(env, seed=0):
     return collect_streams(env, S, T, seed=np.random.SeedSequence(seed))
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"), [(np.float64, np.float64), (np.float32, np.float32), (np.uint8, np.float32)]
+)
+def test_observations_keep_their_precision(given, kept):
+    env = Scripted(spaces.Discrete(2))
+    env.observation_space = spaces.Box(0, 100, (1,), given)
+    assert collect(env).observations.dtype == collect(env).next_observations.dtype == kept
+
+
+def test_a_policy_is_not_shown_what_a_failed_sensor_says(monkeypatch):
+    class Looking:
+        def predict(self, observation, state=None, episode_start=None, deterministic=False):
+            assert np.isfinite(observation).all()
+            return np.zeros(len(observation), dtype=int), state
+
+    env = Scripted(spaces.Discrete(2))
+    monkeypatch.setattr(env, "reset", lambda **options: (setattr(env, "left", 2), (np.array([np.nan]), {}))[1])
+    streams = collect_streams(env, S, T, seed=np.random.SeedSequence(0), policy=Looking())
+    assert np.isnan(streams.observations).any()
+
+
 class VectorSpy(gym.vector.VectorWrapper):
     """Keeps the state and the tasks before every step."""
 

@@ -104,6 +104,19 @@ def test_a_simulator_that_shows_nothing_finite_is_refused(policy, monkeypatch):
         model.fit(Adder(), policy, num_transitions=150)
 
 
+def test_no_policy_is_shown_what_a_failed_sensor_says(monkeypatch):
+    begin = Adder.reset
+    monkeypatch.setattr(
+        Adder, "reset", lambda self, **options: (begin(self, **options)[0] + np.float32([np.nan, np.inf]), {})
+    )
+    recorder = Recorder([0.0, 0.0])
+    parts = collect_transitions(Adder(), recorder, 60, seed=0)
+    shown = np.concatenate(recorder.shown)
+    assert np.isfinite(shown).all()
+    assert (shown == 0.0).all(axis=1).any()
+    assert all(np.isfinite(part.observations).all() for part in parts)
+
+
 @each_env
 @pytest.mark.parametrize("trial", [False, True])
 class TestCollecting:
