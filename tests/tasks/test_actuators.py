@@ -201,7 +201,7 @@ def test_other_distributions_hold_these_tasks_too():
 
 
 def test_sets_of_tasks_are_read_where_their_class_was_not_made_yet():
-    data = {"task_type": "ActuatorTask61", "tasks": [{"map_0_0": -1.0}]}
+    data = {"task_type": "ActuatorTask29", "tasks": [{"map_0_0": -1.0}]}
     assert distribution_from_dict(data).tasks[0].matrix[0, 0] == -1.0
     for name in ("ActuatorTask0", "ActuatorTask65", "Actuators3"):
         with pytest.raises(ValueError, match="task_type must be one of"):
