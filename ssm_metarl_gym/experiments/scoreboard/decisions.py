@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from ssm_metarl_gym.experiments.scoreboard.figures import TOLD, Scoreboard, Tabl
 
 __all__ = ["Cost", "best_agents", "cost_of", "decision_tables", "greatest_losses"]
 
+_Lines = dict[int, dict[str, Any]]  # of an agent in a column, by seed
 _LEAST_SEEDS: Final = 3  # of an interval that can tell two agents apart
 
 
@@ -45,31 +46,31 @@ def best_agents(scoreboard: Scoreboard) -> Table:
     for name in scoreboard.names:
         costs = {label: cost_of(scoreboard, name, *agent) for label, agent in agents.items()}
         for column in scoreboard.columns(name):
-            found: dict[str, Estimate] = {}
-            for label, agent in agents.items():
-                if len(returns := scoreboard.returns(name, *agent, column)) >= _LEAST_SEEDS:
-                    found[label] = estimate(returns, 0)
-            if found:
-                good = _best_of(scoreboard, name, {label: agents[label] for label in found}, column)
-                for label in sorted(good, key=lambda label: costs[label] or (math.inf, math.inf)):
-                    rows.append([name, column, label, f"{found[label]:.1f}", *_cells(costs[label])])
+            known = {label: scoreboard.lines(name, *agent, column) for label, agent in agents.items()}
+            found = {label: lines for label, lines in known.items() if len(lines) >= _LEAST_SEEDS}
+            for label in sorted(_best_of(found), key=lambda label: costs[label] or (math.inf, math.inf)):
+                returns = estimate([line["returns"] for line in found[label].values()], 0)
+                rows.append([name, column, label, f"{returns:.1f}", *_cells(costs[label])])
     header = ["", "column", "agent", "mean return", "steps on the family", "CPU seconds"]
     return Table("What to use when: the best, and what it costs", header, rows)
 
 
-def _best_of(scoreboard: Scoreboard, name: str, agents: Mapping[str, tuple[str, int]], column: str) -> list[str]:
-    """The labels of the best agent and of all that are not told from it."""
-    differences = {
-        one: [_difference(scoreboard, name, agents[one], agents[other], column, _LEAST_SEEDS) for other in agents]
-        for one in agents
-    }
+def _best_of(found: Mapping[str, _Lines]) -> list[str]:
+    """The labels of the best of some agents, by the lines of each, and of all that are not told from it."""
+    means = {label: {seed: np.mean(line["returns"]) for seed, line in lines.items()} for label, lines in found.items()}
 
     def num_below(label: str) -> float:
         """Those that an agent is above, by halves where they are level or have too few seeds in common."""
-        return sum(0.5 if each is None else 0.5 + 0.5 * np.sign(each.mean) for each in differences[label])
+        own, total = means[label], 0.0
+        for others in means.values():
+            seeds = own.keys() & others.keys()
+            above = sum(own[seed] - others[seed] for seed in seeds) if len(seeds) >= _LEAST_SEEDS else 0.0
+            total += 0.5 + 0.5 * float(np.sign(above))
+        return total
 
-    best = list(agents).index(max(agents, key=num_below))
-    return [label for label, row in differences.items() if (each := row[best]) is None or each.high >= 0.0]
+    best = found[max(found, key=num_below)] if found else {}
+    differences = {label: _difference(lines, best, _LEAST_SEEDS) for label, lines in found.items()}
+    return [label for label, each in differences.items() if each is None or each.high >= 0.0]
 
 
 def greatest_losses(scoreboard: Scoreboard) -> Table:
@@ -131,7 +132,8 @@ def _cells(cost: Cost | None) -> list[str]:
 def _greatest_loss(scoreboard: Scoreboard, name: str, row: str, steps: int) -> str:
     differences: dict[str, Estimate] = {}
     for column in scoreboard.columns(name):
-        difference = _difference(scoreboard, name, (row, steps), ("as_is", 0), column, 1)
+        own, others = (scoreboard.lines(name, *agent, column) for agent in ((row, steps), ("as_is", 0)))
+        difference = _difference(own, others, 1)
         if difference is not None:
             differences[column] = difference
     if not differences:
@@ -140,13 +142,10 @@ def _greatest_loss(scoreboard: Scoreboard, name: str, row: str, steps: int) -> s
     return f"{differences[column]:.1f} {column}"
 
 
-def _difference(
-    scoreboard: Scoreboard, name: str, agent: tuple[str, int], other: tuple[str, int], column: str, least_seeds: int
-) -> Estimate | None:
+def _difference(own: _Lines, others: _Lines, least_seeds: int) -> Estimate | None:
     """By how much an agent's returns are above another one's in the same tasks, over the seeds that both have.
 
     None where these are fewer than ``least_seeds``.
     """
-    own, others = (scoreboard.lines(name, *each, column) for each in (agent, other))
     pairs = [(own[seed]["returns"], others[seed]["returns"]) for seed in own if seed in others]
     return estimate([np.subtract(*pair) for pair in pairs], 0) if len(pairs) >= least_seeds else None
