@@ -12,7 +12,7 @@ matrix.
     corrected  the policy behind VectorActionCorrection, whose KalmanAdapter adapts DynamicsModel(adapts="action_map"),
                fitted to the environment as it is
 
-Without --policy-folders the policies must be trained first, 17 CPU minutes each, by the commands that are printed.
+Without --policy-folders the policies must be trained first, four to six CPU minutes each, by the commands that are printed.
 Every run is a line of results.jsonl, written at once; the same command goes on, and prints the tables.
 """
 
@@ -62,11 +62,12 @@ AGENTS = ("as_is", "told", "told_late", "corrected")
 WINDOW = 50
 # To be raised whenever a default of the filter or of the correction changes: what is corrected is then run again.
 RULE = 2
-# The command that trains a policy, but for its environment, seed and folder.
+# The command that trains a policy, but for its environment, seed and folder. Many environments side by side and large
+# minibatches: a third of the time that eight and 64 take, for as good a policy.
 HYPERPARAMETERS = (
-    '{"n_steps": 256, "batch_size": 64, "n_epochs": 10, "gamma": 0.99, "learning_rate": [3e-4, 0.0], "ent_coef": 0.0}'
+    '{"n_steps": 128, "batch_size": 512, "n_epochs": 5, "gamma": 0.99, "learning_rate": [1e-3, 0.0], "ent_coef": 0.0}'
 )
-TRAINING = shlex.split("python scripts/train_ppo.py --policy mlp --timesteps 1500000 --num-envs 8 --hyperparameters")
+TRAINING = shlex.split("python scripts/train_ppo.py --policy mlp --timesteps 1500000 --num-envs 64 --hyperparameters")
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@
 
 SSMPPO learns from whole rollouts of an environment, so that its minibatches are the multiple of a rollout's length that
 is nearest to RecurrentPPO's from above; where a rollout is long, it has more environments and shorter rollouts, of as
-many steps altogether. Each run is a line of runs.jsonl in the output folder, written when it has ended, and the same
-command goes on with what is missing. Prints the mean returns of 100 episodes, with 95 % intervals over seeds.
+many steps altogether. RecurrentPPO reads the sequences of an update in one pass, which gives what the library's own
+gives in a fraction of its time. Each run is a line of runs.jsonl in the output folder, written when it has ended, and
+the same command goes on with what is missing. Prints the mean returns of 100 episodes, with 95 % intervals over seeds.
 """
 
 import signal
@@ -47,7 +48,8 @@ from ssm_metarl_gym.experiments.saved_agents import find_algorithm
 from ssm_metarl_gym.experiments.scoreboard.board import spread_seed
 from ssm_metarl_gym.experiments.signals import stoppable
 
-POLICIES = {"RecurrentPPO": "MlpLstmPolicy", "SSMPPO": "SSMPolicy"}
+# By the name of an algorithm: where it is found, and its policy.
+ALGORITHMS = {"RecurrentPPO": ("OnePassRecurrentPPO", "MlpLstmPolicy"), "SSMPPO": ("SSMPPO", "SSMPolicy")}
 NUM_EPISODES = 100
 SETTINGS = 1  # to be raised whenever a setting below changes: what has them is then run again
 EVALUATION_SEED = 1_000_000
@@ -153,7 +155,7 @@ class Options:
     """The command line."""
 
     problems: tuple[str, ...] = option(tuple(ZOO)[:2], "what is to be learned", choices=list(PROBLEMS))
-    algorithms: tuple[str, ...] = option(tuple(POLICIES), "who learns it", choices=list(POLICIES))
+    algorithms: tuple[str, ...] = option(tuple(ALGORITHMS), "who learns it", choices=list(ALGORITHMS))
     seeds: int = option(5, "number of seeds", least=1, below=1_000)
     percent: int = option(100, "steps, in per cent of the full ones", least=1, below=1_000)
     processes: int = option(0, "processes side by side (0: as many as there are cores)", least=0, below=1_000)
@@ -205,7 +207,8 @@ def make_model(problem: Problem, algorithm: str, seed: int) -> Any:
     env: VecEnv = make_env(problem, settings.pop("num_envs"), seed)
     if problem.normalises:
         env = VecNormalize(env, gamma=settings["gamma"])
-    return find_algorithm(algorithm)(POLICIES[algorithm], env, seed=seed, device="cpu", **settings)
+    found, policy = ALGORITHMS[algorithm]
+    return find_algorithm(found)(policy, env, seed=seed, device="cpu", **settings)
 
 
 def train_and_evaluate(run: Run) -> dict[str, Any]:

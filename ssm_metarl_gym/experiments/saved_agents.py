@@ -24,6 +24,7 @@ ALGORITHMS: Final[dict[str, str]] = {
     **dict.fromkeys(("A2C", "DDPG", "DQN", "PPO", "SAC", "TD3"), "stable_baselines3"),
     **dict.fromkeys(("ARS", "CrossQ", "QRDQN", "RecurrentPPO", "TQC", "TRPO"), "sb3_contrib"),
     "SSMPPO": "ssm_metarl_gym.agents",
+    "OnePassRecurrentPPO": "ssm_metarl_gym.experiments.recurrent_ppo",
 }
 # What tells runs of one group apart, or is known only after training.
 _NOT_OF_THE_GROUP: Final = ("seed", "versions", "finished", "wall_seconds", "cpu_seconds")
@@ -52,7 +53,7 @@ def find_algorithm(name: str) -> Any:
         return getattr(importlib.import_module(ALGORITHMS[name]), name)
     except ImportError as error:
         raise ValueError(
-            f"{name} needs {ALGORITHMS[name]}. Install sb3-contrib: python -m pip install sb3-contrib"
+            f"{name} needs sb3-contrib, which cannot be imported. Install it: python -m pip install sb3-contrib"
         ) from error
 
 

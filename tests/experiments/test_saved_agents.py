@@ -174,7 +174,7 @@ class TestArchives:
 
     def test_without_sb3_contrib_it_says_how_to_install_it(self, archive, monkeypatch):
         monkeypatch.setitem(sys.modules, "sb3_contrib", None)
-        with pytest.raises(ValueError, match=r"TRPO needs sb3_contrib. Install sb3-contrib"):
+        with pytest.raises(ValueError, match=r"TRPO needs sb3-contrib, which cannot be imported. Install it"):
             read_archive(archive, algorithm="TRPO", env_id="CartPole-v1").load()
 
 

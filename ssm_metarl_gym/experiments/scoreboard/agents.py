@@ -47,7 +47,7 @@ class Agent:
     @property
     def remembers(self) -> bool:
         """Whether its policy keeps a memory from step to step, and so learns from whole sequences."""
-        return self.algorithm in ("SSMPPO", "RecurrentPPO")
+        return self.algorithm in ("SSMPPO", "OnePassRecurrentPPO")
 
 
 NOMINAL: Final = Agent("PPO, trained in the nominal physics alone")
@@ -74,7 +74,7 @@ TRAINED: Final[dict[str, Agent]] = {
         switch_probability=0.01,
     ),
     "recurrent_ppo": Agent(
-        "sb3-contrib's LSTM (`RecurrentPPO`)", "RecurrentPPO", "MlpLstmPolicy", "transition", is_dear=True
+        "sb3-contrib's LSTM (`RecurrentPPO`)", "OnePassRecurrentPPO", "MlpLstmPolicy", "transition", is_dear=True
     ),
     "student": Agent(
         "a state-space model that reads the last 16 of them, and learned to act like `told`",
