@@ -213,7 +213,7 @@ class _Rows(Protocol):
         """The present observations as a policy is shown them."""
 
     def step(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Where the actions led to, which rows start anew, and which transitions count."""
+        """Where the actions led to, which rows show the start of an episode now, and which transitions count."""
 
 
 class _SB3Rows:
@@ -274,9 +274,11 @@ class _VectorRows:
             counted[ended] = ~np.broadcast_to(infos["final_info"].get("restarted", False), ended.shape)[ended]
         if self._mode is AutoresetMode.DISABLED and ended.any():
             self.observations = np.array(self._env.reset(options={"reset_mask": ended})[0])
-        # In this mode the next step of such a row is its reset.
-        self._resets = ended if self._mode is AutoresetMode.NEXT_STEP else self._resets
-        return next_observations, ended, counted
+        if self._mode is not AutoresetMode.NEXT_STEP:
+            return next_observations, ended, counted
+        # In this mode a row shows its last observation first, and the step after that is its reset.
+        starts, self._resets = self._resets, ended
+        return next_observations, starts, counted
 
 
 def _make_rows(env: SimulatorEnv) -> _Rows:

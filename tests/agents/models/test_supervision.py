@@ -178,6 +178,8 @@ class TestActions:
         collect_transitions(make(), policy, 180, seed=0)
         longest = 5 if make is ENVS["next step"] else 4  # there a step resets the row
         assert max(counts.max() for counts in policy.counts) == longest
+        is_first = np.concatenate(policy.shown)[:, 1] == 0.0
+        assert (np.concatenate(policy.counts)[is_first] == 1).all()
 
     def test_behind_vec_normalize_the_policy_alone_sees_what_is_normalised(self):
         env = ENVS["VecNormalize"]()
