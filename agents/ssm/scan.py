@@ -174,8 +174,8 @@ def by_numpy(decay: Array, inputs: Array, state: Array, start: Array) -> Array:
 def by_doubling(decay: Tensor, inputs: Tensor, state: Tensor, start: Tensor) -> Tensor:
     """The recurrence in log2(T) passes over the sequence, each of which looks back twice as far: for many cores.
 
-    What lies before a start is cleared before it is multiplied, so that a NaN there is in no gradient either. Decays must
-    be at most 1 in size: their powers multiply zeros.
+    What lies before a start is cleared before it is multiplied, so that a NaN there is in no gradient either. Decays
+    must be at most 1 in size: their powers multiply zeros.
     """
     first = torch.addcmul(inputs[0], decay, torch.where(start[0, :, None], 0.0, state))
     states, fresh = torch.cat([first[None], inputs[1:]]), start[..., None]
