@@ -140,7 +140,11 @@ def descend(
         batch_size: Number of rows in a step.
         learning_rate: The first step size.
         rng: Draws the batches.
+
+    Raises:
+        FloatingPointError: The parameters are not finite afterwards.
     """
+    parameters = list(parameters)
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     for update in range(num_updates):
         optimizer.param_groups[0]["lr"] = learning_rate * (1.0 - update / num_updates)
@@ -149,6 +153,11 @@ def descend(
         with torch.enable_grad():
             F.mse_loss(predict(inputs[rows]), targets[rows]).backward()
         optimizer.step()
+    if not all(torch.isfinite(parameter).all() for parameter in parameters):
+        raise FloatingPointError(
+            f"the weights must be finite after the fit; they are not, of {parameters[0].dtype} with a step size of "
+            f"{learning_rate}. Use a smaller one, and a model of single precision at least."
+        )
 
 
 def _collect(
