@@ -39,12 +39,6 @@ class ActuatorTask(Task):
 
     switch_draws = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        delay = getattr(self, "delay", 0.0)
-        if delay != int(delay):
-            raise ValueError(f"delay must be a whole number of steps; got {shown(delay)}.")
-
     @classmethod
     def num_motors(cls) -> int:
         """The number of motors d."""
@@ -107,7 +101,7 @@ def actuator_task_type(num_motors: int) -> type[ActuatorTask]:
         [*entries, *offsets, ("delay", float, 0.0)],
         bases=(ActuatorTask,),
         frozen=True,
-        namespace={"__module__": __name__, "__doc__": docstring, "limits": limits},
+        namespace={"__module__": __name__, "__doc__": docstring, "limits": limits, "whole": ("delay",)},
     )
 
 

@@ -24,6 +24,7 @@ class Task:
         signs: The names of the parameters that are +1 or -1. The first is the one that a switch flips.
         switch_draws: Whether a switch draws another task instead, of tasks without a sign.
         positive: The names of the parameters that must be > 0.
+        whole: The names of the parameters that are whole numbers.
         limits: The least and the greatest value of a parameter, by name, where not every finite number will do: beyond
             them the physics could not be computed.
     """
@@ -31,6 +32,7 @@ class Task:
     signs: ClassVar[tuple[str, ...]] = ()
     switch_draws: ClassVar[bool] = False
     positive: ClassVar[tuple[str, ...]] = ()
+    whole: ClassVar[tuple[str, ...]] = ()
     limits: ClassVar[Mapping[str, tuple[float, float]]] = {}
 
     def __post_init__(self) -> None:
@@ -197,6 +199,7 @@ def _rules(task_type: type[Task]) -> dict[str, Rule]:
         name: _within(*limits, exclusive=limits[0] == 0.0 and name in task_type.positive)
         for name, limits in task_type.limits.items()
     }
+    rules |= {name: _counted(rules[name]) for name in task_type.whole}
     return rules | dict.fromkeys(task_type.signs, _SIGN)
 
 
@@ -206,6 +209,13 @@ def _within(low: float, high: float, *, exclusive: bool) -> Rule:
     if exclusive:
         return f"a number > {low:g} and <= {high:g}", lambda value: (low < value) & (value <= high)
     return f"a number in [{low:g}, {high:g}]", lambda value: (low <= value) & (value <= high)
+
+
+@functools.cache
+def _counted(rule: Rule) -> Rule:
+    """The rule that a number is a whole one beside."""
+    words, holds = rule
+    return words.replace("number", "whole number"), lambda value: holds(value) & (np.floor(value) == value)
 
 
 def _check_names(task_type: type[Task], parameters: Any) -> None:

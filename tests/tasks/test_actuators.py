@@ -58,10 +58,19 @@ class TestTask:
         assert type(task).from_dict(json.loads(json.dumps(task.to_dict()))) == task
         assert (task.matrix.tolist(), task.offsets.tolist()) == ([[1.0, 2.0], [3.0, 4.0]], [5.0, 6.0])
 
-    @pytest.mark.parametrize("delay", [0.5, -1, 1001, float("nan")])
-    def test_refuses_another_delay(self, delay):
-        with pytest.raises(ValueError, match="delay must be a "):
-            actuator_task_type(2)(delay=delay)
+    @pytest.mark.parametrize("delay", [0.5, -1, 1001, float("nan"), float("inf")])
+    def test_refuses_another_delay_alone_and_in_a_batch(self, delay):
+        task_type = actuator_task_type(2)
+        with pytest.raises(ValueError, match=r"^delay must be a whole number in \[0, 1000\]; got "):
+            task_type(delay=delay)
+        with pytest.raises(ValueError, match=r"^task 1: delay must be a whole number in \[0, 1000\]; got "):
+            TaskBatch(task_type, {"delay": [3, delay]})
+
+    def test_delays_are_drawn_from_a_choice(self):
+        task_type = actuator_task_type(2)
+        assert TaskDistribution(task_type, {"delay": Choice(0, 3)}).contains(task_type(delay=3))
+        with pytest.raises(ValueError, match="delay must have a Choice, as it is a whole number; got Uniform"):
+            TaskDistribution(task_type, {"delay": Uniform((0, 3))})
 
     def test_refuses_another_matrix_and_other_numbers_of_motors(self):
         with pytest.raises(ValueError, match=r"matrix must be of shape \(2, 2\); got \(3, 3\)"):
@@ -162,7 +171,7 @@ class TestDistribution:
             ({"sign": 1}, "sign must be True or False; got 1"),
             ({"delay": ()}, "delay must be at least one"),
             ({"delay": (0, 1.5)}, "delay must be an int >= 0; got 1.5"),
-            ({"delay": (2000,)}, "delay must be a number in"),
+            ({"delay": (2000,)}, "delay must be a whole number in"),
         ],
     )
     def test_refuses_other_fields(self, fields, message):

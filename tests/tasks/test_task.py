@@ -78,6 +78,21 @@ class TestTask:
         with pytest.raises(ValueError, match=r"^slope must be a finite number; got -inf\.$"):
             SlopeTask(slope=-math.inf)
 
+    def test_a_whole_number_has_no_fraction(self):
+        @dataclass(frozen=True)
+        class CountTask(Task):
+            positive = whole = ("count",)
+            count: float = 1.0
+
+        assert CountTask(count=np.int64(3)) == CountTask(count=3.0)
+        for count in (1.5, -1.0, math.inf):
+            for refused in (
+                lambda count=count: CountTask(count),
+                lambda count=count: TaskBatch(CountTask, {"count": count}),
+            ):
+                with pytest.raises(ValueError, match=rf"count must be a finite whole number > 0; got {count}"):
+                    refused()
+
     def test_tasks_of_different_types_differ(self):
         assert CartPoleTask() != PendulumTask()
 
