@@ -143,8 +143,8 @@ class Choice(Marginal):
     name: ClassVar[str] = "choice"
 
     def __init__(self, *values: float) -> None:
-        if not values or not all(is_number(value) for value in values):
-            raise ValueError(f"Choice needs at least one value, and numbers only; got {shown(values)}.")
+        if not values or not all(is_number(value) and math.isfinite(value) for value in values):
+            raise ValueError(f"Choice needs at least one value, and finite numbers only; got {shown(values)}.")
         object.__setattr__(self, "values", tuple(float(value) for value in values))
 
     def sample(self, rng: np.random.Generator, size: int) -> Floats:

@@ -135,9 +135,9 @@ class TestMarginals:
         with pytest.raises(ValueError, match=r"^rng must be a numpy.random.Generator; got .* Use numpy.random.def"):
             marginal.sample(rng, 3)
 
-    @pytest.mark.parametrize("values", [(), ("left",), (1, None), (True,), ((1, 2),)])
+    @pytest.mark.parametrize("values", [(), ("left",), (1, None), (True,), ((1, 2),), (1, math.nan), (math.inf,)])
     def test_refuse_what_is_no_choice(self, values):
-        with pytest.raises(ValueError, match=r"^Choice needs at least one value, and numbers only; got \("):
+        with pytest.raises(ValueError, match=r"^Choice needs at least one value, and finite numbers only; got \("):
             Choice(*values)
 
     @settings(deadline=None, max_examples=40)
