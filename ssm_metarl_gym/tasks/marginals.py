@@ -16,6 +16,8 @@ __all__ = ["Choice", "LogUniform", "Marginal", "Uniform", "marginal_from_dict"]
 
 Floats = npt.NDArray[np.float64]
 
+_TINY: Final = np.finfo(np.float64).tiny
+
 
 @dataclass(frozen=True)
 class Marginal:
@@ -131,8 +133,11 @@ class LogUniform(_Intervals):
         return nearest[best, np.arange(size)]
 
     def normalise(self, values: Floats) -> Floats:
-        """The logarithms of the values, scaled so that this distribution fills [-1, 1]."""
-        return self._logarithm.normalise(np.log(values))
+        """The logarithms of the values, scaled so that this distribution fills [-1, 1].
+
+        A value that is not positive, which has none, counts as the least positive number, so that all are finite.
+        """
+        return self._logarithm.normalise(np.log(np.maximum(values, _TINY)))
 
 
 @dataclass(frozen=True, init=False)

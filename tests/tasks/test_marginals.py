@@ -220,6 +220,12 @@ class TestLogUniform:
         assert LogUniform((0.25, 4)).normalise(values) == pytest.approx([-1, -0.5, 0, 0.5, 1, 2], abs=1e-15)
         assert LOG_SPLIT.normalise(values[2:]) == pytest.approx([-1, -0.5, 0, 1], abs=1e-15)
 
+    def test_normalises_what_has_no_logarithm_as_the_least_that_has_one(self):
+        negative, zero, tiny, low = LogUniform((0.25, 4)).normalise(np.array([-3.0, 0.0, 2.0**-1022, 0.25]))
+        # -1 is two powers of 2 from the middle, the least number 1022 of them.
+        assert negative == zero == tiny == pytest.approx(-511)
+        assert low == -1
+
     def test_a_point_is_an_interval(self):
         assert draw(LogUniform((0.3, 0.3)), 2).tolist() == [0.3, 0.3]
         assert LogUniform((0.3, 0.3)).normalise(np.array([0.3])) == [0.0]
