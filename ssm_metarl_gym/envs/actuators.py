@@ -32,12 +32,14 @@ class Actuators:
         task_type: The class of the tasks.
 
     Raises:
-        ValueError: The space is no bounded Box of floats.
+        ValueError: The space is no bounded Box of floats, or a motor has no range in it.
     """
 
     def __init__(self, space: Any) -> None:
         if not isinstance(space, spaces.Box) or not space.is_bounded() or not np.issubdtype(space.dtype, np.floating):
             raise ValueError(f"env must have a bounded Box of floats as action space; got {space}.")
+        if not (space.low < space.high).all():
+            raise ValueError(f"every motor must have a range, low < high; got {space}. Leave the others out of it.")
         self._space = space
         self.task_type = actuator_task_type(int(np.prod(space.shape)))
         # In double precision, so that the map is the same for every type of actions.
