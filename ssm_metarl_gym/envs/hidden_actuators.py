@@ -6,12 +6,10 @@ from typing import Any, SupportsFloat, cast
 import gymnasium as gym
 import numpy as np
 
-from ssm_metarl_gym.checks import check_choice
 from ssm_metarl_gym.envs.actuators import Actuators, check_actuator_switch, task_after_switch
 from ssm_metarl_gym.envs.arguments import Family, check_reset_options, parse_task
-from ssm_metarl_gym.envs.hidden_task import observable_space
+from ssm_metarl_gym.envs.hidden_task import observable_space, shown_parameters
 from ssm_metarl_gym.tasks.actuators import ActuatorTask
-from ssm_metarl_gym.tasks.distributions import TaskDistribution
 from ssm_metarl_gym.tasks.families import TaskFamily, actuator_family, parse_family
 
 __all__ = ["HiddenActuators"]
@@ -81,10 +79,8 @@ class HiddenActuators(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         super().__init__(env)
         self._split = split
         self._distribution = self._family.distribution(split)
-        check_choice("context", context, ("hidden", "visible"))
-        self._context = TaskDistribution(self._task_type, self._family.train.parameters)
-        self._is_visible = context == "visible"
-        if self._is_visible:
+        self._context = shown_parameters(self._family, context, switch)
+        if self._context is not None:
             self.observation_space = observable_space(env.observation_space, self._context)
         self._fixed_task = None if task is None else parse_task(task, self._task_type)
         self._task_rng: np.random.Generator | None = None
@@ -113,7 +109,8 @@ class HiddenActuators(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         self._task = parse_task(task, self._task_type)
         self._task_id, self._parameters = self._task.task_id, self._task.to_dict()
         self._actuators.obey(self._task)
-        self._shown = self._context.normalise(self._task)
+        if self._context is not None:
+            self._shown = self._context.normalise(self._task)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode with a new task: a drawn one, or that of the option ``task``."""
@@ -157,7 +154,7 @@ class HiddenActuators(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         return int(self._switch["step"]) if first and "step" in self._switch else None
 
     def _observe(self, observation: Any) -> Any:
-        if not self._is_visible:
+        if self._context is None:
             return observation
         return np.concatenate([observation, self._shown], dtype=observation.dtype)
 
