@@ -83,6 +83,11 @@ class HiddenActuators(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         if self._context is not None:
             self.observation_space = observable_space(env.observation_space, self._context)
         self._fixed_task = None if task is None else parse_task(task, self._task_type)
+        # How many of these wrappers lie within this one.
+        self._depth, inside = 0, env
+        while isinstance(inside, gym.Wrapper):
+            self._depth += isinstance(inside, HiddenActuators)
+            inside = inside.env
         self._task_rng: np.random.Generator | None = None
         self._switch_rng: np.random.Generator | None = None
         self._steps_to_switch: int | None = None
@@ -144,8 +149,9 @@ class HiddenActuators(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
             seed = self.unwrapped.np_random_seed
             # A generator that the user set has no known seed: then the streams start from a draw of it.
             seed = seed if seed is not None and seed >= 0 else int(self.unwrapped.np_random.integers(2**63))
-        # The first two are those of a wrapped environment with hidden tasks of its own.
-        _, self._task_rng, self._switch_rng = self._family.generator(self._split, seed).spawn(3)
+        # The first two are those of a wrapped environment with hidden tasks of its own, the next those of hidden motors
+        # within these.
+        *_, self._task_rng, self._switch_rng = self._family.generator(self._split, seed).spawn(3 + 2 * self._depth)
 
     def _draw_switch(self, *, first: bool) -> int | None:
         """The number of steps until the task changes, or None where it does not change any more."""

@@ -114,6 +114,16 @@ def test_tasks_of_wrapped_hidden_tasks_are_independent():
     assert len(set(signs)) == 4
 
 
+def test_tasks_of_wrapped_hidden_motors_are_independent():
+    inner = make()
+    env = make(gym.wrappers.TimeLimit(inner, 9))
+    pairs = []
+    for seed in range(40):
+        env.reset(seed=seed)
+        pairs.append((np.sign(inner.task.map_0_0), np.sign(env.task.map_0_0)))
+    assert len(set(pairs)) == 4
+
+
 class TestChosenTasks:
     def test_the_option_goes_before_the_argument_and_holds_for_one_episode(self):
         env = make(task={"map_0_0": 0.5})
