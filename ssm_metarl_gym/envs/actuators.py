@@ -93,7 +93,7 @@ def check_actuator_switch(switch: Any, num_rows: int | None = None) -> dict[str,
             f"the 'motor' of a switch must have a 'step' or a 'probability' beside it; got {shown(switch)}. Use "
             "{'motor': 0.0, 'step': 100}, for example."
         )
-    return check_steps_or_probability(when, num_rows) | {"motor": gain}
+    return check_steps_or_probability(when, num_rows) | {"motor": float(gain)}
 
 
 def task_after_switch(

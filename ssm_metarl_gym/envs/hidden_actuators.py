@@ -74,7 +74,7 @@ class HiddenActuators(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
             split=split,
             context=context,
             task=None if task is None else parse_task(task, self._task_type).to_dict(),
-            switch=None if switch is None else dict(switch),
+            switch=self._switch or None,
         )
         super().__init__(env)
         self._split = split

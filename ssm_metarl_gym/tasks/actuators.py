@@ -174,7 +174,10 @@ class ActuatorDistribution(Distribution):
             self.task_type.from_dict({"delay": delay})
         if not delays:
             raise ValueError(f"delay must be at least one number of steps in a tuple; got {shown(self.delay)}.")
-        object.__setattr__(self, "delay", delays)
+        # As numbers of Python, which JSON can hold.
+        object.__setattr__(self, "num_motors", int(self.num_motors))
+        object.__setattr__(self, "dead", int(self.dead))
+        object.__setattr__(self, "delay", tuple(map(int, delays)))
 
     @property
     def task_type(self) -> type[ActuatorTask]:  # type: ignore[override]

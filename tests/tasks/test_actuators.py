@@ -106,6 +106,11 @@ class TestDistribution:
         family = TaskFamily(distribution, distribution)
         assert TaskFamily.from_dict(json.loads(json.dumps(family.to_dict())), actuator_task_type(3)) == family
 
+    def test_numbers_of_numpy_are_json_too(self):
+        one, two = np.array([1, 2])
+        distribution = ActuatorDistribution(two, dead=one, delay=(one, two))
+        assert distribution_from_dict(json.loads(distribution.to_json())) == distribution
+
     @each_kind
     def test_the_parameters_that_differ_are_named_with_their_intervals(self, kind):
         distribution = ActuatorDistribution(3, **kind)
