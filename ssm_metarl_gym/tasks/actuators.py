@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ssm_metarl_gym.checks import check_choice, check_generator, check_integer, shown
+from ssm_metarl_gym.checks import as_array, check_choice, check_generator, check_integer, shown
 from ssm_metarl_gym.tasks.distributions import Distribution, register_kind, register_task_types
 from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Marginal, Uniform, marginal_from_dict
 from ssm_metarl_gym.tasks.task import Task, TaskBatch
@@ -66,13 +66,15 @@ class ActuatorTask(Task):
             delay: Number of steps.
 
         Raises:
-            ValueError: The matrix has another shape, or a number is not valid.
+            ValueError: The matrix or the offsets have another shape, or a number is not valid.
         """
-        num_motors, entries = cls.num_motors(), np.array(matrix, dtype=np.float64)
-        if entries.shape != (num_motors, num_motors):
-            raise ValueError(f"matrix must be of shape {(num_motors, num_motors)}; got {entries.shape}.")
-        each = np.broadcast_to(np.asarray(offsets, dtype=np.float64), num_motors)
-        numbers = (*entries.ravel().tolist(), *each.tolist(), delay)
+        num_motors, entries, each = cls.num_motors(), as_array(matrix), as_array(offsets)
+        if entries.shape != (num_motors, num_motors) or entries.dtype.kind not in "biuf":
+            raise ValueError(f"matrix must be numbers of shape {(num_motors, num_motors)}; got {shown(matrix)}.")
+        if each.shape not in ((), (num_motors,)) or each.dtype.kind not in "biuf":
+            raise ValueError(f"offsets must be one number or {num_motors}, one for each motor; got {shown(offsets)}.")
+        offset = np.broadcast_to(each, num_motors)
+        numbers = (*entries.astype(np.float64).ravel().tolist(), *offset.astype(np.float64).tolist(), delay)
         return cls.from_dict(dict(zip(cls.parameter_names(), numbers, strict=True)))
 
 

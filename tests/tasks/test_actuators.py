@@ -73,8 +73,14 @@ class TestTask:
             TaskDistribution(task_type, {"delay": Uniform((0, 3))})
 
     def test_refuses_another_matrix_and_other_numbers_of_motors(self):
-        with pytest.raises(ValueError, match=r"matrix must be of shape \(2, 2\); got \(3, 3\)"):
-            actuator_task_type(2).from_matrix(np.eye(3))
+        for matrix in (np.eye(3), [[1, 2], [3]], [["a", "b"], ["c", "d"]]):
+            with pytest.raises(ValueError, match=r"^matrix must be numbers of shape \(2, 2\); got "):
+                actuator_task_type(2).from_matrix(matrix)
+        for offsets in ([1, 2, 3], "left"):
+            with pytest.raises(ValueError, match=r"^offsets must be one number or 2, one for each motor; got "):
+                actuator_task_type(2).from_matrix(np.eye(2), offsets)
+        with pytest.raises(ValueError, match=r"^map_0_0 must be a number in .*; got nan"):
+            actuator_task_type(2).from_matrix(np.full((2, 2), np.nan))
         for number in (0, 65, 1.5):
             with pytest.raises(ValueError, match="num_motors must be "):
                 actuator_task_type(number)
