@@ -22,8 +22,8 @@ Floats = npt.NDArray[np.float64]
 class Actuators:
     """The motors of an environment: they execute ``clip(M a + offset)``, some steps late.
 
-    0 is the middle of the Box of actions and 1 its half range. Before a late action arrives the middle is executed. An
-    action outside of the Box counts as the nearest bound.
+    0 is the middle of the Box of actions and 1 its half range. Before a late action arrives they are told the middle.
+    An action outside of the Box counts as the nearest bound.
 
     Args:
         space: The actions.

@@ -20,7 +20,7 @@ class HiddenActuators(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
 
     The action executed is ``clip(M a + offset)``, some steps late, where 0 is the middle of the Box and 1 its half
     range: by task motors are weak, strong, reversed, swapped, mixed, dead, biased or late. Before a late action arrives
-    the middle of the Box is executed. An action outside of the Box counts as the nearest bound.
+    the motors are told the middle of the Box. An action outside of the Box counts as the nearest bound.
 
     Every reset draws a task. Tasks and switches have random streams of their own, seeded with the environment, so that
     none of them changes the states that a seed leads to. ``reset(options={"task": ...})`` chooses the task of an
