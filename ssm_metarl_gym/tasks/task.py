@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import inspect
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -13,7 +14,7 @@ from typing_extensions import Self
 
 from ssm_metarl_gym.checks import Rule, as_array, check_choice, check_fields, check_integer, check_number, shown
 
-__all__ = ["Task", "TaskBatch"]
+__all__ = ["Task", "TaskBatch", "check_task_type"]
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,14 @@ def _counted(rule: Rule) -> Rule:
     return words.replace("number", "whole number"), lambda value: holds(value) & (np.floor(value) == value)
 
 
+def check_task_type(task_type: type[Task]) -> None:
+    """The class of tasks must be a dataclass, or its parameters would not be known."""
+    if "__dataclass_fields__" not in vars(task_type) and inspect.get_annotations(task_type):
+        raise ValueError(f"{task_type.__name__} must be a dataclass. Put @dataclass(frozen=True) above the class.")
+
+
 def _check_names(task_type: type[Task], parameters: Any) -> None:
+    check_task_type(task_type)
     if not isinstance(parameters, Mapping):
         raise ValueError(f"a task must be a dictionary from parameter name to value; got {shown(parameters)}.")
     for name in parameters:

@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssm_metarl_gym.tasks.classic import CartPoleTask, PendulumTask, PointNavigationTask
+from ssm_metarl_gym.tasks.distributions import TaskDistribution
+from ssm_metarl_gym.tasks.marginals import Choice
 from ssm_metarl_gym.tasks.task import Task, TaskBatch
 
 
@@ -92,6 +94,15 @@ class TestTask:
             ):
                 with pytest.raises(ValueError, match=rf"count must be a finite whole number > 0; got {count}"):
                     refused()
+
+    def test_a_class_that_is_no_dataclass_is_refused(self):
+        class PlainTask(SlopeTask):
+            height: float = 1.0
+
+        makers = (functools.partial(maker, PlainTask) for maker in (TaskBatch, TaskDistribution))
+        for refused in (PlainTask.from_dict, *makers):
+            with pytest.raises(ValueError, match=r"^PlainTask must be a dataclass\. Put @dataclass\(frozen=True\)"):
+                refused({"height": Choice(1)})
 
     def test_tasks_of_different_types_differ(self):
         assert CartPoleTask() != PendulumTask()
