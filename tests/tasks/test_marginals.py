@@ -135,6 +135,18 @@ class TestMarginals:
         with pytest.raises(ValueError, match=r"^rng must be a numpy.random.Generator; got .* Use numpy.random.def"):
             marginal.sample(rng, 3)
 
+    @pytest.mark.parametrize(
+        ("make", "values", "used"),
+        [
+            (Uniform, (0.25, 0.75), r"Uniform\(\(0, 1\)\)"),
+            (LogUniform, (0.25, 0.75), r"LogUniform\(\(0\.5, 2\)\)"),
+            (Choice, ((-1, 1),), r"Choice\(-1, 1\)"),
+        ],
+    )
+    def test_who_mistakes_the_brackets_is_shown_them(self, make, values, used):
+        with pytest.raises(ValueError, match=rf"; got \(.*\)\. Use {used}"):
+            make(*values)
+
     @pytest.mark.parametrize("values", [(), ("left",), (1, None), (True,), ((1, 2),), (1, math.nan), (math.inf,)])
     def test_refuse_what_is_no_choice(self, values):
         with pytest.raises(ValueError, match=r"^Choice needs at least one value, and finite numbers only; got \("):
