@@ -12,8 +12,8 @@ matrix.
     corrected  the policy behind VectorActionCorrection, whose KalmanAdapter adapts DynamicsModel(adapts="action_map"),
                fitted to the environment as it is
 
-Without --policy-folders the policies must be trained first, four to six CPU minutes each, by the commands that are printed.
-Every run is a line of results.jsonl, written at once; the same command goes on, and prints the tables.
+Without --policy-folders the policies must be trained first, four to six CPU minutes each, by the commands that are
+printed. Every run is a line of results.jsonl, written at once; the same command goes on, and prints the tables.
 """
 
 import signal

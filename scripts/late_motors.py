@@ -41,19 +41,19 @@ from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.report import estimate, format_markdown
 from ssm_metarl_gym.experiments.runs import hold_output
 from ssm_metarl_gym.experiments.scoreboard.board import (
-    RULE,
     Board,
+    correct_by_filter,
     fit_map_model,
     learn_policy,
     load_filter,
     load_policy,
     make_env,
+    rule_of,
     spread_seed,
 )
 from ssm_metarl_gym.experiments.scoreboard.physics import physics_of, recipe_of
 from ssm_metarl_gym.experiments.signals import stoppable
 from ssm_metarl_gym.tasks import actuator_task_type
-from ssm_metarl_gym.wrappers import VectorActionCorrection, VectorOnlineAdaptation
 
 ROWS = ("as_is", "told", "corrected", "reckoning")
 HIDDEN = ("nothing", "a map")
@@ -112,7 +112,7 @@ def run(row: str, nominal: Nominal, tasks: Sequence[Any], seed: int) -> npt.NDAr
     envs: Any = gym.make_vec(ENV_ID, len(tasks), dimension=dimension)
     low, high = envs.single_action_space.low, envs.single_action_space.high
     if row in nominal.filters:
-        envs = VectorActionCorrection(VectorOnlineAdaptation(envs, nominal.filters[row]))
+        envs = correct_by_filter(envs, nominal.filters[row])
     inverses = np.linalg.inv([task.matrix for task in tasks])
     observations, _ = envs.reset(seed=seed, options={"tasks": tasks})
     returns = np.zeros(len(tasks))
@@ -130,7 +130,7 @@ def key_of(options: Options, row: str, hidden: str, delay: int, seed: int) -> di
     key = {"row": row, "hidden": hidden, "delay": delay, "seed": seed}
     key |= {"dimension": options.dimension, "num_tasks": options.num_tasks}
     key |= {"recipe": recipe_of(f"PointActuators-{options.dimension}")}
-    rule = {"rule": RULE} if row in ("corrected", "reckoning") else {}
+    rule = {"rule": rule_of("corrected_filter")} if row in ("corrected", "reckoning") else {}
     return key | rule | ({"largest_delay": options.largest_delay} if row == "reckoning" else {})
 
 

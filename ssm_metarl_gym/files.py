@@ -88,7 +88,8 @@ def sweep(folder: Path, *, other_machines: bool = False) -> None:
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
-            leftover.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # of a file that is gone, or that is somebody else's
+                leftover.unlink()
 
 
 def _this_machine() -> str:
@@ -102,7 +103,7 @@ def _is_alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it belongs to somebody else
+    except (OSError, OverflowError):  # it belongs to somebody else, or to a machine with greater numbers
         return True
     return True
 

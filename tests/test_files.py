@@ -142,6 +142,23 @@ class TestTemporaryNames:
         sweep(path.parent, other_machines=True)
         assert contents(path.parent).keys() == {path.name, own.name, *others}
 
+    def test_what_cannot_be_deleted_hinders_nobody(self, tmp_path, monkeypatch):
+        machine, _, token = temporary_beside(tmp_path / "a").name.split("-")
+        # More than there can be processes, and more than an integer of C can hold.
+        theirs, odd = (tmp_path / f"{machine}-{process}-{token}" for process in (2**30, 10**30))
+        theirs.write_text("of a process that is over")
+        odd.write_text("of no process")
+        unlink = os.unlink
+
+        def refuse(path, **kwargs):
+            if os.fspath(path) == str(theirs):
+                raise PermissionError(path)
+            unlink(path, **kwargs)
+
+        monkeypatch.setattr(os, "unlink", refuse)
+        write_json(tmp_path / "results.json", 1)
+        assert contents(tmp_path).keys() == {theirs.name, odd.name, "results.json"}
+
 
 def test_a_file_is_on_the_disk_before_it_takes_its_place_and_its_name_after(path, monkeypatch):
     order, fsync, replace = [], os.fsync, os.replace

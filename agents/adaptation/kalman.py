@@ -36,6 +36,8 @@ class FilteredModel(Protocol):
         hypotheses: What may have changed, a row each: the prior variance of every parameter in units of that of the
             adapter, ``Float[K W]``, zero for one that stays as it was. A model need not have it: then all may, alike.
         mixed_hypotheses: Those that take their place with ``mixed``. A model need not have it.
+        mixed_means: What is expected under each of these before any transition, in units of the weights of the source,
+            ``Float[K W]``. A model with ``mixed_hypotheses`` must have it.
         idle_command: What is executed before a first command that comes late, ``Float[A]``; the last A numbers of what
             a model encodes are the command. Only a model with ``largest_delay`` must have it.
     """
@@ -131,7 +133,8 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         noise_scale: Scales the residual variance. A larger one trusts the model less, and adapts more slowly.
         surprise: The innovation from which on a transition counts less.
         mixed: Whether it is known that actions are mixed, as by a rotation, if anything has changed: the model's
-            ``mixed_hypotheses`` take the place of its ``hypotheses``, and no motor is expected to obey one action.
+            ``mixed_hypotheses`` take the place of its ``hypotheses``, and no motor is expected to obey one action: what
+            is not known yet of a map is expected to be zero, not that of the source.
         largest_delay: How many steps late commands may come, at most; the same number for all of them.
         trust_region_eps: See :class:`AdaptationConfig`. Four leaves room for the other sign and three times the gain.
         ema_decay: Decay of the running loss statistics.
@@ -197,7 +200,7 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         shape = num_rows, len(prior)
         return KalmanState(
             counts=self._no_counts(num_rows),
-            means=self.prior_mean().expand(*shape, -1),
+            means=self._prior_means().expand(*shape, -1),
             covariances=prior.expand(*shape, -1, -1),
             beliefs=self._prior_beliefs().expand(shape),
             innovation=prior.new_zeros(shape),
@@ -231,7 +234,7 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         noise = self._noise_factors() * self.noise_scale * model.residual_variance.double()  # K D
         # Predict: the parameters may have moved since the last transition.
         mean, covariance = kalman_predict(
-            state.means, state.covariances, self.prior_mean(), self.prior_variances(), self.process_noise
+            state.means, state.covariances, self._prior_means(), self.prior_variances(), self.process_noise
         )
         states, commands = self._as_they_came(state, states_t)
         prediction, jacobian = model.linearise(states.flatten(0, 1), mean.flatten(0, 1).to(self._region.source.dtype))
@@ -349,6 +352,14 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         return self.prior_variance * _hypotheses(
             self.model, len(self._region.source), mixed=self.mixed, largest_delay=self.largest_delay
         )
+
+    def _prior_means(self) -> Tensor:
+        """Of the weights, under each hypothesis: those of the source, or what the model expects: ``Float64[K W]``."""
+        means = self.prior_mean().expand(len(self.prior_variances()), -1)
+        if not self.mixed:
+            return means
+        expected = cast("Tensor", self.model.mixed_means).to(means).repeat(self.largest_delay + 1, 1)
+        return torch.cat([expected * means[:-1], means[-1:]])
 
     def _prior_covariances(self) -> Tensor:
         """``Float64[K W W]``."""

@@ -20,7 +20,7 @@ def kalman_predict(
     Args:
         mean_tm1: ``Float[... W]``.
         covariance_tm1: ``Float[... W W]``.
-        source: ``Float[W]``.
+        source: What the weights are in the long run, ``Float[W]`` or ``Float[... W]``.
         prior_variances: The variance of each weight in the long run, ``Float[... W]``.
         process_noise: The variance of the noise; no more than that of the prior, where that is less.
     """

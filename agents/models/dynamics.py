@@ -217,6 +217,16 @@ class DynamicsModel(nn.Module):
         return hypotheses
 
     @property
+    def mixed_means(self) -> Tensor:
+        """What is expected under each of these, in units of the map and the offset as they are, ``Float[2 A * A + A]``.
+
+        A random mix is as likely as its opposite: a map of zeros.
+        """
+        means = torch.ones_like(self.mixed_hypotheses)
+        means[1, : self.action_map.numel()] = 0.0
+        return means
+
+    @property
     def idle_command(self) -> Tensor:
         """What motors that are late do before the first action comes, ``Float[A]``.
 

@@ -46,13 +46,17 @@ class KalmanFilter(Recursive):
         self._mixed: bool = options["mixed"]
         self._num_actions = len(model.source["action_offset"])
         self._forgetting = self.process_noise / self.prior_variance
-        self._prior_mean = self._source.astype(np.float64)
+        self._source_mean = self._source.astype(np.float64)
         self._num_entries = self._num_actions**2
         variances = self.prior_variance * _hypotheses(model.action_scale, options["mixed"])  # K W
         # Of K hypotheses all but the first and the last let something move: F. These two are the source, with more or
         # less noise: no filter is needed.
         self._prior_variances = variances[1:-1]  # F W
         self._prior_covariances = self._prior_variances[:, :, None] * np.eye(variances.shape[1])
+        # The means beforehand, from the source: of a random mix nothing is expected but a map of zeros.
+        self._prior_offsets = np.zeros_like(self._prior_variances)  # F W
+        if options["mixed"]:
+            self._prior_offsets[:, : self._num_entries] = -self._source_mean[: self._num_entries]
         self._precision_root = 1.0 / np.sqrt(self.noise_scale * model.residual_variance.astype(np.float64))  # D
         # Beforehand a hypothesis is the less likely, the more parameters it lets change; something else is as likely
         # as the one with most of them.
@@ -99,10 +103,10 @@ class KalmanFilter(Recursive):
         mean = np.dot(beliefs, self._offsets)  # W
         # How uncertain the entries are, whichever hypothesis holds.
         spread = np.dot(beliefs, _diagonals(self._covariances) + self._offsets**2) - mean**2
-        expected = self._prior_mean + mean
+        expected = self._source_mean + mean
         action_map = expected[:num_entries].reshape(self._eye.shape)
         for k, beforehand in self._mixes.items():
-            of_mix = (self._prior_mean + self._offsets[k])[:num_entries].reshape(self._eye.shape)
+            of_mix = (self._source_mean + self._offsets[k])[:num_entries].reshape(self._eye.shape)
             rows = expected_rows(of_mix, self._covariances[k, :num_entries, :num_entries], beforehand)
             action_map = action_map + beliefs[k] * (rows - of_mix)
         return action_map, expected[num_entries:], float(spread[:num_entries].sum()) / num_entries
@@ -114,7 +118,7 @@ class KalmanFilter(Recursive):
 
     def _forget(self) -> None:
         self._foreseen = None
-        self._offsets = np.zeros_like(self._prior_variances)  # F W, of the means from the prior
+        self._offsets = self._prior_offsets  # F W, of the means from the source
         self._covariances = self._prior_covariances  # F W W
         self._beliefs = self._prior_beliefs  # K
         self._surprised = np.zeros(len(self._prior_variances), dtype=np.bool_)
@@ -122,7 +126,7 @@ class KalmanFilter(Recursive):
     def _any_mix(self) -> dict[int, Floats]:
         """Which filters are those of any mix of the actions, and what :func:`expected_rows` needs to know of each."""
         priors = self._prior_variances[:, : self._num_entries].reshape(-1, *self._eye.shape)
-        source = self._prior_mean[: self._num_entries].reshape(self._eye.shape)
+        source = self._source_mean[: self._num_entries].reshape(self._eye.shape)
         return {k: densities_of_others(prior, source) for k, prior in enumerate(priors) if (prior > 0.0).all()}
 
     def _absorb(self, state: Floats, target: Floats) -> Floats | None:
@@ -133,7 +137,7 @@ class KalmanFilter(Recursive):
         except np.linalg.LinAlgError:  # what is expected of the innovation is no covariance
             return None
         offsets, _, beliefs, _ = candidate
-        weights: Floats = self._prior_mean + np.dot(beliefs[1:-1], offsets)
+        weights: Floats = self._source_mean + np.dot(beliefs[1:-1], offsets)
         if not self._can_be_held(weights):
             return None
         self._offsets, self._covariances, self._beliefs, self._surprised = candidate
@@ -146,7 +150,7 @@ class KalmanFilter(Recursive):
         around = self._foreseen
         if around is None or around.state != state.tobytes():
             around = self._linearised(state)
-        offsets = self._kept * self._offsets
+        offsets = self._predicted_offsets()
         covariances = self._kept_pairs * self._covariances
         variances = _diagonals(covariances)
         variances += self._added
@@ -178,9 +182,14 @@ class KalmanFilter(Recursive):
         covariances -= update.gain @ spread.transpose(0, 2, 1)
         return self._project(offsets), covariances, beliefs, surprising
 
+    def _predicted_offsets(self) -> Floats:
+        """Those of the means a step later, ``Float64[F W]``."""
+        predicted: Floats = self._prior_offsets + self._kept * (self._offsets - self._prior_offsets)
+        return predicted
+
     def _linearised(self, state: Floats) -> "_Linearised":
         """The predictions for the next transition that is taken in, if it begins so."""
-        single = (self._prior_mean + self._kept * self._offsets).astype(self._source.dtype, copy=False)
+        single = (self._source_mean + self._predicted_offsets()).astype(self._source.dtype, copy=False)
         maps, offsets = single[:, : self._num_entries].reshape(-1, *self._eye.shape), single[:, self._num_entries :]
         parts = self.model.linearise(state, maps, offsets, [self.weights, self.model.source])
         return _Linearised(state.tobytes(), *parts)

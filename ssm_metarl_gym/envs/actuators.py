@@ -22,8 +22,8 @@ Floats = npt.NDArray[np.float64]
 class Actuators:
     """The motors of an environment: they execute ``clip(M a + offset)``, some steps late.
 
-    0 is the middle of the Box of actions and 1 its half range. Before a late action arrives the middle is executed. An
-    action outside of the Box counts as the nearest bound.
+    0 is the middle of the Box of actions and 1 its half range. Before a late action arrives they are told the middle.
+    An action outside of the Box counts as the nearest bound.
 
     Args:
         space: The actions.
@@ -32,12 +32,14 @@ class Actuators:
         task_type: The class of the tasks.
 
     Raises:
-        ValueError: The space is no bounded Box of floats.
+        ValueError: The space is no bounded Box of floats, or a motor has no range in it.
     """
 
     def __init__(self, space: Any) -> None:
         if not isinstance(space, spaces.Box) or not space.is_bounded() or not np.issubdtype(space.dtype, np.floating):
             raise ValueError(f"env must have a bounded Box of floats as action space; got {space}.")
+        if not (space.low < space.high).all():
+            raise ValueError(f"every motor must have a range, low < high; got {space}. Leave the others out of it.")
         self._space = space
         self.task_type = actuator_task_type(int(np.prod(space.shape)))
         # In double precision, so that the map is the same for every type of actions.
@@ -91,7 +93,7 @@ def check_actuator_switch(switch: Any, num_rows: int | None = None) -> dict[str,
             f"the 'motor' of a switch must have a 'step' or a 'probability' beside it; got {shown(switch)}. Use "
             "{'motor': 0.0, 'step': 100}, for example."
         )
-    return check_steps_or_probability(when, num_rows) | {"motor": gain}
+    return check_steps_or_probability(when, num_rows) | {"motor": float(gain)}
 
 
 def task_after_switch(

@@ -117,17 +117,21 @@ def check_switch(
 
 
 def check_steps_or_probability(switch: Mapping[str, Any] | None, num_rows: int | None = None) -> dict[str, Any]:
-    """When something shall happen in an episode: the arguments of :func:`check_switch`, of any type of tasks."""
+    """When something shall happen in an episode: the arguments of :func:`check_switch`, of any type of tasks.
+
+    Returns:
+        It in numbers of Python, which JSON can hold, or an empty dictionary for None.
+    """
     if switch is None:
         return {}
     if isinstance(switch, Mapping) and len(switch) == 1:
         name, value = next(iter(switch.items()))
         if name == "probability" and is_number(value) and 0.0 <= value <= 1.0:
-            return {name: value}
+            return {name: float(value)}
         steps = as_array(value)
         shapes: tuple[tuple[int, ...], ...] = ((),) if num_rows is None else ((), (num_rows,))
         if name == "step" and steps.dtype.kind in "iu" and steps.shape in shapes and (steps >= 1).all():
-            return {name: value}
+            return {name: steps.tolist()}
     rows = "" if num_rows is None else f", or {num_rows} of them, one for each row"
     raise ValueError(
         "switch must be None, {'probability': p} with p in [0, 1] or {'step': n} with a whole number n >= 1"

@@ -6,12 +6,10 @@ from typing import Any, SupportsFloat, cast
 import gymnasium as gym
 import numpy as np
 
-from ssm_metarl_gym.checks import check_choice
 from ssm_metarl_gym.envs.actuators import Actuators, check_actuator_switch, task_after_switch
 from ssm_metarl_gym.envs.arguments import Family, check_reset_options, parse_task
-from ssm_metarl_gym.envs.hidden_task import observable_space
+from ssm_metarl_gym.envs.hidden_task import observable_space, shown_parameters
 from ssm_metarl_gym.tasks.actuators import ActuatorTask
-from ssm_metarl_gym.tasks.distributions import TaskDistribution
 from ssm_metarl_gym.tasks.families import TaskFamily, actuator_family, parse_family
 
 __all__ = ["HiddenActuators"]
@@ -22,7 +20,7 @@ class HiddenActuators(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
 
     The action executed is ``clip(M a + offset)``, some steps late, where 0 is the middle of the Box and 1 its half
     range: by task motors are weak, strong, reversed, swapped, mixed, dead, biased or late. Before a late action arrives
-    the middle of the Box is executed. An action outside of the Box counts as the nearest bound.
+    the motors are told the middle of the Box. An action outside of the Box counts as the nearest bound.
 
     Every reset draws a task. Tasks and switches have random streams of their own, seeded with the environment, so that
     none of them changes the states that a seed leads to. ``reset(options={"task": ...})`` chooses the task of an
@@ -76,17 +74,20 @@ class HiddenActuators(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
             split=split,
             context=context,
             task=None if task is None else parse_task(task, self._task_type).to_dict(),
-            switch=None if switch is None else dict(switch),
+            switch=self._switch or None,
         )
         super().__init__(env)
         self._split = split
         self._distribution = self._family.distribution(split)
-        check_choice("context", context, ("hidden", "visible"))
-        self._context = TaskDistribution(self._task_type, self._family.train.parameters)
-        self._is_visible = context == "visible"
-        if self._is_visible:
+        self._context = shown_parameters(self._family, context, switch)
+        if self._context is not None:
             self.observation_space = observable_space(env.observation_space, self._context)
         self._fixed_task = None if task is None else parse_task(task, self._task_type)
+        # How many of these wrappers lie within this one.
+        self._depth, inside = 0, env
+        while isinstance(inside, gym.Wrapper):
+            self._depth += isinstance(inside, HiddenActuators)
+            inside = inside.env
         self._task_rng: np.random.Generator | None = None
         self._switch_rng: np.random.Generator | None = None
         self._steps_to_switch: int | None = None
@@ -113,7 +114,8 @@ class HiddenActuators(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         self._task = parse_task(task, self._task_type)
         self._task_id, self._parameters = self._task.task_id, self._task.to_dict()
         self._actuators.obey(self._task)
-        self._shown = self._context.normalise(self._task)
+        if self._context is not None:
+            self._shown = self._context.normalise(self._task)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode with a new task: a drawn one, or that of the option ``task``."""
@@ -147,8 +149,9 @@ class HiddenActuators(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
             seed = self.unwrapped.np_random_seed
             # A generator that the user set has no known seed: then the streams start from a draw of it.
             seed = seed if seed is not None and seed >= 0 else int(self.unwrapped.np_random.integers(2**63))
-        # The first two are those of a wrapped environment with hidden tasks of its own.
-        _, self._task_rng, self._switch_rng = self._family.generator(self._split, seed).spawn(3)
+        # The first two are those of a wrapped environment with hidden tasks of its own, the next those of hidden motors
+        # within these.
+        *_, self._task_rng, self._switch_rng = self._family.generator(self._split, seed).spawn(3 + 2 * self._depth)
 
     def _draw_switch(self, *, first: bool) -> int | None:
         """The number of steps until the task changes, or None where it does not change any more."""
@@ -157,7 +160,7 @@ class HiddenActuators(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         return int(self._switch["step"]) if first and "step" in self._switch else None
 
     def _observe(self, observation: Any) -> Any:
-        if not self._is_visible:
+        if self._context is None:
             return observation
         return np.concatenate([observation, self._shown], dtype=observation.dtype)
 

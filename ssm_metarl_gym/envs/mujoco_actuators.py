@@ -1,14 +1,16 @@
 """The MuJoCo families with hidden motors: Gymnasium's robots, whose motors are reversed, weak, swapped or fail."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
 from ssm_metarl_gym.envs.actuators import Actuators, check_actuator_switch, task_after_switch
+from ssm_metarl_gym.envs.arguments import Family
 from ssm_metarl_gym.envs.mujoco_imports import AntEnv, HalfCheetahEnv, HopperEnv, ReacherEnv, Walker2dEnv
 from ssm_metarl_gym.envs.mujoco_task import MujocoHiddenTask
 from ssm_metarl_gym.tasks.actuators import ActuatorTask, actuator_task_type
+from ssm_metarl_gym.tasks.families import actuator_family
 
 __all__ = [
     "MujocoActuators",
@@ -46,12 +48,27 @@ class MujocoActuators(MujocoHiddenTask[ActuatorTask]):
       p, None never. With ``"motor": g`` beside it, a motor drawn at random has g times its gain from then on in place
       of a new task: 0 for a motor that dies, -1 for one that is reversed, 0.5 for a weak one.
     * The others: see :class:`MujocoHiddenTask`. ``family`` may be any over these tasks, as ``actuator_family`` makes
-      them: ``family=actuator_family(6, permutation=True).to_dict()``.
+      them: ``family=actuator_family(6, permutation=True).to_dict()``. None for that of the id or, of a class of your
+      own, for ``actuator_family(d)``.
     """
+
+    # The name of the family that an environment has if it is given none.
+    plain_family: ClassVar[str | None] = None
+
+    def __init__(self, family: Family | None = None, **kwargs: Any) -> None:
+        if family is None:
+            family = self.plain_family or actuator_family(self.task_type.num_motors())
+        super().__init__(family, **kwargs)
 
     def _set_action_space(self) -> Any:
         space = super()._set_action_space()  # type: ignore[misc]
         self._actuators = Actuators(space)
+        if self._actuators.task_type is not self.task_type:
+            num_motors = self._actuators.task_type.num_motors()
+            raise ValueError(
+                f"task_type must be actuator_task_type({num_motors}), of as many motors as the environment has; "
+                f"got {self.task_type.__name__}."
+            )
         return space
 
     def _check_switch(self, switch: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -85,6 +102,7 @@ class TaskReacherActuatorsEnv(MujocoActuators, ReacherEnv):
     """
 
     task_type = actuator_task_type(2)
+    plain_family = "ReacherActuators"
 
 
 class TaskHalfCheetahActuatorsEnv(MujocoActuators, HalfCheetahEnv):
@@ -98,6 +116,7 @@ class TaskHalfCheetahActuatorsEnv(MujocoActuators, HalfCheetahEnv):
     """
 
     task_type = actuator_task_type(6)
+    plain_family = "HalfCheetahActuators"
 
 
 class TaskAntActuatorsEnv(MujocoActuators, AntEnv):
@@ -112,6 +131,7 @@ class TaskAntActuatorsEnv(MujocoActuators, AntEnv):
     """
 
     task_type = actuator_task_type(8)
+    plain_family = "AntActuators"
 
 
 class TaskHopperActuatorsEnv(MujocoActuators, HopperEnv):
@@ -126,6 +146,7 @@ class TaskHopperActuatorsEnv(MujocoActuators, HopperEnv):
     """
 
     task_type = actuator_task_type(3)
+    plain_family = "HopperActuators"
 
 
 class TaskWalker2dActuatorsEnv(MujocoActuators, Walker2dEnv):
@@ -140,3 +161,4 @@ class TaskWalker2dActuatorsEnv(MujocoActuators, Walker2dEnv):
     """
 
     task_type = actuator_task_type(6)
+    plain_family = "Walker2dActuators"

@@ -40,7 +40,7 @@ class TaskPointActuatorsVectorEnv(RowPhysicsVectorEnv):
         return check_actuator_switch(switch, self.num_envs)
 
     def _change_at(self, switch: Any) -> Callable[[TaskBatch, np.random.Generator], TaskBatch] | None:
-        return partial(fail_motors, gain=switch["motor"]) if "motor" in (switch or ()) else None
+        return partial(fail_motors, gain=float(switch["motor"])) if "motor" in (switch or ()) else None
 
     def _arriving(self, commands: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return self._late.send(commands, self._derived[-1], self._elapsed)

@@ -55,6 +55,8 @@ class TaskPointNavigationEnv(RowPhysicsEnv[PointNavigationTask], PlaneEnv):
       them.
     * ``switch``: ``None``, as a goal has no sign to flip.
     * ``on_failure``: ``"terminate"`` or ``"restart"``, as for CartPole; a point cannot fail.
+    * ``observation_noise``: standard deviation of the noise on each component of the position.
+    * ``warm_up_steps``: steps at the start of every episode that are not rewarded; then the state is drawn anew.
 
     ``reset(options=...)`` takes ``task`` (a dictionary or a ``PointNavigationTask``, for this episode) and ``state``
     (the position). ``info`` holds ``task_id`` and ``task_params``.

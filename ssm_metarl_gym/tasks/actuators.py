@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ssm_metarl_gym.checks import check_choice, check_generator, check_integer, shown
+from ssm_metarl_gym.checks import as_array, check_choice, check_generator, check_integer, shown
 from ssm_metarl_gym.tasks.distributions import Distribution, register_kind, register_task_types
 from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Marginal, Uniform, marginal_from_dict
 from ssm_metarl_gym.tasks.task import Task, TaskBatch
@@ -39,12 +39,6 @@ class ActuatorTask(Task):
 
     switch_draws = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        delay = getattr(self, "delay", 0.0)
-        if delay != int(delay):
-            raise ValueError(f"delay must be a whole number of steps; got {shown(delay)}.")
-
     @classmethod
     def num_motors(cls) -> int:
         """The number of motors d."""
@@ -72,13 +66,15 @@ class ActuatorTask(Task):
             delay: Number of steps.
 
         Raises:
-            ValueError: The matrix has another shape, or a number is not valid.
+            ValueError: The matrix or the offsets have another shape, or a number is not valid.
         """
-        num_motors, entries = cls.num_motors(), np.array(matrix, dtype=np.float64)
-        if entries.shape != (num_motors, num_motors):
-            raise ValueError(f"matrix must be of shape {(num_motors, num_motors)}; got {entries.shape}.")
-        each = np.broadcast_to(np.asarray(offsets, dtype=np.float64), num_motors)
-        numbers = (*entries.ravel().tolist(), *each.tolist(), delay)
+        num_motors, entries, each = cls.num_motors(), as_array(matrix), as_array(offsets)
+        if entries.shape != (num_motors, num_motors) or entries.dtype.kind not in "biuf":
+            raise ValueError(f"matrix must be numbers of shape {(num_motors, num_motors)}; got {shown(matrix)}.")
+        if each.shape not in ((), (num_motors,)) or each.dtype.kind not in "biuf":
+            raise ValueError(f"offsets must be one number or {num_motors}, one for each motor; got {shown(offsets)}.")
+        offset = np.broadcast_to(each, num_motors)
+        numbers = (*entries.astype(np.float64).ravel().tolist(), *offset.astype(np.float64).tolist(), delay)
         return cls.from_dict(dict(zip(cls.parameter_names(), numbers, strict=True)))
 
 
@@ -107,7 +103,7 @@ def actuator_task_type(num_motors: int) -> type[ActuatorTask]:
         [*entries, *offsets, ("delay", float, 0.0)],
         bases=(ActuatorTask,),
         frozen=True,
-        namespace={"__module__": __name__, "__doc__": docstring, "limits": limits},
+        namespace={"__module__": __name__, "__doc__": docstring, "limits": limits, "whole": ("delay",)},
     )
 
 
@@ -180,7 +176,10 @@ class ActuatorDistribution(Distribution):
             self.task_type.from_dict({"delay": delay})
         if not delays:
             raise ValueError(f"delay must be at least one number of steps in a tuple; got {shown(self.delay)}.")
-        object.__setattr__(self, "delay", delays)
+        # As numbers of Python, which JSON can hold.
+        object.__setattr__(self, "num_motors", int(self.num_motors))
+        object.__setattr__(self, "dead", int(self.dead))
+        object.__setattr__(self, "delay", tuple(map(int, delays)))
 
     @property
     def task_type(self) -> type[ActuatorTask]:  # type: ignore[override]

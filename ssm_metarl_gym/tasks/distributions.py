@@ -16,7 +16,7 @@ from typing_extensions import Self
 
 from ssm_metarl_gym.checks import check_choice, check_generator, check_integer, shown
 from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Marginal, Uniform, marginal_from_dict
-from ssm_metarl_gym.tasks.task import Task, TaskBatch
+from ssm_metarl_gym.tasks.task import Task, TaskBatch, check_task_type
 
 __all__ = [
     "Distribution",
@@ -107,13 +107,16 @@ class TaskDistribution(Distribution):
     def __init__(self, task_type: type[Task], parameters: Mapping[str, Marginal]) -> None:
         if not isinstance(parameters, Mapping):
             raise ValueError(f"parameters must be a dictionary from name to distribution; got {shown(parameters)}.")
-        for name in (*task_type.signs, *task_type.positive, *task_type.limits, *parameters):
+        check_task_type(task_type)
+        for name in (*task_type.signs, *task_type.positive, *task_type.whole, *task_type.limits, *parameters):
             check_choice(f"a parameter of {task_type.__name__}", name, task_type.parameter_names())
         for name, marginal in parameters.items():
             if type(marginal) not in (Uniform, LogUniform, Choice):
                 raise ValueError(f"{name} must have a Uniform, a LogUniform or a Choice; got {shown(marginal)}.")
             if name in task_type.signs and not isinstance(marginal, Choice):
                 raise ValueError(f"{name} must have a Choice of +1 and -1, as it is a sign; got {shown(marginal)}.")
+            if name in task_type.whole and not isinstance(marginal, Choice):
+                raise ValueError(f"{name} must have a Choice, as it is a whole number; got {shown(marginal)}.")
             for bound in marginal.values if isinstance(marginal, Choice) else marginal.bounds:
                 task_type.from_dict({name: bound})  # what no task can have, no distribution may draw
         object.__setattr__(self, "task_type", task_type)

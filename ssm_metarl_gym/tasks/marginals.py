@@ -16,6 +16,8 @@ __all__ = ["Choice", "LogUniform", "Marginal", "Uniform", "marginal_from_dict"]
 
 Floats = npt.NDArray[np.float64]
 
+_TINY: Final = np.finfo(np.float64).tiny
+
 
 @dataclass(frozen=True)
 class Marginal:
@@ -74,7 +76,8 @@ class Uniform(_Intervals):
     def __init__(self, *intervals: tuple[float, float]) -> None:
         if not intervals or not all(_is_interval(interval) for interval in intervals):
             raise ValueError(
-                f"Uniform needs at least one interval (low, high) with low <= high; got {shown(intervals)}."
+                f"Uniform needs at least one interval (low, high) with low <= high; got {shown(intervals)}. "
+                "Use Uniform((0, 1)) for one, or Uniform((0, 1), (2, 3)) for two."
             )
         object.__setattr__(self, "intervals", _disjoint(intervals))
 
@@ -107,7 +110,8 @@ class LogUniform(_Intervals):
     def __init__(self, *intervals: tuple[float, float]) -> None:
         if not intervals or not all(_is_interval(interval) and interval[0] > 0.0 for interval in intervals):
             raise ValueError(
-                f"LogUniform needs at least one interval (low, high), 0 < low <= high; got {shown(intervals)}."
+                f"LogUniform needs at least one interval (low, high), 0 < low <= high; got {shown(intervals)}. "
+                "Use LogUniform((0.5, 2)) for one, or LogUniform((0.5, 1), (2, 4)) for two."
             )
         object.__setattr__(self, "intervals", _disjoint(intervals))
 
@@ -131,8 +135,11 @@ class LogUniform(_Intervals):
         return nearest[best, np.arange(size)]
 
     def normalise(self, values: Floats) -> Floats:
-        """The logarithms of the values, scaled so that this distribution fills [-1, 1]."""
-        return self._logarithm.normalise(np.log(values))
+        """The logarithms of the values, scaled so that this distribution fills [-1, 1].
+
+        A value that is not positive, which has none, counts as the least positive number, so that all are finite.
+        """
+        return self._logarithm.normalise(np.log(np.maximum(values, _TINY)))
 
 
 @dataclass(frozen=True, init=False)
@@ -143,8 +150,10 @@ class Choice(Marginal):
     name: ClassVar[str] = "choice"
 
     def __init__(self, *values: float) -> None:
-        if not values or not all(is_number(value) for value in values):
-            raise ValueError(f"Choice needs at least one value, and numbers only; got {shown(values)}.")
+        if not values or not all(is_number(value) and math.isfinite(value) for value in values):
+            raise ValueError(
+                f"Choice needs at least one value, and finite numbers only; got {shown(values)}. Use Choice(-1, 1)."
+            )
         object.__setattr__(self, "values", tuple(float(value) for value in values))
 
     def sample(self, rng: np.random.Generator, size: int) -> Floats:

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import inspect
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -13,7 +14,7 @@ from typing_extensions import Self
 
 from ssm_metarl_gym.checks import Rule, as_array, check_choice, check_fields, check_integer, check_number, shown
 
-__all__ = ["Task", "TaskBatch"]
+__all__ = ["Task", "TaskBatch", "check_task_type"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Task:
         signs: The names of the parameters that are +1 or -1. The first is the one that a switch flips.
         switch_draws: Whether a switch draws another task instead, of tasks without a sign.
         positive: The names of the parameters that must be > 0.
+        whole: The names of the parameters that are whole numbers.
         limits: The least and the greatest value of a parameter, by name, where not every finite number will do: beyond
             them the physics could not be computed.
     """
@@ -31,6 +33,7 @@ class Task:
     signs: ClassVar[tuple[str, ...]] = ()
     switch_draws: ClassVar[bool] = False
     positive: ClassVar[tuple[str, ...]] = ()
+    whole: ClassVar[tuple[str, ...]] = ()
     limits: ClassVar[Mapping[str, tuple[float, float]]] = {}
 
     def __post_init__(self) -> None:
@@ -197,6 +200,7 @@ def _rules(task_type: type[Task]) -> dict[str, Rule]:
         name: _within(*limits, exclusive=limits[0] == 0.0 and name in task_type.positive)
         for name, limits in task_type.limits.items()
     }
+    rules |= {name: _counted(rules[name]) for name in task_type.whole}
     return rules | dict.fromkeys(task_type.signs, _SIGN)
 
 
@@ -208,7 +212,21 @@ def _within(low: float, high: float, *, exclusive: bool) -> Rule:
     return f"a number in [{low:g}, {high:g}]", lambda value: (low <= value) & (value <= high)
 
 
+@functools.cache
+def _counted(rule: Rule) -> Rule:
+    """The rule that a number is a whole one beside."""
+    words, holds = rule
+    return words.replace("number", "whole number"), lambda value: holds(value) & (np.floor(value) == value)
+
+
+def check_task_type(task_type: type[Task]) -> None:
+    """The class of tasks must be a dataclass, or its parameters would not be known."""
+    if "__dataclass_fields__" not in vars(task_type) and inspect.get_annotations(task_type):
+        raise ValueError(f"{task_type.__name__} must be a dataclass. Put @dataclass(frozen=True) above the class.")
+
+
 def _check_names(task_type: type[Task], parameters: Any) -> None:
+    check_task_type(task_type)
     if not isinstance(parameters, Mapping):
         raise ValueError(f"a task must be a dictionary from parameter name to value; got {shown(parameters)}.")
     for name in parameters:

@@ -43,6 +43,11 @@ def test_other_actions_are_refused(space):
         Actuators(space)
 
 
+def test_a_motor_without_a_range_is_refused():
+    with pytest.raises(ValueError, match=r"every motor must have a range, low < high; got Box"):
+        Actuators(spaces.Box(np.array([-1.0, 0.5]), np.array([1.0, 0.5]), dtype=np.float64))
+
+
 def test_a_switch_draws_a_new_task_or_lets_one_motor_fail():
     rng, distribution = np.random.default_rng(0), ActuatorDistribution(2, gain=Choice(0.125, 0.25))
     assert distribution.contains(task_after_switch(TASK, {"step": 1}, distribution, rng))

@@ -3,7 +3,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 FAMILIES = ["CartPolePolarity", "PendulumPolarity", "PointActuators", "ComplexODE"]
 each_family = pytest.mark.parametrize("family", FAMILIES)
@@ -29,6 +29,20 @@ def play(env, num_steps, seed=0):
             [np.asarray(part).tolist() for part in (reward, terminated, truncated, info["task_id"])] + [state]
         )
     return np.array(observations), others
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 4])
+@pytest.mark.parametrize("mode", [mode.value for mode in AutoresetMode])
+def test_one_row_is_equal_to_the_single_environment_however_its_warm_up_ends(mode, num_steps, play_both):
+    kwargs = {
+        "warm_up_steps": 2,
+        "max_episode_steps": num_steps,
+        "observation_noise": 0.1,
+        "switch": {"probability": 0.3},
+        "on_failure": "terminate",
+    }
+    one_row = make_vec("CartPoleSwitch", 1, autoreset_mode=mode, **kwargs)
+    play_both(one_row, SyncVectorEnv([lambda: make("CartPoleSwitch", **kwargs)], autoreset_mode=mode), 40)
 
 
 class TestNoise:

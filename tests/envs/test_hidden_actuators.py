@@ -1,6 +1,7 @@
 import copy
 import json
 import math
+from fractions import Fraction
 
 import gymnasium as gym
 import numpy as np
@@ -112,6 +113,16 @@ def test_tasks_of_wrapped_hidden_tasks_are_independent():
         env.reset(seed=seed)
         signs.append((inner.unwrapped.task.polarity, np.sign(env.task.map_0_0)))
     assert len(set(signs)) == 4
+
+
+def test_tasks_of_wrapped_hidden_motors_are_independent():
+    inner = make()
+    env = make(gym.wrappers.TimeLimit(inner, 9))
+    pairs = []
+    for seed in range(40):
+        env.reset(seed=seed)
+        pairs.append((np.sign(inner.task.map_0_0), np.sign(env.task.map_0_0)))
+    assert len(set(pairs)) == 4
 
 
 class TestChosenTasks:
@@ -252,6 +263,19 @@ def test_motors_of_a_robot():
 def test_arguments_are_recorded_as_json():
     env = make(gym.make("Pendulum-v1"), family=TaskDistribution(actuator_task_type(1), {}))
     assert json.loads(env.spec.to_json())["additional_wrappers"][-1]["name"] == "HiddenActuators"
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [{"step": np.int64(3)}, {"probability": np.float32(0.5)}, {"motor": Fraction(1, 2), "step": np.array(3)}],
+    ids=["step", "probability", "motor"],
+)
+def test_numbers_of_numpy_are_json_too(switch):
+    env = make(gym.make("Pendulum-v1"), switch=switch)
+    assert gym.make(EnvSpec.from_json(env.spec.to_json())).spec.additional_wrappers[-1].kwargs["switch"] == switch
+    env.reset(seed=0)
+    for _ in range(4):
+        env.step(env.action_space.sample())
 
 
 def test_a_copy_goes_on_alike():

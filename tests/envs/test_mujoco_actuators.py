@@ -74,6 +74,25 @@ def test_every_episode_has_a_new_task_of_its_split(family):
         assert any(is_swapped) == (family == "ReacherActuators")
 
 
+def test_the_family_of_an_id_is_that_of_its_class_and_others_have_signs_and_gains():
+    from gymnasium.envs.mujoco.swimmer_v5 import SwimmerEnv
+
+    from ssm_metarl_gym.envs.mujoco_actuators import MujocoActuators
+
+    class TaskSwimmerActuatorsEnv(MujocoActuators, SwimmerEnv):
+        task_type = actuator_task_type(2)
+
+    class OfThreeMotors(TaskSwimmerActuatorsEnv):
+        task_type = actuator_task_type(3)
+
+    for family in BASES:
+        env = make(family).unwrapped
+        assert type(env)().family == env.family == FAMILIES[family]
+    assert TaskSwimmerActuatorsEnv().family == actuator_family(2)
+    with pytest.raises(ValueError, match=r"^task_type must be actuator_task_type\(2\), .*; got ActuatorTask3\.$"):
+        OfThreeMotors()
+
+
 class TestSwitch:
     def tasks(self, switch, num_steps, **kwargs):
         env = make("ReacherActuators", switch=switch, **kwargs)

@@ -58,14 +58,29 @@ class TestTask:
         assert type(task).from_dict(json.loads(json.dumps(task.to_dict()))) == task
         assert (task.matrix.tolist(), task.offsets.tolist()) == ([[1.0, 2.0], [3.0, 4.0]], [5.0, 6.0])
 
-    @pytest.mark.parametrize("delay", [0.5, -1, 1001, float("nan")])
-    def test_refuses_another_delay(self, delay):
-        with pytest.raises(ValueError, match="delay must be a "):
-            actuator_task_type(2)(delay=delay)
+    @pytest.mark.parametrize("delay", [0.5, -1, 1001, float("nan"), float("inf")])
+    def test_refuses_another_delay_alone_and_in_a_batch(self, delay):
+        task_type = actuator_task_type(2)
+        with pytest.raises(ValueError, match=r"^delay must be a whole number in \[0, 1000\]; got "):
+            task_type(delay=delay)
+        with pytest.raises(ValueError, match=r"^task 1: delay must be a whole number in \[0, 1000\]; got "):
+            TaskBatch(task_type, {"delay": [3, delay]})
+
+    def test_delays_are_drawn_from_a_choice(self):
+        task_type = actuator_task_type(2)
+        assert TaskDistribution(task_type, {"delay": Choice(0, 3)}).contains(task_type(delay=3))
+        with pytest.raises(ValueError, match="delay must have a Choice, as it is a whole number; got Uniform"):
+            TaskDistribution(task_type, {"delay": Uniform((0, 3))})
 
     def test_refuses_another_matrix_and_other_numbers_of_motors(self):
-        with pytest.raises(ValueError, match=r"matrix must be of shape \(2, 2\); got \(3, 3\)"):
-            actuator_task_type(2).from_matrix(np.eye(3))
+        for matrix in (np.eye(3), [[1, 2], [3]], [["a", "b"], ["c", "d"]]):
+            with pytest.raises(ValueError, match=r"^matrix must be numbers of shape \(2, 2\); got "):
+                actuator_task_type(2).from_matrix(matrix)
+        for offsets in ([1, 2, 3], "left"):
+            with pytest.raises(ValueError, match=r"^offsets must be one number or 2, one for each motor; got "):
+                actuator_task_type(2).from_matrix(np.eye(2), offsets)
+        with pytest.raises(ValueError, match=r"^map_0_0 must be a number in .*; got nan"):
+            actuator_task_type(2).from_matrix(np.full((2, 2), np.nan))
         for number in (0, 65, 1.5):
             with pytest.raises(ValueError, match="num_motors must be "):
                 actuator_task_type(number)
@@ -96,6 +111,11 @@ class TestDistribution:
         assert ActuatorDistribution.from_json(distribution.to_json()) == distribution
         family = TaskFamily(distribution, distribution)
         assert TaskFamily.from_dict(json.loads(json.dumps(family.to_dict())), actuator_task_type(3)) == family
+
+    def test_numbers_of_numpy_are_json_too(self):
+        one, two = np.array([1, 2])
+        distribution = ActuatorDistribution(two, dead=one, delay=(one, two))
+        assert distribution_from_dict(json.loads(distribution.to_json())) == distribution
 
     @each_kind
     def test_the_parameters_that_differ_are_named_with_their_intervals(self, kind):
@@ -162,7 +182,7 @@ class TestDistribution:
             ({"sign": 1}, "sign must be True or False; got 1"),
             ({"delay": ()}, "delay must be at least one"),
             ({"delay": (0, 1.5)}, "delay must be an int >= 0; got 1.5"),
-            ({"delay": (2000,)}, "delay must be a number in"),
+            ({"delay": (2000,)}, "delay must be a whole number in"),
         ],
     )
     def test_refuses_other_fields(self, fields, message):

@@ -1,5 +1,4 @@
 import json
-import math
 import pickle
 from copy import deepcopy
 from dataclasses import FrozenInstanceError, dataclass, replace
@@ -164,8 +163,7 @@ class TestTaskDistribution:
             ({"length": Uniform((0, 1))}, r"^length must be a number in \[1e-06, 1e\+06\]; got 0\.0"),
             ({"length": Uniform((1, 2), (-1, -0.5))}, r"^length must be a number in \[1e-06, 1e\+06\]; got -1\.0"),
             ({"length": Choice(1, 2, 0, 3)}, r"^length must be a number in \[1e-06, 1e\+06\]; got 0\.0"),
-            ({"length": Choice(1, math.nan)}, r"^length must be a number in \[1e-06, 1e\+06\]; got nan"),
-            ({"length": Choice(math.inf)}, r"^length must be a number in \[1e-06, 1e\+06\]; got inf"),
+            ({"length": Choice(1, 2e6)}, r"^length must be a number in \[1e-06, 1e\+06\]; got 2000000.0"),
             ({"polarity": Choice(-1, 0, 1)}, r"^polarity must be \+1 or -1; got 0\.0"),
             (
                 {"polarity": Uniform((-1, 1))},
@@ -508,7 +506,7 @@ class TestJSON:
             ({"uniform": [[2, 1]]}, r"low <= high; got \(\(2, 1\),\)"),
             ({"uniform": [["1", "2"]]}, r"got \(\('1', '2'\),\)"),
             ({"log_uniform": [[0, 1]]}, r"0 < low <= high; got \(\(0, 1\),\)"),
-            ({"choice": []}, r"Choice needs at least one value, and numbers only; got \(\)"),
+            ({"choice": []}, r"Choice needs at least one value, and finite numbers only; got \(\)"),
             ({"choice": [1, "x"]}, r"got \(1, 'x'\)"),
             ({"choice": [-1]}, r"length must be a number in \[1e-06, 1e\+06\]; got -1\.0"),
         ],

@@ -135,9 +135,21 @@ class TestMarginals:
         with pytest.raises(ValueError, match=r"^rng must be a numpy.random.Generator; got .* Use numpy.random.def"):
             marginal.sample(rng, 3)
 
-    @pytest.mark.parametrize("values", [(), ("left",), (1, None), (True,), ((1, 2),)])
+    @pytest.mark.parametrize(
+        ("make", "values", "used"),
+        [
+            (Uniform, (0.25, 0.75), r"Uniform\(\(0, 1\)\)"),
+            (LogUniform, (0.25, 0.75), r"LogUniform\(\(0\.5, 2\)\)"),
+            (Choice, ((-1, 1),), r"Choice\(-1, 1\)"),
+        ],
+    )
+    def test_who_mistakes_the_brackets_is_shown_them(self, make, values, used):
+        with pytest.raises(ValueError, match=rf"; got \(.*\)\. Use {used}"):
+            make(*values)
+
+    @pytest.mark.parametrize("values", [(), ("left",), (1, None), (True,), ((1, 2),), (1, math.nan), (math.inf,)])
     def test_refuse_what_is_no_choice(self, values):
-        with pytest.raises(ValueError, match=r"^Choice needs at least one value, and numbers only; got \("):
+        with pytest.raises(ValueError, match=r"^Choice needs at least one value, and finite numbers only; got \("):
             Choice(*values)
 
     @settings(deadline=None, max_examples=40)
@@ -219,6 +231,12 @@ class TestLogUniform:
         values = np.array([0.25, 0.5, 1, 2, 4, 16])
         assert LogUniform((0.25, 4)).normalise(values) == pytest.approx([-1, -0.5, 0, 0.5, 1, 2], abs=1e-15)
         assert LOG_SPLIT.normalise(values[2:]) == pytest.approx([-1, -0.5, 0, 1], abs=1e-15)
+
+    def test_normalises_what_has_no_logarithm_as_the_least_that_has_one(self):
+        negative, zero, tiny, low = LogUniform((0.25, 4)).normalise(np.array([-3.0, 0.0, 2.0**-1022, 0.25]))
+        # -1 is two powers of 2 from the middle, the least number 1022 of them.
+        assert negative == zero == tiny == pytest.approx(-511)
+        assert low == -1
 
     def test_a_point_is_an_interval(self):
         assert draw(LogUniform((0.3, 0.3)), 2).tolist() == [0.3, 0.3]

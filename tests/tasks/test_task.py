@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssm_metarl_gym.tasks.classic import CartPoleTask, PendulumTask, PointNavigationTask
+from ssm_metarl_gym.tasks.distributions import TaskDistribution
+from ssm_metarl_gym.tasks.marginals import Choice
 from ssm_metarl_gym.tasks.task import Task, TaskBatch
 
 
@@ -77,6 +79,30 @@ class TestTask:
         assert SlopeTask(slope=-1).to_dict() == {"slope": -1.0, "friction": 1.0}
         with pytest.raises(ValueError, match=r"^slope must be a finite number; got -inf\.$"):
             SlopeTask(slope=-math.inf)
+
+    def test_a_whole_number_has_no_fraction(self):
+        @dataclass(frozen=True)
+        class CountTask(Task):
+            positive = whole = ("count",)
+            count: float = 1.0
+
+        assert CountTask(count=np.int64(3)) == CountTask(count=3.0)
+        for count in (1.5, -1.0, math.inf):
+            for refused in (
+                lambda count=count: CountTask(count),
+                lambda count=count: TaskBatch(CountTask, {"count": count}),
+            ):
+                with pytest.raises(ValueError, match=rf"count must be a finite whole number > 0; got {count}"):
+                    refused()
+
+    def test_a_class_that_is_no_dataclass_is_refused(self):
+        class PlainTask(SlopeTask):
+            height: float = 1.0
+
+        makers = (functools.partial(maker, PlainTask) for maker in (TaskBatch, TaskDistribution))
+        for refused in (PlainTask.from_dict, *makers):
+            with pytest.raises(ValueError, match=r"^PlainTask must be a dataclass\. Put @dataclass\(frozen=True\)"):
+                refused({"height": Choice(1)})
 
     def test_tasks_of_different_types_differ(self):
         assert CartPoleTask() != PendulumTask()

@@ -37,6 +37,7 @@ Line = dict[str, Any]  # of what is known: what something took, or an evaluation
 
 __all__ = [
     "Board",
+    "correct_by_filter",
     "find_maker",
     "fit_map_model",
     "learn_policy",
@@ -47,16 +48,19 @@ __all__ = [
     "meta_train",
     "note_costs",
     "read_costs",
+    "rule_of",
     "spread_seed",
 ]
 
-# To be raised whenever a default of the filter, of the other adapters or of the correction changes: what adapts is then
-# evaluated again.
-RULE = 4
+# To be raised whenever a default of the filter, or of the other adapters and their correction, changes: what adapts is
+# then evaluated again.
+RULE, FILTER_RULE = 4, 5
 NUM_ROUNDS, STEPS_PER_ROUND = 20, 100  # of a student
 META_UPDATES, INNER_STEPS, NUM_STREAMS = 1_500, 3, 1_000
 # Where actions are mixed if anything is hidden, what they do tells of it sooner than what happens; by training tasks.
 MIXING_GATES: Final[dict[str, Any]] = {"gate": 0.0, "prior_steps": 4.0}
+# And a filter, which expects nothing of a mix that it has not seen, has to try all motors. By training tasks, too.
+MIXING_EXPLORATION: Final = 0.2
 _ADAPTING: Final = {"adapted_predictions_all": "all"}  # what adapts in the model of a row; else the last layer
 
 
@@ -115,7 +119,7 @@ def make_env(board: Board, name: str, row: str, seed: int, num_rows: int, **env_
         return make_sb3_env(physics.env_id, num_rows, observation=agent.observation, **env_kwargs)
     envs: Any = make_rows(physics.env_id, num_rows, autoreset_mode=AutoresetMode.SAME_STEP, **env_kwargs)
     if row == "corrected_filter":
-        return SB3VecEnv(VectorActionCorrection(VectorOnlineAdaptation(envs, load_filter(board, name, seed))))
+        return SB3VecEnv(correct_by_filter(envs, load_filter(board, name, seed)))
     trainer = _load_trainer(board, name, seed, _ADAPTING.get(row, "last_layer"))
     if row == "corrected_rls":
         envs = VectorOnlineAdaptation(envs, RecursiveLeastSquares(trainer.model))
@@ -179,7 +183,7 @@ def learn_policy(board: Board, name: str, row: str, seed: int, steps: int) -> li
 
 def _policy_path(board: Board, name: str, row: str, seed: int, steps: int) -> Path:
     # A policy that was trained on what an adapter predicts is one of that adapter's rule.
-    rule = f" rule {RULE}" if row in TRAINED and adapts(row) else ""
+    rule = f" rule {rule_of(row)}" if row in TRAINED and adapts(row) else ""
     return board.stem(name, seed, f"{row} {steps}{rule}").with_suffix(".zip")
 
 
@@ -252,6 +256,17 @@ def load_filter(board: Board, name: str, seed: int, **options: Any) -> KalmanAda
     model = _make_map_model(name)
     model.load_state_dict(torch.load(board.stem(name, seed, "map").with_suffix(".pt"), weights_only=True))
     return KalmanAdapter(model, mixed=physics_of(name).mixes_actions, **options)
+
+
+def correct_by_filter(envs: Any, adapter: KalmanAdapter) -> VectorActionCorrection:
+    """Rows of an environment whose actions are corrected by a filter, as all of them are."""
+    options: dict[str, Any] = {"exploration": MIXING_EXPLORATION} if adapter.mixed else {}
+    return VectorActionCorrection(VectorOnlineAdaptation(envs, adapter), **options)
+
+
+def rule_of(row: str) -> int:
+    """The rule by which a row is evaluated in which something adapts."""
+    return FILTER_RULE if row == "corrected_filter" else RULE
 
 
 def meta_train(board: Board, name: str, seed: int, adapting: str = "last_layer") -> list[Line]:

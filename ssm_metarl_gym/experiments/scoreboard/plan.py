@@ -19,7 +19,6 @@ from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.runs import find_versions
 from ssm_metarl_gym.experiments.scoreboard.agents import CORRECTED, adapts, agent_of, is_own, uses_meta_model
 from ssm_metarl_gym.experiments.scoreboard.board import (
-    RULE,
     Board,
     Line,
     adapting_of,
@@ -29,6 +28,7 @@ from ssm_metarl_gym.experiments.scoreboard.board import (
     make_env,
     make_own_agent,
     meta_train,
+    rule_of,
 )
 from ssm_metarl_gym.experiments.scoreboard.meta_policies import (
     EPISODES_BEFORE,
@@ -37,7 +37,7 @@ from ssm_metarl_gym.experiments.scoreboard.meta_policies import (
 )
 from ssm_metarl_gym.experiments.scoreboard.physics import MOST_SINGLE, columns_of, physics_of
 
-__all__ = ["RULE", "Run", "all_runs", "key_of", "lines_of", "num_evaluations", "plan_jobs", "run_all", "run_row"]
+__all__ = ["Run", "all_runs", "key_of", "lines_of", "num_evaluations", "plan_jobs", "run_all", "run_row"]
 
 EVALUATION_SEED: Final = 1_000_000
 _PACKAGES: Final = ("ssm-metarl-gym", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib")
@@ -100,7 +100,7 @@ def key_of(board: Board, run: Run, column: str) -> dict[str, Any]:
     """What tells an evaluation from others, as its line says it."""
     key = {"study": "returns", "physics": run.physics, "row": run.row, "steps": run.steps, "seed": run.seed}
     key |= {"column": column, "num_tasks": board.num_tasks, **board.settings_of(run.physics)}
-    return key | ({"rule": RULE} if adapts(run.row) else {})
+    return key | ({"rule": rule_of(run.row)} if adapts(run.row) else {})
 
 
 def run_row(board: Board, run: Run, columns: Sequence[str]) -> list[Line]:

@@ -11,7 +11,7 @@ from ssm_metarl_gym.experiments.pictures import draw_returns
 from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.report import estimate
 from ssm_metarl_gym.experiments.scoreboard.agents import AGENTS, adapts
-from ssm_metarl_gym.experiments.scoreboard.board import RULE, Board
+from ssm_metarl_gym.experiments.scoreboard.board import Board, rule_of
 from ssm_metarl_gym.experiments.scoreboard.decisions import decision_tables
 from ssm_metarl_gym.experiments.scoreboard.figures import Scoreboard
 from ssm_metarl_gym.experiments.scoreboard.page import write_markdown, write_page
@@ -81,7 +81,7 @@ def find_scoreboard(folder: Path) -> Scoreboard:
 
 def _is_present(line: Mapping[str, Any]) -> bool:
     """Whether a line was measured by the present settings of its physics and the present rule of what adapts."""
-    rule_is_present = not adapts(line["row"]) or line.get("rule") == RULE
+    rule_is_present = not adapts(line["row"]) or line.get("rule") == rule_of(line["row"])
     return rule_is_present and line.get("recipe") == recipe_of(line["physics"])
 
 

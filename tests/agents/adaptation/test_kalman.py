@@ -298,6 +298,24 @@ class TestHypotheses:
         torch.testing.assert_close(mix[:4], torch.ones(4).double())
         assert KalmanAdapter(random_model()).beliefs.shape == (5,)
 
+    @pytest.mark.parametrize("largest_delay", [0, 2])
+    def test_of_mixed_actions_nothing_is_expected_before_a_transition(self, largest_delay):
+        model = random_model()
+        with torch.no_grad():
+            model.action_offset.copy_(torch.tensor([0.3, -0.2]))
+        adapter = KalmanAdapter(model, mixed=True, largest_delay=largest_delay)
+        source = [1.0, 0.0, 0.0, 1.0, 0.3, -0.2]
+        expected = [source, [0.0] * 4 + source[4:]] * (largest_delay + 1) + [source]
+        torch.testing.assert_close(adapter.state.means[0], torch.tensor(expected).double())
+
+    def test_of_an_action_that_was_not_taken_nothing_is_expected(self):
+        model = random_model()
+        adapter = KalmanAdapter(model, mixed=True)
+        states = torch.cat([torch.zeros(1, 3), torch.tensor([[0.9, 0.0]])], dim=1)
+        adapter.adapt(MSE, {"states": states, "targets": model(states).detach()})
+        assert adapter.state.means[0, 1, 0].item() > 0.5
+        torch.testing.assert_close(adapter.state.means[0, 1, [1, 3]], torch.zeros(2).double(), atol=1e-6, rtol=0.0)
+
     def test_what_they_cannot_explain_is_something_else(self):
         adapter = choose()
         states, noise = stream(40)

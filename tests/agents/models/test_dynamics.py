@@ -238,6 +238,8 @@ class TestActionMap:
         nothing, mixed = model.mixed_hypotheses.tolist()
         assert nothing == [0.0] * 6
         assert mixed == pytest.approx([1.0, 1.0, 1.0, 1.0, 1.0, 0.09])
+        # A mix is as likely as its opposite, an offset expected where it was.
+        assert model.mixed_means.tolist() == [[1.0] * 6, [0.0, 0.0, 0.0, 0.0, 1.0, 1.0]]
 
     def test_it_computes_in_the_type_of_its_core(self):
         core = nn.Sequential(nn.Linear(5, 8), nn.Tanh()).to(torch.bfloat16)

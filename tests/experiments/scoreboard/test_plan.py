@@ -4,6 +4,7 @@ import pytest
 
 from ssm_metarl_gym.experiments.jobs import Job
 from ssm_metarl_gym.experiments.records import Records
+from ssm_metarl_gym.experiments.scoreboard import board as boards
 from ssm_metarl_gym.experiments.scoreboard import plan
 from ssm_metarl_gym.experiments.scoreboard.board import Board
 from ssm_metarl_gym.experiments.scoreboard.physics import PHYSICS, columns_of
@@ -114,7 +115,7 @@ def test_only_the_columns_that_are_missing_are_evaluated(board, records):
 
 def test_what_adapts_is_done_again_by_another_rule_and_not_mixed_with_it(board, records, monkeypatch):
     write(board, records)
-    monkeypatch.setattr(plan, "RULE", plan.RULE + 1)
+    monkeypatch.setattr(boards, "FILTER_RULE", boards.FILTER_RULE + 1)
     found = {job.arguments[1].row for job in plan_jobs(board, RUNS, records) if job.work is plan.run_row}
     assert found == {"corrected_filter"}
     assert lines_of(board, records, NAMES[0], "corrected_filter", 0, "switch", 2) == {}
