@@ -100,7 +100,9 @@ class MaskedLoss:
         self._mask = None if mask.all() else mask[..., None]
         is_sum = getattr(loss_fn, "reduction", "mean") == "sum"
         self._num_elements = (
-            torch.ones(1, dtype=torch.long) if is_sum else mask.sum(1).clamp(min=1) * targets.shape[-1]
+            torch.ones(1, dtype=torch.long, device=targets.device)
+            if is_sum
+            else mask.sum(1).clamp(min=1) * targets.shape[-1]
         )  # that the loss is a mean of
 
     def __call__(self, predictions: Tensor) -> tuple[Tensor, Tensor]:

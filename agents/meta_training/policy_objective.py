@@ -243,7 +243,7 @@ class PolicyObjective:
         weights = self._promp.initial_weights(num_tasks)
         returns = {}
         for index, trajectories_seed in enumerate(seeds):
-            trajectories = self._collect(weights, tasks, trajectories_seed)
+            trajectories = self._collect(weights, tasks, trajectories_seed, split)
             returns[index] = trajectories.returns().mean(1).cpu().numpy()
             if index < max(num_steps):
                 weights = self._promp.adapt(weights, self._to_sample(trajectories), index)
@@ -274,9 +274,11 @@ class PolicyObjective:
         """
         self._outer.load_state_dict(state)
 
-    def _collect(self, weights: Weights, tasks: Sequence[Task], seed: np.random.SeedSequence) -> Trajectories:
+    def _collect(
+        self, weights: Weights, tasks: Sequence[Task], seed: np.random.SeedSequence, split: str = "train"
+    ) -> Trajectories:
         num_trajectories = self._options.trajectories_per_task
-        return collect_trajectories(self._envs, self.model, weights, tasks, num_trajectories, seed=seed)
+        return collect_trajectories(self._envs, self.model, weights, tasks, num_trajectories, seed=seed, split=split)
 
     def _to_sample(self, trajectories: Trajectories) -> Sample:
         inputs = self.model.normalise(trajectories.observations)

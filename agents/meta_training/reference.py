@@ -31,7 +31,8 @@ def fit_reference(
 ) -> DynamicsModel:
     """A copy of a model, all of it fitted by plain supervision to random actions, or around a policy, in one task.
 
-    Its units stay those of the model, so that the predictions of both can be compared.
+    Its units stay those of the model, so that the predictions of both can be compared. Where the environment has a
+    ``switch``, the task stays what it is all the same.
 
     Args:
         model: The model, which stays as it is.
@@ -46,6 +47,11 @@ def fit_reference(
     """
     streams_seed, batches_seed = seed_sequence(seed, "reference").spawn(2)
     env = make_stream_env(env_id, _NUM_STREAMS, **env_kwargs)
+    if env.spec is not None and env.spec.kwargs.get("switch") is not None:
+        # Of two tasks it would learn the mean. Never to switch, and not to have no switch, which may show other
+        # parameters.
+        env.close()
+        env = make_stream_env(env_id, _NUM_STREAMS, **{**env_kwargs, "switch": {"probability": 0.0}})
     try:
         streams = collect_streams(env, _NUM_STREAMS, _STREAM_LENGTH, seed=streams_seed, policy=policy)
     finally:

@@ -159,7 +159,8 @@ def _play_one_by_one(env: gym.Env[Any, Any], streams: Streams, seed: int, behavi
             streams.restarted[stream, t] = info.get("restarted", False)
             if terminated or truncated:
                 behaviour.begin(np.array([True]))
-                same_task = {"task": env.unwrapped.task} if hasattr(env.unwrapped, "task") else {}
+                # Of the outermost that has one: what a wrapper hides is not known to the environment within.
+                same_task = {"task": env.get_wrapper_attr("task")} if env.has_wrapper_attr("task") else {}
                 observation, _ = env.reset(options=options | same_task)
 
 

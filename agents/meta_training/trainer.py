@@ -175,6 +175,11 @@ class MetaTrainer:
         check_integer("num_eval_tasks", num_eval_tasks)
         if eval_interval is not None:
             check_integer("eval_interval", eval_interval)
+        if callback is not None and not callable(callback):
+            raise ValueError(
+                "callback must be a function of the trainer and the loss, or None; got a "
+                f"{type(callback).__name__}. Callbacks of Stable-Baselines3 are for its algorithms."
+            )
         if self._needs_policy and self._policy is None:
             raise ValueError(
                 "policy must be given to go on with what was trained around one; got None. Give it to "
@@ -237,11 +242,14 @@ class MetaTrainer:
         """
         check_integer("num_tasks", num_tasks)
         check_integer("seed", seed, least=0)
-        if not num_steps:
-            raise ValueError("num_steps must hold at least one number of inner steps; got none.")
-        for steps in num_steps:
-            check_integer("each of num_steps", steps, least=0)
-        return self._objective.evaluate(split, num_steps, num_tasks=num_tasks, seed=seed)
+        steps = np.asarray(num_steps)
+        if steps.ndim != 1 or not len(steps):
+            raise ValueError(
+                f"num_steps must hold at least one number of inner steps; got {num_steps!r}. Use (0, 1, 3), say."
+            )
+        for number in steps.tolist():
+            check_integer("each of num_steps", number, least=0)
+        return self._objective.evaluate(split, steps.tolist(), num_tasks=num_tasks, seed=seed)
 
     def adapt(self, task: Task | Mapping[str, float], num_steps: int, *, seed: int = 0) -> MetaPolicy:
         """A copy of the policy after ``num_steps`` inner steps in one task, each on fresh trajectories.

@@ -106,6 +106,7 @@ def collect_trajectories(
     num_trajectories: int,
     *,
     seed: np.random.SeedSequence,
+    split: str = "train",
 ) -> Trajectories:
     """Let K policies act, each in M rows of its task, until every episode has ended.
 
@@ -119,12 +120,13 @@ def collect_trajectories(
         tasks: K tasks.
         num_trajectories: M.
         seed: Seeds the environment and the actions.
+        split: What a switch draws from that gives another task in the course of an episode.
     """
     env_seed, noise_seed = seed.spawn(2)
     num_tasks = len(tasks)
     device = policy.input_shift.device
     # Every task fills M rows, side by side.
-    env = envs.get(num_tasks * num_trajectories)
+    env = envs.get(num_tasks * num_trajectories, split if envs.task_type.switch_draws else "train")
     repeated = TaskBatch.from_tasks(tasks)[np.repeat(np.arange(num_tasks), num_trajectories)]
     observations, _ = env.reset(seed=_reset_seed(env_seed), options={"tasks": repeated})
     # All rows take steps until the last episode has ended; those that ended earlier are recorded as padding.

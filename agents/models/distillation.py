@@ -99,7 +99,9 @@ def distill(
             optimizer.param_groups[0]["lr"] = learning_rate * (1.0 - done)
             rows = rng.integers(len(all_seen), size=batch_size)
             batch, _ = policy.obs_to_tensor(pair.scaled(all_seen[rows]))
-            targets = torch.as_tensor(all_said[rows], device=policy.device)
+            # A squashed distribution is over [-1, 1], whatever the bounds of the environment's actions.
+            answers = policy.scale_action(all_said[rows]) if policy.squash_output else all_said[rows]
+            targets = torch.as_tensor(answers, device=policy.device)
             loss = -policy.get_distribution(batch).log_prob(targets).mean()
             optimizer.zero_grad()
             loss.backward()

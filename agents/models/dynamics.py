@@ -296,6 +296,7 @@ class DynamicsModel(nn.Module):
         Raises:
             ValueError: The spaces of the environment are others than those of the model, its actions have no bounds, a
                 number is not positive, or next to no transition is between finite observations, as others are left out.
+            FloatingPointError: The descent diverges: the weights are not finite.
         """
         check_integer("num_transitions", num_transitions, least=100)
         check_integer("num_updates", num_updates)

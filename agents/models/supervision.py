@@ -140,7 +140,11 @@ def descend(
         batch_size: Number of rows in a step.
         learning_rate: The first step size.
         rng: Draws the batches.
+
+    Raises:
+        FloatingPointError: The parameters are not finite afterwards.
     """
+    parameters = list(parameters)
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     for update in range(num_updates):
         optimizer.param_groups[0]["lr"] = learning_rate * (1.0 - update / num_updates)
@@ -149,6 +153,11 @@ def descend(
         with torch.enable_grad():
             F.mse_loss(predict(inputs[rows]), targets[rows]).backward()
         optimizer.step()
+    if not all(torch.isfinite(parameter).all() for parameter in parameters):
+        raise FloatingPointError(
+            f"the weights must be finite after the fit; they are not, of {parameters[0].dtype} with a step size of "
+            f"{learning_rate}. Use a smaller one, and a model of single precision at least."
+        )
 
 
 def _collect(
@@ -213,7 +222,7 @@ class _Rows(Protocol):
         """The present observations as a policy is shown them."""
 
     def step(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Where the actions led to, which rows start anew, and which transitions count."""
+        """Where the actions led to, which rows show the start of an episode now, and which transitions count."""
 
 
 class _SB3Rows:
@@ -274,9 +283,11 @@ class _VectorRows:
             counted[ended] = ~np.broadcast_to(infos["final_info"].get("restarted", False), ended.shape)[ended]
         if self._mode is AutoresetMode.DISABLED and ended.any():
             self.observations = np.array(self._env.reset(options={"reset_mask": ended})[0])
-        # In this mode the next step of such a row is its reset.
-        self._resets = ended if self._mode is AutoresetMode.NEXT_STEP else self._resets
-        return next_observations, ended, counted
+        if self._mode is not AutoresetMode.NEXT_STEP:
+            return next_observations, ended, counted
+        # In this mode a row shows its last observation first, and the step after that is its reset.
+        starts, self._resets = self._resets, ended
+        return next_observations, starts, counted
 
 
 def _make_rows(env: SimulatorEnv) -> _Rows:

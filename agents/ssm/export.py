@@ -39,8 +39,9 @@ def export_onnx(model: BaseAlgorithm | BasePolicy, path: str | Path, *, normaliz
             of the model's environment, where there is one.
 
     Raises:
-        ValueError: The model is of another kind or of sb3-contrib's ``RecurrentPPO``, or observations are neither a
-            ``Box``, a ``Discrete``, a ``MultiDiscrete``, a ``MultiBinary`` nor a ``Dict`` of these.
+        ValueError: The model is of another kind or of sb3-contrib's ``RecurrentPPO``, observations are neither a
+            ``Box``, a ``Discrete``, a ``MultiDiscrete``, a ``MultiBinary`` nor a ``Dict`` of these, or the normaliser
+            is of observations of another shape.
         ImportError: The extra ``export`` is not installed.
         OSError: The file cannot be written.
     """
@@ -85,7 +86,9 @@ class _Acting(nn.Module):
             statistics: Any = normalizer.obs_rms
             for i, key in enumerate(keys or [""]):
                 if not keys or key in (normalizer.norm_obs_keys or []):
-                    self.normalised[str(i)] = _Normalised(statistics[key] if keys else statistics, normalizer)
+                    own: Any = statistics[key] if keys else statistics
+                    _check_normalised(own.mean.shape, policy.observation_space, key)
+                    self.normalised[str(i)] = _Normalised(own, normalizer)
         if isinstance(policy.action_space, spaces.Box):
             self.register_buffer("low", torch.as_tensor(policy.action_space.low))
             self.register_buffer("high", torch.as_tensor(policy.action_space.high))
@@ -128,6 +131,16 @@ class _Normalised(nn.Module):
     def forward(self, observation: Tensor) -> Tensor:
         """``Float[n ...]`` -> the same."""
         return ((observation.double() - self.mean) / self.scale).clamp(-self.clip, self.clip).float()
+
+
+def _check_normalised(shape: tuple[int, ...], space: spaces.Space[Any], key: str) -> None:
+    """What is normalised must be what the policy sees, not what another wrapper makes something else of."""
+    part = space[key] if isinstance(space, spaces.Dict) else space
+    if part.shape != shape:
+        raise ValueError(
+            f"the VecNormalize must normalise observations of the policy's shape {part.shape}; got one of {shape}. "
+            "Train with it around the wrappers that change observations, such as VecFrameStack."
+        )
 
 
 def _example(space: spaces.Space[Any]) -> Tensor:

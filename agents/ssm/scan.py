@@ -45,7 +45,9 @@ def linear_recurrence(decay: Tensor, inputs: Tensor, state: Tensor, start: Tenso
         return (decay * state + inputs[:, 0])[:, None]
     if start is None:
         start = torch.zeros(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
-    states: Tensor = _Recurrence.apply(decay, inputs.transpose(0, 1), state, start.transpose(0, 1))
+    # torch.compile traces no function of autograd that has forward derivatives; plain operations have all derivatives.
+    recurrence = by_doubling if torch.compiler.is_dynamo_compiling() else _Recurrence.apply
+    states: Tensor = recurrence(decay, inputs.transpose(0, 1), state, start.transpose(0, 1))
     return states.transpose(0, 1)
 
 
@@ -170,13 +172,17 @@ def by_numpy(decay: Array, inputs: Array, state: Array, start: Array) -> Array:
 
 
 def by_doubling(decay: Tensor, inputs: Tensor, state: Tensor, start: Tensor) -> Tensor:
-    """The recurrence in log2(T) passes over the sequence, each of which looks back twice as far: for many cores."""
-    first = torch.where(start[0, :, None], inputs[0], torch.addcmul(inputs[0], decay, state))
+    """The recurrence in log2(T) passes over the sequence, each of which looks back twice as far: for many cores.
+
+    What lies before a start is cleared before it is multiplied, so that a NaN there is in no gradient either. Decays
+    must be at most 1 in size: their powers multiply zeros.
+    """
+    first = torch.addcmul(inputs[0], decay, torch.where(start[0, :, None], 0.0, state))
     states, fresh = torch.cat([first[None], inputs[1:]]), start[..., None]
     reach, power = 1, decay
     while reach < len(states):
-        grown = torch.addcmul(states[reach:], power, states[:-reach])
-        states = torch.cat([states[:reach], torch.where(fresh[reach:], states[reach:], grown)])
+        earlier = torch.where(fresh[reach:], 0.0, states[:-reach])
+        states = torch.cat([states[:reach], torch.addcmul(states[reach:], power, earlier)])
         fresh = torch.cat([fresh[:reach], fresh[reach:] | fresh[:-reach]])
         reach, power = 2 * reach, power * power
     return states

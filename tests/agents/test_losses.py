@@ -37,6 +37,15 @@ def test_losses_and_slopes_are_those_of_autograd(loss_fn, dtype):
     assert (own[~mask] == 0.0).all()
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_they_are_on_the_device_of_the_targets(reduction):
+    """Not on the default one: there the numbers of a model on another device would be divided by one that is not."""
+    targets, mask = torch.zeros(2, 3, 4), torch.ones(2, 3, dtype=torch.bool)
+    with torch.device("meta"):
+        losses, slopes = MaskedLoss(nn.MSELoss(reduction=reduction), targets, mask)(targets + 1.0)
+    assert losses.device == slopes.device == targets.device
+
+
 def test_where_nothing_counts_the_loss_is_zero():
     loss = MaskedLoss(F.mse_loss, torch.zeros(2, 3, 4), torch.tensor([[True] * 3, [False] * 3]))
     losses, slopes = loss(torch.ones(2, 3, 4))

@@ -12,7 +12,7 @@ from ssm_metarl_gym.agents.meta_learning.outer_loop import OuterLoop
 from ssm_metarl_gym.agents.meta_training import policy_objective
 from ssm_metarl_gym.agents.meta_training.policy_objective import PolicyObjective, PolicyOptions
 from ssm_metarl_gym.agents.meta_training.surrogates import make_sample
-from ssm_metarl_gym.agents.meta_training.trajectories import BatchedEnvs
+from ssm_metarl_gym.agents.meta_training.trajectories import BatchedEnvs, collect_trajectories
 from ssm_metarl_gym.agents.models.meta_policy import MetaPolicy
 
 TRIALS, POINT = "ssm_metarl/CartPolePolarity-v0", "ssm_metarl/PointNavigation-v0"
@@ -225,6 +225,26 @@ def test_evaluation_is_on_the_same_tasks_after_any_number_of_steps():
         assert not np.array_equal(objective.evaluate(split, (0,), num_tasks=5, seed=seed)[0], every[0])
     with pytest.raises(ValueError, match="num_steps must be"):
         objective.evaluate("train", (-1,), num_tasks=5, seed=0)
+
+
+def test_where_a_switch_draws_tasks_they_are_of_the_split_that_is_evaluated(monkeypatch):
+    drawn = []
+
+    def watched(envs, policy, weights, tasks, num_trajectories, *, split, **kwargs):
+        trajectories = collect_trajectories(envs, policy, weights, tasks, num_trajectories, split=split, **kwargs)
+        env = envs.get(len(tasks) * num_trajectories, split).unwrapped
+        drawn.append([env.family.distribution(split).contains(task) for task in env.tasks])
+        return trajectories
+
+    monkeypatch.setattr(policy_objective, "collect_trajectories", watched)
+    env_id, env_kwargs = "ssm_metarl/PointActuators-v0", {"max_episode_steps": 6, "switch": {"step": 2}}
+    objective = PolicyObjective(
+        env_id, make_policy(env_id), env_kwargs=env_kwargs, seed=0, options=PolicyOptions(**SMALL)
+    )
+    for split in ("train", "interpolation", "extrapolation"):
+        objective.evaluate(split, (0, 1), num_tasks=3, seed=0)
+    assert len(drawn) == 6
+    assert np.all(drawn)
 
 
 def test_adaptation_gives_a_policy_of_its_own():

@@ -1,9 +1,11 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from torch import nn
 
+import ssm_metarl_gym  # noqa: F401 - registers the environments
 from ssm_metarl_gym.agents import DynamicsModel
 from ssm_metarl_gym.agents.meta_training.reference import fit_reference
 
@@ -46,3 +48,24 @@ def test_nothing_is_learned_from_transitions_to_and_from_what_is_no_observation(
 def test_where_there_is_nothing_else_it_says_so():
     with pytest.raises(ValueError, match=r"finite ones; of 40000 in failing/Failing-v0 none does\. Mend"):
         fit(every=1)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "env_kwargs"),
+    [
+        ("ssm_metarl/CartPoleSwitch-v0", {}),
+        ("ssm_metarl/PointActuators-v0", {"switch": {"step": 50}}),
+    ],
+)
+def test_the_task_is_the_same_throughout_where_the_environment_switches_it(env_id, env_kwargs):
+    """It is the model of one physics: the same as in the environment without its switch."""
+
+    def fit_in(**env_kwargs):
+        env = gym.make(env_id, **env_kwargs)
+        torch.manual_seed(0)
+        core = nn.Linear(DynamicsModel.input_dim(env.observation_space, env.action_space), 4)
+        model = DynamicsModel(env.observation_space, env.action_space, core)
+        return fit_reference(model, env_id, env_kwargs, seed=0, num_updates=20).state_dict()
+
+    switched, fixed = fit_in(**env_kwargs, task={}), fit_in(switch=None, task={})
+    assert all(torch.equal(switched[name], fixed[name]) for name in fixed)

@@ -7,6 +7,7 @@ from gymnasium import spaces
 
 import ssm_metarl_gym  # noqa: F401 - registers the environments
 from ssm_metarl_gym.agents.meta_training.streams import collect_streams, make_stream_env
+from ssm_metarl_gym.envs import HiddenActuators
 
 ENV_IDS = [f"ssm_metarl/{name}-v0" for name in ("CartPole", "CartPolePolarity", "Pendulum")]
 each_env = pytest.mark.parametrize("env_id", ENV_IDS)
@@ -70,6 +71,22 @@ def test_a_policy_is_not_shown_what_a_failed_sensor_says(monkeypatch):
     monkeypatch.setattr(env, "reset", lambda **options: (setattr(env, "left", 2), (np.array([np.nan]), {}))[1])
     streams = collect_streams(env, S, T, seed=np.random.SeedSequence(0), policy=Looking())
     assert np.isnan(streams.observations).any()
+
+
+@pytest.mark.parametrize("inner_id", ["MountainCarContinuous-v0", "ssm_metarl/PendulumPolarity-v0"])
+def test_an_episode_that_ends_goes_on_with_the_task_that_a_wrapper_hides(inner_id):
+    env = HiddenActuators(gym.make(inner_id, max_episode_steps=10))
+    seen = []
+
+    class Watching(gym.Wrapper):
+        def step(self, action):
+            result = self.env.step(action)
+            seen.append(result[4]["task_id"])
+            return result
+
+    collect(Watching(env))
+    assert [len(set(ids)) for ids in np.reshape(seen, (S, T))] == [1] * S
+    assert len(set(seen)) == S
 
 
 class VectorSpy(gym.vector.VectorWrapper):

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.callbacks import StopTrainingOnMaxEpisodes
 from stable_baselines3.common.logger import configure
 from torch import nn
 
@@ -123,6 +124,12 @@ class TestLearn:
         assert len(learn(trainer, 2)) == 2
         assert trainer.num_updates == 5
 
+    def test_a_callback_of_sb3_is_refused_before_any_update(self):
+        trainer = make_trainer()
+        with pytest.raises(ValueError, match=r"function of the trainer and the loss, or None; got a StopTraining"):
+            trainer.learn(1, StopTrainingOnMaxEpisodes(1))
+        assert trainer.num_updates == 0
+
     def test_an_error_in_a_callback_leaves_the_model_ready_to_adapt(self):
         trainer = make_trainer()
         with pytest.raises(ZeroDivisionError):
@@ -162,7 +169,8 @@ class TestEvaluate:
         every = trainer.evaluate(num_tasks=4)
         assert list(every) == [0, 1, 3, 5, 10]
         assert all(values.shape == (4,) for values in every.values())
-        assert evaluate(trainer, num_steps=[3], num_tasks=4) == {3: pytest.approx(every[3].tolist())}
+        for num_steps in ([3], np.array([3]), torch.tensor([3])):
+            assert evaluate(trainer, num_steps=num_steps, num_tasks=4) == {3: pytest.approx(every[3].tolist())}
 
     @pytest.mark.each_value
     @pytest.mark.parametrize(
@@ -171,6 +179,7 @@ class TestEvaluate:
             ({"num_tasks": 0}, "num_tasks must be an int >= 1; got 0"),
             ({"num_steps": [1, -1]}, "num_steps must be an int >= 0; got -1"),
             ({"num_steps": []}, "num_steps must hold at least one"),
+            ({"num_steps": 3}, "num_steps must hold at least one number of inner steps; got 3"),
             ({"split": "test"}, "split must be one of .*; got 'test'"),
             ({"seed": -1}, "seed must be an int >= 0; got -1"),
         ],

@@ -1,9 +1,10 @@
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import A2C, PPO, SAC
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from ssm_metarl_gym.agents import SSMPPO, distill
 from ssm_metarl_gym.wrappers import make_sb3_env
@@ -48,6 +49,37 @@ def test_the_student_learns_what_it_is_not_told(env_id, scaled):
     assert len(losses) == 6
     # It sees what its last action led to, which tells the sign; without that, the loss of a coin is log(2).
     assert losses[-1] < (0.4 if env_id == CARTPOLE else losses[0] - 0.2)
+
+
+class Drifting(gym.Env):
+    """Shows two random numbers, whatever is done."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (2,))
+    action_space = spaces.Box(-2.0, 6.0, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.step(None)[0], {}
+
+    def step(self, action):
+        return self.np_random.uniform(-1.0, 1.0, 2).astype(np.float32), 0.0, False, False, {}
+
+
+class Linear:
+    """Acts in proportion to the first number, within the bounds of the actions."""
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        return 2.0 + 3.0 * observation[:, :1], state
+
+
+def test_a_student_that_squashes_its_actions_learns_those_of_the_environment():
+    policy_kwargs = {"squash_output": True, "net_arch": [32]}
+    env, teacher_env = (DummyVecEnv([Drifting] * 8) for _ in range(2))
+    student = PPO("MlpPolicy", env, n_steps=8, use_sde=True, policy_kwargs=policy_kwargs, seed=0, device="cpu")
+    distill(Linear(), student, teacher_env, **(SHORT | {"updates_per_round": 60}))
+    shown = np.random.default_rng(0).uniform(-1.0, 1.0, (200, 2)).astype(np.float32)
+    actions, _ = student.predict(shown, deterministic=True)
+    assert np.abs(actions - Linear().predict(shown)[0]).mean() < 0.5
 
 
 def test_one_seed_gives_one_student_and_another_another():

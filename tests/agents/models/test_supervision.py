@@ -178,6 +178,8 @@ class TestActions:
         collect_transitions(make(), policy, 180, seed=0)
         longest = 5 if make is ENVS["next step"] else 4  # there a step resets the row
         assert max(counts.max() for counts in policy.counts) == longest
+        is_first = np.concatenate(policy.shown)[:, 1] == 0.0
+        assert (np.concatenate(policy.counts)[is_first] == 1).all()
 
     def test_behind_vec_normalize_the_policy_alone_sees_what_is_normalised(self):
         env = ENVS["VecNormalize"]()
@@ -245,3 +247,13 @@ def test_the_descent_finds_the_least_squares_and_draws_nothing_from_elsewhere(un
             )
     assert nn.functional.mse_loss(networks[0](inputs), targets) < 1e-4
     assert torch.equal(networks[0].weight, networks[1].weight)
+
+
+@pytest.mark.parametrize(("dtype", "learning_rate"), [(torch.float32, 1e20), (torch.float16, 1e-3)], ids=str)
+def test_a_descent_that_diverges_says_so(dtype, learning_rate):
+    env = Adder(BOX)
+    torch.manual_seed(0)
+    core = nn.Sequential(nn.Linear(4, 64), nn.Tanh()).to(dtype)
+    model = DynamicsModel(env.observation_space, env.action_space, core)
+    with pytest.raises(FloatingPointError, match=f"must be finite after the fit; they are not, of {dtype} with a step"):
+        model.fit(env, num_transitions=100, num_updates=5, learning_rate=learning_rate)

@@ -7,7 +7,7 @@ from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from torch.distributions import Distribution
 
 from ssm_metarl_gym.agents import SSMPPO, SSMFeaturesExtractor, export_onnx
@@ -125,3 +125,9 @@ def test_a_policy_with_an_lstm_is_refused(tmp_path):
 def test_a_normaliser_of_another_kind_is_refused(tmp_path):
     with pytest.raises(ValueError, match="normalizer must be a VecNormalize or None; got int"):
         export_onnx(PPO("MlpPolicy", "CartPole-v1"), tmp_path / "policy.onnx", normalizer=3)
+
+
+def test_a_normaliser_of_other_observations_than_the_policy_s_is_refused(tmp_path):
+    env = VecFrameStack(VecNormalize(make_vec_env("CartPole-v1", ROWS)), 2)
+    with pytest.raises(ValueError, match=r"of the policy's shape \(8,\); got one of \(4,\)\. Train with it around"):
+        export_onnx(PPO("MlpPolicy", env), tmp_path / "policy.onnx")

@@ -425,3 +425,15 @@ def test_an_exported_model_computes_the_same(model, start):
     x, state = sequence()
     scan = torch.export.export(_Scan(model), (x, state, start)).module()
     torch.testing.assert_close(scan(x, state, start), model.scan(x, state, start))
+
+
+@pytest.mark.slow
+def test_a_compiled_model_computes_the_same_and_its_gradients(model, start):
+    x, state = sequence()
+    start = start.clone()
+    start[:, 0], state = True, torch.full_like(state, math.nan)  # which is in no gradient either
+    found = []
+    for scan in (model.scan, torch.compile(model.scan, backend="eager", fullgraph=True)):
+        y, after = scan(x, state, start)
+        found.append((y, after, torch.autograd.grad(y.square().sum() + after.square().sum(), model.parameters())))
+    torch.testing.assert_close(found[1], found[0])
