@@ -249,8 +249,11 @@ def test_tasks_and_distributions(name):
 def test_no_step_overflows_whatever_the_task_and_the_state(name, state_limits):
     rng, size = np.random.default_rng(0), 4000
     env = gym.make_vec(f"ssm_metarl/{name}-v0", size, autoreset_mode="SameStep", on_failure="restart")
-    limits = FAMILIES[name].task_type.limits
-    tasks = {parameter: rng.choice([max(low, 1e-6), 1.0, high], size) for parameter, (low, high) in limits.items()}
+    task_type = FAMILIES[name].task_type
+    tasks = {
+        parameter: rng.choice([low if parameter in task_type.whole else max(low, 1e-6), 1.0, high], size)
+        for parameter, (low, high) in task_type.limits.items()
+    }
     states = rng.choice([-1.0, -1e-6, 0.0, 1e-6, 1.0], (size, len(state_limits))) * state_limits
     env.reset(seed=0, options={"tasks": tasks, "state": states})
     env.action_space.seed(0)
