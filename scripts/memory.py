@@ -51,7 +51,7 @@ from ssm_metarl_gym.experiments.signals import stoppable
 # By the name of an algorithm: where it is found, and its policy.
 ALGORITHMS = {"RecurrentPPO": ("OnePassRecurrentPPO", "MlpLstmPolicy"), "SSMPPO": ("SSMPPO", "SSMPolicy")}
 NUM_EPISODES = 100
-SETTINGS = 1  # to be raised whenever a setting below changes: what has them is then run again
+SETTINGS = 2  # to be raised whenever a setting below changes: what has them is then run again
 EVALUATION_SEED = 1_000_000
 # A state-space model that is to remember exactly forgets slowly, and tells all steps of the past apart.
 LONG_MEMORY = {"radius": (0.95, 0.9999), "max_angle": math.pi}

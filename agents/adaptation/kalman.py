@@ -164,9 +164,10 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         check_integer("largest_delay", largest_delay, least=0)
         self.largest_delay = int(largest_delay)
         _check_model(model)
-        if mixed and not hasattr(model, "mixed_hypotheses"):
+        if mixed and not (hasattr(model, "mixed_hypotheses") and hasattr(model, "mixed_means")):
             raise ValueError(
-                f"mixed must be False for a model without mixed_hypotheses, as {type(model).__name__} is; got True."
+                "mixed must be False for a model without mixed_hypotheses and mixed_means, as "
+                f"{type(model).__name__} is; got True."
             )
         if largest_delay and not (hasattr(model, "hypotheses") and hasattr(model, "idle_command")):
             raise ValueError(

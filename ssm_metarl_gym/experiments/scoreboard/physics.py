@@ -127,8 +127,8 @@ _PENDULUM: Final[dict[str, Any]] = {"learning_rate": 1e-3, "log_std_init": 0.0}
 _POINT: Final[dict[str, Any]] = {"learning_rate": 1e-3, "rollout_length": 100, "batch_size": 800, "num_epochs": 4}
 # A rare reward is learned from slowly and often: told what is hidden, 82 on DoubleIntegrator; as with points, 30.
 _AIB: Final[dict[str, Any]] = {"learning_rate": 5e-4, "log_std_init": 0.0, "rollout_length": 100, "batch_size": 400}
-# The model of scripts/hidden_motors.py. Many robots side by side and large minibatches: a third of the time that the
-# script's policies take. (A step of these takes long, so that few rows suffice.)
+# The model of scripts/hidden_motors.py, and many robots side by side with large minibatches, as there. (A step of these
+# takes long, so that few rows suffice.)
 _ROBOT: Final[dict[str, Any]] = {
     "learning_rate": 1e-3,
     "learning_rate_left": 0.0,

@@ -512,6 +512,10 @@ class TestErrors:
     def test_a_model_that_knows_nothing_of_mixes(self):
         with pytest.raises(ValueError, match=r"mixed must be False for a model without .*, as Choices is; got True"):
             choose(mixed=True)
+        model = Choices()
+        model.mixed_hypotheses = model.hypotheses
+        with pytest.raises(ValueError, match="without mixed_hypotheses and mixed_means"):
+            KalmanAdapter(model, mixed=True)
 
     def test_another_module(self):
         with pytest.raises(ValueError, match=r"must be the filtered_parameters.*; got \['weight', 'bias'\] and \[\]"):
