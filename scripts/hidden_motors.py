@@ -13,7 +13,8 @@ matrix.
                fitted to the environment as it is
 
 Without --policy-folders the policies must be trained first, by the commands that are printed: three to five CPU minutes
-each of HalfCheetah and Reacher, six to fifteen of the others. Every run is a line of results.jsonl, written at once; the same command goes on, and prints the tables.
+each of HalfCheetah and Reacher, six to fifteen of the others. Every run is a line of results.jsonl, written at once;
+the same command goes on, and prints the tables.
 """
 
 import signal
