@@ -59,7 +59,7 @@ FAMILIES = (
     *("CartPolePolarity", "PendulumPolarity", "PointActuators-2", "PointActuators-4"),
     *("DoubleIntegrator", "DoubleIntegratorFriction", "ComplexODE", "CartPole", "Pendulum"),
 )
-QUICK_FAMILIES = FAMILIES[:3]
+QUICK_FAMILIES, QUICK_STEPS = FAMILIES[:3], 100_000
 QUICK_AGENTS = (
     *("as_is", "corrected_filter", "corrected_gradients", "domain_randomisation", "told", "one_transition", "ssm_ppo"),
 )
@@ -67,7 +67,7 @@ FAMILIES_HELP = (
     f"of {', '.join(FAMILIES)} (none: these; quick: the first three), {', '.join(ROBOTS)} (which need MuJoCo), "
     "PointActuators-1 to -16, or module:physics of your own"
 )
-DEAR_SEEDS = 3  # of a full run, of the agents that take long to learn
+DEAR_SEEDS, DEAR_STEPS = 3, 100_000  # of a full run, the seeds and the most steps of agents that take long to learn
 ATTEMPTS = 2  # of a run, before it is named as failed
 
 
@@ -80,7 +80,11 @@ class Options:
     agents: tuple[str, ...] = option((), "agents (none: all; quick: seven)", choices=list(AGENTS), may_be_empty=True)
     agent: tuple[str, ...] = option((), "agents of your own, module:function each", may_be_empty=True)
     steps: tuple[int, ...] = option(
-        (), "steps of training on the tasks (none: 100000)", least=1, below=10**9, may_be_empty=True
+        (),
+        "steps of training on the tasks (none: those of each family; quick: 100000)",
+        least=1,
+        below=10**9,
+        may_be_empty=True,
     )
     seeds: int | None = option(
         None, f"number of seeds (default: 10, of what takes long {DEAR_SEEDS}, quick: 2)", least=1, below=1_000
@@ -109,7 +113,7 @@ class Options:
             Records(board.lines),
             self.families or (QUICK_FAMILIES if quick else FAMILIES),
             [*(self.agents or (QUICK_AGENTS if quick else tuple(AGENTS))), *self.agent],
-            self.steps or (100_000,),
+            self.steps or ((QUICK_STEPS,) if quick else ()),
             self.seeds or (2 if quick else 10),
         )
 
@@ -122,6 +126,11 @@ class Options:
     def dear_seeds(self) -> int | None:
         """The seeds of agents that take long to learn, if they have fewer."""
         return None if self.seeds or self.quick else DEAR_SEEDS
+
+    @property
+    def dear_steps(self) -> int | None:
+        """The most steps of agents that take long to learn, unless they are asked for."""
+        return None if self.agents or self.steps else DEAR_STEPS
 
 
 @stoppable(lambda: "the same command again goes on with the runs that are missing")
@@ -141,7 +150,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with refusing():
             scoreboard = options.scoreboard()
         runs = list(
-            all_runs(scoreboard.names, scoreboard.rows, scoreboard.steps, scoreboard.num_seeds, options.dear_seeds)
+            all_runs(
+                scoreboard.names,
+                scoreboard.rows,
+                scoreboard.steps,
+                scoreboard.num_seeds,
+                options.dear_seeds,
+                options.dear_steps,
+            )
         )
         try:
             run_all(runs, scoreboard.board, scoreboard.records, engine, ATTEMPTS)

@@ -32,6 +32,12 @@ def test_quick_is_few_of_everything(benchmark, tmp_path):
     assert chosen.scoreboard().rows[-1] == "mine:make"
     few = [benchmark.Options(output=tmp_path).dear_seeds, benchmark.Options(seeds=7, output=tmp_path).dear_seeds]
     assert few == [3, None]
+    assert (quick.steps, full.steps) == ((100_000,), ())
+
+
+def test_what_takes_long_learns_for_long_only_where_it_is_asked_for(benchmark, tmp_path):
+    asked = [{}, {"agents": ("window_ssm",)}, {"steps": (10**6,)}, {"seeds": 7}]
+    assert [benchmark.Options(**each, output=tmp_path).dear_steps for each in asked] == [100_000, None, None, 100_000]
 
 
 def known(folder):

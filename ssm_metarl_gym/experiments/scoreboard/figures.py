@@ -15,7 +15,7 @@ from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.report import Estimate, estimate
 from ssm_metarl_gym.experiments.scoreboard.board import Board
 from ssm_metarl_gym.experiments.scoreboard.physics import AIB, columns_of, context_distances, physics_of
-from ssm_metarl_gym.experiments.scoreboard.plan import all_runs, lines_of
+from ssm_metarl_gym.experiments.scoreboard.plan import all_runs, lines_of, steps_of
 from ssm_metarl_gym.experiments.statistics import hierarchical_interval, interquartile_mean
 
 __all__ = ["Scoreboard", "Table", "context_means", "probability_of_improvement"]
@@ -52,7 +52,7 @@ class Scoreboard:
         records: The lines of it.
         names: The physics.
         rows: The agents.
-        steps: Steps on the training tasks, of the agents that take some.
+        steps: Steps on the training tasks, of the agents that take some; none for those of each family.
         num_seeds: The most seeds.
     """
 
@@ -106,11 +106,12 @@ class Scoreboard:
         """
 
         def cell(returns: _Returns, column: str, steps: int) -> str:
-            # By those with as many steps, or with the most where an agent takes none.
-            anchor_steps = steps or max(self.steps, default=0)
-            anchors = [self.lines(name, row, anchor_steps, column) for row in (PLAIN, TOLD)]
-            seeds = sorted(returns.keys() & anchors[0].keys() & anchors[1].keys())
-            if not seeds:
+            # By those with as many steps, or with the most that are known where an agent takes none.
+            for anchor_steps in [steps] if steps else reversed(steps_of(name, self.steps)):
+                anchors = [self.lines(name, row, anchor_steps, column) for row in (PLAIN, TOLD)]
+                if seeds := sorted(returns.keys() & anchors[0].keys() & anchors[1].keys()):
+                    break
+            else:
                 return ""
             low, high = (_over_seeds([lines[seed]["returns"] for seed in seeds]) for lines in anchors)
             if not high - low > _LEAST_GAP * abs(high):

@@ -85,6 +85,7 @@ class Physics:
         num_epochs: How often each step is learned from.
         gae_lambda: PPO's weight of longer against shorter estimates of advantages.
         map_model: The model that a filter needs.
+        steps: Steps on the training tasks, of an agent that takes some, unless others are asked for.
     """
 
     family: str
@@ -106,6 +107,7 @@ class Physics:
     num_epochs: int = 8
     gae_lambda: float = 0.95
     map_model: MapModel = field(default_factory=MapModel)
+    steps: int = 100_000
 
     def minibatch(self, *, remembers: bool) -> int:
         """The steps of a minibatch: whole rollouts of an environment for a policy that remembers."""
@@ -124,9 +126,21 @@ ROBOTS: Final = {"ReacherActuators": 50, "HalfCheetahActuators": 400}
 _CARTPOLE: Final[dict[str, Any]] = {"learning_rate": 1.5e-3, "ent_coef": 0.01, "log_std_init": 0.0}
 _PENDULUM: Final[dict[str, Any]] = {"learning_rate": 1e-3, "log_std_init": 0.0}
 # With rollouts of whole episodes a million steps can be learned from, of which those above diverge here.
-_POINT: Final[dict[str, Any]] = {"learning_rate": 1e-3, "rollout_length": 100, "batch_size": 800, "num_epochs": 4}
+_POINT: Final[dict[str, Any]] = {
+    "learning_rate": 1e-3,
+    "rollout_length": 100,
+    "batch_size": 800,
+    "num_epochs": 4,
+    "steps": 1_000_000,
+}
 # A rare reward is learned from slowly and often: told what is hidden, 82 on DoubleIntegrator; as with points, 30.
-_AIB: Final[dict[str, Any]] = {"learning_rate": 5e-4, "log_std_init": 0.0, "rollout_length": 100, "batch_size": 400}
+_AIB: Final[dict[str, Any]] = {
+    "learning_rate": 5e-4,
+    "log_std_init": 0.0,
+    "rollout_length": 100,
+    "batch_size": 400,
+    "steps": 600_000,
+}
 # The model of scripts/hidden_motors.py, and many robots side by side with large minibatches, as there. (A step of these
 # takes long, so that few rows suffice.)
 _ROBOT: Final[dict[str, Any]] = {
@@ -137,6 +151,7 @@ _ROBOT: Final[dict[str, Any]] = {
     "batch_size": 512,
     "num_epochs": 5,
     "map_model": MapModel(256, 60_000, 4_000, 1e-3),
+    "steps": 5_000_000,
 }
 PHYSICS: Final[dict[str, Physics]] = {
     "CartPolePolarity": Physics("CartPolePolarity", 0.98, 150_000, 200, **_CARTPOLE),
@@ -187,10 +202,11 @@ def physics_of(name: str) -> Physics:
 def recipe_of(name: str) -> str:
     """A digest of all that some physics say, which tells what was learned by other settings apart.
 
-    What is as it is by default does not count, so that a setting that comes anew leaves what was learned before it.
+    What is as it is by default does not count, so that a setting that comes anew leaves what was learned before it, and
+    ``steps`` do not, as a line tells how many its agent took.
     """
     physics, plain = physics_of(name), Physics("", 0.0, 0, 0)
-    told = {each.name: getattr(physics, each.name) for each in fields(Physics)}
+    told = {each.name: getattr(physics, each.name) for each in fields(Physics) if each.name != "steps"}
     text = json.dumps({key: value for key, value in told.items() if value != getattr(plain, key)}, default=str)
     text = re.sub(r" at 0x\w+", "", text)  # addresses, which differ from process to process
     return hashlib.sha256(text.encode()).hexdigest()[:8]

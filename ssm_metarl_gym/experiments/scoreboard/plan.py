@@ -37,7 +37,7 @@ from ssm_metarl_gym.experiments.scoreboard.meta_policies import (
 )
 from ssm_metarl_gym.experiments.scoreboard.physics import MOST_SINGLE, columns_of, physics_of
 
-__all__ = ["Run", "all_runs", "key_of", "lines_of", "num_evaluations", "plan_jobs", "run_all", "run_row"]
+__all__ = ["Run", "all_runs", "key_of", "lines_of", "num_evaluations", "plan_jobs", "run_all", "run_row", "steps_of"]
 
 EVALUATION_SEED: Final = 1_000_000
 _PACKAGES: Final = ("ssm-metarl-gym", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib")
@@ -61,26 +61,41 @@ class Run:
 
 
 def all_runs(
-    names: Sequence[str], rows: Sequence[str], steps: Sequence[int], num_seeds: int, num_dear_seeds: int | None = None
+    names: Sequence[str],
+    rows: Sequence[str],
+    steps: Sequence[int],
+    num_seeds: int,
+    num_dear_seeds: int | None = None,
+    most_dear_steps: int | None = None,
 ) -> Iterator[Run]:
     """Every run: agents without a step on the tasks first, then few steps; of these the first seeds first.
 
     Args:
         names: The physics.
         rows: The agents.
-        steps: Steps on the training tasks, of the agents that take some.
+        steps: Steps on the training tasks, of the agents that take some; none for those of each family.
         num_seeds: Number of seeds.
         num_dear_seeds: That of the agents that take long to learn; None for ``num_seeds``.
+        most_dear_steps: The most steps of these agents, who are left out where there are more; None for any.
     """
+    budgets = {name: steps_of(name, steps) for name in names}
     stages = [([row for row in rows if row in CORRECTED], 0)]
-    stages += [([row for row in rows if row not in CORRECTED], each) for each in sorted(steps)]
+    stages += [([row for row in rows if row not in CORRECTED], each) for each in sorted(set().union(*budgets.values()))]
     for of_stage, each in stages:
         for seed in range(num_seeds):
             for name in names:
                 for row in of_stage:
-                    most = num_dear_seeds if agent_of(row).is_dear and num_dear_seeds is not None else num_seeds
-                    if seed < most and can_be(row, name):
+                    is_dear = agent_of(row).is_dear
+                    most = num_dear_seeds if is_dear and num_dear_seeds is not None else num_seeds
+                    is_too_long = is_dear and most_dear_steps is not None and each > most_dear_steps
+                    has_budget = not each or each in budgets[name]
+                    if seed < most and has_budget and not is_too_long and can_be(row, name):
                         yield Run(name, row, seed, each)
+
+
+def steps_of(name: str, steps: Sequence[int]) -> tuple[int, ...]:
+    """The steps on the training tasks in some physics: those that are asked for, else its own; few of them first."""
+    return tuple(sorted(steps)) or (physics_of(name).steps,)
 
 
 def can_be(row: str, name: str) -> bool:

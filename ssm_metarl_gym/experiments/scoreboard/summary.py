@@ -16,7 +16,6 @@ from ssm_metarl_gym.experiments.scoreboard.decisions import decision_tables
 from ssm_metarl_gym.experiments.scoreboard.figures import Scoreboard
 from ssm_metarl_gym.experiments.scoreboard.page import write_markdown, write_page
 from ssm_metarl_gym.experiments.scoreboard.physics import PHYSICS, recipe_of
-from ssm_metarl_gym.experiments.scoreboard.plan import can_be
 from ssm_metarl_gym.files import replacing
 
 __all__ = ["REPORT_FILES", "find_scoreboard", "write_report", "write_scores"]
@@ -108,18 +107,18 @@ def write_report(scoreboard: Scoreboard, command: str) -> list[Path]:
 def write_scores(scoreboard: Scoreboard, path: Path) -> None:
     """Write mean returns as rliable takes them: an array ``Float[num_seeds num_physics]`` for each agent and column.
 
-    The names are ``"agent/column"``, and ``"agent/column/physics"`` names the physics of its columns: all in which the
-    agent can be and which have the column. The seeds are those that all of these have.
+    The names are ``"agent/column"``, and ``"agent/column/physics"`` names the physics of its columns: all of which a
+    seed is known. The seeds are those that all of these have.
     """
     scores = {}
     for label, row, steps in scoreboard.labels():
         for column in ("interpolation", "extrapolation", "switch"):
-            names = [name for name in scoreboard.names if can_be(row, name) and column in scoreboard.columns(name)]
-            found = [scoreboard.lines(name, row, steps, column) for name in names]
-            if seeds := sorted(set.intersection(*map(set, found)) if found else ()):
-                means = [[np.mean(lines[seed]["returns"]) for lines in found] for seed in seeds]
+            known = {name: scoreboard.lines(name, row, steps, column) for name in scoreboard.names}
+            found = {name: lines for name, lines in known.items() if lines}
+            if seeds := sorted(set.intersection(*map(set, found.values())) if found else ()):
+                means = [[np.mean(lines[seed]["returns"]) for lines in found.values()] for seed in seeds]
                 scores[f"{label}/{column}"] = np.array(means)
-                scores[f"{label}/{column}/physics"] = np.array(names)
+                scores[f"{label}/{column}/physics"] = np.array(list(found))
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **scores)  # type: ignore[arg-type]
 

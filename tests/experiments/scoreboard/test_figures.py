@@ -6,7 +6,7 @@ import pytest
 from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.scoreboard.board import Board
 from ssm_metarl_gym.experiments.scoreboard.figures import Scoreboard, context_means, probability_of_improvement
-from ssm_metarl_gym.experiments.scoreboard.physics import columns_of
+from ssm_metarl_gym.experiments.scoreboard.physics import PHYSICS, columns_of
 from ssm_metarl_gym.experiments.scoreboard.plan import Run, all_runs, key_of
 
 NAME = "PointActuators-2"
@@ -65,6 +65,20 @@ def test_an_agent_is_between_those_of_as_many_steps(tmp_path):
             scoreboard.records.add(**key, returns=[value] * 20)
     table = replace(scoreboard, steps=(100, 900)).normalised(NAME)
     assert [row[3] for row in table.rows] == ["0.00", "1.00", "0.00", "1.00"]
+
+
+def test_an_agent_without_steps_is_between_those_with_the_most_that_its_family_has(tmp_path):
+    steps = PHYSICS[NAME].steps
+    scoreboard = make_scoreboard(tmp_path, rows=("as_is",))
+    for row, value in (("domain_randomisation", -10.0), ("told", 10.0)):
+        for seed in range(2):
+            scoreboard.records.add(
+                **key_of(scoreboard.board, Run(NAME, row, seed, steps), "switch"), returns=[value] * 20
+            )
+    rows = ("as_is", "domain_randomisation", "told")
+    for asked in ((), (steps, 10 * steps)):  # of ten times as many, as of other families, nothing is known
+        table = replace(scoreboard, rows=rows, steps=asked).normalised(NAME)
+        assert [row[3] for row in table.rows] == ["0.50", "0.00", "1.00"]
 
 
 def test_scores_are_of_the_seeds_that_all_three_have(tmp_path):

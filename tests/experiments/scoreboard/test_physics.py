@@ -15,6 +15,7 @@ from ssm_metarl_gym.experiments.scoreboard.physics import (
     columns_of,
     context_distances,
     distances_of,
+    recipe_of,
 )
 from ssm_metarl_gym.tasks.aib import AIB_CONTEXTS
 from ssm_metarl_gym.tasks.classic import PendulumTask
@@ -52,6 +53,14 @@ def test_a_policy_that_remembers_learns_from_whole_rollouts_of_an_environment():
 def test_episodes_are_as_long_as_is_said():
     for physics in PHYSICS.values():
         assert gym.spec(physics.env_id).max_episode_steps == physics.length
+
+
+def test_other_steps_are_no_other_settings(monkeypatch):
+    before, physics = recipe_of("CartPole"), PHYSICS["CartPole"]
+    monkeypatch.setitem(PHYSICS, "CartPole", replace(physics, steps=7))
+    assert recipe_of("CartPole") == before  # a line tells its steps beside its settings
+    monkeypatch.setitem(PHYSICS, "CartPole", replace(physics, num_epochs=7))
+    assert recipe_of("CartPole") != before
 
 
 @pytest.mark.parametrize("name", ["DoubleIntegratorFriction", "PendulumPolarity"])

@@ -55,6 +55,20 @@ def test_what_takes_long_to_learn_has_fewer_seeds():
     assert len(list(all_runs(["CartPole"], rows, (100,), 3))) == 9
 
 
+def test_what_takes_long_to_learn_is_left_out_where_there_are_too_many_steps():
+    runs = all_runs(["CartPole"], ("told", "window_ssm"), (100, 101), 2, 1, 100)
+    assert [(run.row, run.steps) for run in runs if run.seed == 0] == [
+        *(("told", 100), ("window_ssm", 100), ("told", 101)),
+    ]
+
+
+def test_families_have_steps_of_their_own_and_those_with_few_come_first():
+    runs = all_runs(["PointActuators-2", "CartPole", "DoubleIntegrator"], ("as_is", "told"), (), 1)
+    assert [(run.physics, run.steps) for run in runs if run.row == "told"] == [
+        *(("CartPole", 100_000), ("DoubleIntegrator", 600_000), ("PointActuators-2", 1_000_000)),
+    ]
+
+
 def test_what_a_run_stands_on_is_done_before_it(board, records):
     jobs = plan_jobs(board, RUNS, records)
     for index, job in enumerate(jobs):

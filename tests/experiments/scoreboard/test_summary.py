@@ -60,6 +60,17 @@ def test_scores_are_arrays_of_seeds_by_families(tmp_path):
         assert scores["told, 0.0001M/switch/physics"].tolist() == ["PointActuators-2"]
 
 
+def test_scores_are_of_the_families_in_which_an_agent_took_so_many_steps(tmp_path):
+    board = Board(tmp_path, 20)
+    records = Records(board.lines)
+    for run in all_runs(NAMES, ["told"], (), 2):
+        records.add(**key_of(board, run, "extrapolation"), returns=[float(run.seed)] * 20)
+    write_scores(find_scoreboard(tmp_path), tmp_path / "scores.npz")
+    with np.load(tmp_path / "scores.npz") as scores:
+        assert scores["told, 0.1M/extrapolation/physics"].tolist() == ["CartPole"]
+        assert scores["told, 1M/extrapolation"].tolist() == [[0.0], [1.0]]
+
+
 def test_scores_are_of_the_seeds_that_all_families_have(tmp_path):
     board = Board(tmp_path, 20)
     records = Records(board.lines)
