@@ -35,7 +35,7 @@ def decision_tables(scoreboard: Scoreboard) -> list[Table]:
 
 
 def best_agents(scoreboard: Scoreboard) -> Table:
-    """Of each family and column the best agent and all that may be as good, the cheapest first.
+    """Of each family and column the cheapest of the best agent and all that may be as good, and these.
 
     The best one is above the most others, in the tasks of the seeds that both have; as good are those whose difference
     from it has no interval, over at least three seeds, that lies below zero. Those that are told what is hidden are
@@ -48,11 +48,12 @@ def best_agents(scoreboard: Scoreboard) -> Table:
         for column in scoreboard.columns(name):
             known = {label: scoreboard.lines(name, *agent, column) for label, agent in agents.items()}
             found = {label: lines for label, lines in known.items() if len(lines) >= _LEAST_SEEDS}
-            for label in sorted(_best_of(found), key=lambda label: costs[label] or (math.inf, math.inf)):
+            if best := sorted(_best_of(found), key=lambda label: costs[label] or (math.inf, math.inf)):
+                label, *others = best
                 returns = estimate([line["returns"] for line in found[label].values()], 0)
-                rows.append([name, column, label, f"{returns:.1f}", *_cells(costs[label])])
-    header = ["", "column", "agent", "mean return", "steps on the family", "CPU seconds"]
-    return Table("What to use when: the best, and what it costs", header, rows)
+                rows.append([name, column, label, f"{returns:.1f}", *_cells(costs[label]), ", ".join(others)])
+    header = ["", "column", "agent", "mean return", "steps on the family", "CPU seconds", "not told from it"]
+    return Table("What to use when: the cheapest of the best, and what it costs", header, rows)
 
 
 def _best_of(found: Mapping[str, _Lines]) -> list[str]:

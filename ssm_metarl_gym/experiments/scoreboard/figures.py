@@ -36,11 +36,13 @@ class Table(NamedTuple):
         title: What it is of.
         header: The names of its columns.
         rows: Its cells.
+        is_tinted: Whether a page colours each number by its place between the least and the greatest of its column.
     """
 
     title: str
     header: list[str]
     rows: list[list[str]]
+    is_tinted: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,17 @@ class Scoreboard:
     def lines(self, name: str, row: str, steps: int, column: str) -> dict[int, dict[str, Any]]:
         """The lines that are known, by seed."""
         return lines_of(self.board, self.records, name, row, steps, column, self.num_seeds)
+
+    def overview(self, column: str) -> Table:
+        """Mean returns of all agents in all physics that have a column, each after the most steps that are known."""
+        names = [name for name in self.names if column in self.columns(name)]
+        cells: dict[str, dict[str, str]] = {}
+        for _, row, steps in self.labels():  # few steps first
+            for name in names:
+                if found := self.returns(name, row, steps, column):
+                    cells.setdefault(row, {})[name] = f"{np.mean(found):.1f}"
+        rows = [[row, *(of_row.get(name, "") for name in names)] for row, of_row in cells.items()]
+        return Table(f"At a glance: mean return, {column}", ["", *names], rows, is_tinted=True)
 
     def mean_returns(self, name: str) -> Table:
         """Mean returns with intervals over seeds."""

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from ssm_metarl_gym.files import replacing
 __all__ = ["write_markdown", "write_page"]
 
 _STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; --strong: #2563eb; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 0 auto; padding: 1rem 1rem 4rem; }
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; --strong: #2563eb; --tint: #16a34a; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 0 auto; padding: 1rem 1rem 4rem; }
 h1 { font-size: 1.7rem; margin: 1rem 0 .3rem; }
 h2 { font-size: 1.35rem; margin: 2.6rem 0 .5rem; border-top: 1px solid var(--line); padding-top: 1rem; }
 h3 { font-size: 1rem; margin: 1.5rem 0 .4rem; }
@@ -25,7 +26,10 @@ figcaption, .note { color: color-mix(in srgb, currentColor 65%, transparent); fo
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .35rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: Canvas; }
+th:first-child, td:first-child { position: sticky; left: 0; background: Canvas; }
+th { white-space: normal; vertical-align: bottom; }
+.text { text-align: left; white-space: normal; }
+.tinted { background: color-mix(in srgb, var(--tint) calc(var(--share) * 45%), transparent); }
 tbody tr:hover td { background: var(--soft); }
 td b { font-weight: 650; }
 small { opacity: .65; }
@@ -33,28 +37,37 @@ pre { background: var(--soft); padding: .7rem; overflow-x: auto; border-radius: 
 """
 
 
-def write_markdown(title: str, introduction: str, tables: Sequence[Table], path: Path) -> None:
+def write_markdown(title: str, introduction: Sequence[str], tables: Sequence[Table], path: Path) -> None:
     """Write tables as Markdown.
 
     Args:
         title: The heading.
-        introduction: What stands below it.
+        introduction: What stands below it, the points of a list.
         tables: The tables.
         path: The file, which is replaced as a whole.
     """
-    parts = [f"# {title}", introduction, *(_as_markdown(table) for table in tables)]
+    parts = [
+        f"# {title}",
+        "\n".join(f"- {point}" for point in introduction),
+        *(_as_markdown(table) for table in tables),
+    ]
     with replacing(path) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def write_page(
-    title: str, introduction: str, tables: Sequence[Table], pictures: Mapping[str, Path], command: str, path: Path
+    title: str,
+    introduction: Sequence[str],
+    tables: Sequence[Table],
+    pictures: Mapping[str, Path],
+    command: str,
+    path: Path,
 ) -> None:
     """Write one page in HTML, with the pictures inside.
 
     Args:
         title: The heading.
-        introduction: What stands below it, a paragraph.
+        introduction: What stands below it, the points of a list.
         tables: The tables.
         pictures: Of each family its picture of mean returns, in PNG.
         command: The command that makes the page again.
@@ -64,11 +77,12 @@ def write_page(
     for table in tables:
         groups.setdefault(_group(table), []).append(table)
     links = " ".join(f'<a href="#{_anchor(group)}">{html.escape(group)}</a>' for group in groups)
+    points = "".join(f"<li>{html.escape(point)}</li>" for point in introduction)
     parts = [
         "<!doctype html>",
         f'<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>',
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>',
-        f"<h1>{html.escape(title)}</h1><p>{html.escape(introduction)}</p><nav>{links}</nav>",
+        f"<h1>{html.escape(title)}</h1><ul>{points}</ul><nav>{links}</nav>",
     ]
     for group, of_group in groups.items():
         parts.append(f'<h2 id="{_anchor(group)}">{html.escape(group)}</h2>')
@@ -93,12 +107,22 @@ def _as_figure(picture: Path, text: str) -> str:
 
 
 def _as_html(table: Table) -> str:
-    header = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in table.header)
-    rows = "".join(
-        f"<tr><td>{html.escape(row[0])}</td>{''.join(f'<td>{_as_cell(cell)}</td>' for cell in row[1:])}</tr>"
-        for row in table.rows
+    columns = list(zip(*table.rows, strict=True))
+    is_text = [not any(map(_is_number, column)) for column in columns]
+    shares = [_shares(column) if table.is_tinted else {} for column in columns]
+    classes = [' class="text"' if each else "" for each in is_text]
+    header = "".join(
+        f'<th scope="col"{of_column}>{_may_break(html.escape(cell))}</th>'
+        for cell, of_column in zip(table.header, classes, strict=True)
     )
-    body = f"<table><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table>"
+    rows = []
+    for row in table.rows:
+        cells = []
+        for cell, of_column, of_cells in zip(row, classes, shares, strict=True):
+            tint = f' class="tinted" style="--share: {of_cells[cell]:.2f}"' if cell in of_cells else of_column
+            cells.append(f"<td{tint}>{_as_cell(cell)}</td>")
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    body = f"<table><thead><tr>{header}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     title = table.title.removeprefix(f"{_group(table)}: ")
     return f'<h3>{html.escape(title[0].upper() + title[1:])}</h3><div class="scroll">{body}</div>'
 
@@ -107,6 +131,26 @@ def _as_cell(cell: str) -> str:
     """A mean stands out from its interval."""
     mean, bracket, interval = html.escape(cell).partition(" [")
     return f"<b>{mean}</b> <small>[{interval}</small>" if bracket else mean
+
+
+def _may_break(name: str) -> str:
+    """A name in CamelCase, which a narrow column may break between its words."""
+    return re.sub("(?<=[a-z])(?=[A-Z])", "<wbr>", name)
+
+
+def _is_number(cell: str) -> bool:
+    return bool(re.match(r"-?\d", cell))
+
+
+def _shares(cells: Sequence[str]) -> dict[str, float]:
+    """The place of each number between the least and the greatest, from 0 to 1.
+
+    Numbers that lie closely together are all near 1: the least is as far below as a tenth of the greatest, or further.
+    """
+    values = {cell: float(cell) for cell in cells if _is_number(cell)}
+    low, high = min(values.values(), default=0.0), max(values.values(), default=0.0)
+    width = max(high - low, 0.1 * abs(high)) or 1.0
+    return {cell: 1.0 - (high - value) / width for cell, value in values.items()}
 
 
 def _group(table: Table) -> str:

@@ -13,25 +13,28 @@ from ssm_metarl_gym.experiments.report import estimate
 from ssm_metarl_gym.experiments.scoreboard.agents import AGENTS, adapts
 from ssm_metarl_gym.experiments.scoreboard.board import Board, rule_of
 from ssm_metarl_gym.experiments.scoreboard.decisions import decision_tables
-from ssm_metarl_gym.experiments.scoreboard.figures import Scoreboard
+from ssm_metarl_gym.experiments.scoreboard.figures import Scoreboard, Table
 from ssm_metarl_gym.experiments.scoreboard.page import write_markdown, write_page
 from ssm_metarl_gym.experiments.scoreboard.physics import PHYSICS, recipe_of
 from ssm_metarl_gym.files import replacing
 
-__all__ = ["REPORT_FILES", "find_scoreboard", "write_report", "write_scores"]
+__all__ = ["REPORT_FILES", "find_scoreboard", "report_tables", "write_report", "write_scores"]
 
 REPORT_FILES: Final = ("report.md", "report.html", "scores.npz")
 _NEEDED: Final = ("physics", "row", "steps", "seed", "column", "num_tasks", "percent", "returns")
 _INTRODUCTION: Final = (
     "Every agent meets the same tasks of each seed. Means are over tasks and seeds, with 95 % intervals over seeds "
-    "(Student's t); of one seed, over tasks (bootstrap). Scores and scaled returns are interquartile means, with a "
-    "bootstrap over seeds and tasks from five seeds on. Agents with steps in their name were trained on tasks of the "
-    "family for so many. What corrects by gradients or by least squares was not, but its model has seen 64,000 random "
-    "steps of them, and `meta_policy` plays ten episodes of each task before the one that counts. The best agents are "
-    "the one that is above the most others and all whose difference from it has no interval over three seeds or more "
-    "that lies below zero, in the tasks of the seeds that both have, the cheapest first; what is told the hidden "
-    "physics is not among them. Scores are over the seeds that an agent has in common with those that are 0 and 1."
+    "(Student's t); of one seed, over tasks (bootstrap).",
+    "Agents with steps in their name were trained on tasks of the family for so many; at a glance, each stands with "
+    "the most steps that are known. What corrects by gradients or by least squares was not, but its model has seen "
+    "64,000 random steps of them, and meta_policy plays ten episodes of each task before the one that counts.",
+    "What to use when: the best agent is above the most others, and not told from it are all whose difference from it "
+    "has no interval, over three seeds or more, that lies below zero, in the tasks of the seeds that both have. What "
+    "is told the hidden physics is not among them.",
+    "Scores and scaled returns are interquartile means, with a bootstrap over seeds and tasks from five seeds on. "
+    "Scores are over the seeds that an agent has in common with those that are 0 and 1.",
 )
+_AT_A_GLANCE: Final = ("interpolation", "extrapolation", "switch", "nominal")
 
 
 def find_scoreboard(folder: Path) -> Scoreboard:
@@ -91,7 +94,7 @@ def write_report(scoreboard: Scoreboard, command: str) -> list[Path]:
         scoreboard: What is known.
         command: The command that makes the report again, as the page tells it.
     """
-    folder, tables = scoreboard.board.folder, [*decision_tables(scoreboard), *scoreboard.tables()]
+    folder, tables = scoreboard.board.folder, report_tables(scoreboard)
     pictures = {}
     for name in scoreboard.names:
         path = folder / f"returns-{name}.png"
@@ -102,6 +105,12 @@ def write_report(scoreboard: Scoreboard, command: str) -> list[Path]:
     write_page(title, _INTRODUCTION, tables, pictures, command, folder / "report.html")
     write_scores(scoreboard, folder / "scores.npz")
     return [folder / "report.html", folder / "report.md", *pictures.values(), folder / "scores.npz"]
+
+
+def report_tables(scoreboard: Scoreboard) -> list[Table]:
+    """All tables of a report that have a row: at a glance, what to use when, and each family."""
+    overviews = [table for table in map(scoreboard.overview, _AT_A_GLANCE) if table.rows]
+    return [*overviews, *decision_tables(scoreboard), *scoreboard.tables()]
 
 
 def write_scores(scoreboard: Scoreboard, path: Path) -> None:

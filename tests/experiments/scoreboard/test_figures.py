@@ -44,6 +44,20 @@ def test_means_have_intervals_over_seeds(scoreboard):
     assert row_of(table, "corrected_filter")[-1] == "2"
 
 
+def test_at_a_glance_an_agent_stands_with_the_most_steps_that_are_known(tmp_path):
+    scoreboard = make_scoreboard(tmp_path)
+    for seed in range(2):
+        scoreboard.records.add(**key_of(scoreboard.board, Run(NAME, "told", seed, 900), "switch"), returns=[26.0] * 20)
+    scoreboard = replace(scoreboard, steps=(100, 900, 1000))
+    table = scoreboard.overview("switch")
+    assert table.header == ["", NAME]
+    assert table.rows == [
+        *(["as_is", "0.0"], ["corrected_filter", "9.0"], ["domain_randomisation", "2.0"], ["told", "26.0"]),
+    ]
+    assert row_of(scoreboard.overview("interpolation"), "told") == ["told", "12.0"]
+    assert replace(scoreboard, names=["CartPole"]).overview("switch").rows == []
+
+
 def test_scores_lie_between_the_plain_agent_and_the_told_one(scoreboard):
     table = scoreboard.normalised(NAME)
     scores = {label: row_of(table, label)[1] for label in ("told", "domain", "as_is", "corrected_filter")}

@@ -3,10 +3,9 @@ import pytest
 
 from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.scoreboard.board import Board
-from ssm_metarl_gym.experiments.scoreboard.decisions import decision_tables
 from ssm_metarl_gym.experiments.scoreboard.physics import columns_of
 from ssm_metarl_gym.experiments.scoreboard.plan import Run, all_runs, key_of
-from ssm_metarl_gym.experiments.scoreboard.summary import find_scoreboard, write_report, write_scores
+from ssm_metarl_gym.experiments.scoreboard.summary import find_scoreboard, report_tables, write_report, write_scores
 
 NAMES, ROWS = ("CartPole", "PointActuators-2"), ("as_is", "corrected_gradients", "told")
 
@@ -44,9 +43,10 @@ def test_the_page_needs_no_other_file_and_shows_every_table(tmp_path):
     assert page.count('src="data:image/png;base64,') == 2
     for word in ("http://", "https://", 'src="/', ".png"):
         assert word not in page
-    tables = [*decision_tables(scoreboard), *scoreboard.tables()]
+    tables = report_tables(scoreboard)
     assert page.count("<table>") == len(tables) > len(scoreboard.tables())
     assert "<b>0.5</b> <small>[" in page
+    assert page.count('class="tinted"') == 3 * (2 + 2 + 1 + 2)  # three agents, and nothing changes in a CartPole
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert all(f"## {table.title}\n" in markdown for table in tables)
 

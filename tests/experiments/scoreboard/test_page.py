@@ -1,0 +1,34 @@
+import re
+
+from ssm_metarl_gym.experiments.scoreboard.figures import Table
+from ssm_metarl_gym.experiments.scoreboard.page import write_markdown, write_page
+
+
+def page_of(table, folder):
+    write_page("Title", ["Less < more."], [table], {}, "command", folder / "page.html")
+    return (folder / "page.html").read_text(encoding="utf-8")
+
+
+def test_numbers_are_tinted_by_their_place_in_their_column(tmp_path):
+    table = Table(
+        "Group: title", ["", "one", "two"], [["a", "-30.0", "99.0"], ["b", "", "100.0"], ["c", "10.0", ""]], True
+    )
+    page = page_of(table, tmp_path)
+    cells = re.findall(r'--share: ([\d.]+)">([-\d.]+)<', page)
+    # What lies closely together is hardly told apart: a tenth of 100 is the least width.
+    assert cells == [("0.00", "-30.0"), ("0.90", "99.0"), ("1.00", "100.0"), ("1.00", "10.0")]
+
+
+def test_only_columns_without_a_number_are_text(tmp_path):
+    page = page_of(Table("Group: title", ["", "agent", "mean"], [["a", "told", "1.0 [0.5, 1.5]"]]), tmp_path)
+    assert '<td class="text">told</td><td><b>1.0</b> <small>[0.5, 1.5]</small></td>' in page
+    assert 'class="tinted"' not in page
+
+
+def test_an_introduction_is_a_list(tmp_path):
+    table = Table("Group: title", ["", "mean"], [["a", "1.0"]])
+    assert "<ul><li>Less &lt; more.</li></ul>" in page_of(table, tmp_path)
+    write_markdown("Title", ["One.", "Two."], [table], tmp_path / "page.md")
+    assert (
+        (tmp_path / "page.md").read_text(encoding="utf-8").startswith("# Title\n\n- One.\n- Two.\n\n## Group: title\n")
+    )
