@@ -37,20 +37,31 @@ pre { background: var(--soft); padding: .7rem; overflow-x: auto; border-radius: 
 """
 
 
-def write_markdown(title: str, introduction: Sequence[str], tables: Sequence[Table], path: Path) -> None:
-    """Write tables as Markdown.
+def write_markdown(
+    title: str,
+    introduction: Sequence[str],
+    tables: Sequence[Table],
+    pictures: Mapping[str, Path],
+    command: str,
+    path: Path,
+) -> None:
+    """Write a page in Markdown, with the pictures beside it.
 
     Args:
         title: The heading.
         introduction: What stands below it, the points of a list.
         tables: The tables.
+        pictures: Of each family its picture of mean returns, in the folder of the page.
+        command: The command that makes the page again.
         path: The file, which is replaced as a whole.
     """
-    parts = [
-        f"# {title}",
-        "\n".join(f"- {point}" for point in introduction),
-        *(_as_markdown(table) for table in tables),
-    ]
+    parts = [f"# {title}", "\n".join(f"- {point}" for point in introduction), f"Made by `{command}`."]
+    for group, of_group in _groups(tables).items():
+        parts.append(f"## {group}")
+        if group in pictures:
+            parts.append(f"![{_caption(group)}]({pictures[group].name})")
+        for table in of_group:
+            parts += [f"### {_title_in_group(table)}", format_markdown(table.header, table.rows)]
     with replacing(path) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
@@ -73,9 +84,7 @@ def write_page(
         command: The command that makes the page again.
         path: The file, which is replaced as a whole.
     """
-    groups: dict[str, list[Table]] = {}
-    for table in tables:
-        groups.setdefault(_group(table), []).append(table)
+    groups = _groups(tables)
     links = " ".join(f'<a href="#{_anchor(group)}">{html.escape(group)}</a>' for group in groups)
     points = "".join(f"<li>{html.escape(point)}</li>" for point in introduction)
     parts = [
@@ -87,15 +96,11 @@ def write_page(
     for group, of_group in groups.items():
         parts.append(f'<h2 id="{_anchor(group)}">{html.escape(group)}</h2>')
         if group in pictures:
-            parts.append(_as_figure(pictures[group], f"{group}: mean return and 95 % interval, and each seed"))
+            parts.append(_as_figure(pictures[group], _caption(group)))
         parts += map(_as_html, of_group)
     parts.append(f'<p class="note">Made by</p><pre>{html.escape(command)}</pre></body></html>')
     with replacing(path) as temporary:
         temporary.write_text("\n".join(parts) + "\n", encoding="utf-8")
-
-
-def _as_markdown(table: Table) -> str:
-    return f"## {table.title}\n\n{format_markdown(table.header, table.rows)}"
 
 
 def _as_figure(picture: Path, text: str) -> str:
@@ -123,8 +128,7 @@ def _as_html(table: Table) -> str:
             cells.append(f"<td{tint}>{_as_cell(cell)}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     body = f"<table><thead><tr>{header}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    title = table.title.removeprefix(f"{_group(table)}: ")
-    return f'<h3>{html.escape(title[0].upper() + title[1:])}</h3><div class="scroll">{body}</div>'
+    return f'<h3>{html.escape(_title_in_group(table))}</h3><div class="scroll">{body}</div>'
 
 
 def _as_cell(cell: str) -> str:
@@ -153,9 +157,21 @@ def _shares(cells: Sequence[str]) -> dict[str, float]:
     return {cell: 1.0 - (high - value) / width for cell, value in values.items()}
 
 
-def _group(table: Table) -> str:
-    """The family that a table is of, or what else it is about."""
-    return table.title.partition(": ")[0]
+def _groups(tables: Sequence[Table]) -> dict[str, list[Table]]:
+    """Tables by the family that they are of, or by what else they are about."""
+    groups: dict[str, list[Table]] = {}
+    for table in tables:
+        groups.setdefault(table.title.partition(": ")[0], []).append(table)
+    return groups
+
+
+def _title_in_group(table: Table) -> str:
+    title = table.title.partition(": ")[2] or table.title
+    return title[0].upper() + title[1:]
+
+
+def _caption(group: str) -> str:
+    return f"{group}: mean return and 95 % interval, and each seed"
 
 
 def _anchor(group: str) -> str:

@@ -101,7 +101,7 @@ def write_report(scoreboard: Scoreboard, command: str) -> list[Path]:
         if _draw(scoreboard, name, path):
             pictures[name] = path
     title = "Ways of coping with physics that one is not told about"
-    write_markdown(title, _INTRODUCTION, tables, folder / "report.md")
+    write_markdown(title, _INTRODUCTION, tables, pictures, command, folder / "report.md")
     write_page(title, _INTRODUCTION, tables, pictures, command, folder / "report.html")
     write_scores(scoreboard, folder / "scores.npz")
     return [folder / "report.html", folder / "report.md", *pictures.values(), folder / "scores.npz"]

@@ -25,10 +25,15 @@ def test_only_columns_without_a_number_are_text(tmp_path):
     assert 'class="tinted"' not in page
 
 
-def test_an_introduction_is_a_list(tmp_path):
+def test_an_introduction_is_a_list_and_a_group_has_its_picture(tmp_path):
     table = Table("Group: title", ["", "mean"], [["a", "1.0"]])
     assert "<ul><li>Less &lt; more.</li></ul>" in page_of(table, tmp_path)
-    write_markdown("Title", ["One.", "Two."], [table], tmp_path / "page.md")
-    assert (
-        (tmp_path / "page.md").read_text(encoding="utf-8").startswith("# Title\n\n- One.\n- Two.\n\n## Group: title\n")
+    pictures = {"Group": tmp_path / "returns.png"}
+    write_markdown(
+        "Title", ["One.", "Two."], [table, Table("Costs", ["", "s"], [])], pictures, "do", tmp_path / "page.md"
     )
+    lines = (tmp_path / "page.md").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line and "|" not in line] == [
+        *("# Title", "- One.", "- Two.", "Made by `do`.", "## Group"),
+        *("![Group: mean return and 95 % interval, and each seed](returns.png)", "### Title", "## Costs", "### Costs"),
+    ]
