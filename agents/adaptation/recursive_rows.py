@@ -91,7 +91,9 @@ class RecursiveRows(AdapterRows):
             arrivals = self._windows.inferred_arrivals(bits, there)
         for places, counted in self._windows.take(arrivals, there):
             self.state = self._adapter.update(self.state, states[index, places], targets[index, places], counted)
-        self._weights = self._layout.weights(self._adapter.flat_weights(self.state).to(self._weights.dtype))
+        # Of the rows that took part: what a filter expects beforehand need not be the source, where others are still.
+        weights = self._layout.weights(self._adapter.flat_weights(self.state).to(self._weights.dtype))
+        self._weights = torch.where(there.any(dim=1, keepdim=True), weights, self._weights)
         # Tell what happened.
         stats = self.stats
         stats.calls += rows

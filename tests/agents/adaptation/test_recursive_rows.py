@@ -19,11 +19,11 @@ N, K = 4, 5
 MSE = nn.MSELoss()
 
 
-def make_kalman():
+def make_kalman(**options):
     core = nn.Sequential(nn.Linear(5, 6), nn.Tanh())
     model = DynamicsModel(spaces.Box(-9.0, 9.0, (3,)), spaces.Box(-1.0, 1.0, (2,)), core, adapts="action_map")
     model.residual_variance.fill_(0.05)
-    return KalmanAdapter(model)
+    return KalmanAdapter(model, **options)
 
 
 ADAPTERS = {"least squares": lambda: RecursiveLeastSquares(nn.Linear(5, 3)), "kalman": make_kalman}
@@ -115,6 +115,19 @@ def test_a_row_that_went_back_takes_its_window_in_once_more_in_its_order(make):
         states = torch.randn(N, 1, 5)
         with torch.no_grad():
             torch.testing.assert_close(rows.predict(states)[row], single.model(states[row]), rtol=1e-4, atol=1e-5)
+
+
+def test_rows_that_have_seen_nothing_stay_at_the_source_while_others_adapt():
+    adapter, windows = make_kalman(mixed=True), Windows()  # of a mix it expects something else than the source
+    rows, singles = RecursiveRows(adapter, N), [copy.deepcopy(adapter) for _ in range(N)]
+    for row in (0, 2):
+        windows.add(row)
+    rows.adapt(MSE, windows.batch, mask=windows.mask, rows=torch.tensor([True, True, False, False]))
+    singles[0].adapt(MSE, windows.of(0))
+    singles[1].adapt(MSE, {"states": torch.empty(0, 5), "targets": torch.empty(0, 3)})
+    assert rows.stats.distance.gt(0.0).tolist() == [True, False, False, False]
+    for row, single in enumerate(singles):
+        assert_same(rows, single, row)
 
 
 @each
