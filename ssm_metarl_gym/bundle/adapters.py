@@ -1,5 +1,6 @@
 """What adapts the weights of a model: the surface that all ways share, and gradient steps."""
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -61,6 +62,10 @@ class AdaptingWeights(ABC):
         # How much farther away the rounding of weights within the ball can take them.
         self._rounding = float(np.finfo(self._source.dtype).eps) * (self._norm + self._radius)
         self._num_steps = self._num_rejected = self._num_cut = 0
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+        self.weights = self._by_name(self._flat)  # a copy of a view is none
 
     @abstractmethod
     def adapt(self, loss: Loss, states: Floats, targets: Floats, arrivals: Sequence[int]) -> Callable[[], float]:
@@ -162,7 +167,7 @@ class GradientSteps(AdaptingWeights):
 
     def _measured(self, value: float) -> Callable[[], float]:
         self._num_rejected += math.isnan(value)
-        return lambda: value
+        return functools.partial(float, value)
 
     def _step(self, gradients: Mapping[str, Floats]) -> bool:
         """One clipped and projected step, and whether all of it is finite."""

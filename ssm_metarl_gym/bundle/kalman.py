@@ -74,11 +74,14 @@ class KalmanFilter(Recursive):
         # that is used again, u in the place of the ones of `own`.
         self._eye = np.eye(self._num_actions)
         self._by_weights = np.concatenate([np.repeat(self._eye, self._num_actions, axis=1), self._eye], axis=1)
-        blocks = self._by_weights[:, : self._num_entries].reshape((self._num_actions,) * 3)
-        self._own = np.einsum("iij->ij", blocks)  # A A
+        self._own = self._view_of_own()  # A A
         self._mixes = {} if options["mixed"] else self._any_mix()
         self._foreseen: _Linearised | None = None
         self._forget()
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        super().__setstate__(state)
+        self._own = self._view_of_own()
 
     def reset(self) -> None:
         """Go back to the prior."""
@@ -122,6 +125,11 @@ class KalmanFilter(Recursive):
         self._covariances = self._prior_covariances  # F W W
         self._beliefs = self._prior_beliefs  # K
         self._surprised = np.zeros(len(self._prior_variances), dtype=np.bool_)
+
+    def _view_of_own(self) -> Floats:
+        blocks = self._by_weights[:, : self._num_entries].reshape((self._num_actions,) * 3)
+        own: Floats = np.einsum("iij->ij", blocks)
+        return own
 
     def _any_mix(self) -> dict[int, Floats]:
         """Which filters are those of any mix of the actions, and what :func:`expected_rows` needs to know of each."""

@@ -1,5 +1,6 @@
 """The losses that a bundle knows: means or sums over elements, and their slopes."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -27,14 +28,13 @@ def make_loss(described: Mapping[str, Any]) -> Loss:
     name, bound = described["name"], float(described["bound"])
     check_choice("the loss", name, ["mse", "l1", "huber", "smooth_l1"])
     check_choice("the reduction of the loss", described["reduction"], ["mean", "sum"])
-    is_mean = described["reduction"] == "mean"
+    return functools.partial(_loss, name, bound, described["reduction"] == "mean")
 
-    def loss(errors: Floats) -> tuple[float, Floats]:
-        total, slopes = _sum_and_slopes(name, bound, errors)
-        scale = 1.0 / errors.size if is_mean else 1.0
-        return float(total) * scale, slopes * errors.dtype.type(scale)
 
-    return loss
+def _loss(name: str, bound: float, is_mean: bool, errors: Floats) -> tuple[float, Floats]:
+    total, slopes = _sum_and_slopes(name, bound, errors)
+    scale = 1.0 / errors.size if is_mean else 1.0
+    return float(total) * scale, slopes * errors.dtype.type(scale)
 
 
 def _sum_and_slopes(name: str, bound: float, errors: Floats) -> tuple[Any, Floats]:

@@ -73,18 +73,18 @@ class OnnxPolicy:
     """
 
     def __init__(self, described: Mapping[str, Any], data: Floats, space: ActionSpace) -> None:
-        try:
-            onnxruntime: Any = importlib.import_module("onnxruntime")
-        except ModuleNotFoundError:
-            raise ImportError(
-                "this policy is no plain network: onnxruntime must be installed to run it. Run pip install onnxruntime."
-            ) from None
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(data.tobytes(), settings, providers=["CPUExecutionProvider"])
+        self._data = data.tobytes()
+        self._session = _open_session(self._data)
         self._space = space
         self._state_shape: list[int] | None = described["state"]
         self.reset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_session": None}  # which cannot be copied
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+        self._session = _open_session(self._data)
 
     def reset(self) -> None:
         """Begin an episode without memory."""
@@ -110,3 +110,15 @@ def make_policy(described: Mapping[str, Any], weights: Mapping[str, Floats], spa
     if "onnx" in described:
         return OnnxPolicy(described["onnx"], weights["onnx"], space)
     return NetworkPolicy(described, weights, space)
+
+
+def _open_session(data: bytes) -> Any:
+    try:
+        onnxruntime: Any = importlib.import_module("onnxruntime")
+    except ModuleNotFoundError:
+        raise ImportError(
+            "this policy is no plain network: onnxruntime must be installed to run it. Run pip install onnxruntime."
+        ) from None
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(data, settings, providers=["CPUExecutionProvider"])

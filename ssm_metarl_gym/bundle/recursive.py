@@ -1,5 +1,6 @@
 """Adapters in closed form, which take in every transition once."""
 
+import functools
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +46,7 @@ class Recursive(AdaptingWeights):
                 self._num_steps += 1
                 self._flat[:] = weights
         self._last_arrival = arrivals[-1]
-        return lambda: self._measure(loss, states, targets)
+        return functools.partial(self._measure, loss, states, targets)
 
     @abstractmethod
     def _absorb(self, state: Floats, target: Floats) -> Floats | None:

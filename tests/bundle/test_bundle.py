@@ -1,5 +1,7 @@
 """What a robot runs is what the wrappers do, and numbers cannot bring it to a halt."""
 
+import copy
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -316,6 +318,33 @@ def test_numbers_that_come_back_do_not_change_by_what_is_done_to_them(bundle):
         given[:] = taken[:] = 7.0
 
 
+def assert_goes_on_alike(bundle, clone):
+    """A copy goes on as the bundle does, and neither has an influence on the other."""
+    observations = np.random.default_rng(0).normal(size=(12, bundle.observation_dim))
+    for observation in observations[:6]:
+        bundle.act(observation)
+    twin = clone(bundle)
+    told = twin.info["adaptation"]
+    actions = [bundle.act(observation) for observation in observations]
+    assert twin.info["adaptation"] == told  # whatever the bundle has learned since
+    assert np.array_equal([twin.act(observation) for observation in observations], actions)
+    assert twin.info == bundle.info
+    assert twin.info["adaptation"]["distance"] > 0.0
+
+
+@pytest.mark.each_value
+@pytest.mark.parametrize(
+    "clone",
+    [copy.deepcopy, lambda bundle: pickle.loads(pickle.dumps(bundle))],  # noqa: S301 - our own
+    ids=["deepcopy", "pickle"],
+)
+@pytest.mark.parametrize("way", ["choices", "filter", "squares of choices"])
+def test_a_copy_goes_on_alike(way, clone, make_both):
+    env_id, adapter, adapts, _ = (WAYS | MORE_WAYS)[way]
+    online, correction = {"outlier_error": np.inf, "change_ratio": np.inf}, {"gate": 0.0, "map_gate": 0.0}
+    assert_goes_on_alike(make_both(env_id, adapter, adapts, online=online, correction=correction)[2], clone)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", [SAC, SSMPPO])
 def test_other_policies_come_along(algorithm, make_both):
@@ -332,6 +361,7 @@ def test_other_policies_come_along(algorithm, make_both):
         bundle.act(observation)
         np.testing.assert_allclose(bundle.info["correction"]["asked"], asked, atol=1e-5)
         observation, *_ = env.step(asked)
+    assert_goes_on_alike(bundle, copy.deepcopy)
 
 
 def test_a_robot_needs_numpy_alone(make_both, tmp_path):
