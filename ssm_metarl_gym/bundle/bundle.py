@@ -71,14 +71,14 @@ class Bundle:
             asked = self._policy(self._online.shown(np.zeros(self.observation_dim)))
         if asked.shape != self._space.zero.shape or not self._space.contains(asked):
             raise ValueError(f"the policy must give an action of the shape {self._space.zero.shape}; it gave {asked}.")
-        self.reset()
+        self.reset(seed=0)
 
     def reset(self, *, seed: int | None = None) -> None:
         """Begin an episode.
 
         Args:
-            seed: Of what is random, the exploration of an action map that is known badly; None goes on with the stream
-                there is, which is that of the seed 0 at first.
+            seed: Of what is random, the exploration of an action map that is known badly and which episodes are left
+                out; None goes on with the streams there are, which are those of the seed 0 at first.
         """
         if seed is not None:
             self._corrector.seed(seed)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ssm_metarl_gym.agents import SSM, SSMPPO, AdaptationConfig, Adapter, KalmanAdapter, RecursiveLeastSquares
+from ssm_metarl_gym.bundle import load_bundle
 
 CARTPOLE, PENDULUM = "ssm_metarl/CartPolePolarity-v0", "ssm_metarl/PendulumPolarity-v0"
 BOUNDS = AdaptationConfig(
@@ -305,6 +306,21 @@ def test_a_reset_forgets_all_and_one_seed_gives_one_course(make_both):
     first = play(bundle)
     assert bundle.info["correction"]["gate_open"]
     assert np.array_equal(play(bundle), first)
+
+
+def test_a_bundle_that_was_given_no_seed_has_that_of_zero(make_both, tmp_path):
+    options = {"observe_predictions": True, "leave_out": 0.5}
+    make_both(CARTPOLE, gradients, online=options)
+
+    def courses(seed):
+        bundle = load_bundle(tmp_path / "robot.safetensors")
+        if seed is not None:
+            bundle.reset(seed=seed)
+        for _ in range(12):
+            yield bundle.info["adaptation"]["left_out"]
+            bundle.reset()
+
+    assert list(courses(None)) == list(courses(None)) == list(courses(0)) != list(courses(1))
 
 
 def test_numbers_that_come_back_do_not_change_by_what_is_done_to_them(bundle):
