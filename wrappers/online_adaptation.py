@@ -67,7 +67,8 @@ class OnlineAdaptation(
 
     Args:
         env: An environment with the spaces of the model.
-        adapter: An adapter of a :class:`DynamicsModel`. The wrapper works on a copy, its attribute ``adapter``.
+        adapter: An adapter of a :class:`DynamicsModel`. The wrapper works on a copy, its attribute ``adapter``, in
+            evaluation mode.
         window: Number of transitions that are kept.
         every: Number of steps between two calls of the adapter.
         warmup: Number of transitions that must be there before the first call.
@@ -148,6 +149,7 @@ class OnlineAdaptation(
         self.adapter = adapter
         name = type(self).__name__
         self.model = check_adapted_model(name, adapter, env.observation_space, env.action_space)
+        self.model.eval()  # or what it predicts would be drawn, where it has dropout
         self.source = copy_module(adapter)
         self.source.reset()
         self._source_model = cast("DynamicsModel", self.source.model)

@@ -522,6 +522,18 @@ def test_it_works_without_autograd(adapts, mode, rollout):
         assert rollout(env, 10, seed=4) == expected
 
 
+def test_a_model_in_training_mode_draws_nothing_and_stays_as_it_is(rollout):
+    env = gym.make(CARTPOLE)
+    core = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
+    model = DynamicsModel(env.observation_space, env.action_space, core)
+    expected = rollout(OnlineAdaptation(env, Adapter(model, BOUNDS), observe_predictions=True), 10, seed=4)
+    model.train()
+    before = torch.get_rng_state()
+    assert rollout(OnlineAdaptation(env, Adapter(model, BOUNDS), observe_predictions=True), 10, seed=4) == expected
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.training
+
+
 def test_a_model_that_keeps_what_it_computed_can_be_adapted():
     env = gym.make(CARTPOLE)
     model = make_model(env)
