@@ -136,7 +136,7 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
 
     def step(self, action: Any) -> tuple[Floats, SupportsFloat, bool, bool, dict[str, Any]]:
         """Take the corrected action."""
-        asked = as_asked(action, self.action_space)[None]
+        asked = as_asked(action, self.action_space)
         # Unknown until the step has succeeded: after one that failed half-way, no false transition is learned from.
         before, self._observation = self._observation, None
         known = before is not None

@@ -17,6 +17,7 @@ from ssm_metarl_gym.agents.adaptation.recursive_rows import make_adapter_rows
 from ssm_metarl_gym.agents.adaptation.rows import AdapterRows
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.stateless import copy_module
+from ssm_metarl_gym.checks import as_array, shown
 from ssm_metarl_gym.seeding import row_seeds
 from ssm_metarl_gym.wrappers.action_maps import MAP_OPTIONS, MapCorrector
 from ssm_metarl_gym.wrappers.adapted_model import LatestTransition, encode_rows
@@ -38,10 +39,30 @@ _REGULARISATION: Final = 0.005
 _MAP_REGULARISATION: Final = 0.02
 
 
-def as_asked(actions: Any, space: gym.Space[Any]) -> npt.NDArray[Any]:
-    """The actions that a policy gives, in numbers that can hold corrected ones: those of a ``Box`` may be whole."""
-    asked = np.asarray(actions)
-    return asked.astype(space.dtype) if isinstance(space, spaces.Box) and asked.dtype.kind in "iub" else asked
+def as_asked(actions: Any, space: gym.Space[Any], going: Flags | None = None) -> npt.NDArray[Any]:
+    """The actions ``[N ...]`` that a policy gives, in numbers that can hold corrected ones.
+
+    Args:
+        actions: ``[N ...]``, or ``[...]`` of a single environment. Those of a ``Box`` may be whole numbers.
+        space: The space of the action of a row.
+        going: ``Bool[N]``, the rows that take a step; None for a single environment.
+
+    Raises:
+        ValueError: They are of another shape or kind, or one of them is none of the choices that there are.
+    """
+    asked = as_array(actions)
+    what = "an action" if going is None else f"{len(going)} actions"
+    if going is None:
+        asked, going = asked[None], np.ones(1, dtype=np.bool_)
+    is_discrete = isinstance(space, spaces.Discrete)
+    fits = asked.shape == (len(going), *(space.shape or ())) and asked.dtype.kind in ("iub" if is_discrete else "iubf")
+    if fits and isinstance(space, spaces.Discrete):
+        fits = bool(((space.start <= asked) & (asked < space.start + space.n))[going].all())
+    if not fits:
+        raise ValueError(
+            f"what the policy asks for must be {what} of {space}; got {shown(actions)}. Give what its predict() gives."
+        )
+    return asked if is_discrete or asked.dtype.kind == "f" else asked.astype(space.dtype)
 
 
 class Correction:

@@ -102,8 +102,8 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
 
     def step(self, actions: Any) -> tuple[Floats, Any, Any, Any, dict[str, Any]]:
         """Take the corrected actions in every row."""
-        asked = as_asked(actions, self.single_action_space)
         going = self._going()
+        asked = as_asked(actions, self.single_action_space, going)
         begins = np.where(self._lost[:, None], np.nan, self._shown[:, : self._dim]).astype(self._shown.dtype)
         taken, is_open = self._correction.act(self._online.adapter.predict, begins, asked, going)
         self._asked = asked

@@ -295,6 +295,21 @@ class TestRefuses:
         with pytest.raises(ValueError, match=r"must be finite; core\.0\.weight has 2 that are not\. Make it anew"):
             ActionCorrection(env, reference)
 
+    @pytest.mark.each_value
+    @pytest.mark.parametrize(
+        ("env_id", "wrong"),
+        [(CARTPOLE, 2), (CARTPOLE, -1), (CARTPOLE, 1.0), (CARTPOLE, [1]), (PENDULUM, 0.5), (PENDULUM, [[0.5]])],
+    )
+    @pytest.mark.parametrize("num_envs", [None, 2])
+    def test_what_is_no_action(self, env_id, wrong, num_envs):
+        env = wrap(env_id, num_envs=num_envs)
+        env.reset(seed=0)
+        asked, what = (wrong, "an action") if num_envs is None else ([wrong] * num_envs, "2 actions")
+        with pytest.raises(ValueError, match=f"must be {what} of .*; got .* Give what its predict"):
+            env.step(asked)
+        env.step(env.action_space.sample())  # and it goes on from where it was
+        assert np.isfinite(env.step(env.action_space.sample())[-1]["correction"]["reference_error"]).all()
+
 
 @pytest.mark.slow
 def test_a_policy_that_knows_one_sign_of_the_torque_copes_with_the_other():
