@@ -38,20 +38,18 @@ class MapEstimates:
         maps: A, ``Float64[N A A]``.
         offsets: c, ``Float64[N A]``.
         variance: Of the entries of a map, the mean, ``Float64[N]``; None where an adapter knows none.
-        belief_in_source: How probable it is that the map is that of the source, ``Float64[N]``; None likewise.
     """
 
     maps: Tensor
     offsets: Tensor
     variance: Tensor | None = None
-    belief_in_source: Tensor | None = None
 
     @classmethod
     def of(cls, adapter: Adapter | AdapterRows) -> "MapEstimates":
         """Those of an adapter of a model with an action map, for its one row or its many."""
         filtered = _filter_of(adapter)
         if filtered is not None:
-            return cls._of_filter(filtered, cast("KalmanState", cast("Any", adapter).state))
+            return cls._of_filter(filtered, _state_of(adapter))
         if isinstance(adapter, AdapterRows):
             named = adapter.weights()
         else:
@@ -74,7 +72,6 @@ class MapEstimates:
             (state.beliefs[..., None, None] * maps).sum(dim=1),
             state.mean[:, num_entries:],
             state.covariance.diagonal(dim1=1, dim2=2)[:, :num_entries].mean(dim=1),
-            adapter.belief_in_source(state),
         )
 
 
@@ -82,6 +79,11 @@ def _filter_of(adapter: Adapter | AdapterRows) -> KalmanAdapter | None:
     """The filter whose state an adapter of one row or of many has, if it is one."""
     filtered = adapter.adapter if isinstance(adapter, RecursiveRows) else adapter
     return filtered if isinstance(filtered, KalmanAdapter) else None
+
+
+def _state_of(adapter: Adapter | AdapterRows) -> KalmanState:
+    """What a filter knows of its one row or its many."""
+    return cast("KalmanState", cast("Any", adapter).state)
 
 
 class MapCorrector(Corrector):
@@ -124,8 +126,8 @@ class MapCorrector(Corrector):
         self._source = reference.action_map.detach().double()  # A A
         self._source_offset = reference.action_offset.detach().double()  # A
         known = torch.cat([self._source.flatten(), self._source_offset])
-        filtered = _filter_of(adapter)
-        self._knows_another_map = filtered is not None and not torch.equal(filtered.prior_mean(), known)
+        self._filter = _filter_of(adapter)
+        self._knows_another_map = self._filter is not None and not torch.equal(self._filter.prior_mean(), known)
         self._rngs = [np.random.default_rng() for _ in range(num_rows)]
 
     @property
@@ -143,13 +145,13 @@ class MapCorrector(Corrector):
         All of them where the policy knows another map than that of the source. Without a filter, those where the
         physics differ: the model predicts better than the reference. None where either gate is inf.
         """
-        unchanged = MapEstimates.of(self._adapter).belief_in_source
-        if unchanged is None:
+        if self._filter is None:
             return super().is_open()
         if math.inf in (self.gate, self.map_gate):
-            return np.zeros(len(unchanged), dtype=np.bool_)
+            return np.zeros(len(self._rngs), dtype=np.bool_)
         if self._knows_another_map:
-            return np.ones(len(unchanged), dtype=np.bool_)
+            return np.ones(len(self._rngs), dtype=np.bool_)
+        unchanged = self._filter.belief_in_source(_state_of(self._adapter))
         is_open: Flags = (1.0 - unchanged >= self.map_gate * unchanged).numpy()
         return is_open
 

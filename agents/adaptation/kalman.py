@@ -197,13 +197,14 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
 
     def initial_state(self, num_rows: int = 1) -> KalmanState:
         """The prior, in each of ``num_rows`` rows."""
-        prior = self._prior_covariances()
+        variances = self.prior_variances()
+        prior = torch.diag_embed(variances)
         shape = num_rows, len(prior)
         return KalmanState(
             counts=self._no_counts(num_rows),
-            means=self._prior_means().expand(*shape, -1),
+            means=self._prior_means(len(prior)).expand(*shape, -1),
             covariances=prior.expand(*shape, -1, -1),
-            beliefs=self._prior_beliefs().expand(shape),
+            beliefs=self._prior_beliefs(variances).expand(shape),
             innovation=prior.new_zeros(shape),
             surprised=torch.zeros(shape, dtype=torch.bool, device=prior.device),
             commands=self._idle_commands(num_rows),
@@ -217,7 +218,7 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         """The same weights and beliefs in every row, with the covariances of the prior."""
         return replace(
             state,
-            covariances=self._prior_covariances().expand_as(state.covariances),
+            covariances=torch.diag_embed(self.prior_variances()).expand_as(state.covariances),
             surprised=torch.zeros_like(state.surprised),
         ).counted(covariance_resets=torch.ones_like(state.surprised[:, 0]))
 
@@ -232,10 +233,11 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
     def _absorb(self, state: KalmanState, states_t: Tensor, targets_t: Tensor) -> KalmanState:
         model = cast("FilteredModel", self.model)
         shape = state.beliefs.shape  # B K
-        noise = self._noise_factors() * self.noise_scale * model.residual_variance.double()  # K D
+        prior_variances = self.prior_variances()  # K W
+        noise = self._noise_factors(shape[1]) * self.noise_scale * model.residual_variance.double()  # K D
         # Predict: the parameters may have moved since the last transition.
         mean, covariance = kalman_predict(
-            state.means, state.covariances, self._prior_means(), self.prior_variances(), self.process_noise
+            state.means, state.covariances, self._prior_means(shape[1]), prior_variances, self.process_noise
         )
         states, commands = self._as_they_came(state, states_t)
         prediction, jacobian = model.linearise(states.flatten(0, 1), mean.flatten(0, 1).to(self._region.source.dtype))
@@ -252,17 +254,18 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         surprising = size > self.surprise
         changed = torch.zeros_like(surprising)
         if surprising.any():
-            anew, anew_volume = whiten(self._prior_covariances(), innovation, jacobian, noise)
+            prior_covariances = torch.diag_embed(prior_variances)  # K W W
+            anew, anew_volume = whiten(prior_covariances, innovation, jacobian, noise)
             anew_size = normalised_innovation(anew)
             anew_likelihood = log_likelihood(anew_size, anew_volume, targets_t.shape[1])
             is_likelier = self._forgetting * (anew_likelihood - likelihood).exp() > 1.0
             changed = surprising & (state.surprised | is_likelier)
-            covariance = torch.where(changed[..., None, None], self._prior_covariances(), covariance)
+            covariance = torch.where(changed[..., None, None], prior_covariances, covariance)
             whitened = torch.where(changed[..., None, None], anew, whitened)
             size = torch.where(changed, anew_size, size)
             likelihood = torch.where(changed, anew_likelihood, likelihood)
         # Believe the hypotheses that predict well.
-        beliefs = torch.lerp(state.beliefs, self._prior_beliefs().expand(shape), self._forgetting)
+        beliefs = torch.lerp(state.beliefs, self._prior_beliefs(prior_variances).expand(shape), self._forgetting)
         beliefs = (beliefs.log() + likelihood).softmax(dim=1)
         # Update, with the less weight the greater the surprise.
         clipped = size > self.surprise
@@ -295,11 +298,11 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         """The weights of each row as one vector, ``Float64[B W]``: of what is believed, the mean."""
         return state.mean
 
-    def _prior_beliefs(self) -> Tensor:
+    def _prior_beliefs(self, prior_variances: Tensor) -> Tensor:
         """Beforehand a hypothesis is the less likely, the more parameters it lets change: ``Float64[K]``."""
-        num_free = (self.prior_variances() > 0.0).sum(dim=1)
+        num_free = (prior_variances > 0.0).sum(dim=1)
         # Something else is as likely as the one with most of them.
-        num_free = torch.where(self._noise_factors()[:, 0] > 1.0, num_free.max(), num_free)
+        num_free = torch.where(self._noise_factors(len(num_free))[:, 0] > 1.0, num_free.max(), num_free)
         num_free = num_free + (self._delays(len(num_free)) > 0)  # a delay is one number more
         weights = 1.0 / (1.0 + num_free.double())
         return weights / weights.sum()
@@ -332,9 +335,9 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
             )
         return delays
 
-    def _noise_factors(self) -> Tensor:
+    def _noise_factors(self, num_hypotheses: int) -> Tensor:
         """How much more noise than that of the model there is under each hypothesis: ``Float64[K 1]``."""
-        factors = torch.ones(len(self.prior_variances()), 1, dtype=torch.float64, device=self._region.source.device)
+        factors = torch.ones(num_hypotheses, 1, dtype=torch.float64, device=self._region.source.device)
         if len(factors) > 1:
             factors[-1] = _UNEXPLAINED
         return factors
@@ -354,17 +357,13 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
             self.model, len(self._region.source), mixed=self.mixed, largest_delay=self.largest_delay
         )
 
-    def _prior_means(self) -> Tensor:
+    def _prior_means(self, num_hypotheses: int) -> Tensor:
         """Of the weights, under each hypothesis: those of the source, or what the model expects: ``Float64[K W]``."""
-        means = self.prior_mean().expand(len(self.prior_variances()), -1)
+        means = self.prior_mean().expand(num_hypotheses, -1)
         if not self.mixed:
             return means
         expected = cast("Tensor", self.model.mixed_means).to(means).repeat(self.largest_delay + 1, 1)
         return torch.cat([expected * means[:-1], means[-1:]])
-
-    def _prior_covariances(self) -> Tensor:
-        """``Float64[K W W]``."""
-        return torch.diag_embed(self.prior_variances())
 
 
 def _check_model(model: nn.Module) -> None:
@@ -388,8 +387,10 @@ def _hypotheses(model: nn.Module, num_weights: int, *, mixed: bool, largest_dela
 
     Where it declares none: that all may change alike.
     """
-    name = "mixed_hypotheses" if mixed else "hypotheses"
-    declared: Tensor = getattr(model, name, torch.ones(1, num_weights))
-    if hasattr(model, name):
+    # Asked for once, as a model may compute them.
+    declared: Tensor | None = getattr(model, "mixed_hypotheses" if mixed else "hypotheses", None)
+    if declared is None:
+        declared = torch.ones(1, num_weights)
+    else:
         declared = torch.cat([declared.repeat(largest_delay + 1, 1), torch.zeros_like(declared[:1])])
     return declared.double().to(cast("FilteredModel", model).residual_variance.device)

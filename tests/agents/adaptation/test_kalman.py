@@ -355,6 +355,22 @@ class TestHypotheses:
         # A scale of e^2 in all three of three numbers: log |S| = 6.
         assert log_likelihood(torch.zeros(1), torch.tensor([6.0]), 3).item() == -3.0
 
+    def test_a_model_that_computes_them_is_asked_once_for_a_transition(self):
+        asked = []
+
+        class Computing(Linear):
+            @property
+            def hypotheses(self):
+                asked.append(self)
+                return torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+
+        adapter = KalmanAdapter(Computing(SOURCE, NOISE), surprise=1e-9)  # so that the priors are needed, too
+        state = adapter.initial_state(2)
+        asked.clear()
+        states, targets = stream(2)
+        adapter.update(state, states, targets)
+        assert len(asked) == 1
+
     def test_rows_are_those_of_single_adapters(self):
         adapter = choose()
         states, targets = stream(12)
