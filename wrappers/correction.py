@@ -83,7 +83,7 @@ class Correction:
         if options["regularisation"] is None:
             options = options | {"regularisation": _MAP_REGULARISATION if of_maps else _REGULARISATION}
         # In the precision of the model that adapts, to which its predictions are what is wanted.
-        reference = copy_module(reference).eval().to(source.head.weight.dtype)
+        reference = copy_module(reference).eval().to(source.head.weight.dtype).cpu()
         own = reference, action_space, self._num_rows
         if of_maps:
             self.corrector: Corrector = MapCorrector(cast("Adapter | AdapterRows", env.adapter), *own, **options)
@@ -225,6 +225,11 @@ class Correction:
 
 def _check_reference(wrapper_name: str, reference: DynamicsModel | None, source: DynamicsModel) -> DynamicsModel:
     """The reference of a wrapper, which must be like the source of the model that adapts, and may be that of a map."""
+    if source.head.weight.device.type != "cpu":
+        raise ValueError(
+            f"{wrapper_name} needs a model on the CPU; got one on {source.head.weight.device}. Use the model's cpu() "
+            "before its adapter is made."
+        )
     if reference is None and source.adapts == "action_map":
         return source
     if not isinstance(reference, DynamicsModel):
@@ -235,7 +240,7 @@ def _check_reference(wrapper_name: str, reference: DynamicsModel | None, source:
     if (
         reference.action_space != source.action_space
         or reference.observation_dim != source.observation_dim
-        or not torch.allclose(reference.target_scale.double(), source.target_scale.double())
+        or not torch.allclose(reference.target_scale.double().cpu(), source.target_scale.double())
     ):
         raise ValueError(
             "the reference must be made for the spaces and have the normalisation of the model that adapts; it is "

@@ -112,7 +112,7 @@ class AdapterRows:
         num_rows: Number of rows N.
 
     Raises:
-        ValueError: The weights are not all of one type, single or double precision.
+        ValueError: The weights are not all of one type, single or double precision, or not on the CPU.
 
     Attributes:
         model: A copy of the module.
@@ -131,6 +131,12 @@ class AdapterRows:
         self.cfg: AdaptationConfig = source.cfg
         self.num_rows = num_rows
         parameters = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        devices = {str(p.device) for p in self.model.parameters() if p.device.type != "cpu"}
+        if devices:
+            raise ValueError(
+                f"weights per row must be on the CPU; got {', '.join(sorted(devices))}. Use the model's cpu() before "
+                "its adapter is made."
+            )
         dtypes = {parameter.dtype for parameter in parameters.values()}
         if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
             raise ValueError(

@@ -295,6 +295,16 @@ class TestRefuses:
         with pytest.raises(ValueError, match=r"must be finite; core\.0\.weight has 2 that are not\. Make it anew"):
             ActionCorrection(env, reference)
 
+    def test_a_model_on_another_device_than_the_cpu(self):
+        class OnAnAccelerator(nn.Parameter):
+            device = property(lambda self: torch.device("cuda:1"))
+
+        model = make_model(gym.make(CARTPOLE))
+        model.head.weight = OnAnAccelerator(model.head.weight.detach())
+        env = OnlineAdaptation(gym.make(CARTPOLE), Adapter(model, BOUNDS))
+        with pytest.raises(ValueError, match=r"ActionCorrection needs a model on the CPU; got one on cuda:1\. Use"):
+            ActionCorrection(env, make_model(gym.make(CARTPOLE)))
+
     @pytest.mark.each_value
     @pytest.mark.parametrize(
         ("env_id", "wrong"),

@@ -226,6 +226,19 @@ def test_half_precision_is_refused():
         AdapterRows(adapter, N)
 
 
+class OnAnAccelerator(nn.Parameter):
+    """A parameter that says so, where there is none."""
+
+    device = property(lambda self: torch.device("cuda:1"))
+
+
+def test_another_device_than_the_cpu_is_refused():
+    model = nn.Linear(5, 3)
+    model.weight = OnAnAccelerator(model.weight.detach())
+    with pytest.raises(ValueError, match=r"must be on the CPU; got cuda:1\. Use the model's cpu\(\) before"):
+        AdapterRows(Adapter(model, BOUNDS), N)
+
+
 def test_it_works_without_gradients_and_in_inference_mode():
     adapter = Adapter(make_model("linear"), BOUNDS)
     batch, _ = make_batch(masked=False)
