@@ -58,11 +58,11 @@ class OnlineOptions:
     def __post_init__(self) -> None:
         for name in ("window", "every", "warmup"):
             check_integer(name, getattr(self, name))
+            object.__setattr__(self, name, int(getattr(self, name)))  # a deque's length is none of NumPy's
         if self.warmup > self.window:
             raise ValueError(f"warmup must be at most window ({self.window}); got {self.warmup}.")
         check_choice("restore", self.restore, ["episode", "call", "never"])
-        if not self.clip > 0.0:
-            raise ValueError(f"clip must be > 0; got {self.clip!r}.")
+        check_number("clip", self.clip, ("a number > 0 (inf for no bound)", lambda value: value > 0.0))
         check_number("leave_out", self.leave_out, ("a number in [0, 1]", lambda value: 0.0 <= value <= 1.0))
         if self.leave_out > 0.0 and not self.observe_predictions:
             raise ValueError(

@@ -168,7 +168,7 @@ class OnlineAdaptation(
             error_floor=error_floor,
         )
         # What the model encodes, the target, and a number Int[1] of its own.
-        self._transitions: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=window)
+        self._transitions: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=self.options.window)
         self._held_back: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=SURPRISES_OF_A_CHANGE - 1)
         self._num_arrivals = 0  # of all episodes, so that no two transitions have the same number
         self._observation: npt.NDArray[np.float32] | None = None  # where the next transition starts, if that is known

@@ -589,8 +589,9 @@ def test_the_checkers_find_no_fault(env_id, adapts):
         ({"warmup": 0}, "warmup must be an int >= 1; got 0"),
         ({"window": 4, "warmup": 5}, r"warmup must be at most window \(4\); got 5"),
         ({"restore": "always"}, "restore must be one of .*; got 'always'"),
-        ({"clip": 0.0}, r"clip must be > 0; got 0\.0"),
-        ({"clip": math.nan}, "clip must be > 0; got nan"),
+        ({"clip": 0.0}, r"clip must be a number > 0 .*; got 0\.0"),
+        ({"clip": math.nan}, "clip must be a number > 0 .*; got nan"),
+        ({"clip": None}, "clip must be a number > 0 .*; got None"),
         ({"probe_actions": []}, r"one or more actions of Discrete\(2\); got \[\]"),
         ({"probe_actions": [0, 2]}, r"one or more actions of Discrete\(2\); got \[0, 2\]"),
         ({"probe_actions": [0.5]}, r"one or more actions of Discrete\(2\); got \[0\.5\]"),
@@ -600,6 +601,13 @@ def test_the_checkers_find_no_fault(env_id, adapts):
 def test_invalid_options_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         wrap(CARTPOLE, observe_predictions=True, **kwargs)
+
+
+def test_numbers_of_numpy_are_numbers(rollout):
+    options = {"window": 3, "every": 2, "warmup": 2, "clip": 0.5}
+    given = {name: np.int64(value) if isinstance(value, int) else np.float32(value) for name, value in options.items()}
+    expected = rollout(wrap(CARTPOLE, observe_predictions=True, **options), 12, seed=0)
+    assert rollout(wrap(CARTPOLE, observe_predictions=True, **given), 12, seed=0) == expected
 
 
 @pytest.mark.parametrize("probes", [[[2.0]], [0.5], [[0.1, 0.2]], [[math.nan]]])

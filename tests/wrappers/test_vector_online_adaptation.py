@@ -221,7 +221,7 @@ def test_ppo_learns_through_it():
         ({"window": 2, "warmup": 3}, "warmup must be at most window"),
         ({"every": 0}, "every must be an int >= 1"),
         ({"restore": "always"}, "restore must be one of"),
-        ({"clip": 0.0}, "clip must be > 0"),
+        ({"clip": 0.0}, "clip must be a number > 0"),
         ({"observe_predictions": True, "probe_actions": [2]}, "probe_actions must be one or more actions"),
     ],
 )
