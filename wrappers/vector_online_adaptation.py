@@ -63,7 +63,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         env: A vector environment whose rows have the spaces of the model.
         adapter: As for :class:`OnlineAdaptation`: the source of every row.
         window: As for :class:`OnlineAdaptation`, and so are all that follow, for each row by itself.
-        every: Number of steps of a row between two calls.
+        every: Number of steps of a row between two calls, as for the wrapper of one environment.
         warmup: Number of transitions that a row must have before its first call.
         restore: When a row goes back to the source.
         loss_fn: The loss of a row.
