@@ -77,7 +77,12 @@ class Options:
 
     quick: bool = option(False, "few agents, families and tasks, two seeds, and less training: some minutes")
     families: tuple[str, ...] = option((), FAMILIES_HELP, may_be_empty=True)
-    agents: tuple[str, ...] = option((), "agents (none: all; quick: seven)", choices=list(AGENTS), may_be_empty=True)
+    agents: tuple[str, ...] = option(
+        (),
+        "agents (none: all, but those that take long to learn only in families of few steps; quick: seven)",
+        choices=list(AGENTS),
+        may_be_empty=True,
+    )
     agent: tuple[str, ...] = option((), "agents of your own, module:function each", may_be_empty=True)
     steps: tuple[int, ...] = option(
         (),

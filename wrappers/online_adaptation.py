@@ -70,8 +70,8 @@ class OnlineAdaptation(
         adapter: An adapter of a :class:`DynamicsModel`. The wrapper works on a copy, its attribute ``adapter``, in
             evaluation mode.
         window: Number of transitions that are kept.
-        every: Number of steps between two calls of the adapter. Where they are more than ``window``, transitions that have
-            left the window by then are never adapted to.
+        every: Number of steps between two calls of the adapter. Where they are more than ``window``, transitions that
+            have left the window by then are never adapted to.
         warmup: Number of transitions that must be there before the first call.
         restore: When the adapter goes back to the source: at every reset (``"episode"``), before every call as well
             (``"call"``) or ``"never"``.

@@ -40,6 +40,21 @@ def test_what_takes_long_learns_for_long_only_where_it_is_asked_for(benchmark, t
     assert [benchmark.Options(**each, output=tmp_path).dear_steps for each in asked] == [100_000, None, None, 100_000]
 
 
+def test_a_full_run_is_of_all_seeds_but_those_that_take_long(benchmark, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(benchmark, "run_all", lambda runs, *_: asked.extend(runs))
+    benchmark.main(["--families", "CartPole", "ComplexODE", "--processes", "1", "--output", str(tmp_path)])
+    seeds = {
+        (name, row): sum((run.physics, run.row) == (name, row) for run in asked)
+        for name in ("CartPole", "ComplexODE")
+        for row in ("told", "window_ssm")
+    }
+    assert list(seeds.values()) == [10, 3, 10, 0]
+    assert {(run.physics, run.steps) for run in asked if run.row == "told"} == {
+        *(("CartPole", 100_000), ("ComplexODE", 600_000)),
+    }
+
+
 def known(folder):
     """What was measured, without what it took and when."""
     lines = map(json.loads, (folder / "runs.jsonl").read_text().splitlines())

@@ -35,11 +35,11 @@ def decision_tables(scoreboard: Scoreboard) -> list[Table]:
 
 
 def best_agents(scoreboard: Scoreboard) -> Table:
-    """Of each family and column the cheapest of the best agent and all that may be as good, and these.
+    """Of each family and column the cheapest among the best agent and all that may be as good, and who these are.
 
     The best one is above the most others, in the tasks of the seeds that both have; as good are those whose difference
     from it has no interval, over at least three seeds, that lies below zero. Those that are told what is hidden are
-    left out: that is no way of coping, but what there is to gain.
+    left out: that is no way of coping.
     """
     rows = []
     agents = {label: (row, steps) for label, row, steps in scoreboard.labels() if row != TOLD}
@@ -48,16 +48,18 @@ def best_agents(scoreboard: Scoreboard) -> Table:
         for column in scoreboard.columns(name):
             known = {label: scoreboard.lines(name, *agent, column) for label, agent in agents.items()}
             found = {label: lines for label, lines in known.items() if len(lines) >= _LEAST_SEEDS}
-            if best := sorted(_best_of(found), key=lambda label: costs[label] or (math.inf, math.inf)):
-                label, *others = best
-                returns = estimate([line["returns"] for line in found[label].values()], 0)
-                rows.append([name, column, label, f"{returns:.1f}", *_cells(costs[label]), ", ".join(others)])
-    header = ["", "column", "agent", "mean return", "steps on the family", "CPU seconds", "not told from it"]
+            if good := _best_of(found):
+                best, cheapest = good[0], min(good, key=lambda label: costs[label] or (math.inf, math.inf))
+                returns = estimate([line["returns"] for line in found[cheapest].values()], 0)
+                others = "; ".join(label for label in good if label not in (best, cheapest))
+                rows.append([name, column, cheapest, f"{returns:.1f}", *_cells(costs[cheapest]), best, others])
+    header = ["", "column", "cheapest of the best", "mean return", "steps on the family", "CPU seconds"]
+    header += ["best", "others not told from the best"]
     return Table("What to use when: the cheapest of the best, and what it costs", header, rows)
 
 
 def _best_of(found: Mapping[str, _Lines]) -> list[str]:
-    """The labels of the best of some agents, by the lines of each, and of all that are not told from it."""
+    """The label of the best of some agents, by the lines of each, and those of all that are not told from it."""
     means = {label: {seed: np.mean(line["returns"]) for seed, line in lines.items()} for label, lines in found.items()}
 
     def num_below(label: str) -> float:
@@ -69,9 +71,14 @@ def _best_of(found: Mapping[str, _Lines]) -> list[str]:
             total += 0.5 + 0.5 * float(np.sign(above))
         return total
 
-    best = found[max(found, key=num_below)] if found else {}
-    differences = {label: _difference(lines, best, _LEAST_SEEDS) for label, lines in found.items()}
-    return [label for label, each in differences.items() if each is None or each.high >= 0.0]
+    if not found:
+        return []
+    best = max(found, key=num_below)
+    differences = {label: _difference(lines, found[best], _LEAST_SEEDS) for label, lines in found.items()}
+    return [
+        best,
+        *(label for label, each in differences.items() if label != best and (each is None or each.high >= 0.0)),
+    ]
 
 
 def greatest_losses(scoreboard: Scoreboard) -> Table:

@@ -84,14 +84,24 @@ class Scoreboard:
         return lines_of(self.board, self.records, name, row, steps, column, self.num_seeds)
 
     def overview(self, column: str) -> Table:
-        """Mean returns of all agents in all physics that have a column, each after the most steps that are known."""
+        """Mean returns of all agents in all physics that have a column.
+
+        Each is over the most seeds that it has with some number of steps, and of several of these with the most; with
+        fewer seeds than others of the same physics it has a star.
+        """
         names = [name for name in self.names if column in self.columns(name)]
-        cells: dict[str, dict[str, str]] = {}
+        found: dict[str, dict[str, list[list[float]]]] = {}
         for _, row, steps in self.labels():  # few steps first
             for name in names:
-                if found := self.returns(name, row, steps, column):
-                    cells.setdefault(row, {})[name] = f"{np.mean(found):.1f}"
-        rows = [[row, *(of_row.get(name, "") for name in names)] for row, of_row in cells.items()]
+                returns = self.returns(name, row, steps, column)
+                if returns and len(returns) >= len(found.get(row, {}).get(name, [])):
+                    found.setdefault(row, {})[name] = returns
+        most = {name: max((len(each.get(name, [])) for each in found.values()), default=0) for name in names}
+
+        def cell(name: str, returns: list[list[float]] | None) -> str:
+            return "" if returns is None else f"{np.mean(returns):.1f}" + "*" * (len(returns) < most[name])
+
+        rows = [[row, *(cell(name, of_row.get(name)) for name in names)] for row, of_row in found.items()]
         return Table(f"At a glance: mean return, {column}", ["", *names], rows, is_tinted=True)
 
     def mean_returns(self, name: str) -> Table:
@@ -116,6 +126,7 @@ class Scoreboard:
         """Interquartile means over seeds of scores between those of the plain agent, 0, and of the told one, 1.
 
         All over the seeds that they have in common. Intervals, of five seeds at least, take these two as they are.
+        There is no score where these two are close together, in these seeds or in all that both have.
         """
 
         def cell(returns: _Returns, column: str, steps: int) -> str:
@@ -126,9 +137,11 @@ class Scoreboard:
                     break
             else:
                 return ""
-            low, high = (_over_seeds([lines[seed]["returns"] for seed in seeds]) for lines in anchors)
-            if not high - low > _LEAST_GAP * abs(high):
-                return "no gap"
+            of_both = anchors[0].keys() & anchors[1].keys()
+            for gap_seeds in (of_both, seeds):
+                low, high = (_over_seeds([lines[seed]["returns"] for seed in gap_seeds]) for lines in anchors)
+                if not high - low > _LEAST_GAP * abs(high):
+                    return "no gap"
             return _with_interval((np.asarray([returns[seed] for seed in seeds]) - low) / (high - low), _over_seeds)
 
         title = f"{name}: score, 0 for plain PPO and 1 for the told one"

@@ -5,6 +5,7 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from ssm_metarl_gym.experiments.report import format_markdown
 from ssm_metarl_gym.experiments.scoreboard.figures import Table
@@ -30,7 +31,7 @@ th:first-child, td:first-child { position: sticky; left: 0; background: Canvas; 
 th { white-space: normal; vertical-align: bottom; }
 .text { text-align: left; white-space: normal; }
 .tinted { background: color-mix(in srgb, var(--tint) calc(var(--share) * 45%), transparent); }
-tbody tr:hover td { background: var(--soft); }
+tbody tr:hover { background: var(--soft); }
 td b { font-weight: 650; }
 small { opacity: .65; }
 pre { background: var(--soft); padding: .7rem; overflow-x: auto; border-radius: .4rem; }
@@ -59,7 +60,7 @@ def write_markdown(
     for group, of_group in _groups(tables).items():
         parts.append(f"## {group}")
         if group in pictures:
-            parts.append(f"![{_caption(group)}]({pictures[group].name})")
+            parts.append(f"![{_caption(group)}](./{quote(pictures[group].name)})")
         for table in of_group:
             parts += [f"### {_title_in_group(table)}", format_markdown(table.header, table.rows)]
     with replacing(path) as temporary:
@@ -149,9 +150,9 @@ def _is_number(cell: str) -> bool:
 def _shares(cells: Sequence[str]) -> dict[str, float]:
     """The place of each number between the least and the greatest, from 0 to 1.
 
-    Numbers that lie closely together are all near 1: the least is as far below as a tenth of the greatest, or further.
+    The scale spans at least a tenth of the greatest one, so that small differences are hardly coloured.
     """
-    values = {cell: float(cell) for cell in cells if _is_number(cell)}
+    values = {cell: float(cell.rstrip("*")) for cell in cells if _is_number(cell)}
     low, high = min(values.values(), default=0.0), max(values.values(), default=0.0)
     width = max(high - low, 0.1 * abs(high)) or 1.0
     return {cell: 1.0 - (high - value) / width for cell, value in values.items()}

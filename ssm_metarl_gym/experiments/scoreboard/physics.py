@@ -151,7 +151,7 @@ _ROBOT: Final[dict[str, Any]] = {
     "batch_size": 512,
     "num_epochs": 5,
     "map_model": MapModel(256, 60_000, 4_000, 1e-3),
-    "steps": 5_000_000,
+    "steps": 1_500_000,
 }
 PHYSICS: Final[dict[str, Physics]] = {
     "CartPolePolarity": Physics("CartPolePolarity", 0.98, 150_000, 200, **_CARTPOLE),

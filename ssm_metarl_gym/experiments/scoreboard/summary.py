@@ -25,14 +25,17 @@ _NEEDED: Final = ("physics", "row", "steps", "seed", "column", "num_tasks", "per
 _INTRODUCTION: Final = (
     "Every agent meets the same tasks of each seed. Means are over tasks and seeds, with 95 % intervals over seeds "
     "(Student's t); of one seed, over tasks (bootstrap).",
-    "Agents with steps in their name were trained on tasks of the family for so many; at a glance, each stands with "
-    "the most steps that are known. What corrects by gradients or by least squares was not, but its model has seen "
+    "Agents with steps in their name were trained on tasks of the family for so many; at a glance, each stands "
+    "with the number of steps that most seeds, and then most steps, are known of, and has a star where it has fewer "
+    "seeds than others. What corrects by gradients or by least squares was not, but its model has seen "
     "64,000 random steps of them, and meta_policy plays ten episodes of each task before the one that counts.",
     "What to use when: the best agent is above the most others, and not told from it are all whose difference from it "
-    "has no interval, over three seeds or more, that lies below zero, in the tasks of the seeds that both have. What "
-    "is told the hidden physics is not among them.",
+    "has no interval, over three seeds or more, that lies below zero, in the tasks of the seeds that both have (three "
+    "seeds tell little apart). The cheapest of these takes the fewest steps on the family, and then the least time. "
+    "What is told the hidden physics is not among them.",
     "Scores and scaled returns are interquartile means, with a bootstrap over seeds and tasks from five seeds on. "
-    "Scores are over the seeds that an agent has in common with those that are 0 and 1.",
+    "Scores are over the seeds that an agent has in common with those that are 0 and 1, which take as many steps as it "
+    "does, or the most that are known; 1 is PPO that is told what is hidden after so many steps, which may be beaten.",
 )
 _AT_A_GLANCE: Final = ("interpolation", "extrapolation", "switch", "nominal")
 

@@ -44,15 +44,19 @@ def test_means_have_intervals_over_seeds(scoreboard):
     assert row_of(table, "corrected_filter")[-1] == "2"
 
 
-def test_at_a_glance_an_agent_stands_with_the_most_steps_that_are_known(tmp_path):
+def test_at_a_glance_an_agent_stands_with_the_most_seeds_and_then_the_most_steps(tmp_path):
     scoreboard = make_scoreboard(tmp_path)
-    for seed in range(2):
-        scoreboard.records.add(**key_of(scoreboard.board, Run(NAME, "told", seed, 900), "switch"), returns=[26.0] * 20)
-    scoreboard = replace(scoreboard, steps=(100, 900, 1000))
+    for seed, steps in ((0, 900), (1, 900), (0, 1000)):
+        key = key_of(scoreboard.board, Run(NAME, "told", seed, steps), "switch")
+        scoreboard.records.add(**key, returns=[26.0 + (steps == 1000)] * 20)
+    key = key_of(scoreboard.board, Run(NAME, "ssm_ppo", 0, 100), "switch")
+    scoreboard.records.add(**key, returns=[1.0] * 20)
+    scoreboard = replace(scoreboard, steps=(100, 900, 1000), rows=(*ROWS, "ssm_ppo"))
     table = scoreboard.overview("switch")
     assert table.header == ["", NAME]
     assert table.rows == [
         *(["as_is", "0.0"], ["corrected_filter", "9.0"], ["domain_randomisation", "2.0"], ["told", "26.0"]),
+        ["ssm_ppo", "1.0*"],  # of one seed
     ]
     assert row_of(scoreboard.overview("interpolation"), "told") == ["told", "12.0"]
     assert replace(scoreboard, names=["CartPole"]).overview("switch").rows == []
@@ -114,6 +118,17 @@ def test_scores_are_of_the_seeds_that_all_three_have(tmp_path):
 def test_where_being_told_gains_nothing_there_is_no_score(tmp_path):
     scoreboard = make_scoreboard(tmp_path, returns={**RETURNS, "domain_randomisation": (11.9, 11.9)})
     assert row_of(scoreboard.normalised(NAME), "as_is")[1:] == ["no gap"] * 4
+
+
+def test_nor_where_it_does_so_in_the_few_seeds_of_an_agent_alone(tmp_path):
+    board = Board(tmp_path, 20)
+    records = Records(board.lines)
+    returns = {"domain_randomisation": [50.0, *[99.0] * 4], "told": [100.0] * 5, "window_ssm": [75.0]}
+    for row, of_seeds in returns.items():
+        for seed, value in enumerate(of_seeds):
+            records.add(**key_of(board, Run(NAME, row, seed, 100), "switch"), returns=[value] * 20)
+    table = Scoreboard(board, records, [NAME], list(returns), (100,), 5).normalised(NAME)
+    assert {row[3] for row in table.rows} == {"no gap"}
 
 
 def test_the_worst_tenth_of_the_tasks(tmp_path):

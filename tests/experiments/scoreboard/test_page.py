@@ -11,12 +11,12 @@ def page_of(table, folder):
 
 def test_numbers_are_tinted_by_their_place_in_their_column(tmp_path):
     table = Table(
-        "Group: title", ["", "one", "two"], [["a", "-30.0", "99.0"], ["b", "", "100.0"], ["c", "10.0", ""]], True
+        "Group: title", ["", "one", "two"], [["a", "-30.0", "99.0"], ["b", "", "100.0"], ["c", "10.0*", ""]], True
     )
     page = page_of(table, tmp_path)
-    cells = re.findall(r'--share: ([\d.]+)">([-\d.]+)<', page)
+    cells = re.findall(r'--share: ([\d.]+)">([-\d.*]+)<', page)
     # What lies closely together is hardly told apart: a tenth of 100 is the least width.
-    assert cells == [("0.00", "-30.0"), ("0.90", "99.0"), ("1.00", "100.0"), ("1.00", "10.0")]
+    assert cells == [("0.00", "-30.0"), ("0.90", "99.0"), ("1.00", "100.0"), ("1.00", "10.0*")]
 
 
 def test_only_columns_without_a_number_are_text(tmp_path):
@@ -28,12 +28,26 @@ def test_only_columns_without_a_number_are_text(tmp_path):
 def test_an_introduction_is_a_list_and_a_group_has_its_picture(tmp_path):
     table = Table("Group: title", ["", "mean"], [["a", "1.0"]])
     assert "<ul><li>Less &lt; more.</li></ul>" in page_of(table, tmp_path)
-    pictures = {"Group": tmp_path / "returns.png"}
+    pictures = {"Group": tmp_path / "returns-mine:GROUP.png"}
     write_markdown(
         "Title", ["One.", "Two."], [table, Table("Costs", ["", "s"], [])], pictures, "do", tmp_path / "page.md"
     )
     lines = (tmp_path / "page.md").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if line and "|" not in line] == [
         *("# Title", "- One.", "- Two.", "Made by `do`.", "## Group"),
-        *("![Group: mean return and 95 % interval, and each seed](returns.png)", "### Title", "## Costs", "### Costs"),
+        *(
+            "![Group: mean return and 95 % interval, and each seed](./returns-mine%3AGROUP.png)",
+            "### Title",
+            "## Costs",
+            "### Costs",
+        ),
     ]
+
+
+def test_names_are_escaped_and_may_break_between_their_words(tmp_path):
+    page = page_of(
+        Table("Mine & yours: title", ["", "CartPolePolarity", "a<b"], [["m:<make>", "1.0", "nan"]], True), tmp_path
+    )
+    assert '<th scope="col">Cart<wbr>Pole<wbr>Polarity</th><th scope="col" class="text">a&lt;b</th>' in page
+    assert '<td class="text">m:&lt;make&gt;</td>' in page
+    assert '<h2 id="mine---yours">Mine &amp; yours</h2>' in page

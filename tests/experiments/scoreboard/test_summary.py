@@ -49,7 +49,7 @@ def test_the_page_needs_no_other_file_and_shows_every_table(tmp_path):
     assert page.count('class="tinted"') == 3 * (2 + 2 + 1 + 2)  # three agents, and nothing changes in a CartPole
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert markdown.count("\n### ") == len(tables)
-    assert markdown.count("](returns-") == 2
+    assert markdown.count("](./returns-") == 2
     assert "\n## PointActuators-2\n" in markdown
 
 
