@@ -16,7 +16,8 @@ of AIB, the Actuator Inversion Benchmark (https://arxiv.org/abs/2602.06550), on 
 
 Policies and models lie in the output folder; runs.jsonl holds a line for each evaluation, as soon as it is known, and
 the same command goes on with what is missing, the cheap rows and the first seeds first. At the end it prints the tables
-and draws return_by_dimension.png and return_by_steps.png.
+and draws return_by_dimension.png (agents that take no steps on the tasks, and those that took a million) and, of three
+dimensions, return_by_steps.png, both without `as_is`.
 """
 
 import signal
@@ -84,7 +85,10 @@ def show(table: Table) -> None:
 
 
 def draw(options: Options, scoreboard: Scoreboard) -> None:
-    """Return against the dimension, and against the steps of training at one dimension."""
+    """Return against the dimension, and against the steps of training at one dimension.
+
+    Without the policy as it is, which is so far below that all others would be a line.
+    """
     by_dimension: dict[str, dict[str, dict[float, Estimate]]] = {}
     by_steps: dict[str, dict[str, dict[float, Estimate]]] = {}
     for column in ("interpolation", "extrapolation", "switch"):
@@ -103,6 +107,7 @@ def draw(options: Options, scoreboard: Scoreboard) -> None:
     ):
         if lines:
             draw_lines(lines, of_what, options.output / file_name)
+            print(f"\nthe picture is {options.output / file_name}")
 
 
 @stoppable(lambda: "the same command again goes on with the runs that are missing")

@@ -40,6 +40,7 @@ from typing import Any
 import torch
 
 import ssm_metarl_gym  # noqa: F401 - registers the environments
+from ssm_metarl_gym.checks import check_choice
 from ssm_metarl_gym.experiments.checks import check_output_folder, explaining
 from ssm_metarl_gym.experiments.command_line import option, parse_options, refusing
 from ssm_metarl_gym.experiments.engines import ENGINES, make_engine
@@ -47,7 +48,7 @@ from ssm_metarl_gym.experiments.jobs import JobsFailedError
 from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.report import format_markdown
 from ssm_metarl_gym.experiments.runs import hold_output
-from ssm_metarl_gym.experiments.scoreboard.agents import AGENTS
+from ssm_metarl_gym.experiments.scoreboard.agents import AGENTS, is_own
 from ssm_metarl_gym.experiments.scoreboard.board import Board, find_maker
 from ssm_metarl_gym.experiments.scoreboard.figures import Scoreboard
 from ssm_metarl_gym.experiments.scoreboard.physics import ROBOTS, check_physics
@@ -71,6 +72,13 @@ DEAR_SEEDS, DEAR_STEPS = 3, 100_000  # of a full run, the seeds and the most ste
 ATTEMPTS = 2  # of a run, before it is named as failed
 
 
+def check_agent(flag: str, row: str) -> None:
+    """An agent is one of the table's."""
+    if is_own(row):
+        raise ValueError(f"{flag} must be agents of the table; got {row!r}. Ask for one of your own by --agent.")
+    check_choice(flag, row, list(AGENTS))
+
+
 @dataclass(frozen=True)
 class Options:
     """The command line."""
@@ -79,8 +87,9 @@ class Options:
     families: tuple[str, ...] = option((), FAMILIES_HELP, may_be_empty=True)
     agents: tuple[str, ...] = option(
         (),
-        "agents (none: all, but those that take long to learn only in families of few steps; quick: seven)",
-        choices=list(AGENTS),
+        f"agents, of {', '.join(AGENTS)} (none: all, but those that take long to learn only in families of few steps; "
+        "quick: seven)",
+        check=lambda rows, flag: [check_agent(flag, row) for row in rows],
         may_be_empty=True,
     )
     agent: tuple[str, ...] = option((), "agents of your own, module:function each", may_be_empty=True)

@@ -97,6 +97,7 @@ def draw_lines(lines: Mapping[str, Mapping[str, Mapping[float, Estimate]]], x_la
             axes.plot(list(points), means, "o-", color=color, label=agent)
             axes.fill_between(list(points), lows, highs, color=color, alpha=0.15)
         axes.set(xlabel=x_label, title=split)
+        axes.locator_params("x", integer=True)  # dimensions and steps
     all_axes[0].set_ylabel("return")
     all_axes[-1].legend(fontsize="x-small")
     with replacing(path) as temporary:

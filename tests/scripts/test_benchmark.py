@@ -40,6 +40,17 @@ def test_what_takes_long_learns_for_long_only_where_it_is_asked_for(benchmark, t
     assert [benchmark.Options(**each, output=tmp_path).dear_steps for each in asked] == [100_000, None, None, 100_000]
 
 
+def test_an_agent_of_ones_own_is_asked_for_by_another_option(benchmark, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["--agents", "mine:make", "--output", str(tmp_path)])
+    assert "--agents must be agents of the table; got 'mine:make'. Ask for one of your own by --agent." in (
+        capsys.readouterr().err
+    )
+    with pytest.raises(SystemExit):
+        benchmark.main(["--agents", "tolt", "--output", str(tmp_path)])
+    assert "Did you mean 'told'?" in capsys.readouterr().err
+
+
 def test_a_full_run_is_of_all_seeds_but_those_that_take_long(benchmark, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(benchmark, "run_all", lambda runs, *_: asked.extend(runs))

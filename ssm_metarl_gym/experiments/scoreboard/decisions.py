@@ -11,10 +11,10 @@ from ssm_metarl_gym.experiments.scoreboard.agents import CORRECTED, agent_of, is
 from ssm_metarl_gym.experiments.scoreboard.board import adapting_of
 from ssm_metarl_gym.experiments.scoreboard.figures import TOLD, Scoreboard, Table
 
-__all__ = ["Cost", "best_agents", "cost_of", "decision_tables", "greatest_losses"]
+__all__ = ["LEAST_SEEDS", "Cost", "best_agents", "cost_of", "decision_tables", "greatest_losses"]
 
 _Lines = dict[int, dict[str, Any]]  # of an agent in a column, by seed
-_LEAST_SEEDS: Final = 3  # of an interval that can tell two agents apart
+LEAST_SEEDS: Final = 3  # of an interval that can tell two agents apart
 
 
 class Cost(NamedTuple):
@@ -47,19 +47,19 @@ def best_agents(scoreboard: Scoreboard) -> Table:
         costs = {label: cost_of(scoreboard, name, *agent) for label, agent in agents.items()}
         for column in scoreboard.columns(name):
             known = {label: scoreboard.lines(name, *agent, column) for label, agent in agents.items()}
-            found = {label: lines for label, lines in known.items() if len(lines) >= _LEAST_SEEDS}
+            found = {label: lines for label, lines in known.items() if len(lines) >= LEAST_SEEDS}
             if good := _best_of(found):
                 best, cheapest = good[0], min(good, key=lambda label: costs[label] or (math.inf, math.inf))
                 returns = estimate([line["returns"] for line in found[cheapest].values()], 0)
                 others = "; ".join(label for label in good if label not in (best, cheapest))
                 rows.append([name, column, cheapest, f"{returns:.1f}", *_cells(costs[cheapest]), best, others])
     header = ["", "column", "cheapest of the best", "mean return", "steps on the family", "CPU seconds"]
-    header += ["best", "others not told from the best"]
+    header += ["best", "others as good, as far as is known"]
     return Table("What to use when: the cheapest of the best, and what it costs", header, rows)
 
 
 def _best_of(found: Mapping[str, _Lines]) -> list[str]:
-    """The label of the best of some agents, by the lines of each, and those of all that are not told from it."""
+    """The label of the best of some agents, by the lines of each, and those of all that may be as good."""
     means = {label: {seed: np.mean(line["returns"]) for seed, line in lines.items()} for label, lines in found.items()}
 
     def num_below(label: str) -> float:
@@ -67,14 +67,14 @@ def _best_of(found: Mapping[str, _Lines]) -> list[str]:
         own, total = means[label], 0.0
         for others in means.values():
             seeds = own.keys() & others.keys()
-            above = sum(own[seed] - others[seed] for seed in seeds) if len(seeds) >= _LEAST_SEEDS else 0.0
+            above = sum(own[seed] - others[seed] for seed in seeds) if len(seeds) >= LEAST_SEEDS else 0.0
             total += 0.5 + 0.5 * float(np.sign(above))
         return total
 
     if not found:
         return []
     best = max(found, key=num_below)
-    differences = {label: _difference(lines, found[best], _LEAST_SEEDS) for label, lines in found.items()}
+    differences = {label: _difference(lines, found[best], LEAST_SEEDS) for label, lines in found.items()}
     return [
         best,
         *(label for label, each in differences.items() if label != best and (each is None or each.high >= 0.0)),

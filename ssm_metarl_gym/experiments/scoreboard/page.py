@@ -50,7 +50,7 @@ def write_markdown(
 
     Args:
         title: The heading.
-        introduction: What stands below it, the points of a list.
+        introduction: What stands below it, and how the tables are to be read, a point each.
         tables: The tables.
         pictures: Of each family its picture of mean returns, in the folder of the page.
         command: The command that makes the page again.
@@ -79,7 +79,7 @@ def write_page(
 
     Args:
         title: The heading.
-        introduction: What stands below it, the points of a list.
+        introduction: What stands below it, and how the tables are to be read, a point each.
         tables: The tables.
         pictures: Of each family its picture of mean returns, in PNG.
         command: The command that makes the page again.
@@ -87,12 +87,14 @@ def write_page(
     """
     groups = _groups(tables)
     links = " ".join(f'<a href="#{_anchor(group)}">{html.escape(group)}</a>' for group in groups)
-    points = "".join(f"<li>{html.escape(point)}</li>" for point in introduction)
+    first, *others = map(html.escape, introduction)
+    points = "".join(f"<li>{point}</li>" for point in others)
     parts = [
         "<!doctype html>",
         f'<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>',
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>',
-        f"<h1>{html.escape(title)}</h1><ul>{points}</ul><nav>{links}</nav>",
+        f"<h1>{html.escape(title)}</h1><p>{first}</p>",
+        f"<details><summary>How to read this</summary><ul>{points}</ul></details><nav>{links}</nav>",
     ]
     for group, of_group in groups.items():
         parts.append(f'<h2 id="{_anchor(group)}">{html.escape(group)}</h2>')

@@ -12,7 +12,7 @@ from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.report import estimate
 from ssm_metarl_gym.experiments.scoreboard.agents import AGENTS, adapts
 from ssm_metarl_gym.experiments.scoreboard.board import Board, rule_of
-from ssm_metarl_gym.experiments.scoreboard.decisions import decision_tables
+from ssm_metarl_gym.experiments.scoreboard.decisions import LEAST_SEEDS, decision_tables
 from ssm_metarl_gym.experiments.scoreboard.figures import Scoreboard, Table
 from ssm_metarl_gym.experiments.scoreboard.page import write_markdown, write_page
 from ssm_metarl_gym.experiments.scoreboard.physics import PHYSICS, recipe_of
@@ -25,14 +25,15 @@ _NEEDED: Final = ("physics", "row", "steps", "seed", "column", "num_tasks", "per
 _INTRODUCTION: Final = (
     "Every agent meets the same tasks of each seed. Means are over tasks and seeds, with 95 % intervals over seeds "
     "(Student's t); of one seed, over tasks (bootstrap).",
-    "Agents with steps in their name were trained on tasks of the family for so many; at a glance, each stands "
-    "with the number of steps that most seeds, and then most steps, are known of, and has a star where it has fewer "
-    "seeds than others. What corrects by gradients or by least squares was not, but its model has seen "
-    "64,000 random steps of them, and meta_policy plays ten episodes of each task before the one that counts.",
-    "What to use when: the best agent is above the most others, and not told from it are all whose difference from it "
-    "has no interval, over three seeds or more, that lies below zero, in the tasks of the seeds that both have (three "
-    "seeds tell little apart). The cheapest of these takes the fewest steps on the family, and then the least time. "
-    "What is told the hidden physics is not among them.",
+    "Agents with steps in their name were trained on tasks of the family for so many, rounded up to whole updates. "
+    "What corrects by gradients or by least squares was not, but its model has seen 64,000 random steps of them, and "
+    "meta_policy plays ten episodes of each task before the one that counts.",
+    "At a glance, an agent that was trained for several numbers of steps stands with the one of most seeds, and of "
+    "several of these with the greatest. It has a star where it has fewer seeds than others.",
+    "What to use when: the best agent is above the most others in the tasks of the seeds that both have. As good, as "
+    "far as is known, is each whose difference from it has a 95 % interval that reaches zero or lies above, over three "
+    "seeds or more (three tell little apart). The cheapest of all these takes the fewest steps on the family, and then "
+    "the least time. PPO that is told the hidden physics is no choice.",
     "Scores and scaled returns are interquartile means, with a bootstrap over seeds and tasks from five seeds on. "
     "Scores are over the seeds that an agent has in common with those that are 0 and 1, which take as many steps as it "
     "does, or the most that are known; 1 is PPO that is told what is hidden after so many steps, which may be beaten.",
@@ -104,8 +105,9 @@ def write_report(scoreboard: Scoreboard, command: str) -> list[Path]:
         if _draw(scoreboard, name, path):
             pictures[name] = path
     title = "Ways of coping with physics that one is not told about"
-    write_markdown(title, _INTRODUCTION, tables, pictures, command, folder / "report.md")
-    write_page(title, _INTRODUCTION, tables, pictures, command, folder / "report.html")
+    introduction = [_budget_of(scoreboard), *_INTRODUCTION]
+    write_markdown(title, introduction, tables, pictures, command, folder / "report.md")
+    write_page(title, introduction, tables, pictures, command, folder / "report.html")
     write_scores(scoreboard, folder / "scores.npz")
     return [folder / "report.html", folder / "report.md", *pictures.values(), folder / "scores.npz"]
 
@@ -114,6 +116,20 @@ def report_tables(scoreboard: Scoreboard) -> list[Table]:
     """All tables of a report that have a row: at a glance, what to use when, and each family."""
     overviews = [table for table in map(scoreboard.overview, _AT_A_GLANCE) if table.rows]
     return [*overviews, *decision_tables(scoreboard), *scoreboard.tables()]
+
+
+def _budget_of(scoreboard: Scoreboard) -> str:
+    """How much was done for what a report shows."""
+    board = scoreboard.board
+    budget = f"Up to {scoreboard.num_seeds} seeds of policies, models and tasks, {board.num_tasks} tasks each."
+    if board.percent != 100:
+        budget += (
+            f" Policies of the nominal physics and models learned for {board.percent} % of the steps and updates that "
+            "are meant for them: another budget gives other figures."
+        )
+    if scoreboard.num_seeds < LEAST_SEEDS:
+        budget += f" The best agents are told from {LEAST_SEEDS} seeds on."
+    return budget
 
 
 def write_scores(scoreboard: Scoreboard, path: Path) -> None:

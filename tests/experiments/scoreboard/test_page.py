@@ -5,7 +5,7 @@ from ssm_metarl_gym.experiments.scoreboard.page import write_markdown, write_pag
 
 
 def page_of(table, folder):
-    write_page("Title", ["Less < more."], [table], {}, "command", folder / "page.html")
+    write_page("Title", ["Two seeds.", "Less < more."], [table], {}, "command", folder / "page.html")
     return (folder / "page.html").read_text(encoding="utf-8")
 
 
@@ -27,7 +27,9 @@ def test_only_columns_without_a_number_are_text(tmp_path):
 
 def test_an_introduction_is_a_list_and_a_group_has_its_picture(tmp_path):
     table = Table("Group: title", ["", "mean"], [["a", "1.0"]])
-    assert "<ul><li>Less &lt; more.</li></ul>" in page_of(table, tmp_path)
+    page = page_of(table, tmp_path)
+    assert "<p>Two seeds.</p>" in page
+    assert "<ul><li>Less &lt; more.</li></ul></details>" in page
     pictures = {"Group": tmp_path / "returns-mine:GROUP.png"}
     write_markdown(
         "Title", ["One.", "Two."], [table, Table("Costs", ["", "s"], [])], pictures, "do", tmp_path / "page.md"

@@ -40,6 +40,9 @@ def test_the_page_needs_no_other_file_and_shows_every_table(tmp_path):
     assert all(path.exists() for path in written)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "&lt;folder&gt;" in page
+    assert (
+        "Up to 2 seeds of policies, models and tasks, 20 tasks each. The best agents are told from 3 seeds on." in page
+    )
     assert page.count('src="data:image/png;base64,') == 2
     for word in ("http://", "https://", 'src="/', ".png"):
         assert word not in page
@@ -51,6 +54,18 @@ def test_the_page_needs_no_other_file_and_shows_every_table(tmp_path):
     assert markdown.count("\n### ") == len(tables)
     assert markdown.count("](./returns-") == 2
     assert "\n## PointActuators-2\n" in markdown
+
+
+def test_a_report_says_how_much_less_was_done(tmp_path):
+    write_lines(tmp_path, percent=40, num_seeds=3)
+    write_report(find_scoreboard(tmp_path), "command")
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert (
+        "- Up to 3 seeds of policies, models and tasks, 20 tasks each. Policies of the nominal physics and models "
+        in (markdown)
+    )
+    assert "learned for 40 % of the steps" in markdown
+    assert "seeds on." not in markdown.splitlines()[2]
 
 
 def test_scores_are_arrays_of_seeds_by_families(tmp_path):
