@@ -5,13 +5,14 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 from ssm_metarl_gym.experiments.report import format_markdown
 from ssm_metarl_gym.experiments.scoreboard.figures import Table
 from ssm_metarl_gym.files import replacing
 
-__all__ = ["write_markdown", "write_page"]
+__all__ = ["Page", "write_markdown", "write_page"]
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --strong: #2563eb; --tint: #16a34a; }
@@ -38,70 +39,57 @@ pre { background: var(--soft); padding: .7rem; overflow-x: auto; border-radius: 
 """
 
 
-def write_markdown(
-    title: str,
-    introduction: Sequence[str],
-    tables: Sequence[Table],
-    pictures: Mapping[str, Path],
-    command: str,
-    path: Path,
-) -> None:
-    """Write a page in Markdown, with the pictures beside it.
+class Page(NamedTuple):
+    """What a page shows.
 
-    Args:
+    Attributes:
         title: The heading.
         introduction: What stands below it, and how the tables are to be read, a point each.
         tables: The tables.
-        pictures: Of each family its picture of mean returns, in the folder of the page.
+        pictures: Of each family its picture of mean returns, in PNG.
         command: The command that makes the page again.
-        path: The file, which is replaced as a whole.
     """
-    parts = [f"# {title}", "\n".join(f"- {point}" for point in introduction), f"Made by `{command}`."]
-    for group, of_group in _groups(tables).items():
+
+    title: str
+    introduction: Sequence[str]
+    tables: Sequence[Table]
+    pictures: Mapping[str, Path]
+    command: str
+
+
+def write_markdown(page: Page, path: Path) -> None:
+    """Write a page in Markdown into the folder of its pictures, in place of an earlier one."""
+    points = "\n".join(f"- {point}" for point in page.introduction)
+    parts = [f"# {page.title}", points, f"Made by `{page.command}`."]
+    for group, of_group in _groups(page.tables).items():
         parts.append(f"## {group}")
-        if group in pictures:
-            parts.append(f"![{_caption(group)}](./{quote(pictures[group].name)})")
+        if group in page.pictures:
+            parts.append(f"![{_caption(group)}](./{quote(page.pictures[group].name)})")
         for table in of_group:
             parts += [f"### {_title_in_group(table)}", format_markdown(table.header, table.rows)]
     with replacing(path) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def write_page(
-    title: str,
-    introduction: Sequence[str],
-    tables: Sequence[Table],
-    pictures: Mapping[str, Path],
-    command: str,
-    path: Path,
-) -> None:
-    """Write one page in HTML, with the pictures inside.
-
-    Args:
-        title: The heading.
-        introduction: What stands below it, and how the tables are to be read, a point each.
-        tables: The tables.
-        pictures: Of each family its picture of mean returns, in PNG.
-        command: The command that makes the page again.
-        path: The file, which is replaced as a whole.
-    """
-    groups = _groups(tables)
+def write_page(page: Page, path: Path) -> None:
+    """Write a page in HTML, with the pictures inside, in place of an earlier one."""
+    groups = _groups(page.tables)
     links = " ".join(f'<a href="#{_anchor(group)}">{html.escape(group)}</a>' for group in groups)
-    first, *others = map(html.escape, introduction)
+    first, *others = map(html.escape, page.introduction)
     points = "".join(f"<li>{point}</li>" for point in others)
     parts = [
         "<!doctype html>",
-        f'<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>',
+        f'<html lang="en"><head><meta charset="utf-8"><title>{html.escape(page.title)}</title>',
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>',
-        f"<h1>{html.escape(title)}</h1><p>{first}</p>",
+        f"<h1>{html.escape(page.title)}</h1><p>{first}</p>",
         f"<details><summary>How to read this</summary><ul>{points}</ul></details><nav>{links}</nav>",
     ]
     for group, of_group in groups.items():
         parts.append(f'<h2 id="{_anchor(group)}">{html.escape(group)}</h2>')
-        if group in pictures:
-            parts.append(_as_figure(pictures[group], _caption(group)))
+        if group in page.pictures:
+            parts.append(_as_figure(page.pictures[group], _caption(group)))
         parts += map(_as_html, of_group)
-    parts.append(f'<p class="note">Made by</p><pre>{html.escape(command)}</pre></body></html>')
+    parts.append(f'<p class="note">Made by</p><pre>{html.escape(page.command)}</pre></body></html>')
     with replacing(path) as temporary:
         temporary.write_text("\n".join(parts) + "\n", encoding="utf-8")
 

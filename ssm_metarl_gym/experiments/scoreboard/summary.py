@@ -14,7 +14,7 @@ from ssm_metarl_gym.experiments.scoreboard.agents import AGENTS, adapts
 from ssm_metarl_gym.experiments.scoreboard.board import Board, rule_of
 from ssm_metarl_gym.experiments.scoreboard.decisions import LEAST_SEEDS, decision_tables
 from ssm_metarl_gym.experiments.scoreboard.figures import Scoreboard, Table
-from ssm_metarl_gym.experiments.scoreboard.page import write_markdown, write_page
+from ssm_metarl_gym.experiments.scoreboard.page import Page, write_markdown, write_page
 from ssm_metarl_gym.experiments.scoreboard.physics import PHYSICS, recipe_of
 from ssm_metarl_gym.files import replacing
 
@@ -105,9 +105,9 @@ def write_report(scoreboard: Scoreboard, command: str) -> list[Path]:
         if _draw(scoreboard, name, path):
             pictures[name] = path
     title = "Ways of coping with physics that one is not told about"
-    introduction = [_budget_of(scoreboard), *_INTRODUCTION]
-    write_markdown(title, introduction, tables, pictures, command, folder / "report.md")
-    write_page(title, introduction, tables, pictures, command, folder / "report.html")
+    page = Page(title, [_budget_of(scoreboard), *_INTRODUCTION], tables, pictures, command)
+    write_markdown(page, folder / "report.md")
+    write_page(page, folder / "report.html")
     write_scores(scoreboard, folder / "scores.npz")
     return [folder / "report.html", folder / "report.md", *pictures.values(), folder / "scores.npz"]
 

@@ -1,11 +1,11 @@
 import re
 
 from ssm_metarl_gym.experiments.scoreboard.figures import Table
-from ssm_metarl_gym.experiments.scoreboard.page import write_markdown, write_page
+from ssm_metarl_gym.experiments.scoreboard.page import Page, write_markdown, write_page
 
 
 def page_of(table, folder):
-    write_page("Title", ["Two seeds.", "Less < more."], [table], {}, "command", folder / "page.html")
+    write_page(Page("Title", ["Two seeds.", "Less < more."], [table], {}, "command"), folder / "page.html")
     return (folder / "page.html").read_text(encoding="utf-8")
 
 
@@ -31,9 +31,8 @@ def test_an_introduction_is_a_list_and_a_group_has_its_picture(tmp_path):
     assert "<p>Two seeds.</p>" in page
     assert "<ul><li>Less &lt; more.</li></ul></details>" in page
     pictures = {"Group": tmp_path / "returns-mine:GROUP.png"}
-    write_markdown(
-        "Title", ["One.", "Two."], [table, Table("Costs", ["", "s"], [])], pictures, "do", tmp_path / "page.md"
-    )
+    tables = [table, Table("Costs", ["", "s"], [])]
+    write_markdown(Page("Title", ["One.", "Two."], tables, pictures, "do"), tmp_path / "page.md")
     lines = (tmp_path / "page.md").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if line and "|" not in line] == [
         *("# Title", "- One.", "- Two.", "Made by `do`.", "## Group"),
