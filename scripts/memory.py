@@ -1,7 +1,8 @@
 """Memory on problems of others: SSMPPO beside sb3-contrib's RecurrentPPO, after equally many steps.
 
     CartPoleNoVel, PendulumNoVel, MountainCarContinuousNoVel    Gymnasium's problems without velocities, with the
-        settings of SB3's zoo for RecurrentPPO, and the steps after which it has published what that gets
+        settings and steps of the agents whose returns SB3's zoo has published (those of their cards,
+        https://huggingface.co/sb3/ppo_lstm-PendulumNoVel-v1 and so on, which are not those of its file today)
     RepeatPreviousEasy, RepeatPreviousMedium, PositionOnlyCartPoleEasy, CountRecallEasy    of POPGym (Morad et al.
         2023, https://arxiv.org/abs/2303.01859), which need `pip install popgym`; the states of SSMPPO begin with a long
         memory there, all else is equal
@@ -36,6 +37,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from torch import nn
 
 from ssm_metarl_gym.experiments.checks import check_output_folder
 from ssm_metarl_gym.experiments.command_line import option, parse_options, refusing
@@ -51,7 +53,7 @@ from ssm_metarl_gym.experiments.signals import stoppable
 # By the name of an algorithm: where it is found, and its policy.
 ALGORITHMS = {"RecurrentPPO": ("OnePassRecurrentPPO", "MlpLstmPolicy"), "SSMPPO": ("SSMPPO", "SSMPolicy")}
 NUM_EPISODES = 100
-SETTINGS = 2  # to be raised whenever a setting below changes: what has them is then run again
+SETTINGS = 3  # to be raised whenever a setting below changes: what has them is then run again
 EVALUATION_SEED = 1_000_000
 # A state-space model that is to remember exactly forgets slowly, and tells all steps of the past apart.
 LONG_MEMORY = {"radius": (0.95, 0.9999), "max_angle": math.pi}
@@ -67,7 +69,7 @@ class Problem:
         num_envs: Environments side by side.
         settings: Arguments of both algorithms.
         hidden: The components of the observation that are always zero.
-        normalises: Whether observations and rewards are normalised.
+        of_lstm: More arguments of ``RecurrentPPO``.
         of_ssm: Other ``num_envs`` and arguments of ``SSMPPO``.
         published: What RecurrentPPO is said to get.
     """
@@ -77,7 +79,7 @@ class Problem:
     num_envs: int
     settings: dict[str, Any]
     hidden: tuple[int, ...] = ()
-    normalises: bool = False
+    of_lstm: dict[str, Any] = field(default_factory=dict)
     of_ssm: dict[str, Any] = field(default_factory=dict)
     published: float | None = None
 
@@ -86,6 +88,7 @@ _POPGYM: dict[str, Any] = {
     "settings": {"n_steps": 64, "batch_size": 256, "n_epochs": 10, "learning_rate": 3e-4},
     "of_ssm": {"policy_kwargs": {"ssm_kwargs": LONG_MEMORY}},
 }
+_HEADS: dict[str, Any] = {"net_arch": {"pi": [64], "vf": [64]}, "activation_fn": nn.ReLU, "ortho_init": False}
 ZOO = {
     "CartPoleNoVel": Problem(
         "CartPole-v1",
@@ -99,8 +102,10 @@ ZOO = {
             "n_epochs": 20,
             "learning_rate": LinearSchedule(1e-3, 0.0, 1.0),
             "clip_range": LinearSchedule(0.2, 0.0, 1.0),
+            "policy_kwargs": _HEADS,
         },
         hidden=(1, 3),
+        of_lstm={"policy_kwargs": {"lstm_hidden_size": 64}},
         published=500.0,
     ),
     "PendulumNoVel": Problem(
@@ -115,17 +120,19 @@ ZOO = {
             "learning_rate": 1e-3,
             "use_sde": True,
             "sde_sample_freq": 4,
+            "policy_kwargs": _HEADS,
         },
         hidden=(2,),
+        of_lstm={"policy_kwargs": {"lstm_hidden_size": 64}},
         of_ssm={"num_envs": 32, "n_steps": 128},
         published=-217.9,
     ),
     "MountainCarContinuousNoVel": Problem(
         "MountainCarContinuous-v0",
         300_000,
-        1,
+        8,
         {
-            "n_steps": 8,
+            "n_steps": 1024,
             "batch_size": 256,
             "gamma": 0.9999,
             "learning_rate": 7.77e-5,
@@ -136,10 +143,12 @@ ZOO = {
             "max_grad_norm": 5,
             "vf_coef": 0.19,
             "use_sde": True,
-            "policy_kwargs": {"log_std_init": -3.29, "ortho_init": False},
+            "sde_sample_freq": 8,
+            "policy_kwargs": _HEADS | {"activation_fn": nn.Tanh, "log_std_init": 0.0},
         },
         hidden=(1,),
-        normalises=True,
+        of_lstm={"policy_kwargs": {"lstm_hidden_size": 32}},
+        of_ssm={"num_envs": 32, "n_steps": 256},
         published=91.5,
     ),
 }
@@ -154,7 +163,7 @@ PROBLEMS = ZOO | POPGYM
 class Options:
     """The command line."""
 
-    problems: tuple[str, ...] = option(tuple(ZOO)[:2], "what is to be learned", choices=list(PROBLEMS))
+    problems: tuple[str, ...] = option(tuple(ZOO), "what is to be learned", choices=list(PROBLEMS))
     algorithms: tuple[str, ...] = option(tuple(ALGORITHMS), "who learns it", choices=list(ALGORITHMS))
     seeds: int = option(5, "number of seeds", least=1, below=1_000)
     percent: int = option(100, "steps, in per cent of the full ones", least=1, below=1_000)
@@ -197,16 +206,15 @@ def make_env(problem: Problem, num_envs: int, seed: int) -> VecEnv:
 
 def make_model(problem: Problem, algorithm: str, seed: int) -> Any:
     """An agent that has learned nothing yet."""
-    settings: dict[str, Any] = {"num_envs": problem.num_envs, **problem.settings}
+    own = {"RecurrentPPO": problem.of_lstm, "SSMPPO": problem.of_ssm}[algorithm]
+    settings: dict[str, Any] = {"num_envs": problem.num_envs, **problem.settings, **own}
+    settings["policy_kwargs"] = problem.settings.get("policy_kwargs", {}) | own.get("policy_kwargs", {})
     if algorithm == "SSMPPO":
-        settings |= {name: value for name, value in problem.of_ssm.items() if name != "policy_kwargs"}
-        given = problem.settings.get("policy_kwargs", {}) | problem.of_ssm.get("policy_kwargs", {})
-        settings["policy_kwargs"] = given
         length = settings["n_steps"]
         settings["batch_size"] = length * math.ceil(min(settings["batch_size"], length * settings["num_envs"]) / length)
     env: VecEnv = make_env(problem, settings.pop("num_envs"), seed)
-    if problem.normalises:
-        env = VecNormalize(env, gamma=settings["gamma"])
+    if problem.hidden:
+        env = VecNormalize(env, norm_reward=False)
     found, policy = ALGORITHMS[algorithm]
     return find_algorithm(found)(policy, env, seed=seed, device="cpu", **settings)
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from torch import nn
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +28,31 @@ def test_velocities_are_zero_and_the_rest_is_shown(memory, name, hidden):
         ("CartPoleNoVel", {"RecurrentPPO": (8, 32, 256), "SSMPPO": (8, 32, 256)}),
         # Whole rollouts in each minibatch, of which there are as many.
         ("PendulumNoVel", {"RecurrentPPO": (4, 1024, 128), "SSMPPO": (32, 128, 128)}),
+        ("MountainCarContinuousNoVel", {"RecurrentPPO": (8, 1024, 256), "SSMPPO": (32, 256, 256)}),
     ],
 )
 def test_both_learn_from_minibatches_of_the_same_size(memory, name, expected):
     for algorithm, sizes in expected.items():
         model = memory.make_model(memory.PROBLEMS[name], algorithm, 0)
         assert (model.n_envs, model.n_steps, model.batch_size) == sizes
+
+
+def test_settings_are_those_of_the_published_agents(memory):
+    for name, width, activation in [
+        ("CartPoleNoVel", 64, nn.ReLU),
+        ("PendulumNoVel", 64, nn.ReLU),
+        ("MountainCarContinuousNoVel", 32, nn.Tanh),
+    ]:
+        recurrent = memory.make_model(memory.PROBLEMS[name], "RecurrentPPO", 0)
+        assert recurrent.policy.lstm_actor.hidden_size == recurrent.policy.lstm_critic.hidden_size == width
+        assert isinstance(recurrent.policy.mlp_extractor.policy_net[1], activation)
+        scaling = recurrent.get_vec_normalize_env()
+        assert (scaling.norm_obs, scaling.norm_reward) == (True, False)
+        ours = memory.make_model(memory.PROBLEMS[name], "SSMPPO", 0)
+        assert [
+            layer.out_features for layer in ours.policy.mlp_extractor.value_net if isinstance(layer, nn.Linear)
+        ] == [64]
+        assert not ours.policy.ortho_init
 
 
 def test_problems_of_popgym_need_it(memory, monkeypatch, capsys):
