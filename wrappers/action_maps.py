@@ -32,7 +32,7 @@ _RULES: Final[dict[str, Rule]] = {
 
 @dataclass(frozen=True)
 class MapEstimates:
-    """What is known of the maps on the actions of N rows, A u + c.
+    """What is known of the maps on the actions of N rows, A v + c for v in half ranges around the middle.
 
     Attributes:
         maps: A, ``Float64[N A A]``.
@@ -89,7 +89,7 @@ def _state_of(adapter: Adapter | AdapterRows) -> KalmanState:
 class MapCorrector(Corrector):
     """Finds the actions whose effect through the map of now is that of the asked ones through the map of the reference.
 
-    No model is asked for it: ``argmin_u |A u + c - w|^2 + regularisation |u|^2``, in half ranges, within the bounds,
+    No model is asked for it: ``argmin_v |A v + c - w|^2 + regularisation |v|^2``, in half ranges, within the bounds,
     where w is what the reference makes of the asked ones. A filter knows how probable it is that the map is that of its
     source, and the gate is open while the odds are against it; as long as A is known badly, noise explores what the
     actions do. (To explore only what is not known: Feldbaum 1960, "Dual control theory".)
@@ -128,6 +128,7 @@ class MapCorrector(Corrector):
         known = torch.cat([self._source.flatten(), self._source_offset])
         self._filter = _filter_of(adapter)
         self._knows_another_map = self._filter is not None and not torch.equal(self._filter.prior_mean(), known)
+        self._half = (self._space.high - self._space.low) / 2
         self._rngs = [np.random.default_rng() for _ in range(num_rows)]
 
     @property
@@ -163,39 +164,33 @@ class MapCorrector(Corrector):
         Those of other rows than ``rows`` ``[N]`` are the asked ones.
         """
         estimates = MapEstimates.of(self._adapter)
-        low, high = (torch.as_tensor(bound).double() for bound in (self._space.low, self._space.high))
-        wanted = torch.as_tensor(asked).double() @ self._source.mT + self._source_offset
-        found = undo_maps(estimates.maps, wanted - estimates.offsets, low, high, self.regularisation).numpy()
+        with torch.no_grad():
+            wanted = self.reference.commands(asked).double() @ self._source.mT + self._source_offset
+        can_move = torch.as_tensor(self._half > 0.0)
+        found = undo_maps(estimates.maps, wanted - estimates.offsets, can_move, self.regularisation).numpy()
         if estimates.variance is not None:
             # Explore while little is known, each row by a stream of its own.
             unknown = estimates.variance.numpy() > _KNOWN_VARIANCE
-            scale = self.exploration * (self._space.high - self._space.low) / 2
             for i in np.flatnonzero(rows & unknown):
-                found[i] += scale * self._rngs[i].standard_normal(len(scale))
+                found[i] += self.exploration * self._rngs[i].standard_normal(len(self._half))
         taken = asked.copy()
-        taken[rows] = np.clip(found, self._space.low, self._space.high)[rows]
+        middle = (self._space.high + self._space.low) / 2
+        taken[rows] = np.clip(middle + self._half * found, self._space.low, self._space.high)[rows]
         return taken
 
 
-def undo_maps(maps: Tensor, wanted: Tensor, low: Tensor, high: Tensor, regularisation: float) -> Tensor:
-    """``argmin_u |A u - w|^2 + regularisation |u|^2``, all in half ranges around the middle, clipped to the bounds.
+def undo_maps(maps: Tensor, wanted: Tensor, can_move: Tensor, regularisation: float) -> Tensor:
+    """``argmin_v |A v - w|^2 + regularisation |v|^2``, in half ranges around the middle, within the bounds.
 
     Args:
         maps: A, ``Float64[N A A]``.
         wanted: w, ``Float64[N A]``.
-        low: The lower bounds, ``Float64[A]``.
-        high: The upper bounds, ``Float64[A]``.
+        can_move: The actions whose range has a length, ``Bool[A]``; the others stay where they are.
         regularisation: Against actions that grow without end where a map is nearly singular.
 
     Returns:
         ``Float64[N A]``; nan where maps or what is wanted are not finite.
     """
-    half, middle = (high - low) / 2, (high + low) / 2
-    # With u = middle + half v, A u - w = unit (B v - b): a range of no length has a unit to be measured in all the
-    # same, and stays where it is.
-    unit = torch.where(half > 0.0, half, 1.0)
-    b_map = maps * (half / unit[:, None])  # N A A
-    b = (wanted - maps @ middle) / unit
-    normal = b_map.mT @ b_map + regularisation * torch.eye(len(half), dtype=maps.dtype)
-    v = solve_where_finite(normal, b_map.mT @ b[..., None])[..., 0]
-    return middle + half * v.clamp(-1.0, 1.0)
+    moving = maps * can_move  # N A A
+    normal = moving.mT @ moving + regularisation * torch.eye(len(can_move), dtype=maps.dtype)
+    return solve_where_finite(normal, moving.mT @ wanted[..., None])[..., 0].clamp(-1.0, 1.0)

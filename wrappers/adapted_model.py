@@ -23,6 +23,7 @@ __all__ = [
     "parse_change_ratio",
     "parse_probes",
     "with_predictions",
+    "within_bounds",
 ]
 
 _CHANGE_RATIO: Final = 5.0
@@ -90,6 +91,12 @@ def encode_rows(model: DynamicsModel, observations: npt.NDArray[Any], actions: n
     flat = observations.reshape(-1, observations.shape[2]), actions.reshape(-1, *actions.shape[2:])
     encoded: Tensor = model.encode(*flat).unflatten(0, observations.shape[:2])
     return encoded
+
+
+def within_bounds(actions: Any, space: spaces.Space[Any]) -> npt.NDArray[Any]:
+    """Actions ``[... A]`` as the environment takes them: of a ``Box``, what is beyond a bound counts as the bound."""
+    given = np.asarray(actions)
+    return np.clip(given, space.low, space.high) if isinstance(space, spaces.Box) else given
 
 
 def check_adapted_model(

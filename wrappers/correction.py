@@ -20,7 +20,7 @@ from ssm_metarl_gym.agents.stateless import copy_module
 from ssm_metarl_gym.checks import as_array, shown
 from ssm_metarl_gym.seeding import row_seeds
 from ssm_metarl_gym.wrappers.action_maps import MAP_OPTIONS, MapCorrector
-from ssm_metarl_gym.wrappers.adapted_model import LatestTransition, encode_rows
+from ssm_metarl_gym.wrappers.adapted_model import LatestTransition, encode_rows, within_bounds
 from ssm_metarl_gym.wrappers.bundle_writing import BundledPolicy, save_bundle
 from ssm_metarl_gym.wrappers.correction_archive import SavedCorrection, write_correction
 from ssm_metarl_gym.wrappers.corrector import Corrector, Index
@@ -130,9 +130,7 @@ class Correction:
             seen = np.where(sees[:, None], observations, 0.0).astype(observations.dtype)
             finite = asked.copy()
             finite[~are_numbers] = 0
-            if isinstance(self._space, spaces.Box):
-                # What is beyond the bounds the environment would have clipped: that is what was wanted.
-                finite = np.clip(finite, self._space.low, self._space.high)
+            finite = within_bounds(finite, self._space)
             if (predict_twin := self._predict_twin) is not None and sees.any():
 
                 def predict_both(*probes: Any) -> tuple[Tensor, Tensor]:
@@ -148,7 +146,7 @@ class Correction:
                 is_open = is_open & np.isfinite(found).reshape(len(found), -1).all(axis=1)
                 taken[is_open] = found[is_open]
             reference = self.corrector.reference
-            self._predicted = reference(reference.encode(observations, taken))
+            self._predicted = reference(reference.encode(observations, within_bounds(taken, self._space)))
             if self._predict_twin is not None and isinstance(self._online, VectorOnlineAdaptation):
                 self._online.expect(self._predicted)
         return taken, is_open

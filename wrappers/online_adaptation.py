@@ -24,7 +24,9 @@ from ssm_metarl_gym.wrappers.adapted_model import (
     parse_change_ratio,
     parse_probes,
     with_predictions,
+    within_bounds,
 )
+from ssm_metarl_gym.wrappers.sent_commands import SentCommands
 
 __all__ = ["OnlineAdaptation"]
 
@@ -154,6 +156,7 @@ class OnlineAdaptation(
         self.source = copy_module(adapter)
         self.source.reset()
         self._source_model = cast("DynamicsModel", self.source.model)
+        self._sent = SentCommands(adapter, self.model, 1)
         self._fallback = SourceFallback(1)
         self._left_out = LeftOutEpisodes(1, leave_out)
         self._probes = np.empty((0, *(env.action_space.shape or ())), dtype=env.action_space.dtype)
@@ -198,9 +201,7 @@ class OnlineAdaptation(
         self._observation = None
         self._left_out.seed(seed, np.array([True]))
         observation, info = self.env.reset(seed=seed, options=options)
-        if self.options.restore == "never":
-            self.adapter.begin_episode()
-        else:
+        if self.options.restore != "never":
             self.adapter.reset()
         self._forget()
         self._observation = observation.copy()  # the caller may change its own
@@ -216,14 +217,17 @@ class OnlineAdaptation(
         self._num_steps += 1
         if info.get("restarted", False):
             before = None
-        encoded, encoded_probes = self._encode(before, action, observation)
+        executed = within_bounds(action, self.action_space)
+        encoded, encoded_probes = self._encode(before, executed, observation)
         error = None
         self.latest = None
         self.verdict = Verdict.nothing(1)
         if encoded is not None and before is not None:
+            encoded = self._sent.behind(encoded)
             targets = self.model.targets(before[None], observation[None])
             error = self._join(encoded, targets)
             self.latest = LatestTransition(encoded, targets, np.array([error]))
+        self._sent.send(executed[None], np.array([True]))
         loss = None
         if len(self._transitions) >= self.options.warmup and self._num_steps % self.options.every == 0:
             loss = self._adapt()
@@ -235,6 +239,7 @@ class OnlineAdaptation(
     def _forget(self) -> None:
         """Begin an episode."""
         self._transitions.clear()
+        self._sent.forget(np.array([True]))
         self._surprises.forget(np.array([True]))
         self._fallback.forget(np.array([True]))
         self._left_out.begin(np.array([True]))

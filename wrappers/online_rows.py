@@ -50,8 +50,8 @@ class OnlineRows:
 
     def begin(self, rows: Flags) -> None:
         """Begin anew in these rows ``[N]``: without transitions and, unless ``restore="never"``, from the source."""
-        begin = self._adapter.begin_episode if self._options.restore == "never" else self._adapter.reset
-        begin(torch.as_tensor(rows))
+        if self._options.restore != "never":
+            self._adapter.reset(torch.as_tensor(rows))
         self._filled[torch.as_tensor(rows)] = False
         self._places[rows] = 0
         self._num_steps[rows] = 0

@@ -28,9 +28,11 @@ from ssm_metarl_gym.wrappers.adapted_model import (
     parse_change_ratio,
     parse_probes,
     with_predictions,
+    within_bounds,
 )
 from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation
 from ssm_metarl_gym.wrappers.online_rows import OnlineRows
+from ssm_metarl_gym.wrappers.sent_commands import SentCommands
 
 __all__ = ["VectorOnlineAdaptation"]
 
@@ -138,6 +140,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         self.source.reset()
         self.adapter: AdapterRows | TwinRows = make_adapter_rows(self.source, self.num_envs)
         self.model = cast("DynamicsModel", self.adapter.model)
+        self._sent = SentCommands(self.source, self.model, self.num_envs)
         self._fallback = SourceFallback(self.num_envs)
         self._left_out = LeftOutEpisodes(self.num_envs, leave_out)
         self._rows = OnlineRows(self.adapter, self.options)
@@ -226,6 +229,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
     def _begin(self, rows: Flags, observations: Floats) -> None:
         self._final_report = self._report()
         self._rows.begin(rows)
+        self._sent.forget(rows)
         self._surprises.forget(rows)
         self._fallback.forget(rows)
         self._left_out.begin(rows)
@@ -237,10 +241,12 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         self._show()
 
     def _advance(self, actions: Any, rewards: Any, observations: Floats, restarted: Flags) -> None:
-        encoded = self.model.encode(self._observations, np.asarray(actions))  # N F
+        executed = within_bounds(actions, self.single_action_space)
+        encoded = self._sent.behind(self.model.encode(self._observations, executed))  # N F
         targets = self.model.targets(self._observations, observations)
         # A row that only begins its episode on this step makes no transition.
         going = ~self._ended if self._mode is AutoresetMode.NEXT_STEP else np.ones_like(self._ended)
+        self._sent.send(executed, going)
         judged = going & ~restarted
         errors = self._measure(self.adapter.predict, encoded, targets)
         self.latest = LatestTransition(encoded, targets, errors)

@@ -160,9 +160,6 @@ class Adapter:
         self._restore(self._source)
         self._before_call = None
 
-    def begin_episode(self) -> None:
-        """Keep all that is known, but for what was of the last episode alone: here there is no such thing."""
-
     def rollback(self) -> None:
         """Undo the last call of :meth:`adapt`; of one that raised an error there is nothing to undo.
 

@@ -38,16 +38,19 @@ class FilteredModel(Protocol):
         mixed_hypotheses: Those that take their place with ``mixed``. A model need not have it.
         mixed_means: What is expected under each of these before any transition, in units of the weights of the source,
             ``Float[K W]``. A model with ``mixed_hypotheses`` must have it.
-        idle_command: What is executed before a first command that comes late, ``Float[A]``; the last A numbers of what
-            a model encodes are the command. Only a model with ``largest_delay`` must have it.
     """
 
     filtered_parameters: tuple[str, ...]
     residual_variance: Tensor
-    idle_command: Tensor
 
     def linearise(self, encoded: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """The predictions ``Float[B D]`` for ``Float[B ...]`` and their slopes ``Float[B D W]`` at ``Float[B W]``."""
+
+    def with_delays(self, encoded: Tensor, delays: Tensor) -> Tensor:
+        """The same transitions if commands came ``Int64[K]`` steps late: ``Float[B ...]`` -> ``Float[B K ...]``.
+
+        Only a model with ``largest_delay`` must have it.
+        """
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,6 @@ class KalmanState(FilterState):
         innovation: How far off the last prediction was, squared, in units of what was to be expected, the mean over
             the targets, ``Float64[B K]``.
         surprised: Whether it was further off than ``surprise``, and the covariance was left as it is, ``Bool[B K]``.
-        commands: The last L commands, the latest first, ``Float[B L A]``, where they may come up to L steps late.
     """
 
     means: Tensor
@@ -69,7 +71,6 @@ class KalmanState(FilterState):
     beliefs: Tensor
     innovation: Tensor
     surprised: Tensor
-    commands: Tensor
 
     @property
     def mean(self) -> Tensor:
@@ -112,7 +113,7 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
 
     **Delays.** With ``largest_delay`` L there are all of these hypotheses once more for each delay up to L steps: that
     the command of so many steps ago is what a transition shows, and not its own. A delay counts as one parameter more.
-    The filter remembers the commands of the transitions that it took in, which should be all that there were.
+    The commands of the L steps before stand behind what the model encodes, see :meth:`DynamicsModel.with_delays`.
 
     Everything else is as in :class:`Adapter`, but for :meth:`adapt`: every transition counts once.
 
@@ -163,15 +164,17 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         self.mixed = mixed
         check_integer("largest_delay", largest_delay, least=0)
         self.largest_delay = int(largest_delay)
+        if not isinstance(mixed, bool):
+            raise ValueError(f"mixed must be True or False; got {mixed!r}.")
         _check_model(model)
         if mixed and not (hasattr(model, "mixed_hypotheses") and hasattr(model, "mixed_means")):
             raise ValueError(
                 "mixed must be False for a model without mixed_hypotheses and mixed_means, as "
                 f"{type(model).__name__} is; got True."
             )
-        if largest_delay and not (hasattr(model, "hypotheses") and hasattr(model, "idle_command")):
+        if largest_delay and not (hasattr(model, "hypotheses") and hasattr(model, "with_delays")):
             raise ValueError(
-                "largest_delay must be 0 for a model without hypotheses and idle_command, as "
+                "largest_delay must be 0 for a model without hypotheses and with_delays, as "
                 f"{type(model).__name__} is; got {largest_delay}."
             )
         check_fields(self, _RULES)
@@ -207,12 +210,7 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
             beliefs=self._prior_beliefs(variances).expand(shape),
             innovation=prior.new_zeros(shape),
             surprised=torch.zeros(shape, dtype=torch.bool, device=prior.device),
-            commands=self._idle_commands(num_rows),
         )
-
-    def in_new_episode(self, state: KalmanState) -> KalmanState:
-        """The same, with motors that are late idle until the first command of the episode comes."""
-        return replace(state, commands=self._idle_commands(len(state.commands)))
 
     def with_prior_covariance(self, state: KalmanState) -> KalmanState:
         """The same weights and beliefs in every row, with the covariances of the prior."""
@@ -239,7 +237,9 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         mean, covariance = kalman_predict(
             state.means, state.covariances, self._prior_means(shape[1]), prior_variances, self.process_noise
         )
-        states, commands = self._as_they_came(state, states_t)
+        states = states_t[:, None].expand(-1, shape[1], *states_t.shape[1:])
+        if self.largest_delay:
+            states = model.with_delays(states_t, self._delays(shape[1]))
         prediction, jacobian = model.linearise(states.flatten(0, 1), mean.flatten(0, 1).to(self._region.source.dtype))
         prediction, jacobian = prediction.unflatten(0, shape).double(), jacobian.unflatten(0, shape).double()
         if targets_t.shape != prediction[:, 0].shape:
@@ -286,7 +286,6 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
             beliefs=beliefs,
             innovation=size,
             surprised=surprising & ~changed,
-            commands=commands,
         ).counted(
             steps=torch.ones_like(reset),
             clipped_steps=clipped_step,
@@ -306,25 +305,6 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         num_free = num_free + (self._delays(len(num_free)) > 0)  # a delay is one number more
         weights = 1.0 / (1.0 + num_free.double())
         return weights / weights.sum()
-
-    def _as_they_came(self, state: KalmanState, states_t: Tensor) -> tuple[Tensor, Tensor]:
-        """The transition as each hypothesis has it, ``Float[B K ...]``, with the command that it says has just come.
-
-        And the last commands after it, ``Float[B L A]``.
-        """
-        delays = self._delays(state.beliefs.shape[1])
-        states = states_t[:, None].expand(-1, len(delays), *states_t.shape[1:])
-        if not self.largest_delay:
-            return states, state.commands
-        num_commands = state.commands.shape[2]
-        sent = torch.cat([states_t[:, None, -num_commands:], state.commands], dim=1)  # B L+1 A
-        return torch.cat([states[..., :-num_commands], sent[:, delays]], dim=2), sent[:, :-1]
-
-    def _idle_commands(self, num_rows: int) -> Tensor:
-        """Before the first one, ``Float[B L A]``."""
-        source = self._region.source
-        idle = cast("FilteredModel", self.model).idle_command if self.largest_delay else source.new_empty(0)
-        return idle.to(source).expand(num_rows, self.largest_delay, -1)
 
     def _delays(self, num_hypotheses: int) -> Tensor:
         """How many steps late commands come under each hypothesis: ``Int64[K]``, none in that of something else."""

@@ -124,15 +124,6 @@ class RecursiveAdapter(Adapter, Generic[State]):
         types = {name: own.dtype for name, own in zip(self._weights.names, self._weights.parameters, strict=True)}
         return {name: rows.to(types[name]) for name, rows in named.items()}
 
-    def in_new_episode(self, state: State) -> State:
-        """What is known when an episode begins, in every row: the same, but for what was of the last one alone."""
-        return state
-
-    def begin_episode(self) -> None:
-        """Keep all that is known, but for what was of the last episode alone."""
-        if self._known is not None:
-            self._known = replace(self._known, filter=self.in_new_episode(self._known.filter))
-
     @abstractmethod
     def with_prior_covariance(self, state: State) -> State:
         """The same weights in every row, but as uncertain as before any transition (covariance resetting)."""

@@ -49,10 +49,6 @@ class RecursiveRows(AdapterRows):
         self.state = self._adapter.initial_state(self.num_rows).where(rows, self.state)
         self._windows.forget(rows)
 
-    def begin_episode(self, rows: Tensor) -> None:
-        """Keep all that is known in these rows ``Bool[N]``, but for what was of the last episode alone."""
-        self.state = self._adapter.in_new_episode(self.state).where(rows, self.state)
-
     @torch.inference_mode(False)
     @torch.no_grad()
     def adapt(

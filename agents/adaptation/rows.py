@@ -178,9 +178,6 @@ class AdapterRows:
         self._weights[rows] = self._source
         self.stats.reset(rows)
 
-    def begin_episode(self, rows: Tensor) -> None:
-        """Keep all that is known in these rows ``Bool[N]``, see :meth:`Adapter.begin_episode`."""
-
     @torch.inference_mode(False)
     @torch.no_grad()
     def adapt(

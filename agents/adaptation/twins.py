@@ -59,10 +59,6 @@ class TwinRows:
         """Go back to the source in these rows ``Bool[N]`` and their twins, in all where it is None."""
         self._both.reset(None if rows is None else torch.cat([rows, rows]))
 
-    def begin_episode(self, rows: Tensor) -> None:
-        """Keep all that is known in these rows ``Bool[N]`` and their twins, but for what was of the last episode."""
-        self._both.begin_episode(torch.cat([rows, rows]))
-
     def adapt(
         self,
         loss_fn: Callable[[Any, Tensor], Tensor],

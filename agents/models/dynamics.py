@@ -34,9 +34,10 @@ class DynamicsModel(nn.Module):
 
     - ``"last_layer"``: the head. The features of a transition are computed once.
     - ``"all"``: core and head.
-    - ``"action_map"``: neither. The model is f(observation, A action + c), and the matrix ``action_map`` A, the
-      identity at first, and the vector ``action_offset`` c, zero at first, are all that adapts: actuators that are
-      swapped, reversed, weak, strong or biased, for the actions of a ``Box``.
+    - ``"action_map"``: neither. The model is f(observation, A v + c) with the action v in half ranges around the middle
+      of its ``Box`` (as it is where that has no bounds). The matrix ``action_map`` A, the identity at first, and the
+      vector ``action_offset`` c, zero at first, are all that adapts: actuators that are swapped, reversed, weak, strong
+      or biased.
 
     So there are two halves: :meth:`encode` computes what does not adapt, ``forward`` takes it and computes the rest.
     A new model is in evaluation mode, and just what adapts requires a gradient, see :meth:`prepare_to_adapt`. It
@@ -82,6 +83,7 @@ class DynamicsModel(nn.Module):
         input_dim = self.input_dim(observation_space, action_space)
         self.observation_dim = cast("spaces.Box", observation_space).shape[0]
         self.action_space = action_space
+        self._middle, self._unit = _half_ranges(action_space)
         self.adapts = adapts
         self.filtered_parameters = ("action_map", "action_offset") if adapts == "action_map" else ()
         self.core = _default_core(input_dim, adapts) if core is None else core
@@ -141,18 +143,53 @@ class DynamicsModel(nn.Module):
     def encode(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
         """What ``forward`` takes: the normalised inputs, their features where only the last layer adapts.
 
-        For an action map they are the normalised observation and the action as it was taken, ``Float[B D + A]``.
+        For an action map they are the normalised observation and the action in half ranges, ``Float[B D + A]``.
         """
         with torch.no_grad():
             inputs = self.inputs(observations, actions)
             if self.adapts == "last_layer":
                 return cast("Tensor", self.core(inputs))
             if self.adapts == "action_map":
-                inputs[:, self.observation_dim :] = torch.as_tensor(actions).reshape(len(inputs), -1)
+                inputs[:, self.observation_dim :] = self.commands(actions)
             return inputs
 
+    def commands(self, actions: npt.NDArray[Any]) -> Tensor:
+        """The actions of a ``Box`` as an action map takes them, in half ranges around the middle: ``Float[B A]``."""
+        middle, unit = self._half_ranges(self.head.weight)
+        given = torch.as_tensor(actions, device=middle.device).reshape(len(actions), -1).to(middle.dtype)
+        return (given - middle) / unit
+
+    def with_delays(self, encoded: Tensor, delays: Tensor) -> Tensor:
+        """Transitions as they are if commands come late, of which the last ones are known.
+
+        Args:
+            encoded: What :meth:`encode` gave, and behind it the :meth:`commands` of the L steps before, the latest
+                first: ``Float[B D + A + L A]``.
+            delays: K numbers of steps, at most L: ``Int64[K]``.
+
+        Returns:
+            ``Float[B K D + A]``: what was encoded, with the command of so many steps ago in the place of its own.
+
+        Raises:
+            ValueError: So many commands were not given.
+        """
+        num_actions = len(self._unit)
+        num_given = encoded.shape[1] - self.observation_dim - num_actions
+        if num_given != (largest := int(delays.max())) * num_actions:
+            raise ValueError(
+                f"what is encoded must end with the {largest} commands of {num_actions} numbers that came before; got "
+                f"{num_given} numbers more than encode() gives. Append DynamicsModel.commands() of the last actions, "
+                "the latest first, and zeros before the first one."
+            )
+        sent = encoded[:, self.observation_dim :].unflatten(1, (-1, num_actions))  # B 1+L A
+        observations = encoded[:, None, : self.observation_dim].expand(-1, len(delays), -1)
+        return torch.cat([observations, sent[:, delays]], dim=2)
+
     def forward(self, encoded: Tensor) -> Tensor:
-        """The predicted change ``Float[B D]``, normalised, from what :meth:`encode` gave."""
+        """The predicted change ``Float[B D]``, normalised, from what :meth:`encode` gave.
+
+        Behind an action map's there may be older commands, see :meth:`with_delays`, which change nothing.
+        """
         if self.adapts == "last_layer":
             return cast("Tensor", self.head(encoded))
         if self.adapts == "action_map":
@@ -164,8 +201,8 @@ class DynamicsModel(nn.Module):
     def linearise(self, encoded: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """The predictions of many rows, each with an action map of its own, and their slopes in the entries of it.
 
-        The slopes in x = A u + c are central differences over a tenth of the actions' standard deviation to both sides,
-        and of a prediction y, dy/dA_ij = dy/dx_i u_j and dy/dc_i = dy/dx_i.
+        The slopes in x = A v + c are central differences over a tenth of the actions' standard deviation to both sides,
+        and of a prediction y, dy/dA_ij = dy/dx_i v_j and dy/dc_i = dy/dx_i.
 
         Args:
             encoded: What :meth:`encode` gave, ``Float[B D + A]``.
@@ -178,7 +215,7 @@ class DynamicsModel(nn.Module):
         num_rows, num_actions = actions.shape
         maps, executed = weights.to(actions.dtype).split([num_actions**2, num_actions], dim=1)
         executed = executed + (maps.view(num_rows, num_actions, num_actions) @ actions[..., None])[..., 0]  # B A
-        step = 0.1 * self._split(self.input_scale)[1]
+        step = 0.1 * self._action_scale()
         offsets = torch.cat([torch.zeros_like(step)[None], torch.diag(step), -torch.diag(step)])  # 2A+1 A
         around = executed[:, None] + offsets  # B 2A+1 A
         inputs = self._normalised(observations[:, None].expand(-1, len(offsets), -1), around)
@@ -197,7 +234,7 @@ class DynamicsModel(nn.Module):
         way, as by a random rotation, whose entries have the variance 1 / A. Most motors that are not as they were obey
         their own action still, and to see this takes a transition or two, where it takes A of them to see any mix.
         """
-        scale = self._split(self.input_scale)[1].float()
+        scale = self._action_scale().float()
         num_actions = len(scale)
         own = 4.0 * torch.eye(num_actions, device=scale.device).flatten()
         mix = torch.full((num_actions, num_actions), 1.0 / num_actions, device=scale.device).fill_diagonal_(1.0)
@@ -225,17 +262,6 @@ class DynamicsModel(nn.Module):
         means = torch.ones_like(self.mixed_hypotheses)
         means[1, : self.action_map.numel()] = 0.0
         return means
-
-    @property
-    def idle_command(self) -> Tensor:
-        """What motors that are late do before the first action comes, ``Float[A]``.
-
-        The middle of the ``Box``, and zero where that has none.
-        """
-        box = cast("spaces.Box", self.action_space)
-        bounded, middle = np.isfinite(box.low) & np.isfinite(box.high), np.zeros(box.shape)
-        middle[bounded] = (box.low[bounded].astype(np.float64) + box.high[bounded]) / 2.0
-        return torch.from_numpy(middle.ravel()).to(self.head.weight)
 
     @property
     def adapted_network(self) -> nn.Module | None:
@@ -362,12 +388,24 @@ class DynamicsModel(nn.Module):
 
     def _split(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised observations ``Float[... D]`` and actions ``Float[... A]``, side by side so far."""
-        return encoded[..., : self.observation_dim], encoded[..., self.observation_dim :]
+        start, end = self.observation_dim, len(self.input_shift)
+        return encoded[..., :start], encoded[..., start:end]
 
-    def _normalised(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """The input of the core from normalised observations and actions that are not."""
+    def _normalised(self, observations: Tensor, executed: Tensor) -> Tensor:
+        """The input of the core from normalised observations and executed actions in half ranges."""
         (_, shift), (_, scale) = self._split(self.input_shift), self._split(self.input_scale)
+        middle, unit = self._half_ranges(executed)
+        actions = executed * unit + middle
         return torch.cat([observations, ((actions - shift) / scale).to(observations.dtype)], dim=-1)
+
+    def _half_ranges(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The middle of the box of actions and half its ranges, in numbers like these: ``Float[A]`` twice."""
+        return like.new_tensor(self._middle), like.new_tensor(self._unit)
+
+    def _action_scale(self) -> Tensor:
+        """The standard deviation of the actions, in half ranges: ``Float[A]``."""
+        scale = self._split(self.input_scale)[1]
+        return scale / self._half_ranges(scale)[1]
 
     def _core_dtype(self) -> torch.dtype:
         """The type of numbers that the core takes."""
@@ -381,6 +419,20 @@ class DynamicsModel(nn.Module):
         else:
             encoded = np.asarray(actions, dtype=np.float32).reshape(len(observations), -1)
         return np.concatenate([np.asarray(observations, dtype=np.float32), encoded], axis=1)
+
+
+def _half_ranges(space: spaces.Space[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """The middle of a box of actions and half its ranges, ``Float[A]`` twice.
+
+    Without a bound numbers are measured as they are, from 0 in units of 1, and in a range of no length in units of 1.
+    """
+    if not isinstance(space, spaces.Box):
+        return np.zeros(0), np.ones(0)
+    low, high = space.low.ravel(), space.high.ravel()
+    bounded = np.isfinite(low) & np.isfinite(high)
+    low, high = np.where(bounded, low, 0.0), np.where(bounded, high, 0.0)
+    half = (high - low) / 2
+    return (high + low) / 2, np.where(half > 0.0, half, 1.0)
 
 
 def _default_core(input_dim: int, adapts: Adapts) -> nn.Module:

@@ -48,8 +48,10 @@ class _Predicting(nn.Module):
             action = F.one_hot(action - int(space.start), int(space.n))
         action = action.flatten(1).to(observation.dtype)
         if model.adapts == "action_map":
-            action = action @ model.action_map.detach().to(action.dtype).mT
-            action = action + model.action_offset.detach().to(action.dtype)
+            middle, unit = (torch.as_tensor(own).to(action.dtype) for own in (model._middle, model._unit))
+            executed = ((action - middle) / unit) @ model.action_map.detach().to(action.dtype).mT
+            executed = executed + model.action_offset.detach().to(action.dtype)
+            action = executed * unit + middle
         normalised = (torch.cat([observation, action], dim=1) - model.input_shift) / model.input_scale
         change = model.head(model.core(normalised.to(self.dtype))).to(observation.dtype)
         predicted: Tensor = observation + change * model.target_scale

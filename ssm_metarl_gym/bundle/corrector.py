@@ -239,8 +239,8 @@ class MapCorrector(Corrector):
         self._map, self._offset = own_map.astype(np.float64), own_offset.astype(np.float64)
         self._filter = adapter if isinstance(adapter, KalmanFilter) else None
         self._is_known = self._filter is None or self._filter.source_is(own_map, own_offset)
-        half, self._unit = self._space.half.astype(np.float64), self._space.unit.astype(np.float64)
-        self._half, self._middle, self._ratios = half, self._space.middle.astype(np.float64), half / self._unit[:, None]
+        self._half, self._middle = self._space.half.astype(np.float64), self._space.middle.astype(np.float64)
+        self._can_move = self._half > 0.0
         self._rng = np.random.default_rng(seed_sequence(0, "exploration"))
 
     @property
@@ -268,21 +268,17 @@ class MapCorrector(Corrector):
             action_map, offset, variance = own["action_map"].astype(float), own["action_offset"].astype(float), 0.0
         else:
             action_map, offset, variance = self._filter.estimate()
-        wanted = np.dot(self._map, asked) + self._offset
+        wanted = np.dot(self._map, self._reference.commands(asked).astype(np.float64)) + self._offset
         found = self._undo(action_map, wanted - offset)
         if variance > _KNOWN_VARIANCE:
-            found = found + self.exploration * (space.high - space.low) / 2 * self._rng.standard_normal(len(found))
-        return clipped(found, space.low, space.high).astype(asked.dtype)
+            found = found + self.exploration * self._rng.standard_normal(len(found))
+        return clipped(self._middle + self._half * found, space.low, space.high).astype(asked.dtype)
 
     def _undo(self, action_map: Floats, wanted: Floats) -> Floats:
-        """``argmin_u |A u - w|^2 + regularisation |u|^2``, in half ranges around the middle, clipped to the bounds."""
-        # With u = middle + half v, A u - w = unit (B v - b): a range of no length has a unit to be measured in all the
-        # same, and stays where it is.
-        b_map = action_map * self._ratios
-        b = (wanted - np.dot(action_map, self._middle)) / self._unit
-        v = self._solve(np.dot(b_map.T, b_map) + self.regularisation * self._eye, np.dot(b, b_map))
-        result: Floats = self._middle + self._half * clipped(v, -1.0, 1.0)
-        return result
+        """``argmin_v |A v - w|^2 + regularisation |v|^2``, in half ranges around the middle, within the bounds."""
+        moving = action_map * self._can_move
+        v = self._solve(np.dot(moving.T, moving) + self.regularisation * self._eye, np.dot(wanted, moving))
+        return clipped(v, -1.0, 1.0)
 
 
 def make_corrector(adapter: AdaptingWeights, reference: Model, options: Mapping[str, Any]) -> Corrector:

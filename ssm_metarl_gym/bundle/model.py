@@ -38,7 +38,8 @@ class Model:
         source: The parameters that adapt, at their source, by name.
         space: The space of the actions.
         residual_variance: What the model does not explain of each component of the change, ``Float[D]``.
-        action_scale: The standard deviations of the actions that it was fitted to, ``Float[A]``.
+        action_scale: The standard deviations of the actions that it was fitted to, ``Float[A]``; those of a box in half
+            ranges.
     """
 
     def __init__(
@@ -57,7 +58,12 @@ class Model:
         self._dtype = weights["head.weight"].dtype
         self._shift, self._scale = weights["input_shift"], weights["input_scale"]
         self._target_scale = weights["target_scale"]
-        self.action_scale, self._action_shift = self._scale[observation_dim:], self._shift[observation_dim:]
+        self._own_scale, self._own_shift = self._scale[observation_dim:], self._shift[observation_dim:]
+        # Of choices there are none.
+        self._middle, self._unit = (
+            np.zeros(0) if space.is_discrete else own.astype(self._dtype) for own in (space.middle, space.unit)
+        )
+        self.action_scale = self._own_scale if space.is_discrete else self._own_scale / self._unit
         # Of the central differences: how far to each side, and an action as it is, beyond itself and short of itself.
         step = self._dtype.type(0.1) * self.action_scale.astype(self._dtype)
         self._widths = 2 * step[:, None]  # A 1
@@ -76,8 +82,13 @@ class Model:
         if self.adapts == "last_layer":
             return self._core(self._weights, inputs)
         if self.adapts == "action_map":
-            inputs[:, self._dim :] = actions
+            inputs[:, self._dim :] = self.commands(actions)
         return inputs
+
+    def commands(self, actions: Floats) -> Floats:
+        """Actions of a box in half ranges around the middle, as a map takes them: ``Float[... A]``."""
+        in_half_ranges: Floats = (actions.astype(self._dtype, copy=False) - self._middle) / self._unit
+        return in_half_ranges
 
     def targets(self, observations: Floats, next_observations: Floats) -> Floats:
         """The changes to be predicted, normalised: ``Float32[... D]`` twice -> ``Float[... D]``."""
@@ -117,7 +128,7 @@ class Model:
 
         Args:
             encoded: ``Float[D + A]``.
-            maps: M, ``Float[K A A]``.
+            maps: M, ``Float[K A A]``, on actions in half ranges.
             offsets: c, ``Float[K A]``.
             others: L, by the names of the parameters.
 
@@ -152,8 +163,8 @@ class Model:
         return linear(self._weights, _HEAD, features)
 
     def _with_executed(self, observations: Floats, executed: Floats) -> Floats:
-        """The input of the core from normalised observations and actions that are not."""
-        normalised = (executed - self._action_shift) / self.action_scale
+        """The input of the core from normalised observations and executed actions in half ranges."""
+        normalised = (executed * self._unit + self._middle - self._own_shift) / self._own_scale
         return np.concatenate([observations, normalised.astype(observations.dtype, copy=False)], axis=1)
 
     def _check_shapes(self) -> None:
@@ -166,7 +177,7 @@ class Model:
 
 
 def _executed(own: Weights, actions: Floats) -> Floats:
-    """What motors make of actions by a map: ``Float[N A]`` -> the same."""
+    """What motors make of actions in half ranges by a map: ``Float[N A]`` -> the same."""
     mapped = np.dot(actions, own["action_map"].T.astype(actions.dtype, copy=False))
     result: Floats = mapped + own["action_offset"].astype(actions.dtype, copy=False)
     return result

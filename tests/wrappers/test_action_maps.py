@@ -15,6 +15,7 @@ from ssm_metarl_gym.wrappers import ActionCorrection, OnlineAdaptation, VectorAc
 from ssm_metarl_gym.wrappers.action_maps import MapEstimates, undo_maps
 
 REVERSED = [[0.0, -0.8], [1.2, 0.0]]  # swapped, one of them the other way round
+MOVING = torch.tensor([True])
 GRADIENTS = AdaptationConfig(
     lr=0.5, grad_clip_norm=np.inf, trust_region_eps=4.0, ema_decay=0.9, entropy_weight=0.0, max_steps_per_call=3
 )
@@ -26,7 +27,7 @@ class Plane(gym.Env):
     def __init__(self, matrix=((1.0, 0.0), (0.0, 1.0)), noise=0.01, delay=0):
         self.observation_space = spaces.Box(-np.inf, np.inf, (2,), dtype=np.float64)
         self.action_space = spaces.Box(-1.0, 1.0, (2,))
-        self.matrix, self._noise, self.fails = np.array(matrix), noise, False
+        self.matrix, self._noise, self.fails, self.bounded = np.array(matrix), noise, False, False
         self.offset, self._delay = np.zeros(2), delay
 
     def reset(self, *, seed=None, options=None):
@@ -37,7 +38,7 @@ class Plane(gym.Env):
 
     def step(self, action):
         noise = self._noise * self.np_random.normal(size=2)
-        self._sent.append(action)
+        self._sent.append(np.clip(action, -1.0, 1.0) if self.bounded else action)
         self._position = self._position + self.matrix @ self._sent.pop(0) + self.offset + noise
         shown = np.where(self.fails, np.nan, self._position)
         return shown, 0.0, False, False, {}
@@ -80,41 +81,95 @@ def reports_of(env, num_steps=30, seed=0):
 
 class TestClosedForm:
     @pytest.mark.parametrize("regularisation", [0.02, 0.5])
-    def test_it_is_ridge_regression_in_half_ranges(self, regularisation):
+    def test_it_is_ridge_regression(self, regularisation):
         rng = np.random.default_rng(0)
-        low, high = np.array([-10.0, 0.0, -1.0]), np.array([10.0, 4.0, 3.0])
-        half, middle = (high - low) / 2, (high + low) / 2
-        maps, wanted = rng.normal(size=(5, 3, 3)), middle + 0.2 * half * rng.normal(size=(5, 3))
-        found = undo_maps(*map(torch.as_tensor, (maps, wanted, low, high)), regularisation).numpy()
+        maps, wanted = rng.normal(size=(5, 3, 3)), 0.2 * rng.normal(size=(5, 3))
+        found = undo_maps(torch.as_tensor(maps), torch.as_tensor(wanted), MOVING.repeat(3), regularisation).numpy()
         for matrix, goal, action in zip(maps, wanted, found, strict=True):
-            # |(A (middle + half v) - w) / half|^2 + regularisation |v|^2
-            rows = np.concatenate([matrix * half / half[:, None], regularisation**0.5 * np.eye(3)])
-            v = np.linalg.lstsq(rows, np.concatenate([(goal - matrix @ middle) / half, np.zeros(3)]), rcond=None)[0]
-            np.testing.assert_allclose(action, np.clip(middle + half * v, low, high))
+            # |A v - w|^2 + regularisation |v|^2
+            rows = np.concatenate([matrix, regularisation**0.5 * np.eye(3)])
+            v = np.linalg.lstsq(rows, np.concatenate([goal, np.zeros(3)]), rcond=None)[0]
+            np.testing.assert_allclose(action, np.clip(v, -1.0, 1.0))
 
     def test_hand_computed(self):
-        low, high = torch.full((2,), -1.0).double(), torch.ones(2).double()
         maps = torch.tensor([REVERSED, [[0.5, 0.0], [0.0, 0.0]]]).double()
         wanted = torch.tensor([[0.4, -0.6], [0.8, 0.8]]).double()
         # 0.8 wanted of a motor of half the strength is out of reach, and of one that is dead nothing is asked.
         expected = torch.tensor([[-0.5, -0.5], [1.0, 0.0]]).double()
-        torch.testing.assert_close(undo_maps(maps, wanted, low, high, 0.0), expected)
+        torch.testing.assert_close(undo_maps(maps, wanted, MOVING.repeat(2), 0.0), expected)
 
     @pytest.mark.parametrize("unknown", [np.nan, np.inf])
     def test_of_a_map_that_is_no_number_there_is_no_solution_and_of_the_others_there_is(self, unknown):
-        low, high = torch.full((2,), -1.0).double(), torch.ones(2).double()
         maps = torch.tensor([[[unknown, 0.0], [0.0, 1.0]], REVERSED]).double()
-        found = undo_maps(maps, torch.tensor([[0.4, -0.6]]).double(), low, high, 0.0)
+        found = undo_maps(maps, torch.tensor([[0.4, -0.6]]).double(), MOVING.repeat(2), 0.0)
         assert found[0].isnan().all()
         torch.testing.assert_close(found[1], torch.tensor([-0.5, -0.5]).double())
 
     @pytest.mark.parametrize("regularisation", [0.0, 1e-9])
     def test_a_range_of_no_length_stays_where_it_is(self, regularisation):
-        low, high = torch.tensor([-1.0, 0.5]).double(), torch.tensor([1.0, 0.5]).double()
         maps, wanted = torch.tensor([[[-2.0, 0.4], [0.0, 1.0]]]).double(), torch.tensor([[0.6, 0.5]]).double()
-        # -2 u + 0.4 * 0.5 = 0.6
-        expected = torch.tensor([[-0.2, 0.5]]).double()
-        torch.testing.assert_close(undo_maps(maps, wanted, low, high, regularisation), expected)
+        found = undo_maps(maps, wanted, torch.tensor([True, False]), regularisation)
+        torch.testing.assert_close(found, torch.tensor([[-0.3, 0.0]]).double())
+
+
+class Scaled(gym.Wrapper):
+    """The plane with actions in other units."""
+
+    def __init__(self, env, low, high):
+        super().__init__(env)
+        self.action_space = spaces.Box(np.array(low), np.array(high), dtype=np.float64)
+        self._middle, self._half = np.add(low, high) / 2, np.subtract(high, low) / 2
+
+    def to_units(self, action):
+        return self._middle + self._half * action
+
+    def step(self, action):
+        return self.env.step((action - self._middle) / self._half)
+
+
+@pytest.mark.parametrize(("low", "high"), [((0.0, 0.0), (256.0, 256.0)), ((-1.0, -20.0), (1.0, 20.0))])
+@pytest.mark.parametrize("matrix", [REVERSED, np.diag([-1.0, 1.0])], ids=["swapped", "reversed"])
+def test_the_correction_is_the_same_in_any_units(low, high, matrix):
+    env = Scaled(make_plane(matrix), low, high)
+    model = DynamicsModel(env.observation_space, env.action_space, nn.Identity(), adapts="action_map")
+    model.load_state_dict(make_model().state_dict())
+    with torch.no_grad():  # the plane's model, for actions in these units
+        model.input_shift[2:] = torch.tensor(env.to_units(np.zeros(2)))
+        model.input_scale[2:] = torch.tensor(env.to_units(np.ones(2)) - env.to_units(np.zeros(2)))
+    env = ActionCorrection(OnlineAdaptation(env, KalmanAdapter(model)))
+    env.reset(seed=0)
+    # A policy that asks for more than there is gets what there is.
+    actions = 2.0 * asked_actions(30)
+    reports = [env.step(env.env.env.to_units(action))[-1]["correction"] for action in actions]
+    plain = wrap(matrix)
+    plain.reset(seed=0)
+    expected = [plain.step(action)[-1]["correction"] for action in np.clip(actions, -1.0, 1.0)]
+    assert expected[-1]["gate_open"]
+    for found, report in zip(reports, expected, strict=True):
+        assert found["gate_open"] == report["gate_open"]
+        if report["gate_open"]:
+            np.testing.assert_allclose(found["taken"], env.env.env.to_units(report["taken"]), atol=2e-3 * np.max(high))
+
+
+def test_actions_beyond_the_bounds_are_learned_from_as_the_bounds():
+    actions = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
+    known = []
+    for asked in (actions, np.clip(actions, -1.0, 1.0)):
+        env = wrap(np.eye(2), map_gate=np.inf)
+        env.env.env.env.bounded = True
+        env.reset(seed=0)
+        for action in asked:
+            env.step(action)
+        envs = wrap_rows([np.eye(2)] * 2, map_gate=np.inf)
+        for one in envs.unwrapped.envs:
+            one.unwrapped.bounded = True
+        envs.reset(seed=0)
+        for action in asked:
+            *_, infos = envs.step(np.tile(action, (2, 1)))
+        known += [env.env.adapter.state.mean[0], envs.env.adapter.state.mean[0]]
+        assert infos["correction"]["reference_error"] == pytest.approx(1e-4, rel=1.0)
+    torch.testing.assert_close(known[0], known[2], rtol=0.0, atol=0.0)
+    torch.testing.assert_close(known[1], known[3], rtol=0.0, atol=0.0)
 
 
 class TestGate:
@@ -212,26 +267,6 @@ class TestDelays:
         env = wrap(REVERSED, adapter=KalmanAdapter(make_model(), largest_delay=2), delay=1, exploration=0.0)
         for report in reports_of(env, num_steps=18)[12:]:
             np.testing.assert_allclose(REVERSED @ report["taken"], report["asked"], atol=0.05)
-
-
-def test_late_motors_are_idle_again_in_an_episode_that_begins_with_what_is_known():
-    adapter, options = KalmanAdapter(make_model(), largest_delay=2), {"restore": "never"}
-    env = OnlineAdaptation(make_plane(REVERSED, delay=1), adapter, **options)
-    planes = gym.vector.SyncVectorEnv([lambda: make_plane(REVERSED, delay=1)] * 2, autoreset_mode="Disabled")
-    envs = VectorOnlineAdaptation(planes, adapter, **options)
-    env.reset(seed=0)
-    envs.reset(seed=0)
-    for action in asked_actions(5):
-        env.step(action)
-        envs.step(np.tile(action, (2, 1)))
-    sent, known = env.adapter.state.commands.clone(), env.adapter.state.means.clone()
-    assert sent.ne(0.0).all()
-    env.reset(seed=1)
-    envs.reset(options={"reset_mask": np.array([True, False])})
-    for state in (env.adapter.state, envs.adapter.state):
-        assert state.commands[0].eq(0.0).all()
-        torch.testing.assert_close(state.means[:1], known, rtol=1e-4, atol=1e-5)
-    assert torch.equal(envs.adapter.state.commands[1:], sent)
 
 
 class TestExploration:

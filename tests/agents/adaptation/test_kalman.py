@@ -423,14 +423,16 @@ class TestActionMap:
 
 
 class Motor(Linear):
-    """One motor, which moves one number by ``w`` times its command; it idles at -1, and may have any ``w``."""
+    """One motor, which moves one number by ``w`` times its command, and may have any ``w``."""
 
     hypotheses = torch.tensor([[0.0], [4.0]])
-    idle_command = torch.tensor([-1.0])
 
     def linearise(self, encoded, weights):
-        # The first number belongs to the observation.
-        return super().linearise(encoded[:, 1:], weights)
+        # The first number belongs to the observation, and those behind the second are older commands.
+        return super().linearise(encoded[:, 1:2], weights)
+
+    def with_delays(self, encoded, delays):
+        return torch.stack([encoded[:, [0, 1 + int(delay)]] for delay in delays], dim=1)
 
 
 def late_motor(**options):
@@ -441,9 +443,16 @@ def late_motor(**options):
 COMMANDS = torch.tensor([0.5, 1.5, -1.0, 2.0, -0.5, 1.0]).double()
 
 
+def late_states(adapter, commands):
+    """Transitions with the commands before them behind, of a motor that idles at -1."""
+    idle = torch.full((adapter.largest_delay,), -1.0).double()
+    sent = torch.cat([idle, commands]).unfold(0, adapter.largest_delay + 1, 1).flip(1)
+    return torch.cat([torch.full_like(sent[:, :1], 7.0), sent], dim=1)
+
+
 def drive(adapter, targets, commands=COMMANDS):
     """Take in one transition after the other."""
-    states = torch.stack([torch.full_like(commands, 7.0), commands], dim=1)
+    states = late_states(adapter, commands)
     for t in range(len(targets)):
         adapter.adapt(MSE, {"states": states[t : t + 1], "targets": targets[t : t + 1, None]})
 
@@ -484,18 +493,22 @@ class TestDelays:
         # Of motors that are late and no more, the map is that of the source.
         assert (adapter.belief_in_source(adapter.state).item() > 0.9) == (gain == 1.0)
 
-    def test_a_batch_is_its_transitions_and_a_reset_forgets_commands(self):
+    def test_a_batch_is_its_transitions(self):
         one, whole = late_motor(largest_delay=2), late_motor(largest_delay=2)
         targets = COMMANDS.flip(0)
         drive(one, targets)
-        states = torch.stack([torch.full_like(COMMANDS, 7.0), COMMANDS], dim=1)
-        whole.adapt(MSE, {"states": states, "targets": targets[:, None]})
+        whole.adapt(MSE, {"states": late_states(whole, COMMANDS), "targets": targets[:, None]})
         torch.testing.assert_close(whole.beliefs, one.beliefs)
-        assert whole.state.commands.flatten().tolist() == [1.0, -0.5]  # the latest first
-        whole.reset()
-        assert whole.state.commands.flatten().tolist() == [-1.0, -1.0]
-        drive(whole, targets)
-        assert torch.equal(whole.beliefs, one.beliefs)
+
+    def test_a_transition_that_is_not_finite_is_all_that_is_missing(self):
+        adapter = late_motor(largest_delay=2, noise_scale=0.02)
+        commands = torch.randn(20, generator=torch.Generator().manual_seed(0)).double()
+        targets = torch.cat([torch.full((2,), -1.0).double(), commands])[:20]
+        targets[[4, 5, 11]] = torch.nan
+        drive(adapter, targets, commands)
+        assert adapter.stats.rejected_steps == 3
+        assert adapter.beliefs.argmax().item() == 4  # two steps late, and nothing else
+        assert adapter.beliefs.max().item() > 0.9
 
     def test_a_state_goes_on_alike(self):
         adapter, other = late_motor(largest_delay=2), late_motor(largest_delay=2)
@@ -506,12 +519,6 @@ class TestDelays:
         assert torch.equal(adapter.beliefs, other.beliefs)
         with pytest.raises(ValueError, match="of an adapter of the same kind"):
             late_motor(largest_delay=1).load_state_dict(adapter.state_dict())
-
-    def test_a_model_idles_in_the_middle_of_the_box(self):
-        spaces_of = spaces.Box(-1.0, 1.0, (3,)), spaces.Box(np.array([-1.0, 0.0]), np.array([1.0, 4.0]), dtype=float)
-        assert DynamicsModel(*spaces_of, adapts="action_map").idle_command.tolist() == [0.0, 2.0]
-        half_bounded = spaces.Box(np.array([0.0, -np.inf]), np.array([4.0, np.inf]), dtype=float)
-        assert DynamicsModel(spaces_of[0], half_bounded, adapts="action_map").idle_command.tolist() == [2.0, 0.0]
 
 
 class TestErrors:
@@ -524,6 +531,11 @@ class TestErrors:
         model = DynamicsModel(spaces.Box(-1.0, 1.0, (3,)), spaces.Box(-1.0, 1.0, (2,)), adapts=adapts)
         with pytest.raises(ValueError, match=r"must be the filtered_parameters of the model.*adapts='action_map'"):
             KalmanAdapter(model)
+
+    @pytest.mark.parametrize("mixed", ["no", 1, None])
+    def test_mixed_is_a_flag(self, mixed):
+        with pytest.raises(ValueError, match=f"mixed must be True or False; got {mixed!r}"):
+            choose(mixed=mixed)
 
     def test_a_model_that_knows_nothing_of_mixes(self):
         with pytest.raises(ValueError, match=r"mixed must be False for a model without .*, as Choices is; got True"):

@@ -195,6 +195,20 @@ class TestActionMap:
             model.action_map.copy_(torch.as_tensor(hidden))
         torch.testing.assert_close(model(model.encode(observations, actions)), expected)
 
+    def test_it_acts_in_half_ranges_around_the_middle(self):
+        # One range is (0, 4), one has no length, and one no bounds.
+        box = spaces.Box(np.array([0.0, 0.5, -np.inf]), np.array([4.0, 0.5, np.inf]), dtype=np.float64)
+        model = DynamicsModel(OBSERVATIONS, box, adapts="action_map")
+        observation, action = np.zeros((1, 3), dtype=np.float32), np.array([[3.0, 0.5, 7.0]])
+        assert model.commands(action).tolist() == [[0.5, 0.0, 7.0]]
+        model.set_normalisation(np.tile(observation, (2, 1)), np.array([[1.0, 0.5, 0.0], [2.0, 0.5, 4.0]]), observation)
+        # The standard deviations of the actions, .5 and 2, and 1 of what is constant, in these units: .25, 1 and 2.
+        assert model.hypotheses[2, -3:].tolist() == [(0.5 * std) ** 2 for std in (0.25, 1.0, 2.0)]
+        reversed_motor = model(model.encode(observation, np.array([[1.0, 0.5, 7.0]])))
+        with torch.no_grad():
+            model.action_map[0, 0] = -1.0
+        torch.testing.assert_close(model(model.encode(observation, action)), reversed_motor)
+
     def test_it_alone_adapts(self):
         model = action_map_model().train().requires_grad_(False)
         model.prepare_to_adapt()
