@@ -24,6 +24,8 @@ __all__ = [
     "shown",
 ]
 
+_MOST_NAMES = 50  # in a message
+
 # What a number must be, in words that follow "must be", and as a function that says whether it is.
 Rule: TypeAlias = tuple[str, Callable[[Any], bool]]
 
@@ -42,7 +44,10 @@ def check_choice(what: str, value: object, valid: Sequence[str]) -> None:
     if not isinstance(value, str) or value not in valid:
         nearest = difflib.get_close_matches(shown(value)[:100].strip("'"), valid, n=1, cutoff=0.4)
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"{what} must be one of {list(valid)}; got {shown(value)}.{hint}")
+        names = str(list(valid))
+        if len(valid) > _MOST_NAMES:  # a message is to be read
+            names = f"{len(valid)} names, {', '.join(map(repr, valid[:3]))} to {valid[-1]!r}"
+        raise ValueError(f"{what} must be one of {names}; got {shown(value)}.{hint}")
 
 
 def check_integer(what: str, value: object, least: int = 1) -> None:

@@ -42,6 +42,12 @@ def test_the_nearest_choice_is_named():
         check_choice("colour", 7, ["red", "green"])
 
 
+def test_of_many_choices_a_few_are_named():
+    names = [f"name_{i}" for i in range(273)]
+    with pytest.raises(ValueError, match=r"one of 273 names, 'name_0', 'name_1', 'name_2' to 'name_272'; got 'x"):
+        check_choice("a name", "x_1", names)
+
+
 @pytest.mark.parametrize("value", [0, -1, 1.0, 1.5, True, None, "1", math.nan, np.float64(2)])
 def test_a_whole_number_of_at_least_one(value):
     for valid in (1, np.int64(7)):

@@ -45,8 +45,8 @@ class Actuators:
         # In double precision, so that the map is the same for every type of actions.
         low, high = space.low.astype(np.float64).ravel(), space.high.astype(np.float64).ravel()
         self._low, self._high, self._middle, self._half_range = low, high, (low + high) / 2.0, (high - low) / 2.0
-        # The actions of this episode, in half ranges, the last one at the end.
-        self._commands: deque[Floats] = deque(maxlen=LARGEST_DELAY + 1)
+        # The actions of this episode, in half ranges, the last one at the end, which may be taken back.
+        self._commands: deque[Floats] = deque(maxlen=LARGEST_DELAY + 2)
         self.obey(self.task_type())
 
     def obey(self, task: ActuatorTask) -> None:
@@ -57,8 +57,13 @@ class Actuators:
         """Forget the actions of the last episode."""
         self._commands.clear()
 
+    def take_back(self) -> None:
+        """Forget the last action, whose step failed: it never took place."""
+        if self._commands:
+            self._commands.pop()
+
     def execute(self, action: Any) -> npt.NDArray[Any]:
-        """What the motors do when they are told ``action``.
+        """What the motors do when they are told ``action``, an action of the Box, in numbers of its type.
 
         Raises:
             ValueError: The action has another shape or is not finite.

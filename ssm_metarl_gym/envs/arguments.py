@@ -21,6 +21,7 @@ __all__ = [
     "check_seed",
     "check_steps_or_probability",
     "check_switch",
+    "option_of_rows",
     "parse_array",
     "parse_autoreset_mode",
     "parse_numbers",
@@ -177,6 +178,21 @@ def parse_reset_mask(mask: Any, num_envs: int, *, started: bool) -> npt.NDArray[
     if not (started or mask.all()):
         raise gym.error.ResetNeeded("the first reset must be of all rows; got a 'reset_mask' that leaves some out.")
     return read_only(mask.copy())
+
+
+def option_of_rows(value: Any, mask: npt.NDArray[np.bool_]) -> Any:
+    """An option with an entry for each of n rows, in which only those of a mask ``Bool[n]`` count.
+
+    Whatever the others are, in their places stands that of the first row of the mask.
+    """
+    if isinstance(value, Mapping):
+        return {name: option_of_rows(column, mask) for name, column in value.items()}
+    rows = np.where(mask, np.arange(len(mask)), mask.argmax())
+    if isinstance(value, np.ndarray):
+        return value[rows] if value.shape[:1] == mask.shape else value
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value) == len(mask):
+        return value[rows] if isinstance(value, TaskBatch) else [value[row] for row in rows]
+    return value
 
 
 def parse_whole_numbers(actions: Any, num_envs: int) -> npt.NDArray[Any]:

@@ -134,7 +134,12 @@ class HiddenActuators(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Execute what the actuators make of the action, then change the task where a switch is due."""
-        observation, reward, terminated, truncated, info = self.env.step(self._actuators.execute(action))
+        executed = self._actuators.execute(action)
+        try:
+            observation, reward, terminated, truncated, info = self.env.step(executed)
+        except BaseException:
+            self._actuators.take_back()
+            raise
         if self._steps_to_switch is not None:
             self._steps_to_switch -= 1
             if self._steps_to_switch == 0:

@@ -14,9 +14,9 @@ from ssm_metarl_gym.checks import check_choice, shown
 from ssm_metarl_gym.envs.arguments import Family, SomeTask, check_reset_options, check_switch, parse_task
 from ssm_metarl_gym.envs.rows import read_only
 from ssm_metarl_gym.seeding import seed_sequence
-from ssm_metarl_gym.tasks.distributions import TaskDistribution
+from ssm_metarl_gym.tasks.distributions import TaskDistribution, TaskSet
 from ssm_metarl_gym.tasks.families import TaskFamily, parse_family
-from ssm_metarl_gym.tasks.marginals import Choice, Marginal
+from ssm_metarl_gym.tasks.marginals import Choice, Marginal, Uniform
 from ssm_metarl_gym.tasks.task import Task
 
 __all__ = [
@@ -314,9 +314,16 @@ def shown_parameters(family: TaskFamily, context: str, switch: Mapping[str, Any]
     check_choice("context", context, ("hidden", "visible"))
     if context == "hidden":
         return None
-    # Whoever is told the parameters must see the sign flip, even in a family where it does not vary.
-    flips: dict[str, Marginal] = dict.fromkeys(family.task_type.signs[:1], Choice(-1, 1)) if switch else {}
-    return TaskDistribution(family.task_type, family.train.parameters | flips)
+    parameters = family.train.parameters
+    # Whoever is told the parameters must see them change, even in a family where they do not vary: the sign that flips,
+    # and all that a motor does which fails.
+    changes: dict[str, Marginal] = dict.fromkeys(family.task_type.signs[:1], Choice(-1, 1)) if switch else {}
+    if switch and "motor" in switch:
+        tasks = [family.task_type(), *(family.train.tasks if isinstance(family.train, TaskSet) else ())]
+        numbers = [task.to_dict() for task in tasks]
+        acts = [name for name in numbers[0] if name.startswith("map_") and any(one[name] for one in numbers)]
+        changes = {name: Uniform((-1.0, 1.0)) for name in acts if name not in parameters}
+    return TaskDistribution(family.task_type, parameters | changes)
 
 
 def observable_space(space: Any, context: TaskDistribution | None) -> Any:

@@ -16,6 +16,7 @@ from ssm_metarl_gym.envs.arguments import (
     check_reset_options,
     check_seed,
     check_switch,
+    option_of_rows,
     parse_autoreset_mode,
     parse_reset_mask,
     parse_state,
@@ -188,6 +189,8 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
 
     @state.setter
     def state(self, state: Any) -> None:
+        if not self._started:
+            raise gym.error.ResetNeeded("reset() must be called before the state is set.")
         self._state[:] = parse_state(state, self._single.state_limits, self.num_envs).T
 
     def reset(
@@ -211,6 +214,8 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         valid = ("tasks", "state", "reset_mask", *self.single_env_type.bound_options)
         options = dict(check_reset_options(options, valid))
         mask = parse_reset_mask(options.pop("reset_mask", None), self.num_envs, started=self._started)
+        if mask is not None:
+            options |= {name: option_of_rows(options[name], mask) for name in options.keys() & {"tasks", "state"}}
         given = options.pop("tasks", None)
         tasks = None if given is None else self._row_tasks.parse(given)
         limits = self._single.state_limits

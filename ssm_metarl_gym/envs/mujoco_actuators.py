@@ -27,7 +27,8 @@ class MujocoActuators(MujocoHiddenTask[ActuatorTask]):
 
     It is what :class:`HiddenActuators` makes of the environment, bit for bit, as an environment of its own: with
     ``env.unwrapped.task``, copies that go on in mid-episode and an id. The motors execute ``clip(M a + offset)``, some
-    steps late; with the default task, M = 1, it steps bit for bit like Gymnasium's.
+    steps late; with the default task, M = 1, it steps bit for bit like Gymnasium's, as long as actions are ``float32``
+    within their bounds.
 
     Subclass it together with the environment, and say the number of motors:
 
@@ -88,7 +89,12 @@ class MujocoActuators(MujocoHiddenTask[ActuatorTask]):
 
     def step(self, action: Any) -> Any:
         """Execute what the motors make of the action, then change the task where a switch is due."""
-        return super().step(self._actuators.execute(action))
+        executed = self._actuators.execute(action)
+        try:
+            return super().step(executed)
+        except BaseException:
+            self._actuators.take_back()
+            raise
 
 
 class TaskReacherActuatorsEnv(MujocoActuators, ReacherEnv):

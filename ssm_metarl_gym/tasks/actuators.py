@@ -14,7 +14,13 @@ from ssm_metarl_gym.tasks.distributions import Distribution, register_kind, regi
 from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Marginal, Uniform, marginal_from_dict
 from ssm_metarl_gym.tasks.task import Task, TaskBatch
 
-__all__ = ["LARGEST_DELAY", "ActuatorDistribution", "ActuatorTask", "actuator_task_type"]
+__all__ = [
+    "LARGEST_DELAY",
+    "ActuatorDistribution",
+    "ActuatorTask",
+    "actuator_task_type",
+    "check_fields_of_distribution",
+]
 
 Floats = npt.NDArray[np.float64]
 
@@ -66,8 +72,14 @@ class ActuatorTask(Task):
             delay: Number of steps.
 
         Raises:
-            ValueError: The matrix or the offsets have another shape, or a number is not valid.
+            ValueError: The matrix or the offsets have another shape, or a number is not valid; or this is the class of
+                no number of motors.
         """
+        if not cls.num_motors():
+            raise ValueError(
+                f"from_matrix must be that of a class for one number of motors; got {cls.__name__}'s. Use "
+                "actuator_task_type(2).from_matrix(...), for example."
+            )
         num_motors, entries, each = cls.num_motors(), as_array(matrix), as_array(offsets)
         if entries.shape != (num_motors, num_motors) or entries.dtype.kind not in "biuf":
             raise ValueError(f"matrix must be numbers of shape {(num_motors, num_motors)}; got {shown(matrix)}.")
@@ -262,13 +274,18 @@ class ActuatorDistribution(Distribution):
         return {"task_type": self.task_type.__name__, "actuators": numbers}
 
 
+def check_fields_of_distribution(what: str, numbers: Mapping[str, Any]) -> None:
+    """The names of numbers must be fields of an :class:`ActuatorDistribution`."""
+    for name in numbers:
+        check_choice(what, name, [field.name for field in fields(ActuatorDistribution)])
+
+
 def _from_numbers(data: Mapping[str, Any]) -> ActuatorDistribution:
     """The distribution whose ``to_dict`` gave ``data``."""
     numbers = data["actuators"]
     if not isinstance(numbers, Mapping) or "num_motors" not in numbers:
         raise ValueError(f"'actuators' must be a dictionary with 'num_motors'; got {shown(numbers)}.")
-    for name in numbers:
-        check_choice("what 'actuators' hold", name, [field.name for field in fields(ActuatorDistribution)])
+    check_fields_of_distribution("what 'actuators' hold", numbers)
     marginals = {
         name: marginal_from_dict(name, numbers[name])
         for name in ("gain", "offset")

@@ -9,7 +9,7 @@ import numpy as np
 
 from ssm_metarl_gym.checks import check_choice, shown
 from ssm_metarl_gym.seeding import seed_sequence
-from ssm_metarl_gym.tasks.actuators import ActuatorDistribution, ActuatorTask
+from ssm_metarl_gym.tasks.actuators import ActuatorDistribution, ActuatorTask, check_fields_of_distribution
 from ssm_metarl_gym.tasks.classic import (
     CartPoleTask,
     ComplexODETask,
@@ -151,6 +151,7 @@ def actuator_family(
     Raises:
         ValueError: An argument has no valid value.
     """
+    check_fields_of_distribution("an argument of actuator_family", others)
     return TaskFamily(
         ActuatorDistribution(num_motors, gain=gain, **others),
         ActuatorDistribution(num_motors, gain=extrapolation_gain, **others),

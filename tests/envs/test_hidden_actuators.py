@@ -11,7 +11,14 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 
 from ssm_metarl_gym.envs import HiddenActuators
-from ssm_metarl_gym.tasks import ActuatorDistribution, TaskDistribution, TaskSet, actuator_family, actuator_task_type
+from ssm_metarl_gym.tasks import (
+    ActuatorDistribution,
+    Choice,
+    TaskDistribution,
+    TaskSet,
+    actuator_family,
+    actuator_task_type,
+)
 
 
 class Echo(gym.Env):
@@ -59,6 +66,16 @@ def test_late_actions_arrive_late_and_the_middle_comes_first():
     actions = [[0.1, 1.0], [0.2, 1.0], [0.3, 1.0], [0.4, 1.0]]
     for _ in range(2):  # nothing is left of the first episode in the second
         assert executed(env, actions) == [[0.0, 0.0], [0.0, 0.0], [0.1, 0.0], [0.2, 0.0]]
+
+
+def test_the_action_of_a_step_that_failed_never_took_place():
+    env = make(task={"delay": 1})
+    assert executed(env, [[0.1, 0.0]]) == [[0.0, 0.0]]
+    step, env.env.step = env.env.step, lambda action: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        env.step(np.array([0.9, 0.0]))
+    env.env.step = step
+    assert [env.step(np.array([size, 0.0]))[0].tolist() for size in (0.2, 0.3)] == [[0.1, 0.0], [0.2, 0.0]]
 
 
 def test_the_default_task_changes_nothing():
@@ -219,6 +236,28 @@ class TestVisible:
         assert start.shape == (2 + 4 + 1,)
         assert observation[2:6] == pytest.approx(env.task.matrix.ravel() / 1.4)
         assert observation[2:6].tolist() != start[2:6].tolist()
+
+    @pytest.mark.parametrize(
+        ("family", "shown"),
+        [
+            (TaskDistribution(actuator_task_type(2), {"delay": Choice(0, 1)}), 3),
+            # One that swaps them, in which each motor acts on the other.
+            (TaskSet([actuator_task_type(2).from_matrix([[0, 1], [1, 0]])]), 4),
+            (actuator_family(2), 2),
+        ],
+    )
+    @pytest.mark.parametrize("batched", [False, True])
+    def test_a_motor_that_fails_is_seen_where_its_gain_does_not_vary(self, family, shown, batched):
+        make_env, own = (gym.make_vec, {"num_envs": 1}) if batched else (gym.make, {})
+        switch = {"step": 2, "motor": 0.5}
+        env = make_env("ssm_metarl/PointActuators-v0", family=family, context="visible", switch=switch, **own)
+        start, _ = env.reset(seed=0)
+        assert np.shape(start)[-1] == 4 + shown
+        seen = [env.step(np.zeros(env.action_space.shape, dtype=np.float32))[0][..., 4:] for _ in range(3)]
+        np.testing.assert_array_equal(seen[0], start[..., 4:])
+        changes = np.ravel(seen[2]) != np.ravel(seen[0])
+        assert changes.sum() == 1
+        assert np.ravel(seen[2])[changes] == 0.5 * np.ravel(seen[0])[changes]
 
     def test_other_observations_must_stay_hidden(self):
         env = Echo()

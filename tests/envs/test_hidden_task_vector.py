@@ -462,6 +462,27 @@ class TestResetOptions:
             assert env.unwrapped.tasks[1].polarity == -1
             assert env.step(actions)[3].tolist() == [False, True, False]
 
+    @pytest.mark.parametrize("columns", [False, True])
+    def test_what_was_given_to_other_rows_need_not_be_valid(self, columns):
+        env = make("CartPole", 3)
+        env.reset(seed=0)
+        before = own(env)
+        tasks = {"length": np.array([np.nan, 0.7, -1.0])} if columns else [None, {"length": 0.7}, {"wings": 2}]
+        states = np.full((3, 4), np.nan)
+        states[1] = 0.02
+        env.reset(options={"reset_mask": np.array([False, True, False]), "tasks": tasks, "state": states})
+        after = own(env)
+        assert after[0][1].length == 0.7
+        assert (after[0][0], after[0][2]) == (before[0][0], before[0][2])
+        assert after[1] == [before[1][0], [0.02] * 4, before[1][2]]
+        with pytest.raises(ValueError, match="'state' must be 4 finite numbers"):
+            env.reset(options={"reset_mask": np.array([True, True, False]), "state": states})
+
+    def test_a_state_is_set_in_an_episode_alone(self):
+        env = make("CartPole", 2)
+        with pytest.raises(gym.error.ResetNeeded, match=r"reset\(\) must be called before the state is set"):
+            env.unwrapped.state = np.zeros((2, 4))
+
     def test_the_flow_without_autoreset(self):
         env = make("CartPole", 4, autoreset_mode="Disabled")
         falling = np.zeros((4, 4))

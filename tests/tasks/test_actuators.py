@@ -8,6 +8,7 @@ import pytest
 
 from ssm_metarl_gym.tasks import (
     ActuatorDistribution,
+    ActuatorTask,
     Choice,
     Task,
     TaskBatch,
@@ -81,6 +82,8 @@ class TestTask:
                 actuator_task_type(2).from_matrix(np.eye(2), offsets)
         with pytest.raises(ValueError, match=r"^map_0_0 must be a number in .*; got nan"):
             actuator_task_type(2).from_matrix(np.full((2, 2), np.nan))
+        with pytest.raises(ValueError, match=r"one number of motors; got ActuatorTask's\. Use actuator_task_type\(2\)"):
+            ActuatorTask.from_matrix(np.eye(2))
         for number in (0, 65, 1.5):
             with pytest.raises(ValueError, match="num_motors must be "):
                 actuator_task_type(number)
@@ -209,6 +212,8 @@ def test_a_family_differs_in_its_gains_alone():
     assert family.splits == ["train", "interpolation", "extrapolation"]
     assert family.train == ActuatorDistribution(3, permutation=True)
     assert family.extrapolation == ActuatorDistribution(3, permutation=True, gain=Choice(0.4, 1.7))
+    with pytest.raises(ValueError, match=r"argument of actuator_family must be one of .* got 'permute'.*'permutation'"):
+        actuator_family(3, permute=True)
 
 
 def test_other_distributions_hold_these_tasks_too():
