@@ -7,11 +7,13 @@
         2023, https://arxiv.org/abs/2303.01859), which need `pip install popgym`; the states of SSMPPO begin with a long
         memory there, all else is equal
 
-SSMPPO learns from whole rollouts of an environment, so that its minibatches are the multiple of a rollout's length that
-is nearest to RecurrentPPO's from above; where a rollout is long, it has more environments and shorter rollouts, of as
-many steps altogether. RecurrentPPO reads the sequences of an update in one pass, which gives what the library's own
-gives in a fraction of its time. Each run is a line of runs.jsonl in the output folder, written when it has ended, and
-the same command goes on with what is missing. Prints the mean returns of 100 episodes, with 95 % intervals over seeds.
+Both have the same settings of PPO. The zoo's networks are of an LSTM and what is behind it: SSMPPO has its own defaults
+and, as SSMPPO-heads, those networks of actor and critic behind its state-space model. It learns from whole rollouts of
+an environment, so that its minibatches are the multiple of a rollout's length that is nearest to RecurrentPPO's from
+above; where a rollout is long, it has more environments and shorter rollouts, of as many steps altogether. RecurrentPPO
+reads the sequences of an update in one pass, which gives what the library's own gives in a fraction of its time. Each
+run is a line of runs.jsonl in the output folder, written when it has ended, and the same command goes on with what is
+missing. Prints the mean returns of 100 episodes, with 95 % intervals over seeds.
 """
 
 import signal
@@ -50,8 +52,12 @@ from ssm_metarl_gym.experiments.saved_agents import find_algorithm
 from ssm_metarl_gym.experiments.scoreboard.board import spread_seed
 from ssm_metarl_gym.experiments.signals import stoppable
 
-# By the name of an algorithm: where it is found, and its policy.
-ALGORITHMS = {"RecurrentPPO": ("OnePassRecurrentPPO", "MlpLstmPolicy"), "SSMPPO": ("SSMPPO", "SSMPolicy")}
+# By the name of a row: where its algorithm is found, and its policy.
+ALGORITHMS = {
+    "RecurrentPPO": ("OnePassRecurrentPPO", "MlpLstmPolicy"),
+    "SSMPPO": ("SSMPPO", "SSMPolicy"),
+    "SSMPPO-heads": ("SSMPPO", "SSMPolicy"),
+}
 NUM_EPISODES = 100
 SETTINGS = 3  # to be raised whenever a setting below changes: what has them is then run again
 EVALUATION_SEED = 1_000_000
@@ -69,7 +75,8 @@ class Problem:
         num_envs: Environments side by side.
         settings: Arguments of both algorithms.
         hidden: The components of the observation that are always zero.
-        of_lstm: More arguments of ``RecurrentPPO``.
+        heads: The networks of actor and critic behind an LSTM.
+        lstm: Arguments of the LSTM itself.
         of_ssm: Other ``num_envs`` and arguments of ``SSMPPO``.
         published: What RecurrentPPO is said to get.
     """
@@ -79,7 +86,8 @@ class Problem:
     num_envs: int
     settings: dict[str, Any]
     hidden: tuple[int, ...] = ()
-    of_lstm: dict[str, Any] = field(default_factory=dict)
+    heads: dict[str, Any] = field(default_factory=dict)
+    lstm: dict[str, Any] = field(default_factory=dict)
     of_ssm: dict[str, Any] = field(default_factory=dict)
     published: float | None = None
 
@@ -102,10 +110,10 @@ ZOO = {
             "n_epochs": 20,
             "learning_rate": LinearSchedule(1e-3, 0.0, 1.0),
             "clip_range": LinearSchedule(0.2, 0.0, 1.0),
-            "policy_kwargs": _HEADS,
         },
         hidden=(1, 3),
-        of_lstm={"policy_kwargs": {"lstm_hidden_size": 64}},
+        heads=_HEADS,
+        lstm={"lstm_hidden_size": 64},
         published=500.0,
     ),
     "PendulumNoVel": Problem(
@@ -120,10 +128,10 @@ ZOO = {
             "learning_rate": 1e-3,
             "use_sde": True,
             "sde_sample_freq": 4,
-            "policy_kwargs": _HEADS,
         },
         hidden=(2,),
-        of_lstm={"policy_kwargs": {"lstm_hidden_size": 64}},
+        heads=_HEADS,
+        lstm={"lstm_hidden_size": 64},
         of_ssm={"num_envs": 32, "n_steps": 128},
         published=-217.9,
     ),
@@ -144,10 +152,10 @@ ZOO = {
             "vf_coef": 0.19,
             "use_sde": True,
             "sde_sample_freq": 8,
-            "policy_kwargs": _HEADS | {"activation_fn": nn.Tanh, "log_std_init": 0.0},
         },
         hidden=(1,),
-        of_lstm={"policy_kwargs": {"lstm_hidden_size": 32}},
+        heads=_HEADS | {"activation_fn": nn.Tanh, "log_std_init": 0.0},
+        lstm={"lstm_hidden_size": 32},
         of_ssm={"num_envs": 32, "n_steps": 256},
         published=91.5,
     ),
@@ -164,7 +172,7 @@ class Options:
     """The command line."""
 
     problems: tuple[str, ...] = option(tuple(ZOO), "what is to be learned", choices=list(PROBLEMS))
-    algorithms: tuple[str, ...] = option(tuple(ALGORITHMS), "who learns it", choices=list(ALGORITHMS))
+    algorithms: tuple[str, ...] = option(tuple(ALGORITHMS)[:2], "who learns it", choices=list(ALGORITHMS))
     seeds: int = option(5, "number of seeds", least=1, below=1_000)
     percent: int = option(100, "steps, in per cent of the full ones", least=1, below=1_000)
     processes: int = option(0, "processes side by side (0: as many as there are cores)", least=0, below=1_000)
@@ -206,10 +214,13 @@ def make_env(problem: Problem, num_envs: int, seed: int) -> VecEnv:
 
 def make_model(problem: Problem, algorithm: str, seed: int) -> Any:
     """An agent that has learned nothing yet."""
-    own = {"RecurrentPPO": problem.of_lstm, "SSMPPO": problem.of_ssm}[algorithm]
-    settings: dict[str, Any] = {"num_envs": problem.num_envs, **problem.settings, **own}
-    settings["policy_kwargs"] = problem.settings.get("policy_kwargs", {}) | own.get("policy_kwargs", {})
-    if algorithm == "SSMPPO":
+    settings: dict[str, Any] = {"num_envs": problem.num_envs, **problem.settings}
+    policy_kwargs: dict[str, Any] = {} if algorithm == "SSMPPO" else problem.heads
+    if algorithm == "RecurrentPPO":
+        settings["policy_kwargs"] = policy_kwargs | problem.lstm
+    else:
+        settings |= problem.of_ssm
+        settings["policy_kwargs"] = policy_kwargs | settings.get("policy_kwargs", {})
         length = settings["n_steps"]
         settings["batch_size"] = length * math.ceil(min(settings["batch_size"], length * settings["num_envs"]) / length)
     env: VecEnv = make_env(problem, settings.pop("num_envs"), seed)
@@ -255,7 +266,7 @@ def show(options: Options, records: Records) -> None:
             if lines:
                 mean = f"{estimate([line['returns'] for line in lines], 0):.2f}"
                 seconds = f"{np.mean([line['cpu_seconds'] for line in lines]):.0f}"
-                told = "" if published is None or algorithm == "SSMPPO" else str(published)
+                told = str(published) if published is not None and algorithm == "RecurrentPPO" else ""
                 rows.append([problem, algorithm, mean, told, f"{lines[0]['steps']:,}", seconds])
     print_markdown(["problem", "algorithm", "return", "published", "steps", "CPU seconds"], rows)
 

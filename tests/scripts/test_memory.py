@@ -48,11 +48,14 @@ def test_settings_are_those_of_the_published_agents(memory):
         assert isinstance(recurrent.policy.mlp_extractor.policy_net[1], activation)
         scaling = recurrent.get_vec_normalize_env()
         assert (scaling.norm_obs, scaling.norm_reward) == (True, False)
-        ours = memory.make_model(memory.PROBLEMS[name], "SSMPPO", 0)
-        assert [
-            layer.out_features for layer in ours.policy.mlp_extractor.value_net if isinstance(layer, nn.Linear)
-        ] == [64]
-        assert not ours.policy.ortho_init
+        widths = {}
+        for algorithm in ("SSMPPO", "SSMPPO-heads"):
+            policy = memory.make_model(memory.PROBLEMS[name], algorithm, 0).policy
+            widths[algorithm] = [
+                layer.out_features for layer in policy.mlp_extractor.value_net if isinstance(layer, nn.Linear)
+            ]
+            assert policy.ortho_init == (algorithm == "SSMPPO")
+        assert widths["SSMPPO-heads"] == [64] == widths["SSMPPO"][:1]
 
 
 def test_problems_of_popgym_need_it(memory, monkeypatch, capsys):
