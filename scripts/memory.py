@@ -74,7 +74,7 @@ class Problem:
         steps: Steps of the training.
         num_envs: Environments side by side.
         settings: Arguments of both algorithms.
-        hidden: The components of the observation that are always zero.
+        hidden: The components of the observation that are always zero; where there are some, it is normalised.
         heads: The networks of actor and critic behind an LSTM.
         lstm: Arguments of the LSTM itself.
         of_ssm: Other ``num_envs`` and arguments of ``SSMPPO``.
@@ -278,6 +278,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with refusing():
         if set(options.problems) & set(POPGYM) and importlib.util.find_spec("popgym") is None:
             raise ValueError("problems of POPGym need it; it is not installed. Install it: pip install popgym")
+        if "SSMPPO-heads" in options.algorithms and set(options.problems) & set(POPGYM):
+            raise ValueError(
+                "SSMPPO-heads must be on problems of the zoo, which alone have heads chosen for an LSTM; got "
+                f"{list(options.problems)}. Use SSMPPO on those of POPGym."
+            )
     with hold_output(options.output):
         with refusing():
             records = Records(options.output / "runs.jsonl")

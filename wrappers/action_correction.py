@@ -144,7 +144,7 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
         taken, is_open = self._correction.act(self._predict, begins, asked, _ONE)
         observation, reward, terminated, truncated, info = self.env.step(taken[0] if is_open[0] else action)
         kept = np.array([known and not info.get("restarted", False)])
-        self._correction.advance(begins, taken, observation[None, : self._dim], _ONE, kept)
+        self._correction.advance(_ONE, kept)
         self._observation = observation[: self._dim].copy()
         report = self._correction.report(asked, taken, is_open)
         row = {name: value[0] if value[0].ndim else value[0].item() for name, value in report.items()}

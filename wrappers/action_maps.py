@@ -128,7 +128,6 @@ class MapCorrector(Corrector):
         known = torch.cat([self._source.flatten(), self._source_offset])
         self._filter = _filter_of(adapter)
         self._knows_another_map = self._filter is not None and not torch.equal(self._filter.prior_mean(), known)
-        self._half = (self._space.high - self._space.low) / 2
         self._rngs = [np.random.default_rng() for _ in range(num_rows)]
 
     @property
@@ -174,8 +173,7 @@ class MapCorrector(Corrector):
             for i in np.flatnonzero(rows & unknown):
                 found[i] += self.exploration * self._rngs[i].standard_normal(len(self._half))
         taken = asked.copy()
-        middle = (self._space.high + self._space.low) / 2
-        taken[rows] = np.clip(middle + self._half * found, self._space.low, self._space.high)[rows]
+        taken[rows] = np.clip(self._middle + self._half * found, self._space.low, self._space.high)[rows]
         return taken
 
 

@@ -151,23 +151,14 @@ class Correction:
                 self._online.expect(self._predicted)
         return taken, is_open
 
-    def advance(
-        self, observations: Floats, taken: npt.NDArray[Any], next_observations: Floats, going: Flags, kept: Flags
-    ) -> None:
+    def advance(self, going: Flags, kept: Flags) -> None:
         """Learn how well both models predicted a step, and let the twin adapt to what the reference predicted.
 
         Args:
-            observations: ``Float[N D]``, where the step began.
-            taken: The actions.
-            next_observations: ``Float[N D]``, where it led.
             going: ``Bool[N]``, the rows that took a step.
-            kept: ``Bool[N]``, those of them whose trial was not restarted.
+            kept: ``Bool[N]``, those of them whose trial was not restarted, and of which it is known where they began.
         """
-        encoded, targets, errors = self._online.latest or LatestTransition(
-            self._model.encode(observations, taken),
-            self._model.targets(observations, next_observations),
-            np.full(len(going), np.nan),
-        )
+        encoded, targets, errors = cast("LatestTransition", self._online.latest)
         verdict = self._online.verdict
         kept = kept & ~verdict.doubted
         with torch.no_grad(), np.errstate(invalid="ignore"):

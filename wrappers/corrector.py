@@ -92,6 +92,11 @@ class Corrector:
         self.regularisation = regularisation
         check_fields(self, _RULES)
         self._space: Any = action_space
+        if isinstance(action_space, spaces.Box):
+            # In floating-point numbers: those of a box of small integers would overflow.
+            exact = np.result_type(action_space.dtype, np.float32)
+            low, high = action_space.low.astype(exact), action_space.high.astype(exact)
+            self._middle, self._half = (high + low) / 2, (high - low) / 2
         self.adapted_error = np.full(num_rows, np.nan)
         self.reference_error = np.full(num_rows, np.nan)
         self.effect = np.full(num_rows, np.nan)
@@ -149,7 +154,7 @@ class Corrector:
             rows: ``Bool[N]``, for which it is estimated.
         """
         (index,) = rows.nonzero()
-        half, middle = (self._space.high - self._space.low) / 2, (self._space.high + self._space.low) / 2
+        half, middle = self._half, self._middle
         scaled = (asked[index] - middle) / _units(half)  # M A
         size = np.abs(scaled).max(axis=1, keepdims=True)
         direction = np.where(size > 1e-6, scaled / np.maximum(size, 1e-6), 1.0) * half
@@ -202,8 +207,7 @@ class Corrector:
 
     def _least_squares(self, ask: _Ask, observations: npt.NDArray[Any], asked: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """``argmin_u |f(o, u) - wanted|^2 + regularisation |u|^2``, by steps of Gauss and Newton, within the bounds."""
-        low, high = self._space.low, self._space.high
-        half, middle = (high - low) / 2, (high + low) / 2
+        low, high, half, middle = self._space.low, self._space.high, self._half, self._middle
         wanted = self._predict_reference(observations, asked[:, None])  # M 1 D
         if self.match == "effect":
             idle = np.broadcast_to(np.clip(np.zeros_like(low), low, high), asked.shape)[:, None]

@@ -101,7 +101,7 @@ class OnlineAdaptation(
         options: What is adapted to, and when.
         verdict: What the last transition was: an outlier, a suspicion, a change or none of them.
         errors_after: ``Float64[1]``, the error on the transition that told of the last change, once adapted to it.
-        latest: The transition of the last step, ``N = 1``; None where it is not known where that began.
+        latest: The transition of the last step, ``N = 1``, its error nan where it does not count; None at first.
 
     Raises:
         ValueError: An argument is outside its range, or the model is of another kind or of other spaces.
@@ -205,8 +205,8 @@ class OnlineAdaptation(
             self.adapter.reset()
         self._forget()
         self._observation = observation.copy()  # the caller may change its own
-        _, encoded_probes = self._encode(None, None, observation)
-        return self._observe(observation, encoded_probes), info | {"adaptation": self._report(None, None)}
+        shown = self._observe(observation, self._encode_probes(observation))
+        return shown, info | {"adaptation": self._report(None, None)}
 
     def step(self, action: Any) -> tuple[npt.NDArray[np.float32], SupportsFloat, bool, bool, dict[str, Any]]:
         """Step, adapt to the transition, and predict from where it led."""
@@ -215,19 +215,16 @@ class OnlineAdaptation(
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._observation = observation.copy()
         self._num_steps += 1
-        if info.get("restarted", False):
-            before = None
         executed = within_bounds(action, self.action_space)
-        encoded, encoded_probes = self._encode(before, executed, observation)
+        start = np.zeros_like(observation) if before is None else before
+        encoded, encoded_probes = self._encode(start, executed, observation)
+        encoded, targets = self._sent.behind(encoded), self.model.targets(start[None], observation[None])
+        self._sent.send(executed[None])
         error = None
-        self.latest = None
         self.verdict = Verdict.nothing(1)
-        if encoded is not None and before is not None:
-            encoded = self._sent.behind(encoded)
-            targets = self.model.targets(before[None], observation[None])
+        if before is not None and not info.get("restarted", False):
             error = self._join(encoded, targets)
-            self.latest = LatestTransition(encoded, targets, np.array([error]))
-        self._sent.send(executed[None], np.array([True]))
+        self.latest = LatestTransition(encoded, targets, np.array([np.nan if error is None else error]))
         loss = None
         if len(self._transitions) >= self.options.warmup and self._num_steps % self.options.every == 0:
             loss = self._adapt()
@@ -250,19 +247,19 @@ class OnlineAdaptation(
         self._num_changes = 0
 
     def _encode(
-        self, before: npt.NDArray[np.float32] | None, action: Any, observation: npt.NDArray[np.float32]
-    ) -> tuple[Tensor | None, Tensor]:
-        """What the model encodes, in one pass: the last transition, ``Float[1 F]``, if there is one, and the probes.
+        self, before: npt.NDArray[np.float32], action: npt.NDArray[Any], observation: npt.NDArray[np.float32]
+    ) -> tuple[Tensor, Tensor]:
+        """What the model encodes of the last transition, ``Float[1 F]``, and of the probes, in one pass."""
+        actions = np.concatenate([action.astype(self._probes.dtype, copy=False)[None], self._probes])
+        observations = np.concatenate([before[None], np.tile(observation, (len(self._probes), 1))])
+        encoded = self.model.encode(observations, actions)
+        return encoded[:1], encoded[1:]
 
-        These are the probe actions in ``observation``, ``Float[K F]``.
-        """
-        actions = self._probes
-        observations = np.tile(observation, (len(self._probes), 1))
-        if before is not None:
-            actions = np.concatenate([np.asarray(action, dtype=actions.dtype)[None], actions])
-            observations = np.concatenate([before[None], observations])
-        encoded = self.model.encode(observations, actions) if len(actions) else torch.empty(0)
-        return (None, encoded) if before is None else (encoded[:1], encoded[1:])
+    def _encode_probes(self, observation: npt.NDArray[np.float32]) -> Tensor:
+        """What the model encodes of the probe actions in an observation: ``Float[K F]``."""
+        if not len(self._probes):
+            return torch.empty(0)
+        return self.model.encode(np.tile(observation, (len(self._probes), 1)), self._probes)
 
     def _join(self, encoded: Tensor, target: Tensor) -> float:
         """Judge a transition by the model's error, which is returned, and let it join the window."""

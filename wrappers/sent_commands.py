@@ -44,8 +44,7 @@ class SentCommands:
         """What the model encodes of the transitions of a step, ``Float[N F]``, with the commands before it behind."""
         return torch.cat([encoded, self._sent.flatten(1)], dim=1) if self._length else encoded
 
-    def send(self, actions: npt.NDArray[Any], rows: Flags) -> None:
-        """Remember the actions ``[N ...]`` of a step that these rows ``[N]`` took."""
+    def send(self, actions: npt.NDArray[Any]) -> None:
+        """Remember the actions ``[N ...]`` of a step. Rows that begin an episode in it are to be forgotten."""
         if self._length:
-            sent = torch.cat([self._model.commands(actions)[:, None], self._sent[:, :-1]], dim=1)
-            self._sent = torch.where(torch.as_tensor(rows)[:, None, None], sent, self._sent)
+            self._sent = torch.cat([self._model.commands(actions)[:, None], self._sent[:, :-1]], dim=1)

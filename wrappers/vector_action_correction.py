@@ -150,9 +150,7 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
 
     def _advance(self, actions: Any, rewards: Any, observations: Floats, restarted: Flags) -> None:
         going = self._going()
-        before, after = self._shown[:, : self._dim], np.asarray(observations)[:, : self._dim]
-        taken = np.asarray(actions)
-        self._correction.advance(before, taken, after, going, going & ~restarted)
+        self._correction.advance(going, going & ~restarted)
         # Now, because rows may begin their next episode before this step has ended.
-        self._report = self._correction.report(self._asked, taken, self._is_open)
+        self._report = self._correction.report(self._asked, np.asarray(actions), self._is_open)
         self._shown = np.array(observations, dtype=self._shown.dtype)

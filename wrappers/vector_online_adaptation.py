@@ -246,7 +246,7 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         targets = self.model.targets(self._observations, observations)
         # A row that only begins its episode on this step makes no transition.
         going = ~self._ended if self._mode is AutoresetMode.NEXT_STEP else np.ones_like(self._ended)
-        self._sent.send(executed, going)
+        self._sent.send(executed)
         judged = going & ~restarted
         errors = self._measure(self.adapter.predict, encoded, targets)
         self.latest = LatestTransition(encoded, targets, errors)

@@ -64,6 +64,8 @@ class DynamicsModel(nn.Module):
     input_scale: Tensor
     target_scale: Tensor
     residual_variance: Tensor
+    _middle: Tensor  # of an action map: from where, and in which units, actions are measured
+    _unit: Tensor
 
     def __init__(
         self,
@@ -83,7 +85,6 @@ class DynamicsModel(nn.Module):
         input_dim = self.input_dim(observation_space, action_space)
         self.observation_dim = cast("spaces.Box", observation_space).shape[0]
         self.action_space = action_space
-        self._middle, self._unit = _half_ranges(action_space)
         self.adapts = adapts
         self.filtered_parameters = ("action_map", "action_offset") if adapts == "action_map" else ()
         self.core = _default_core(input_dim, adapts) if core is None else core
@@ -106,6 +107,10 @@ class DynamicsModel(nn.Module):
             if adapts == "action_map":
                 self.action_map = nn.Parameter(torch.eye(spaces.flatdim(action_space), dtype=features.dtype))
                 self.action_offset = nn.Parameter(torch.zeros(spaces.flatdim(action_space), dtype=features.dtype))
+                middle, half = _half_ranges(cast("spaces.Box", action_space))
+                self.register_buffer("_middle", torch.tensor(middle, dtype=features.dtype), persistent=False)
+                unit = torch.tensor(np.where(half > 0.0, half, 1.0), dtype=features.dtype)
+                self.register_buffer("_unit", unit, persistent=False)
         self.head.to(features.dtype)
         self.to(device)
         self.prepare_to_adapt()
@@ -155,9 +160,8 @@ class DynamicsModel(nn.Module):
 
     def commands(self, actions: npt.NDArray[Any]) -> Tensor:
         """The actions of a ``Box`` as an action map takes them, in half ranges around the middle: ``Float[B A]``."""
-        middle, unit = self._half_ranges(self.head.weight)
-        given = torch.as_tensor(actions, device=middle.device).reshape(len(actions), -1).to(middle.dtype)
-        return (given - middle) / unit
+        given = torch.as_tensor(actions, device=self._unit.device).reshape(len(actions), -1)
+        return (given.to(self.action_offset.dtype) - self._middle) / self._unit
 
     def with_delays(self, encoded: Tensor, delays: Tensor) -> Tensor:
         """Transitions as they are if commands come late, of which the last ones are known.
@@ -165,7 +169,7 @@ class DynamicsModel(nn.Module):
         Args:
             encoded: What :meth:`encode` gave, and behind it the :meth:`commands` of the L steps before, the latest
                 first: ``Float[B D + A + L A]``.
-            delays: K numbers of steps, at most L: ``Int64[K]``.
+            delays: K numbers of steps, of which the largest is L: ``Int64[K]``.
 
         Returns:
             ``Float[B K D + A]``: what was encoded, with the command of so many steps ago in the place of its own.
@@ -173,9 +177,9 @@ class DynamicsModel(nn.Module):
         Raises:
             ValueError: So many commands were not given.
         """
-        num_actions = len(self._unit)
-        num_given = encoded.shape[1] - self.observation_dim - num_actions
-        if num_given != (largest := int(delays.max())) * num_actions:
+        num_actions, largest = len(self._unit), int(delays.max())
+        num_given = encoded.shape[1] - len(self.input_shift)
+        if num_given != largest * num_actions:
             raise ValueError(
                 f"what is encoded must end with the {largest} commands of {num_actions} numbers that came before; got "
                 f"{num_given} numbers more than encode() gives. Append DynamicsModel.commands() of the last actions, "
@@ -394,18 +398,12 @@ class DynamicsModel(nn.Module):
     def _normalised(self, observations: Tensor, executed: Tensor) -> Tensor:
         """The input of the core from normalised observations and executed actions in half ranges."""
         (_, shift), (_, scale) = self._split(self.input_shift), self._split(self.input_scale)
-        middle, unit = self._half_ranges(executed)
-        actions = executed * unit + middle
+        actions = executed * self._unit + self._middle
         return torch.cat([observations, ((actions - shift) / scale).to(observations.dtype)], dim=-1)
-
-    def _half_ranges(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The middle of the box of actions and half its ranges, in numbers like these: ``Float[A]`` twice."""
-        return like.new_tensor(self._middle), like.new_tensor(self._unit)
 
     def _action_scale(self) -> Tensor:
         """The standard deviation of the actions, in half ranges: ``Float[A]``."""
-        scale = self._split(self.input_scale)[1]
-        return scale / self._half_ranges(scale)[1]
+        return self._split(self.input_scale)[1] / self._unit
 
     def _core_dtype(self) -> torch.dtype:
         """The type of numbers that the core takes."""
@@ -421,18 +419,16 @@ class DynamicsModel(nn.Module):
         return np.concatenate([np.asarray(observations, dtype=np.float32), encoded], axis=1)
 
 
-def _half_ranges(space: spaces.Space[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """The middle of a box of actions and half its ranges, ``Float[A]`` twice.
+def _half_ranges(space: spaces.Box) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The middle of a box and half its ranges, ``Float64[A]`` twice; 0 and 1 where it has no bounds.
 
-    Without a bound numbers are measured as they are, from 0 in units of 1, and in a range of no length in units of 1.
+    As bounds that are as large as a type can hold are none.
     """
-    if not isinstance(space, spaces.Box):
-        return np.zeros(0), np.ones(0)
-    low, high = space.low.ravel(), space.high.ravel()
-    bounded = np.isfinite(low) & np.isfinite(high)
-    low, high = np.where(bounded, low, 0.0), np.where(bounded, high, 0.0)
-    half = (high - low) / 2
-    return (high + low) / 2, np.where(half > 0.0, half, 1.0)
+    low, high = space.low.ravel().astype(np.float64), space.high.ravel().astype(np.float64)
+    largest = np.finfo(np.float32).max
+    bounded = (low > -largest) & (high < largest)
+    low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+    return (low + high) / 2.0, (high - low) / 2.0
 
 
 def _default_core(input_dim: int, adapts: Adapts) -> nn.Module:

@@ -48,10 +48,9 @@ class _Predicting(nn.Module):
             action = F.one_hot(action - int(space.start), int(space.n))
         action = action.flatten(1).to(observation.dtype)
         if model.adapts == "action_map":
-            middle, unit = (torch.as_tensor(own).to(action.dtype) for own in (model._middle, model._unit))
-            executed = ((action - middle) / unit) @ model.action_map.detach().to(action.dtype).mT
+            executed = ((action - model._middle) / model._unit) @ model.action_map.detach().to(action.dtype).mT
             executed = executed + model.action_offset.detach().to(action.dtype)
-            action = executed * unit + middle
+            action = (executed * model._unit + model._middle).to(observation.dtype)
         normalised = (torch.cat([observation, action], dim=1) - model.input_shift) / model.input_scale
         change = model.head(model.core(normalised.to(self.dtype))).to(observation.dtype)
         predicted: Tensor = observation + change * model.target_scale

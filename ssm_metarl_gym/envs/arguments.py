@@ -21,7 +21,6 @@ __all__ = [
     "check_seed",
     "check_steps_or_probability",
     "check_switch",
-    "option_of_rows",
     "parse_array",
     "parse_autoreset_mode",
     "parse_numbers",
@@ -48,19 +47,27 @@ def parse_task(task: Any, task_type: type[SomeTask]) -> SomeTask:
     return parsed
 
 
-def parse_tasks(tasks: Any, task_type: type[Task], num_rows: int) -> TaskBatch:
+def parse_tasks(
+    tasks: Any, task_type: type[Task], num_rows: int, mask: npt.NDArray[np.bool_] | None = None
+) -> TaskBatch:
     """The tasks that a user gave, one a row: as they are, as dictionaries, or as a dictionary of columns.
 
-    A single task is that of all rows.
+    A single task is that of all rows. Where a mask ``Bool[n]`` leaves rows out, whatever was given for them is ignored,
+    and the task of the first row in it stands in its place.
     """
     if isinstance(tasks, Task):
         tasks = TaskBatch.from_tasks([tasks])[np.zeros(num_rows, dtype=np.intp)]
     if isinstance(tasks, TaskSet):
         tasks = tasks.tasks
+    chosen = np.arange(num_rows) if mask is None else np.where(mask, np.arange(num_rows), mask.argmax())
     if isinstance(tasks, Mapping):
-        return TaskBatch(task_type, tasks, num_rows)
+        columns = {name: as_array(column) for name, column in tasks.items()} if mask is not None else {}
+        of_rows = {name: column[chosen] for name, column in columns.items() if column.shape == (num_rows,)}
+        return TaskBatch(task_type, {**tasks, **of_rows}, num_rows)
     if not isinstance(tasks, Sequence) or isinstance(tasks, str | bytes) or len(tasks) != num_rows:
         raise ValueError(f"there must be one task for each of the {num_rows} rows; got {shown(tasks)}.")
+    if mask is not None:
+        tasks = tasks[chosen] if isinstance(tasks, TaskBatch) else [tasks[row] for row in chosen.tolist()]
     if not isinstance(tasks, TaskBatch):
         tasks = [task_type.from_dict(task) if isinstance(task, Mapping) else task for task in tasks]
     batch = TaskBatch.from_tasks(tasks)
@@ -81,16 +88,24 @@ def check_reset_options(options: Any, valid: tuple[str, ...] | None = None) -> M
     return options
 
 
-def parse_state(state: Any, limits: tuple[float, ...], num_rows: int | None = None) -> npt.NDArray[np.float64]:
+def parse_state(
+    state: Any,
+    limits: tuple[float, ...],
+    num_rows: int | None = None,
+    mask: npt.NDArray[np.bool_] | None = None,
+) -> npt.NDArray[np.float64]:
     """The physical state that a user gave: ``Float64[S]``, or one for each of n rows: ``Float64[n S]``.
 
     Args:
         state: What the user gave.
         limits: The greatest size of each of the S numbers.
         num_rows: Number of rows n, or None for one state alone.
+        mask: ``Bool[n]``, the rows whose state counts; the others are zero. None for all.
     """
     parsed = parse_array(state)
     shape = (len(limits),) if num_rows is None else (num_rows, len(limits))
+    if mask is not None and parsed.shape == shape:
+        parsed[~mask] = 0.0
     if parsed.shape != shape or not (np.abs(parsed) <= limits).all():
         rows = "" if num_rows is None else f" for each of the {num_rows} rows"
         most = " and ".join(f"{limit:g}" for limit in dict.fromkeys(limits))
@@ -178,21 +193,6 @@ def parse_reset_mask(mask: Any, num_envs: int, *, started: bool) -> npt.NDArray[
     if not (started or mask.all()):
         raise gym.error.ResetNeeded("the first reset must be of all rows; got a 'reset_mask' that leaves some out.")
     return read_only(mask.copy())
-
-
-def option_of_rows(value: Any, mask: npt.NDArray[np.bool_]) -> Any:
-    """An option with an entry for each of n rows, in which only those of a mask ``Bool[n]`` count.
-
-    Whatever the others are, in their places stands that of the first row of the mask.
-    """
-    if isinstance(value, Mapping):
-        return {name: option_of_rows(column, mask) for name, column in value.items()}
-    rows = np.where(mask, np.arange(len(mask)), mask.argmax())
-    if isinstance(value, np.ndarray):
-        return value[rows] if value.shape[:1] == mask.shape else value
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value) == len(mask):
-        return value[rows] if isinstance(value, TaskBatch) else [value[row] for row in rows]
-    return value
 
 
 def parse_whole_numbers(actions: Any, num_envs: int) -> npt.NDArray[Any]:

@@ -79,10 +79,11 @@ class HiddenActuators(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         super().__init__(env)
         self._split = split
         self._distribution = self._family.distribution(split)
-        self._context = shown_parameters(self._family, context, switch)
+        self._fixed_task = None if task is None else parse_task(task, self._task_type)
+        fixed = () if self._fixed_task is None else (self._fixed_task,)
+        self._context = shown_parameters(self._family, context, switch, fixed)
         if self._context is not None:
             self.observation_space = observable_space(env.observation_space, self._context)
-        self._fixed_task = None if task is None else parse_task(task, self._task_type)
         # How many of these wrappers lie within this one.
         self._depth, inside = 0, env
         while isinstance(inside, gym.Wrapper):

@@ -1,7 +1,7 @@
 """What the environments with a hidden task share: drawing it, switching it, observing it and showing it."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Generic, NamedTuple, cast
 
@@ -82,8 +82,9 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
         self._distribution = self._family.distribution(split)
         self._split = split
         self._switch = self._check_switch(switch)
-        self._context = shown_parameters(self._family, context, switch)
         self._fixed_task = None if task is None else self._parse_task(task)
+        fixed = () if self._fixed_task is None else (self._fixed_task,)
+        self._context = shown_parameters(self._family, context, switch, fixed)
         self._task_rng: np.random.Generator | None = None
         self._switch_rng: np.random.Generator | None = None
         self._steps_to_switch: int | None = None
@@ -309,8 +310,17 @@ class DerivedQuantity:
             raise ValueError(f"{self._name} follows from the task and cannot be set; got {shown(value)}. Set the task.")
 
 
-def shown_parameters(family: TaskFamily, context: str, switch: Mapping[str, Any] | None) -> TaskDistribution | None:
-    """The parameters that the observation shows, as the distribution that scales them, or None for hidden ones."""
+def shown_parameters(
+    family: TaskFamily, context: str, switch: Mapping[str, Any] | None, fixed: Sequence[Task] = ()
+) -> TaskDistribution | None:
+    """The parameters that the observation shows, as the distribution that scales them, or None for hidden ones.
+
+    Args:
+        family: The family.
+        context: ``"hidden"`` or ``"visible"``.
+        switch: What changes in mid-episode.
+        fixed: The tasks that episodes have in place of drawn ones.
+    """
     check_choice("context", context, ("hidden", "visible"))
     if context == "hidden":
         return None
@@ -319,10 +329,12 @@ def shown_parameters(family: TaskFamily, context: str, switch: Mapping[str, Any]
     # and all that a motor does which fails.
     changes: dict[str, Marginal] = dict.fromkeys(family.task_type.signs[:1], Choice(-1, 1)) if switch else {}
     if switch and "motor" in switch:
-        tasks = [family.task_type(), *(family.train.tasks if isinstance(family.train, TaskSet) else ())]
-        numbers = [task.to_dict() for task in tasks]
-        acts = [name for name in numbers[0] if name.startswith("map_") and any(one[name] for one in numbers)]
-        changes = {name: Uniform((-1.0, 1.0)) for name in acts if name not in parameters}
+        known = family.train.tasks if isinstance(family.train, TaskSet) else ()
+        numbers = [task.to_dict() for task in (family.task_type(), *fixed, *known)]
+        for name in family.task_type.parameter_names():
+            most = max(abs(one[name]) for one in numbers)
+            if name.startswith("map_") and name not in parameters and most > 0.0:
+                changes[name] = Uniform((-most, most))
     return TaskDistribution(family.task_type, parameters | changes)
 
 

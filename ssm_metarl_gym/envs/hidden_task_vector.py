@@ -16,7 +16,6 @@ from ssm_metarl_gym.envs.arguments import (
     check_reset_options,
     check_seed,
     check_switch,
-    option_of_rows,
     parse_autoreset_mode,
     parse_reset_mask,
     parse_state,
@@ -202,7 +201,7 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
             seed: Seeds all streams. One number, however many rows there are, and only where all of them are reset.
             options: What the single environment takes, with one entry for each row: ``tasks`` (a sequence of tasks or a
                 dictionary of columns) and ``state`` (``Float[n S]``). ``reset_mask`` (``Bool[n]``) chooses the rows;
-                those of the others are then ignored.
+                the tasks and states of the others are then ignored.
 
         Returns:
             The observations of all rows, and the infos, with masks for the rows that were reset.
@@ -214,12 +213,10 @@ class HiddenTaskVectorEnv(gym.vector.VectorEnv[Observations, npt.NDArray[Any], n
         valid = ("tasks", "state", "reset_mask", *self.single_env_type.bound_options)
         options = dict(check_reset_options(options, valid))
         mask = parse_reset_mask(options.pop("reset_mask", None), self.num_envs, started=self._started)
-        if mask is not None:
-            options |= {name: option_of_rows(options[name], mask) for name in options.keys() & {"tasks", "state"}}
         given = options.pop("tasks", None)
-        tasks = None if given is None else self._row_tasks.parse(given)
+        tasks = None if given is None else self._row_tasks.parse(given, mask)
         limits = self._single.state_limits
-        states = parse_state(options.pop("state"), limits, self.num_envs) if "state" in options else None
+        states = parse_state(options.pop("state"), limits, self.num_envs, mask) if "state" in options else None
         bounds = self._single.parse_bounds(options, (self.num_envs,)) if options else None
         check_seed(seed, mask, self.num_envs)
         # Nothing may change before every option is known to be valid.

@@ -90,11 +90,11 @@ class RowTasks:
         self._dtype = dtype
         self._switch = switch
         self._change = change
-        self.shown_parameters = shown_parameters(family, context, switch)
+        self._fixed = None if task is None else self.parse(task)
+        self.shown_parameters = shown_parameters(family, context, switch, self._fixed or ())
         if "step" in self._switch:
             # One for each row, in an array that the caller does not share.
             self._switch["step"] = np.full(num_rows, self._switch["step"])
-        self._fixed = None if task is None else self.parse(task)
         self._task_rng: np.random.Generator | None = None
         self._switch_rng: np.random.Generator | None = None
         self._steps_to_switch = np.full(num_rows, _NEVER)
@@ -122,9 +122,9 @@ class RowTasks:
         """The tasks that govern the next step, one a row."""
         return TaskBatch.from_values(self._task_type, self._values)
 
-    def parse(self, tasks: Any) -> TaskBatch:
-        """The tasks that a user gave, one a row."""
-        return parse_tasks(tasks, self._task_type, self._num_rows)
+    def parse(self, tasks: Any, mask: npt.NDArray[np.bool_] | None = None) -> TaskBatch:
+        """The tasks that a user gave, one a row, of which those of a mask ``Bool[n]`` count."""
+        return parse_tasks(tasks, self._task_type, self._num_rows, mask)
 
     def give(self, tasks: TaskBatch) -> None:
         """Give every row its task of ``tasks`` at once, in the midst of its episode."""

@@ -237,6 +237,14 @@ class TestVisible:
         assert observation[2:6] == pytest.approx(env.task.matrix.ravel() / 1.4)
         assert observation[2:6].tolist() != start[2:6].tolist()
 
+    def test_the_motors_of_a_chosen_task_are_seen_in_units_of_its_entries(self):
+        chosen = actuator_task_type(2).from_matrix([[0, 3], [-2, 0]])
+        late = TaskDistribution(actuator_task_type(2), {"delay": Choice(0, 1)})
+        env = make(family=late, context="visible", task=chosen.to_dict(), switch={"step": 1, "motor": 0.0})
+        # The delay, which varies, the diagonal of the default task, and the entries of the chosen one beside it.
+        assert env.reset(seed=0)[0][2:].tolist() == [-1.0, 0.0, 1.0, -1.0, 0.0]
+        assert env.step(np.zeros(2))[0][2:].tolist() in ([-1, 0, 0, -1, 0], [-1, 0, 1, 0, 0])
+
     @pytest.mark.parametrize(
         ("family", "shown"),
         [

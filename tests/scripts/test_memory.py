@@ -65,6 +65,13 @@ def test_problems_of_popgym_need_it(memory, monkeypatch, capsys):
     assert "problems of POPGym need it; it is not installed. Install it: pip install popgym" in capsys.readouterr().err
 
 
+def test_heads_of_an_lstm_are_those_of_the_zoo(memory, monkeypatch, capsys):
+    monkeypatch.setattr(memory.importlib.util, "find_spec", lambda name: name)
+    with pytest.raises(SystemExit):
+        memory.main(["--problems", "CountRecallEasy", "--algorithms", "SSMPPO-heads"])
+    assert "SSMPPO-heads must be on problems of the zoo" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_table_that_goes_on_with_what_is_missing(memory, tmp_path, monkeypatch, capsys):
     def run_here(jobs, *_, on_result, **__):

@@ -151,6 +151,20 @@ def test_the_correction_is_the_same_in_any_units(low, high, matrix):
             np.testing.assert_allclose(found["taken"], env.env.env.to_units(report["taken"]), atol=2e-3 * np.max(high))
 
 
+def test_whole_numbers_are_corrected_too():
+    env = Scaled(make_plane(-np.eye(2)), (-100, -100), (100, 100))
+    env.action_space = spaces.Box(-100, 100, (2,), dtype=np.int8)
+    model = DynamicsModel(env.observation_space, env.action_space, nn.Identity(), adapts="action_map")
+    model.load_state_dict(make_model().state_dict())
+    model.input_scale[2:] = 100.0
+    env = ActionCorrection(OnlineAdaptation(env, KalmanAdapter(model)))
+    env.reset(seed=0)
+    for action in 100.0 * asked_actions(15):
+        report = env.step(action.astype(np.int8))[-1]["correction"]
+    assert report["gate_open"]
+    np.testing.assert_allclose(report["taken"], -report["asked"].astype(float), atol=4.0)
+
+
 def test_actions_beyond_the_bounds_are_learned_from_as_the_bounds():
     actions = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
     known = []

@@ -9,7 +9,7 @@ from gymnasium.vector import AutoresetMode
 from torch import nn
 
 from ssm_metarl_gym.agents import DynamicsModel, KalmanAdapter
-from ssm_metarl_gym.wrappers import OnlineAdaptation, VectorOnlineAdaptation
+from ssm_metarl_gym.wrappers import ActionCorrection, OnlineAdaptation, VectorOnlineAdaptation
 
 BOX = spaces.Box(np.array([0.0, -1.0], dtype=np.float32), np.array([4.0, 1.0], dtype=np.float32))
 
@@ -56,16 +56,15 @@ def test_every_command_is_known_whatever_becomes_of_its_transition(restore):
         known = np.concatenate([np.zeros((2, 2)), COMMANDS])
         for t, action in enumerate(ACTIONS):
             env.step(action)
-            if t != 1:  # onto the restart there is no transition
-                np.testing.assert_allclose(commands_of(env)[0], known[[t + 2, t + 1, t]])
+            np.testing.assert_allclose(commands_of(env)[0], known[[t + 2, t + 1, t]])
+            assert np.isnan(env.latest.errors[0]) == (t in (1, 3, 4))
     # Those onto the restart, and to and from the sensor that failed, are not learned from.
     assert env.adapter.stats.steps == (3 if restore == "episode" else 6)
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_rows_know_theirs_and_begin_their_episodes_with_none(mode):
-    length = 3
-    makers = [functools.partial(gym.wrappers.TimeLimit, Plant(), length), Plant]
+    makers = [functools.partial(gym.wrappers.TimeLimit, Plant(), 3), Plant]
     envs = VectorOnlineAdaptation(gym.vector.SyncVectorEnv(makers, autoreset_mode=mode), make_adapter(1))
     envs.reset(seed=0)
     ended = np.zeros(2, dtype=bool)
@@ -82,7 +81,14 @@ def test_rows_know_theirs_and_begin_their_episodes_with_none(mode):
         sent[:] = command
         sent[begins | (truncations & (mode is AutoresetMode.SAME_STEP))] = 0.0
         ended = truncations
-    assert length < len(ACTIONS)
+
+
+def test_beside_a_reference_without_a_map_a_twin_adapts_to_as_many():
+    reference = DynamicsModel(Plant.observation_space, BOX, nn.Identity())
+    env = ActionCorrection(OnlineAdaptation(Plant(), make_adapter(1)), reference)
+    env.reset(seed=0)
+    for action in ACTIONS:
+        assert "effect" in env.step(action)[-1]["correction"]
 
 
 def test_without_delays_nothing_is_behind():

@@ -209,6 +209,11 @@ class TestActionMap:
             model.action_map[0, 0] = -1.0
         torch.testing.assert_close(model(model.encode(observation, action)), reversed_motor)
 
+    def test_bounds_as_large_as_a_number_can_be_are_none(self):
+        largest = float(np.finfo(np.float32).max)
+        model = DynamicsModel(OBSERVATIONS, spaces.Box(-largest, largest, (2,)), adapts="action_map")
+        assert model.commands(np.array([[3.0, -1e6]])).tolist() == [[3.0, -1e6]]
+
     def test_it_alone_adapts(self):
         model = action_map_model().train().requires_grad_(False)
         model.prepare_to_adapt()

@@ -21,7 +21,7 @@ def run(path, **inputs):
     [
         (spaces.Discrete(3, start=1), "last_layer", None),
         (spaces.Box(-2.0, 2.0, (2,)), "all", nn.Sequential(nn.Linear(5, 8), nn.Tanh())),
-        (spaces.Box(-2.0, 2.0, (2,)), "action_map", None),
+        (spaces.Box(np.float32([0.0, -1.0]), np.float32([9.0, 5.0])), "action_map", None),
     ],
     ids=["state-space model", "network", "action map"],
 )
