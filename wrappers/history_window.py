@@ -37,10 +37,11 @@ class HistoryWindow(
     """
 
     def __init__(self, env: gym.Env[npt.NDArray[np.float32], Any], length: int) -> None:
+        check_integer("length", length)
+        length = int(length)  # one of Python, which JSON can hold
         gym.utils.RecordConstructorArgs.__init__(self, length=length)
         super().__init__(env)
         space = check_flat_box("the observation space", env.observation_space)
-        check_integer("length", length)
         self.observation_space = _window_space(space, length)
         self._window = np.zeros((length, space.shape[0] + 1), dtype=np.float32)
 
@@ -82,10 +83,11 @@ class VectorHistoryWindow(VectorEpisodeObservation, gym.utils.RecordConstructorA
     """
 
     def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any], length: int) -> None:
+        check_integer("length", length)
+        length = int(length)
         gym.utils.RecordConstructorArgs.__init__(self, length=length)
         super().__init__(env)
         space = check_flat_box("the observation space of a row", env.single_observation_space)
-        check_integer("length", length)
         self.single_observation_space = _window_space(space, length)
         self.observation_space = _window_space(env.observation_space, length)
         self._shown = np.zeros((self.num_envs, length, space.shape[0] + 1), dtype=np.float32)

@@ -77,9 +77,12 @@ class SB3VecEnv(VecEnv):
     def reset(self) -> VecEnvObs:
         """Reset all rows, with the seed and the options given since the last reset."""
         seed = self._seeds[0]
-        observations, infos = self.env.reset(seed=None if seed is None else int(seed), options=self._batched_options())
-        self._reset_seeds()
-        self._reset_options()
+        try:
+            options = self._batched_options()
+            observations, infos = self.env.reset(seed=None if seed is None else int(seed), options=options)
+        finally:  # what was refused is not asked for again
+            self._reset_seeds()
+            self._reset_options()
         self.reset_infos = split_infos(infos, slice(None), self.num_envs)
         return self._copy(observations)
 
@@ -211,6 +214,9 @@ class SB3VecEnv(VecEnv):
                 continue
             for value in values:
                 if value is not values[0] and not np.array_equal(value, values[0]):
-                    raise ValueError(f"the option {name!r} must be the same in all rows; got {values[0]} and {value}.")
+                    raise ValueError(
+                        f"the option {name!r} must be the same in all rows; got {shown(values[0])} and {shown(value)}. "
+                        "Use Stable-Baselines3's DummyVecEnv, whose rows are reset one by one, where it is not."
+                    )
             batched[name] = values[0]
         return batched or None

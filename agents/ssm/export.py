@@ -145,8 +145,6 @@ def _check_normalised(shape: tuple[int, ...], space: spaces.Space[Any], key: str
 
 def _example(space: spaces.Space[Any]) -> Tensor:
     """Two observations of a space, without a draw from its random stream."""
-    if isinstance(space, spaces.Box):
-        return torch.as_tensor(np.zeros((2, *space.shape), dtype=space.dtype))
-    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
-        return torch.zeros(2, *(space.shape or ()), dtype=torch.int64)
+    if isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        return torch.as_tensor(np.zeros((2, *(space.shape or ())), dtype=space.dtype))
     raise ValueError(f"observations must be a Box, Discrete, MultiDiscrete, MultiBinary or Dict; got {space}.")

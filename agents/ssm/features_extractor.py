@@ -11,6 +11,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from torch import Tensor, nn
 
 from ssm_metarl_gym.agents.ssm.model import SSM
+from ssm_metarl_gym.checks import check_integer
 
 __all__ = ["SSMFeaturesExtractor", "WindowExtractor"]
 
@@ -60,6 +61,7 @@ class SSMFeaturesExtractor(BaseFeaturesExtractor):
         cnn_output_dim: int = 256,
         normalized_image: bool = False,
     ) -> None:
+        check_integer("cnn_output_dim", cnn_output_dim)
         if isinstance(observation_space, spaces.Dict):
             subspaces = dict(observation_space.spaces)
         else:

@@ -24,8 +24,9 @@ class SSM(nn.Module):
     stable whatever the parameters, followed by ``x_t + GLU(W gelu(C [Re h_t, Im h_t] + D LN(x_t)))``.
 
     ``forward`` keeps nothing between calls: whoever needs memory across calls carries the state, see :meth:`scan` and
-    :meth:`step`. Every operation is safe under ``torch.func`` (vmap, grad, jvp and their compositions). A model of half
-    precision computes its recurrence in single precision.
+    :meth:`step`. Every operation is safe under ``torch.func`` (vmap, grad, jvp and their compositions, but for a jvp of
+    a jvp, which PyTorch lacks for gated linear units). A model of half precision computes its recurrence in single
+    precision.
 
     Example:
         >>> SSM(state_dim=10, hidden_dim=128, output_dim=32)(torch.randn(32, 10)).shape

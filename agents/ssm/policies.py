@@ -194,7 +194,7 @@ class SSMPolicy(ActorCriticPolicy):
                     f"shape {np.shape(state)}. Use None where nothing was seen yet."
                 )
             memory = torch.as_tensor(state, dtype=memory.dtype, device=memory.device)
-        start = np.zeros(num_envs) if episode_start is None else np.reshape(episode_start, -1)
+        start = np.zeros(num_envs) if episode_start is None else np.asarray(episode_start, dtype=np.float32).ravel()
         if start.size != num_envs:
             raise ValueError(
                 f"episode_start must have one flag for each of the {num_envs} observations; got {start.size}. Use None "

@@ -89,8 +89,13 @@ class SSMPPO(PPO):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        batch_size = n_steps if batch_size is None else batch_size
+        given, batch_size = batch_size, n_steps if batch_size is None else batch_size
         _check_sizes(n_steps, batch_size)
+        if batch_size == 1 and normalize_advantage:
+            raise ValueError(
+                "batch_size must be at least 2 where advantages are normalised, as the spread of one is none; got "
+                f"batch_size={given} and n_steps={n_steps}. Use batch_size=2, or as many as there are environments."
+            )
         if isinstance(policy, str):
             check_choice("policy", policy, list(self.policy_aliases))
         super().__init__(
@@ -164,6 +169,8 @@ class SSMPPO(PPO):
                 clipped_actions = self.policy.to_environment(actions)
                 new_obs, rewards, dones, infos = env.step(clipped_actions)
                 self.num_timesteps += env.num_envs
+                if not np.issubdtype(rewards.dtype, np.floating):  # so that what lies beyond a time limit can be added
+                    rewards = rewards.astype(np.float32)
 
                 callback.update_locals(locals())
                 if not callback.on_step():

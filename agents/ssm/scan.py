@@ -1,12 +1,14 @@
 """The resettable linear recurrence at the heart of the state-space model."""
 
 import math
+import sys
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch._functorch import eager_transforms
 
 __all__ = ["linear_recurrence"]
 
@@ -45,10 +47,21 @@ def linear_recurrence(decay: Tensor, inputs: Tensor, state: Tensor, start: Tenso
         return (decay * state + inputs[:, 0])[:, None]
     if start is None:
         start = torch.zeros(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
-    # torch.compile traces no function of autograd that has forward derivatives; plain operations have all derivatives.
-    recurrence = by_doubling if torch.compiler.is_dynamo_compiling() else _Recurrence.apply
+    recurrence = by_doubling if _needs_plain_operations() else _Recurrence.apply
     states: Tensor = recurrence(decay, inputs.transpose(0, 1), state, start.transpose(0, 1))
     return states.transpose(0, 1)
+
+
+def _needs_plain_operations() -> bool:
+    """Whether a function of autograd of one's own would be wrong here, where plain operations are right.
+
+    torch.compile traces none that has forward derivatives; within one, PyTorch takes no forward derivative of another;
+    and what make_fx and torch.func.linearize trace would hold the numbers that NumPy gave.
+    """
+    if torch.compiler.is_dynamo_compiling() or getattr(eager_transforms, "JVP_NESTING", 0) > 1:
+        return True
+    tracing = sys.modules.get("torch.fx.experimental.proxy_tensor")  # where it is not loaded, nothing is traced by it
+    return tracing is not None and tracing.get_proxy_mode() is not None
 
 
 class _Recurrence(torch.autograd.Function):

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from ssm_metarl_gym.agents.models.supervision import Policy
 from ssm_metarl_gym.envs import HiddenTask
@@ -53,7 +53,17 @@ def evaluate(
         tasks: The task of each row, None for those that the environment draws. A batched environment draws others than
             single ones do: agents of both kinds need :func:`draw_tasks` to meet the same ones.
         before_step: Called before each step with the rewards so far and the infos of the last step, none at first.
+
+    Raises:
+        ValueError: A ``VecNormalize`` around the environment still learns from what it sees, or normalises rewards.
     """
+    normaliser = unwrap_vec_normalize(env)
+    if normaliser is not None and (normaliser.training or normaliser.norm_reward):
+        raise ValueError(
+            "a VecNormalize must neither learn nor normalise rewards in an evaluation; got "
+            f"training={normaliser.training} and norm_reward={normaliser.norm_reward}. Set env.training = "
+            "env.norm_reward = False."
+        )
     env.seed(seed)
     if tasks is not None:
         env.set_options([{"task": dict(task)} for task in tasks])

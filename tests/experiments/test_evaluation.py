@@ -2,7 +2,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from ssm_metarl_gym.agents import AdaptationConfig, Adapter, DynamicsModel
 from ssm_metarl_gym.experiments.evaluation import (
@@ -90,6 +90,15 @@ def test_what_looks_on_sees_the_rewards_so_far_and_the_infos_of_the_last_step():
     seen = []
     evaluate(Counting(), rows(3), seed=0, before_step=lambda rewards, infos: seen.append((sum(rewards[0]), len(infos))))
     assert seen == [(0.0, 0), (0.0, 1), (2.0, 1)]
+
+
+@pytest.mark.parametrize("flags", [{"training": False}, {"norm_reward": False}])
+def test_what_normalises_must_stand_still(flags):
+    env = VecNormalize(rows(4, 1), **flags)
+    with pytest.raises(ValueError, match=r"VecNormalize must neither learn nor normalise rewards.*Set env\.training"):
+        evaluate(Counting(), env, seed=0)
+    env.training = env.norm_reward = False
+    assert returns_of(evaluate(Counting(), env, seed=0)) == [9.0, 0.0]
 
 
 @pytest.mark.parametrize("env_id", [ENV_ID, "CartPole-v1"])

@@ -89,7 +89,7 @@ def test_gymnasium_finds_no_fault(env_id):
 
 @pytest.mark.parametrize("env_id", ENV_IDS)
 def test_a_spec_in_json_makes_the_same_environment(env_id, rollout):
-    env = make(env_id, 7, split="extrapolation")
+    env = make(env_id, np.int64(7), split="extrapolation")
     text = env.spec.to_json()
     assert [wrapper["kwargs"] for wrapper in json.loads(text)["additional_wrappers"]] == [{"length": 7}]
     made = gym.make(EnvSpec.from_json(text))

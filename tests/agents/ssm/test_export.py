@@ -28,6 +28,12 @@ class Parts(gym.ObservationWrapper):
         return {"a": observation[:1], "c": observation[1:]}
 
 
+def signs(env):
+    """Observations of which the signs alone are seen."""
+    space = spaces.MultiBinary(env.observation_space.shape)
+    return gym.wrappers.TransformObservation(env, lambda observation: (observation > 0.0).astype(np.int8), space)
+
+
 def session(path):
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
@@ -92,11 +98,12 @@ def test_a_policy_that_remembers_equals_predict_over_a_thousand_steps_with_reset
             policy_kwargs={"features_extractor_class": SSMFeaturesExtractor},
         ),
         lambda: PPO("MlpPolicy", make_vec_env("FrozenLake-v1", ROWS), n_steps=32),
+        lambda: SSMPPO("SSMPolicy", make_vec_env(lambda: signs(gym.make("CartPole-v1")), ROWS), n_steps=32),
         lambda: PPO("MlpPolicy", make_vec_env("Pendulum-v1", ROWS), n_steps=32, use_sde=True),
         lambda: SAC("MlpPolicy", make_vec_env("Pendulum-v1", ROWS), learning_starts=10),
         lambda: DQN("MlpPolicy", make_vec_env("CartPole-v1", ROWS), learning_starts=10),
     ],
-    ids=["box", "parts", "window", "parts without memory", "discrete observations", "gSDE", "SAC", "DQN"],
+    ids=["box", "parts", "window", "parts without memory", "discrete observations", "signs", "gSDE", "SAC", "DQN"],
 )
 def test_any_policy_equals_predict(make, tmp_path):
     model = make().learn(64)

@@ -300,6 +300,12 @@ class TestRefusals:
         with pytest.raises(ValueError, match="must be an int >= 1; got 0"):
             SSMFeaturesExtractor(space, **{name: 0})
 
+    @pytest.mark.parametrize("size", [0, -1, 2.5, True])
+    def test_the_size_of_what_reads_images(self, size):
+        image = spaces.Box(0, 255, (3, 36, 36), np.uint8)
+        with pytest.raises(ValueError, match=f"cnn_output_dim must be an int >= 1; got {size}"):
+            SSMFeaturesExtractor(image, cnn_output_dim=size)
+
     def test_a_dictionary_without_keys(self):
         with pytest.raises(ValueError, match="must be an int >= 1; got 0"):
             SSMFeaturesExtractor(spaces.Dict())

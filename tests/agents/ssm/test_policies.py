@@ -389,6 +389,7 @@ class TestRefuses:
 
     @pytest.mark.parametrize("starts", [True, [False, True], np.ones(4)])
     def test_starts_of_another_number_of_rows(self, starts):
+        policy_for(VECTOR, WIDE).predict(draw(VECTOR, 3), None, torch.tensor([True, False, True]))
         with pytest.raises(ValueError, match="episode_start must have one flag for each of the 3 observations; got"):
             policy_for(VECTOR, WIDE).predict(draw(VECTOR, 3), None, np.asarray(starts))
 

@@ -23,7 +23,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.save_util import load_from_zip_file
-from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
 
 import ssm_metarl_gym  # noqa: F401 - registers the environments
 from ssm_metarl_gym.agents import SSMPPO
@@ -152,6 +152,17 @@ class TestLearningStartsFromWhatTheRolloutSaw:
         self.check(make_lively(env, use_sde=True, sde_sample_freq=sde_sample_freq, policy_kwargs=kwargs))
 
 
+class WholeRewards(VecEnvWrapper):
+    """Rewards are integers, as those of environments in processes may be."""
+
+    def reset(self):
+        return self.venv.reset()
+
+    def step_wait(self):
+        observations, rewards, dones, infos = self.venv.step_wait()
+        return observations, rewards.astype(np.int64), dones, infos
+
+
 class TestTimeLimits:
     """One environment terminates after 3 steps, one is cut off after 4, one every other time after 5 steps."""
 
@@ -162,6 +173,14 @@ class TestTimeLimits:
     @staticmethod
     def limit(maker, max_episode_steps):
         return TimeLimit(maker(), max_episode_steps)
+
+    def test_it_is_added_to_whole_rewards_too(self):
+        models = [make_lively(env, gamma=0.5) for env in (self.envs("Box"), WholeRewards(self.envs("Box")))]
+        for model in models:
+            collect(model)
+        rewards, others = (model.rollout_buffer.rewards for model in models)
+        assert (rewards % 1.0 != 0.0).any()
+        np.testing.assert_allclose(rewards, others)
 
     @pytest.mark.parametrize("observations", slow_but(["Box", "Dict"], OBSERVATIONS))
     def test_what_would_have_followed_is_added_to_the_reward(self, observations):
@@ -513,6 +532,11 @@ class TestRefuses:
     def test_sizes_that_are_none(self, name, size):
         with pytest.raises(ValueError, match=f"{name} must be an int >= 1; got"):
             make(noise(), **{name: size})
+
+    def test_minibatches_of_one_step_whose_advantages_have_no_spread(self):
+        with pytest.raises(ValueError, match=r"batch_size must be at least 2 .* got batch_size=None and n_steps=1"):
+            SSMPPO("SSMPolicy", noise(), n_steps=1, device="cpu")
+        SSMPPO("SSMPolicy", noise(), n_steps=1, normalize_advantage=False, device="cpu")
 
     def test_two_features_extractors(self):
         with pytest.raises(ValueError, match="share_features_extractor must be True"):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
-from torch.func import grad, vmap
+from torch.func import grad, hessian, jacfwd, jacrev, linearize, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from ssm_metarl_gym.agents.ssm.scan import (
     by_doubling,
@@ -172,6 +173,39 @@ def test_gradients_of_a_long_sequence_are_those_of_the_loop():
         return *grad(energy, (0, 1, 2))(*tensors), *grad(slope, (0, 1, 2))(*tensors)
 
     torch.testing.assert_close(derivatives(linear_recurrence), derivatives(loop))
+
+
+# The state of five steps with inputs of 1 is d^4 + d^3 + d^2 + d + 1, and that of three d^2 + d + 1.
+def last_state(num_steps):
+    inputs, state = torch.ones(1, num_steps, 1).double(), torch.zeros(1, 1).double()
+    return lambda decay: linear_recurrence(decay, inputs, state)[0, -1, 0]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's own forward derivatives
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        ([jacfwd, jacfwd], 2.0 + 6.0 * 0.5 + 12.0 * 0.25),
+        ([hessian], 8.0),
+        ([jacfwd, jacrev, jacfwd], 6.0 + 24.0 * 0.5),
+        ([jacfwd, jacfwd, jacrev], 18.0),
+        ([jacrev, jacfwd, jacfwd], 18.0),
+        ([jacfwd, jacfwd, jacfwd], 18.0),
+    ],
+)
+def test_derivatives_of_forward_derivatives(order, expected):
+    function = last_state(5)
+    for derivative in reversed(order):
+        function = derivative(function)
+    assert function(torch.tensor([0.5]).double()).item() == pytest.approx(expected)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*get_attr:UserWarning")
+def test_what_is_traced_is_no_constant():
+    decay, other = torch.tensor([0.5]).double(), torch.tensor([0.25]).double()
+    assert linearize(last_state(3), decay)[1](torch.ones(1).double()).item() == pytest.approx(2.0)
+    assert make_fx(last_state(3))(decay)(other).item() == pytest.approx(1.0 + 0.25 + 0.0625)
 
 
 def test_vmap_in_vmap():
