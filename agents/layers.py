@@ -4,7 +4,7 @@ from typing import Final, TypeAlias
 
 from torch import nn
 
-__all__ = ["Layer", "is_altered", "layers_in_sequence"]
+__all__ = ["Layer", "is_altered", "layers_in_sequence", "names_weight_first"]
 
 Layer: TypeAlias = tuple[str, nn.Module]  # the prefix of its parameters' names, and the layer
 
@@ -34,13 +34,19 @@ def is_altered(module: nn.Module) -> bool:
     return any(hooks) or "forward" in vars(module)
 
 
+def names_weight_first(layer: nn.Linear) -> bool:
+    """Whether a layer names its weight before its bias: after ``prune.remove``, for example, it does not."""
+    return next(iter(layer._parameters)) == "weight"
+
+
 def _flatten(module: nn.Module, prefix: str) -> list[Layer] | None:
     # Exact types only: a subclass or a parametrisation may compute anything. What works in place overwrites the outputs
     # by which the loss is differentiated.
     if is_altered(module) or getattr(module, "inplace", False):
         return None
     if type(module) is not nn.Sequential:
-        return [(prefix, module)] if type(module) in (nn.Linear, *_ELEMENTWISE) else None
+        is_linear = type(module) is nn.Linear and names_weight_first(module)
+        return [(prefix, module)] if is_linear or type(module) in _ELEMENTWISE else None
     layers: list[Layer] = []
     for name, child in module._modules.items():  # and not named_children(), which leaves out what is used again
         part = None if child is None else _flatten(child, f"{prefix}{name}.")

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 __all__ = [
     "ELEMENTWISE",
     "ELEMENTWISE_FUNCTIONS",
+    "NO_GRADIENT",
     "MaskedLoss",
     "checked_loss",
     "has_known_slopes",
@@ -20,6 +21,8 @@ __all__ = [
 # Means over elements. Torch broadcasts them, with a warning, over predictions and targets that do not match.
 ELEMENTWISE: Final = (nn.HuberLoss, nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)
 ELEMENTWISE_FUNCTIONS: Final = (F.huber_loss, F.l1_loss, F.mse_loss, F.smooth_l1_loss)
+
+NO_GRADIENT: Final = "the loss must depend on what the model predicts; got one without a gradient."
 
 
 def checked_loss(loss_fn: Any, prediction: Any, target: Tensor) -> Tensor:
@@ -76,8 +79,11 @@ def masked_loss(loss_fn: Any, prediction: Any, target: Tensor, mask: Tensor) -> 
         losses = loss_fn(prediction, target, reduction="none")
     counted = mask.view(*mask.shape, *[1] * (losses.ndim - mask.ndim)).expand_as(losses)
     elements = tuple(range(mask.ndim - 1, losses.ndim))
-    total: Tensor = torch.where(counted, losses, 0.0).sum(elements)
-    return total if getattr(loss_fn, "reduction", "mean") == "sum" else total / counted.sum(elements)
+    # Of half precision the sum can overflow where the mean does not.
+    wide = torch.promote_types(losses.dtype, torch.float32)
+    total: Tensor = torch.where(counted, losses, 0.0).sum(elements, dtype=wide)
+    mean = total if getattr(loss_fn, "reduction", "mean") == "sum" else total / counted.sum(elements)
+    return mean.to(losses.dtype)
 
 
 def has_known_slopes(loss_fn: Any) -> bool:

@@ -16,7 +16,7 @@ from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig, AdapterSta
 from ssm_metarl_gym.agents.adaptation.draws import DrawsApart
 from ssm_metarl_gym.agents.adaptation.module_state import ModuleSnapshot, ModuleState, set_evaluation, set_training
 from ssm_metarl_gym.agents.adaptation.trust_region import moving_moments, pull_back, trust_region
-from ssm_metarl_gym.agents.losses import checked_loss
+from ssm_metarl_gym.agents.losses import NO_GRADIENT, checked_loss
 from ssm_metarl_gym.agents.stateless import CopiesGraphs, is_out_of_memory
 from ssm_metarl_gym.budget import StepTimer, check_budget
 
@@ -302,7 +302,7 @@ class Adapter:
                 raise
             return math.nan, targets
         if with_gradient and not objective.requires_grad:
-            raise ValueError("the loss must depend on what the model predicts; got one without a gradient.")
+            raise ValueError(NO_GRADIENT)
         value = float(loss.item())
         is_finite = math.isfinite(value if objective is loss else objective.item())
         return (value if is_finite else math.nan), objective

@@ -45,13 +45,22 @@ class ModuleState:
         model: The model. Its parameters that require a gradient now are the weights.
 
     Raises:
-        ValueError: No parameter of the model requires a gradient, or one of them is not finite.
+        ValueError: The model is no module, or changes its weights by itself; or no parameter of it requires a gradient,
+            or one of them is not finite.
 
     Attributes:
         weights: The weights as a vector.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"the model must be a torch.nn.Module; got {model!r}. Make one that calls it.")
+        for name, module in model.named_modules():
+            if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
+                raise ValueError(
+                    f"an embedding must have max_norm=None, or it changes its weights by itself; got {module.max_norm} "
+                    f"in {name!r}. Make it without."
+                )
         self.weights = FlatWeights(model)
         # Walking the tree of modules takes longer than a step of a small model, so it is done once.
         modules = dict(model.named_modules())

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ssm_metarl_gym.agents.adaptation.recursive import FilterState, RecursiveAdapter
+from ssm_metarl_gym.agents.layers import is_altered, names_weight_first
 from ssm_metarl_gym.checks import Rule, check_fields
 
 __all__ = ["LeastSquaresState", "RecursiveLeastSquares", "add_evidence", "solve_ridge"]
@@ -127,13 +128,18 @@ class RecursiveLeastSquares(RecursiveAdapter[LeastSquaresState]):
     def flat_weights(self, state: LeastSquaresState) -> Tensor:
         """The weights of each row as one vector, ``Float64[B W]``."""
         kernel, bias = state.weights.split(self._num_inputs(), dim=1)
-        return torch.cat([kernel.mT.flatten(1), bias.flatten(1)], dim=1)
+        parts = [kernel.mT.flatten(1), bias.flatten(1)]
+        return torch.cat(parts if names_weight_first(self._head) else parts[::-1], dim=1)
 
     def _as_matrix(self, weights: Tensor) -> Tensor:
         """Flat weights ``Float[W]`` as ``Float64[F D]``, the bias as the last row."""
         num_features, num_biases = self._num_inputs()
         num_targets = self._head.out_features
-        kernel, bias = weights.double().split([num_features * num_targets, num_biases * num_targets])
+        sizes = [num_features * num_targets, num_biases * num_targets]
+        if names_weight_first(self._head):
+            kernel, bias = weights.double().split(sizes)
+        else:
+            bias, kernel = weights.double().split(sizes[::-1])
         return torch.cat([kernel.view(num_targets, num_features).mT, bias.view(num_biases, num_targets)])
 
     def _num_inputs(self) -> list[int]:
@@ -196,7 +202,10 @@ def solve_ridge(information: Tensor, moment: Tensor, centre: Tensor, ridge: floa
 def _find_head(model: nn.Module) -> nn.Linear:
     adapting = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     for module in model.modules():
-        if isinstance(module, nn.Linear) and adapting == {id(parameter) for parameter in module.parameters()}:
+        # Of exactly this type, and with nothing around it: else it may compute anything of what it is given.
+        if type(module) is not nn.Linear or is_altered(module):
+            continue
+        if adapting == {id(parameter) for parameter in module.parameters()}:
             return module
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     raise ValueError(

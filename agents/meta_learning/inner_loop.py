@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad
 
-from ssm_metarl_gym.checks import check_choice, check_integer
+from ssm_metarl_gym.agents.losses import NO_GRADIENT
+from ssm_metarl_gym.checks import check_choice, check_integer, check_number
 
 __all__ = ["InnerLoop", "LearnedRates", "Weights"]
 
@@ -61,10 +62,8 @@ class InnerLoop:
         grad_clip_norm: float = math.inf,
     ) -> None:
         _check_model(model)
-        if not (math.isfinite(inner_lr) and inner_lr > 0.0):
-            raise ValueError(f"inner_lr must be finite and > 0; got {inner_lr!r}.")
-        if not grad_clip_norm > 0.0:
-            raise ValueError(f"the norm to clip a gradient at must be > 0; got {grad_clip_norm!r}. Use inf for none.")
+        check_number("inner_lr", inner_lr, ("finite and > 0", lambda value: 0.0 < value < math.inf))
+        check_number("the norm to clip at", grad_clip_norm, ("> 0", lambda value: value > 0.0))
         if learned_rates is not None:
             check_choice("learned_rates", learned_rates, get_args(LearnedRates))
         check_integer("num_steps", num_steps, least=0)
@@ -96,8 +95,9 @@ class InnerLoop:
             for name, weight in self.weights().items():
                 if name in self.adapted:
                     shape = shapes.get(learned_rates, weight.shape)
-                    # Of a complex weight, too, the step size is a real number.
-                    rate = torch.full(shape, math.log(inner_lr), dtype=weight.dtype.to_real(), device=weight.device)
+                    # Of a complex weight, too, the step size is a real number; half precision is too coarse for it.
+                    dtype = torch.promote_types(weight.dtype.to_real(), torch.float32)
+                    rate = torch.full(shape, math.log(inner_lr), dtype=dtype, device=weight.device)
                     self.rates[name] = rate.requires_grad_()
 
     def check_parameters(self) -> None:
@@ -124,14 +124,15 @@ class InnerLoop:
         if not self.rates:
             return self.inner_lr
         rates = self.rates[name].detach() if self._detached else self.rates[name]
-        if rates.device != (device := self.model.get_parameter(name).device):
+        weight = self.model.get_parameter(name)
+        if rates.device != (device := weight.device):
             raise ValueError(
                 f"the model must be on the device of its learned step sizes, {rates.device}; got {device}. Move the "
                 "model before its step sizes are made."
             )
         if self.learned_rates == "step":
             rates = rates[min(index, len(rates) - 1)]
-        return rates.exp()
+        return rates.exp().to(weight.dtype.to_real())
 
     def step(
         self, loss_fn: Callable[[Weights], Tensor], weights: Weights, index: int = 0, *, functional: bool = True
@@ -202,13 +203,17 @@ def _check_model(model: Any) -> None:
                 f"a model must be of plain modules; got {type(module).__name__} {name!r}, which takes no other weights "
                 "than its own. Use the module that it was made of."
             )
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.weight.requires_grad:
-            for option, value in (("sparse", False), ("max_norm", None)):
-                if (found := getattr(module, option)) != value:
-                    raise ValueError(
-                        f"a trained embedding must have {option}={value}; got {found} in {type(module).__name__} "
-                        f"{name!r}. Make it without {option}, or freeze it."
-                    )
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            if module.max_norm is not None:
+                raise ValueError(
+                    f"an embedding, which else changes its weights by itself, must have max_norm=None; got "
+                    f"{module.max_norm} in {type(module).__name__} {name!r}. Make it without max_norm."
+                )
+            if module.sparse and module.weight.requires_grad:
+                raise ValueError(
+                    f"a trained embedding must have sparse=False; got True in {type(module).__name__} {name!r}. Make "
+                    "it without sparse, or freeze it."
+                )
 
 
 def _gradients(loss_of: Callable[[Weights], Tensor], weights: Weights, create_graph: bool) -> Weights:
@@ -216,7 +221,8 @@ def _gradients(loss_of: Callable[[Weights], Tensor], weights: Weights, create_gr
     with torch.enable_grad():
         if not create_graph:
             weights = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-        found = torch.autograd.grad(
-            loss_of(weights), tuple(weights.values()), create_graph=create_graph, materialize_grads=True
-        )
+        loss = loss_of(weights)
+        if not loss.requires_grad:
+            raise ValueError(NO_GRADIENT)
+        found = torch.autograd.grad(loss, tuple(weights.values()), create_graph=create_graph, materialize_grads=True)
     return dict(zip(weights, found, strict=True))

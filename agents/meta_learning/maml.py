@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from ssm_metarl_gym.agents.meta_learning.autograd_limits import differentiable
-from ssm_metarl_gym.agents.meta_learning.buffers import average_buffers
+from ssm_metarl_gym.agents.meta_learning.buffers import average_buffers, copy_buffers
 from ssm_metarl_gym.agents.meta_learning.inner_loop import InnerLoop, LearnedRates, Weights
 from ssm_metarl_gym.agents.meta_learning.outer_loop import OuterLoop
 from ssm_metarl_gym.agents.meta_learning.reptile import ReptileLoss
-from ssm_metarl_gym.agents.meta_learning.task_losses import BatchedTasks, QueryLosses, TaskLoss
+from ssm_metarl_gym.agents.meta_learning.task_losses import BatchedTasks, QueryLosses, TaskLoss, set_loss
 from ssm_metarl_gym.agents.meta_learning.tasks import Inputs, LossFunction, MetaTask, TaskSet, check_set, check_tasks
 from ssm_metarl_gym.agents.stateless import StatelessModule, attributes_kept, copy_module
-from ssm_metarl_gym.checks import check_choice, check_integer
+from ssm_metarl_gym.checks import check_choice, check_integer, check_number
 
 __all__ = ["LossFunction", "MetaMAML", "MetaTask"]
 
@@ -108,8 +108,7 @@ class MetaMAML:
         task_chunk_size: int | None = None,
         distributed: bool = False,
     ) -> None:
-        if not (math.isfinite(outer_lr) and outer_lr > 0.0):
-            raise ValueError(f"outer_lr must be finite and > 0; got {outer_lr!r}.")
+        check_number("outer_lr", outer_lr, ("finite and > 0", lambda value: 0.0 < value < math.inf))
         check_integer("inner_steps", inner_steps, least=0)
         check_integer("multi_step_updates", multi_step_updates, least=0)
         check_choice("algorithm", algorithm, get_args(_Algorithm))
@@ -134,8 +133,15 @@ class MetaMAML:
             num_steps=inner_steps,
             grad_clip_norm=inner_grad_clip_norm,
         )
-        parameters = [*self._inner.weights().values(), *self._inner.rates.values()]
-        optimizer = optimizer_class(parameters, lr=outer_lr, **(optimizer_kwargs or {}))  # type: ignore[call-arg]
+        parameters: list[Any] = [*self._inner.weights().values(), *self._inner.rates.values()]
+        options: dict[str, Any] = {"lr": outer_lr, **(optimizer_kwargs or {})}
+        optimizer = optimizer_class(parameters, **options)
+        if self._inner.rates and optimizer.defaults.get("weight_decay"):
+            # A decay of logarithms would pull every step size to 1.
+            rates = {"params": list(self._inner.rates.values()), "weight_decay": 0.0}
+            weights = {"params": list(self._inner.weights().values())}
+            groups: Any = [weights, rates]
+            optimizer = optimizer_class(groups, **options)
         self._outer = OuterLoop(
             parameters,
             optimizer,
@@ -184,15 +190,17 @@ class MetaMAML:
             inner = self._inner.detached()
             weights = {name: adapted.get_parameter(name).detach() for name in inner.trained}
 
-            def loss_of(weights: Weights) -> Tensor:
-                return support.loss(loss_fn, module.checked(weights, support.x))
-
+            buffers = copy_buffers(adapted)
+            loss_of_set = set_loss(module.checked, loss_fn, buffers)
             with attributes_kept(adapted):
                 for index in range(num_steps):
-                    weights = inner.step(loss_of, weights, index, functional=False)
+                    weights = inner.step(lambda w: loss_of_set(w, support), weights, index, functional=False)
             with torch.no_grad():
                 for name in inner.adapted:
                     adapted.get_parameter(name).copy_(weights[name])
+            for name, buffer in buffers.items():
+                path, _, own = name.rpartition(".")
+                adapted.get_submodule(path)._buffers[own] = buffer.detach()
         return adapted
 
     def meta_update(self, tasks: Sequence[MetaTask], loss_fn: LossFunction) -> float:
@@ -259,6 +267,7 @@ class MetaMAML:
         Raises:
             ValueError: The state is of something else.
         """
+        check_integer("num_updates of the state", state.get("num_updates"), least=0)
         self._outer.load_state_dict(state)
         self.num_updates = state["num_updates"]
 

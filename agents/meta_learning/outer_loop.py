@@ -4,16 +4,19 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from ssm_metarl_gym.agents.losses import NO_GRADIENT
 from ssm_metarl_gym.agents.meta_learning.distributed import sum_over_processes
-from ssm_metarl_gym.checks import check_integer
+from ssm_metarl_gym.checks import check_integer, check_number, shown
 
 __all__ = ["OuterLoop"]
 
+# What optimisers of PyTorch remember number by number.
+_MOMENTS: Final = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg")
 _logger = logging.getLogger(__name__)
 
 
@@ -54,8 +57,7 @@ class OuterLoop:
     ) -> None:
         if task_chunk_size is not None:
             check_integer("task_chunk_size", task_chunk_size)
-        if not grad_clip_norm > 0.0:
-            raise ValueError(f"grad_clip_norm must be > 0; got {grad_clip_norm!r}. Use inf for no bound.")
+        check_number("grad_clip_norm", grad_clip_norm, ("> 0 (inf for no bound)", lambda value: value > 0.0))
         self.parameters = tuple(parameters)
         self.optimizer = optimizer
         self.task_chunk_size = task_chunk_size
@@ -144,11 +146,26 @@ class OuterLoop:
         )
         if own != theirs:
             raise ValueError(f"the learned rates must be of {own}; got {theirs}. Use the same learned_rates.")
+        self._check_moments(state["optimizer"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         with torch.no_grad():
             for name, rate in self._rates.items():
                 rate.copy_(state["rates"][name])
         self.num_dropped = state["num_dropped"]
+
+    def _check_moments(self, state: Any) -> None:
+        """What an optimiser remembers of each parameter must be of its shape."""
+        moments = state.get("state") if isinstance(state, Mapping) else None
+        if not isinstance(moments, Mapping):
+            raise ValueError(f"the optimizer's state must be what its state_dict() gave; got {shown(state)}.")
+        own = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for index, parameter in enumerate(own):
+            for name, moment in moments.get(index, {}).items():
+                if name in _MOMENTS and isinstance(moment, Tensor) and moment.shape != parameter.shape:
+                    raise ValueError(
+                        f"the state must be of parameters of the same shapes; got {name} of shape "
+                        f"{tuple(moment.shape)} for one of {tuple(parameter.shape)}. Use the same model."
+                    )
 
     def _add(self, total: "_Total", losses_of: Callable[[Sequence[int]], Tensor], indices: Sequence[int]) -> None:
         """Add the tasks of a chunk; where it is not finite as a whole, half by half."""
@@ -167,6 +184,8 @@ class OuterLoop:
         """The losses and the gradients of their sum; None where one of them is not finite."""
         if not torch.isfinite(losses).all():
             return None
+        if not losses.requires_grad:
+            raise ValueError(NO_GRADIENT)
         gradients = torch.autograd.grad(losses.sum(), self.parameters, allow_unused=True)
         return (losses.detach(), gradients) if _finite(gradients) else None
 

@@ -35,6 +35,6 @@ class ReptileLoss:
             weights = inner.step(lambda w, part=part: loss_of(w, part), weights, index, functional=functional)  # type: ignore[misc]
         loss = loss_of(weights, query).detach()
         # As large as the loss, and as steep as half the squared distance from the adapted weights.
-        ways = [(origin[name] * (origin[name] - weights[name]).detach()).sum() for name in inner.adapted]
+        ways = [(origin[name].conj() * (origin[name] - weights[name]).detach()).real.sum() for name in inner.adapted]
         way = torch.stack(ways).sum()
         return (loss + (way - way.detach()))[None]

@@ -16,7 +16,7 @@ from ssm_metarl_gym.agents.meta_learning.tasks import LossFunction, MetaTask, Se
 from ssm_metarl_gym.agents.meta_learning.vmap_limits import VmapLimits
 from ssm_metarl_gym.agents.stateless import StatelessModule, attributes_kept
 
-__all__ = ["BatchedTasks", "QueryLosses", "TaskLoss"]
+__all__ = ["BatchedTasks", "QueryLosses", "TaskLoss", "set_loss"]
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,10 @@ class BatchedTasks:
                 return task_loss.low_rank(LowRankNetwork(layers, inner), loss_fn, support, query)
         copies = copy_buffers(self._model)
         buffers = dict(copies)
-        set_loss = _set_loss(StatelessModule(self._model), loss_fn, buffers)
+        loss_of_set = set_loss(StatelessModule(self._model), loss_fn, buffers)
 
         def of_one(support: TaskSet, query: TaskSet) -> Tensor:
-            return task_loss(inner, set_loss, support, query, functional=True)
+            return task_loss(inner, loss_of_set, support, query, functional=True)
 
         axes = support.task_axes, query.task_axes
         with attributes_kept(self._model):
@@ -140,23 +140,23 @@ class BatchedTasks:
         """The losses of a task, ``Float[S]``, and the model's buffers that it changed."""
         copies = copy_buffers(self._model)
         buffers = dict(copies)
-        set_loss = _set_loss(StatelessModule(self._model).checked, loss_fn, buffers)
+        loss_of_set = set_loss(StatelessModule(self._model).checked, loss_fn, buffers)
         with attributes_kept(self._model):
-            losses = task_loss(inner, set_loss, support, query, functional=False)
+            losses = task_loss(inner, loss_of_set, support, query, functional=False)
         changed = changed_buffers(self._model, copies, buffers)
         return losses, {name: buffer.detach() for name, buffer in changed.items()}
 
 
-def _set_loss(call: Callable[[Weights, tuple[Tensor, ...]], Any], loss_fn: LossFunction, buffers: Weights) -> SetLoss:
+def set_loss(call: Callable[[Weights, tuple[Tensor, ...]], Any], loss_fn: LossFunction, buffers: Weights) -> SetLoss:
     """The loss of weights on a set; ``call`` calls the model with these buffers, and may replace them."""
 
-    def set_loss(weights: Weights, part: TaskSet) -> Tensor:
+    def loss_of_set(weights: Weights, part: TaskSet) -> Tensor:
         tensors = buffers | weights
         prediction = call(tensors, part.x)
         buffers.update({name: tensors[name] for name in buffers})
         return part.loss(loss_fn, prediction)
 
-    return set_loss
+    return loss_of_set
 
 
 def _in_order(losses: Sequence[Tensor], groups: Sequence[TaskGroup]) -> Tensor:

@@ -15,17 +15,19 @@ __all__ = ["VmapLimits"]
 
 _logger = logging.getLogger(__name__)
 _Norm: Final = nn.modules.batchnorm._NormBase
-# Functions whose gradients vmap gets wrong where an argument is given, by its name and place. In any order the row of
-# an embedding's padding gets a gradient:
-_WRONG: Final = ((F.embedding, "padding_idx", 2),)
+# Functions whose gradients vmap gets wrong where an argument is given, by its name and place, and what means that it is
+# not. In any order the row of an embedding's padding gets a gradient:
+_WRONG: Final = ((F.embedding, "padding_idx", 2, None), (torch.embedding, "padding_idx", 2, -1))
 # And in second order (of scales: https://github.com/pytorch/functorch/issues/534):
 _WRONG_TWICE: Final = (
-    (F.embedding, "scale_grad_by_freq", 5),
-    (F.layer_norm, "weight", 2),
-    (torch.layer_norm, "weight", 2),
-    (torch.native_layer_norm, "weight", 2),
-    (F.batch_norm, "weight", 3),
-    (F.instance_norm, "weight", 3),
+    (F.embedding, "scale_grad_by_freq", 5, False),
+    (torch.embedding, "scale_grad_by_freq", 3, False),
+    (F.layer_norm, "weight", 2, None),
+    (torch.layer_norm, "weight", 2, None),
+    (torch.native_layer_norm, "weight", 2, None),
+    (F.batch_norm, "weight", 3, None),
+    (F.instance_norm, "weight", 3, None),
+    (torch.instance_norm, "weight", 1, None),
 )
 
 
@@ -33,8 +35,8 @@ class VmapLimits:
     """Computes the tasks of a model together as long as that gives what one after the other gives.
 
     What vmap refuses shows itself by an error. What it gets wrong is looked for: among the model's modules, and the
-    first time in each order among all functions that the model calls. Once there is a reason, it is logged, and tasks
-    are computed one after the other from then on.
+    first time in each order, and in each mode of the modules, among all functions that the model calls. Once there is a
+    reason, it is logged, and tasks are computed one after the other from then on.
 
     Args:
         model: The model.
@@ -44,7 +46,7 @@ class VmapLimits:
     def __init__(self, model: nn.Module, *, second_order: bool) -> None:
         self._model = model
         self._together = True
-        self._watched: set[bool] = set()
+        self._watched: set[tuple[bool, ...]] = set()
         unfit = (nn.RNNBase, nn.LayerNorm, _Norm) if second_order else (nn.RNNBase,)
         found = {type(module).__name__ for module in model.modules() if isinstance(module, unfit)}
         if found:
@@ -65,7 +67,8 @@ class VmapLimits:
         if not self._together:
             return one_by_one()
         try:
-            return together() if second_order in self._watched else self._watch(together, second_order)
+            key = second_order, *(module.training for module in self._model.modules())
+            return together() if key in self._watched else self._watch(together, key)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise  # a matter of task_chunk_size
@@ -74,11 +77,14 @@ class VmapLimits:
         self._give_up(reason)  # only now: a fault of the tasks themselves was raised again
         return losses
 
-    def _watch(self, together: Callable[[], Tensor], second_order: bool) -> Tensor:
-        """What ``together`` gives, unless the model calls something that vmap gets wrong."""
-        with _WrongCalls(_WRONG + _WRONG_TWICE if second_order else _WRONG) as calls:
+    def _watch(self, together: Callable[[], Tensor], key: tuple[bool, ...]) -> Tensor:
+        """What ``together`` gives, unless the model calls something that vmap gets wrong.
+
+        The key is whether it is in second order, and the modes of the modules.
+        """
+        with _WrongCalls(_WRONG + _WRONG_TWICE if key[0] else _WRONG) as calls:
             losses = together()
-        self._watched.add(second_order)
+        self._watched.add(key)
         if calls.found:
             raise RuntimeError(f"it calls {', '.join(sorted(calls.found))}")
         return losses
@@ -94,16 +100,16 @@ class VmapLimits:
 class _WrongCalls(TorchFunctionMode):
     """Finds calls of functions with arguments that vmap gets wrong, in whatever module they are."""
 
-    def __init__(self, wrong: Sequence[tuple[Any, str, int]]) -> None:
+    def __init__(self, wrong: Sequence[tuple[Any, str, int, Any]]) -> None:
         super().__init__()
         self.found: set[str] = set()
         self._wrong = wrong
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        for function, name, place in self._wrong:
-            values = (kwargs.get(name), *args[place : place + 1])
-            if func is function and any(value is not None and value is not False for value in values):
+        for function, name, place, nothing in self._wrong:
+            values = (kwargs.get(name, nothing), *args[place : place + 1])
+            if func is function and any(isinstance(value, Tensor) or value != nothing for value in values):
                 self.found.add(f"{func.__name__} with {name}")
         return func(*args, **kwargs)
 

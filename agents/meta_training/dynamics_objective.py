@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ssm_metarl_gym.agents.meta_learning.distributed import copy_from_first_process, own_share
 from ssm_metarl_gym.agents.meta_learning.inner_loop import LearnedRates
 from ssm_metarl_gym.agents.meta_learning.maml import MetaMAML, MetaTask
-from ssm_metarl_gym.agents.meta_training.streams import collect_streams, make_stream_env
+from ssm_metarl_gym.agents.meta_training.streams import collect_streams, make_example_env, make_stream_env
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.models.supervision import Policy
 from ssm_metarl_gym.checks import Rule, check_integer, check_number
@@ -116,6 +116,7 @@ class DynamicsObjective:
                 "MetaTrainer trains what adapts by gradient steps, adapts='last_layer' or 'all'; got a model with "
                 "adapts='action_map'. Fit it to one simulator: model.fit(env)."
             )
+        model.check_spaces(make_example_env(env_id, env_kwargs))
         self.model = model
         self._env_id = env_id
         self._env_kwargs = dict(env_kwargs)

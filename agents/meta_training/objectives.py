@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
-import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 
 from ssm_metarl_gym.agents.meta_training.dynamics_objective import DynamicsObjective, DynamicsOptions
 from ssm_metarl_gym.agents.meta_training.policy_objective import PolicyObjective, PolicyOptions
+from ssm_metarl_gym.agents.meta_training.streams import make_example_env
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.models.meta_policy import MetaPolicy
 
@@ -70,13 +70,7 @@ def default_model(
 
     ``adapts`` is of a model of the dynamics.
     """
-    try:
-        env: gym.Env[Any, Any] = gym.make(env_id, split="train", disable_env_checker=True, **env_kwargs)
-    except TypeError as error:  # of an argument: only environments with hidden tasks know a `split`
-        raise ValueError(
-            f"{env_id!r} must be an environment with hidden tasks that takes env_kwargs: {error}"
-        ) from None
-    env.close()
+    env = make_example_env(env_id, env_kwargs)
     spaces = env.observation_space, env.action_space
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed other devices too

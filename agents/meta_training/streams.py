@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode
 from ssm_metarl_gym.agents.models.supervision import NOISE, Policy, random_actions, with_noise, without_failures
 from ssm_metarl_gym.envs.making import has_batched_form, make_rows
 
-__all__ = ["Streams", "collect_streams", "make_stream_env"]
+__all__ = ["Streams", "collect_streams", "make_example_env", "make_stream_env"]
 
 StreamEnv: TypeAlias = gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]
 
@@ -45,6 +45,22 @@ def make_stream_env(env_id: str, num_streams: int, **env_kwargs: Any) -> StreamE
     if has_batched_form(env_id):
         return make_rows(env_id, num_streams, autoreset_mode=AutoresetMode.DISABLED, **env_kwargs)
     return gym.make(env_id, disable_env_checker=True, **env_kwargs)
+
+
+def make_example_env(env_id: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
+    """A single environment of the training tasks, whose spaces are asked for; it is closed.
+
+    Raises:
+        ValueError: The environment has no hidden tasks, or does not take the arguments.
+    """
+    try:
+        env: gym.Env[Any, Any] = gym.make(env_id, split="train", disable_env_checker=True, **env_kwargs)
+    except TypeError as error:  # of an argument: only environments with hidden tasks know a `split`
+        raise ValueError(
+            f"{env_id!r} must be an environment with hidden tasks that takes env_kwargs: {error}"
+        ) from None
+    env.close()
+    return env
 
 
 def collect_streams(

@@ -195,8 +195,10 @@ class MetaTrainer:
                     self._log(metrics, speed, num_eval_tasks if evaluates else 0, log_interval)
                 bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)
                 bar.update()
-                if callback is not None and callback(self, metrics["loss"]) is False:
-                    break
+                if callback is not None:
+                    goes_on = callback(self, metrics["loss"])
+                    if isinstance(goes_on, bool | np.bool_) and not goes_on:
+                        break
         return self
 
     def _log(self, metrics: dict[str, float], speed: "_Speed", num_eval_tasks: int, log_interval: int) -> None:
@@ -392,6 +394,11 @@ class MetaTrainer:
             # What is loaded would be rounded to the numbers that are there.
             dtypes = {weight.dtype for weight in state["model"].values() if weight.is_floating_point()}
             model.to(device, dtypes.pop() if len(dtypes) == 1 else None)
+        if policy is not None and not state.get("with_policy", True):
+            raise ValueError(
+                f"policy must be None, as what is in {source} was trained without one; got a {type(policy).__name__}. "
+                "Leave it out."
+            )
         given = {"objective": objective, "env_kwargs": env_kwargs, "seed": seed, "policy": policy}
         trainer = cls(env_id, model, **given, **state["options"])
         try:

@@ -77,6 +77,7 @@ def distill(
         ("batch_size", batch_size),
     ):
         check_integer(name, value)
+    check_integer("seed", seed, least=0)
     check_number("learning_rate", learning_rate, ("a finite number > 0", lambda value: 0.0 < value < np.inf))
     policy = _check_student(student)
     pair = _Pair(teacher, student, teacher_env, seed)

@@ -332,7 +332,7 @@ class DynamicsModel(nn.Module):
         check_integer("num_updates", num_updates)
         check_integer("batch_size", batch_size)
         check_number("learning_rate", learning_rate, ("a finite number > 0", lambda value: 0.0 < value < np.inf))
-        self._check_spaces(env)
+        self.check_spaces(env)
         # Of each way to act, the last tenth in time is held out.
         parts = [part.split(0.9) for part in collect_transitions(env, policy, num_transitions, seed)]
         training, held_out = (Transitions.joined(column) for column in zip(*parts, strict=True))
@@ -379,7 +379,12 @@ class DynamicsModel(nn.Module):
         """
         export_dynamics(self, path)
 
-    def _check_spaces(self, env: SimulatorEnv) -> None:
+    def check_spaces(self, env: SimulatorEnv) -> None:
+        """The spaces of an environment must be those of the model.
+
+        Raises:
+            ValueError: They are not.
+        """
         if isinstance(env, gym.vector.VectorEnv):
             observations, actions = env.single_observation_space, env.single_action_space
         else:

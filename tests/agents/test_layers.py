@@ -1,5 +1,6 @@
 import pytest
 from torch import nn
+from torch.nn.utils import prune
 
 from ssm_metarl_gym.agents.layers import layers_in_sequence
 
@@ -53,3 +54,11 @@ def shared():
 )
 def test_what_may_compute_anything_is_no_plain_network(make):
     assert layers_in_sequence(make()) is None
+
+
+def test_a_layer_that_names_its_bias_first_is_none_of_them():
+    layer = nn.Linear(2, 3)
+    prune.identity(layer, "weight")
+    prune.remove(layer, "weight")
+    assert layers_in_sequence(layer) is None
+    assert layers_in_sequence(nn.Linear(2, 3, bias=False)) is not None

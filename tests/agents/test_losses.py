@@ -46,6 +46,15 @@ def test_they_are_on_the_device_of_the_targets(reduction):
     assert losses.device == slopes.device == targets.device
 
 
+def test_of_half_precision_the_mean_is_finite_where_the_sum_is_not():
+    predictions, targets = torch.full((1, 400, 3), 10.0).half(), torch.zeros(1, 400, 3).half()
+    mask = torch.ones(1, 400, dtype=torch.bool)
+    mask[0, -1] = False
+    loss = masked_loss(nn.MSELoss(), predictions, targets, mask)
+    assert loss.dtype == torch.float16
+    assert loss.item() == 100.0
+
+
 def test_where_nothing_counts_the_loss_is_zero():
     loss = MaskedLoss(F.mse_loss, torch.zeros(2, 3, 4), torch.tensor([[True] * 3, [False] * 3]))
     losses, slopes = loss(torch.ones(2, 3, 4))

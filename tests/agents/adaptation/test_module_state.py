@@ -191,6 +191,19 @@ def test_a_model_that_is_another_one_by_now_is_noticed(change, message, copied):
         state.check()
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_embeddings_that_change_their_weights_by_themselves_are_refused(trained):
+    model = nn.Sequential(nn.Embedding(5, 4, max_norm=0.1).requires_grad_(trained), nn.Linear(4, 3))
+    with pytest.raises(ValueError, match=r"must have max_norm=None, .*; got 0.1 in '0'"):
+        ModuleState(model)
+
+
+@pytest.mark.parametrize("model", [nn.Linear, lambda x: x])
+def test_what_is_no_module_is_refused(model):
+    with pytest.raises(ValueError, match=r"the model must be a torch\.nn\.Module; got"):
+        ModuleState(model)
+
+
 def test_new_values_and_modes_are_no_other_model():
     model = make_model()
     state = ModuleState(model)

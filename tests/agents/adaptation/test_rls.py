@@ -6,6 +6,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from torch import nn
+from torch.nn.utils import prune
 
 from ssm_metarl_gym.agents import SSM, DynamicsModel, RecursiveLeastSquares
 
@@ -31,6 +32,28 @@ def ridge_regression(source, states, targets, *, forgetting, ridge, has_bias=Tru
     root = forgetting ** (0.5 * torch.arange(len(x) - 1, -1, -1, dtype=x.dtype))[:, None]
     rows = torch.cat([root * x, math.sqrt(ridge) * torch.eye(x.shape[1], dtype=x.dtype)])
     return torch.linalg.lstsq(rows, torch.cat([root * targets, math.sqrt(ridge) * source])).solution
+
+
+def test_a_layer_that_names_its_bias_first_is_fitted_alike():
+    states, targets = stream(20)
+    plain = nn.Linear(4, 2).double()
+    renamed = copy.deepcopy(plain)
+    prune.identity(renamed, "weight")
+    prune.remove(renamed, "weight")
+    assert [name for name, _ in renamed.named_parameters()] == ["bias", "weight"]
+    losses = [
+        RecursiveLeastSquares(model).adapt(MSE, {"states": states, "targets": targets}) for model in (plain, renamed)
+    ]
+    assert losses[0] == losses[1]
+    torch.testing.assert_close(solution(renamed), solution(plain), rtol=0.0, atol=0.0)
+
+
+def test_a_layer_that_may_compute_anything_is_refused():
+    hooked = nn.Linear(4, 2)
+    hooked.register_forward_hook(lambda module, inputs, output: 3.0 * output)
+    for model in (hooked, nn.utils.parametrizations.weight_norm(nn.Linear(4, 2)), type("Own", (nn.Linear,), {})(4, 2)):
+        with pytest.raises(ValueError, match="just the parameters of one"):
+            RecursiveLeastSquares(model)
 
 
 @pytest.mark.each_value

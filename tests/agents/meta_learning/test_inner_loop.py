@@ -198,6 +198,7 @@ class TestErrors:
         [
             ({"grad_clip_norm": 0.0}, "must be > 0; got 0.0"),
             ({"grad_clip_norm": math.nan}, "must be > 0; got nan"),
+            ({"grad_clip_norm": None}, "must be > 0; got None"),
             ({"learned_rates": "elements"}, "learned_rates must be one of .* Did you mean 'element'"),
             ({"num_steps": -1}, "num_steps must be an int >= 0; got -1"),
             ({"adapts": lambda _: False}, r"it has none. Unfreeze one with requires_grad_\(True\)"),
@@ -216,10 +217,24 @@ class TestErrors:
         ):
             inner.step(lambda w: w["2.bias"].square().sum(), inner.weights())
 
-    @pytest.mark.parametrize("inner_lr", [0.0, -1.0, math.nan, math.inf])
+    @pytest.mark.parametrize("inner_lr", [0.0, -1.0, math.nan, math.inf, None])
     def test_step_size(self, inner_lr):
         with pytest.raises(ValueError, match=f"inner_lr must be finite and > 0; got {inner_lr}"):
             InnerLoop(nn.Linear(1, 1), inner_lr)
+
+
+def test_learned_rates_of_half_precision_are_single():
+    inner = InnerLoop(nn.Linear(1, 1).bfloat16(), 0.1, learned_rates="tensor")
+    assert {rate.dtype for rate in inner.rates.values()} == {torch.float32}
+    assert [rate.exp().item() for rate in inner.rates.values()] == pytest.approx([0.1, 0.1])
+    stepped = inner.step(lambda w: w["weight"].square().sum(), inner.weights())
+    assert {weight.dtype for weight in stepped.values()} == {torch.bfloat16}
+
+
+def test_a_frozen_embedding_that_changes_its_weights_is_refused_too():
+    model = nn.Sequential(nn.Embedding(5, 3, max_norm=1.0).requires_grad_(False), nn.Linear(3, 1))
+    with pytest.raises(ValueError, match=r"must have max_norm=None; got 1\.0 in Embedding '0'"):
+        InnerLoop(model, 0.1)
 
 
 def test_a_filter_that_is_no_function_or_accepts_nothing():
@@ -266,7 +281,8 @@ class TestModels:
         with pytest.raises(ValueError, match=message):
             InnerLoop(model, 0.1)
         model[0].requires_grad_(False)
-        InnerLoop(model, 0.1)
+        if option == "sparse":  # the other changes them without a gradient, too
+            InnerLoop(model, 0.1)
 
 
 def replaced(model):

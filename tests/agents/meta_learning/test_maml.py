@@ -336,6 +336,24 @@ class TestLearnedRates:
         adapted = maml.adapt(x, torch.ones(1, 1), MSE, 1)
         assert adapted.weight.item() == pytest.approx(1.0 if learned_rates == "step" else 1.5)
 
+    @pytest.mark.parametrize("optimizer_kwargs", [{"weight_decay": 0.1}, {}])
+    def test_no_decay_of_weights_moves_them(self, optimizer_kwargs):
+        model, tasks = nn.Linear(2, 1), make_tasks()
+        maml = MetaMAML(
+            model,
+            0.01,
+            0.01,
+            learned_rates="tensor",
+            optimizer_class=torch.optim.AdamW,
+            optimizer_kwargs=optimizer_kwargs,
+        )
+        size = model.weight.norm().item()
+        for _ in range(20):
+            maml.meta_update(tasks, lambda prediction, target: 1e-30 * (prediction - target).square().mean())
+        rates = maml.state_dict()["rates"]
+        assert [rate.exp().item() for rate in rates.values()] == pytest.approx([0.01, 0.01])
+        assert model.weight.norm().item() < size
+
 
 class TestMultiStepLosses:
     def test_earlier_losses_fade_out(self, way):
@@ -388,6 +406,20 @@ class TestReptile:
     def test_layer_normalisation_needs_no_loop(self, caplog):
         MetaMAML(normalised_mlp(), 0.3, 0.1, algorithm="reptile").meta_update(make_tasks(), MSE)
         assert not caplog.records
+
+    def test_complex_weights_move_towards_the_adapted_ones_too(self):
+        model = nn.Linear(2, 1, bias=False, dtype=torch.complex64)
+        task = torch.randn(5, 2).to(torch.complex64), torch.randn(5, 1).to(torch.complex64)
+
+        def loss_fn(prediction, target):
+            return (prediction - target).abs().square().mean()
+
+        adapted = MetaMAML(model, 0.1, 0.1).adapt(*task, loss_fn, 1)
+        way = model.weight.detach() - adapted.weight.detach()
+        before = model.weight.detach().clone()
+        options = {"optimizer_class": torch.optim.SGD}
+        MetaMAML(model, 0.1, 0.5, algorithm="reptile", **options).meta_update([task * 2], loss_fn)
+        torch.testing.assert_close(model.weight.detach(), before - 0.5 * way)
 
 
 class TestMultiTaskTraining:
@@ -746,6 +778,15 @@ class TestBuffers:
         assert adapted[1].num_batches_tracked.item() == 3
         assert look(model) == before
 
+    def test_adapt_keeps_those_that_are_replaced_and_those_that_are_written_into(self):
+        model, (task,) = Steps(), make_tasks(1)
+        adapted = MetaMAML(model, 0.1, 0.1).adapt(*task[:2], MSE, 3)
+        assert adapted.calls.item() == 3
+        torch.testing.assert_close(adapted.mean, (1.0 - 0.5**3) * task[0].mean(dim=0))
+        assert model.calls.item() == 0
+        assert not model.mean.any()
+        assert not adapted.mean.requires_grad
+
 
 def adapted_losses(maml, tasks, num_steps):
     """The losses of copies of the model adapted one by one, ``Float[S K]``."""
@@ -838,6 +879,21 @@ class TestState:
         with pytest.raises(ValueError, match="the state must be"):
             MetaMAML(tanh_mlp(), 0.1, 0.1).load_state_dict(state)
 
+    def test_a_state_that_is_refused_changes_nothing(self, look):
+        maml = MetaMAML(model := nn.Linear(4, 3), 0.1, 0.1, learned_rates="tensor")
+        before = look(model), str(maml.state_dict())
+        other = MetaMAML(nn.Linear(4, 8), 0.1, 0.1, learned_rates="tensor")
+        other.meta_update([(torch.randn(5, 4), torch.randn(5, 8)) * 2], MSE)
+        state = other.state_dict()
+        for given, message in [
+            ({name: part for name, part in state.items() if name != "num_updates"}, "num_updates of the state must be"),
+            (state | {"optimizer": None}, "the optimizer's state must be what its state_dict"),
+            (state, r"parameters of the same shapes; got exp_avg of shape \(8, 4\) for one of \(3, 4\)"),
+        ]:
+            with pytest.raises(ValueError, match=message):
+                maml.load_state_dict(given)
+        assert (look(model), str(maml.state_dict())) == before
+
     def test_a_state_of_another_model(self):
         state = MetaMAML(nn.Linear(2, 1), 0.1, 0.1).state_dict()
         with pytest.raises(ValueError, match="doesn't match the size"):
@@ -845,6 +901,18 @@ class TestState:
 
 
 class TestErrors:
+    @pytest.mark.parametrize("loss_fn", [lambda p, y: y.mean(), lambda p, y: (p > y).float().mean()])
+    def test_a_loss_that_depends_on_nothing(self, loss_fn):
+        maml, tasks = MetaMAML(nn.Linear(2, 1), 0.1, 0.1), make_tasks()
+        for use in (lambda: maml.meta_update(tasks, loss_fn), lambda: maml.adapt(*tasks[0][:2], loss_fn, 1)):
+            with pytest.raises(ValueError, match="the loss must depend on what the model predicts"):
+                use()
+
+    @pytest.mark.parametrize("outer_lr", [None, "a", 0.0])
+    def test_another_outer_step_size(self, outer_lr):
+        with pytest.raises(ValueError, match="outer_lr must be finite and > 0; got"):
+            MetaMAML(nn.Linear(2, 1), 0.1, outer_lr)
+
     @pytest.mark.parametrize("lengths", [(3, 4), (4, 3), (0, 0)])
     def test_lengths(self, lengths):
         maml = MetaMAML(tanh_mlp(), 0.1, 0.1)

@@ -225,8 +225,9 @@ class TestErrors:
         ("options", "message"),
         [
             ({"task_chunk_size": 0}, "task_chunk_size must be an int >= 1; got 0"),
-            ({"grad_clip_norm": 0.0}, "grad_clip_norm must be > 0; got 0.0. Use inf for no bound"),
-            ({"grad_clip_norm": math.nan}, "grad_clip_norm must be > 0; got nan"),
+            ({"grad_clip_norm": 0.0}, r"grad_clip_norm must be > 0 \(inf for no bound\); got 0.0"),
+            ({"grad_clip_norm": math.nan}, r"must be > 0 \(inf for no bound\); got nan"),
+            ({"grad_clip_norm": None}, r"must be > 0 \(inf for no bound\); got None"),
         ],
     )
     def test_options(self, options, message):

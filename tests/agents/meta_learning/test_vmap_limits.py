@@ -58,6 +58,7 @@ NORMALISATIONS = {
     "layer, of torch": lambda x, scale: torch.layer_norm(x, (4,), scale),
     "batch": lambda x, scale: F.batch_norm(x, None, None, scale, training=True),
     "instance": lambda x, scale: F.instance_norm(x[None], weight=scale),
+    "instance, of torch": lambda x, scale: torch.instance_norm(x[None], scale, *[None] * 3, True, 0.1, 1e-5, False),
 }
 
 
@@ -84,6 +85,24 @@ class TestFunctions:
         limits = VmapLimits(model, second_order=second_order)
         assert ask(limits, second_order=second_order, calls=lambda: model(torch.zeros(1, dtype=torch.int64))) == suits
         assert suits or f"it calls embedding with {next(iter(options))}" in caplog.text
+
+    @pytest.mark.parametrize(("padding", "suits"), [(-1, True), (0, False)])
+    def test_those_of_torch_whose_padding_of_minus_one_is_none(self, padding, suits):
+        limits = VmapLimits(nn.Module(), second_order=False)
+        weight, rows = torch.randn(3, 2), torch.zeros(1, dtype=torch.int64)
+        assert ask(limits, second_order=False, calls=lambda: torch.embedding(weight, rows, padding)) == suits
+
+    def test_what_is_called_in_another_mode_alone_is_found_there(self):
+        model = nn.Linear(4, 4).eval()
+        limits = VmapLimits(model, second_order=True)
+
+        def calls():
+            if model.training:
+                F.layer_norm(torch.randn(2, 4), (4,), torch.ones(4))
+
+        assert ask(limits, calls=calls)
+        model.train()
+        assert not ask(limits, calls=calls)
 
 
 def fail(error):

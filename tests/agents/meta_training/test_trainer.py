@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import StopTrainingOnMaxEpisodes
 from stable_baselines3.common.logger import configure
 from torch import nn
@@ -117,7 +118,7 @@ class TestLearn:
             assert learner is trainer
             assert isinstance(loss, float)
             seen.append(learner.num_updates)
-            return len(seen) != 3  # True and None go on
+            return np.bool_(len(seen) != 3)  # True and None go on
 
         trainer.learn(9, callback)
         assert seen == [1, 2, 3]
@@ -258,6 +259,19 @@ class Rightwards:
         return np.ones(len(observation), dtype=np.int64), state
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        DynamicsModel(spaces.Box(-1.0, 1.0, (4,)), spaces.Discrete(3)),
+        DynamicsModel(spaces.Box(-1.0, 1.0, (3,)), spaces.Discrete(2)),
+    ],
+    ids=["actions", "observations"],
+)
+def test_a_model_for_other_spaces_is_refused(model):
+    with pytest.raises(ValueError, match="the environment must have the spaces of the model"):
+        make_trainer(model)
+
+
 class TestAroundAPolicy:
     def test_it_is_in_the_streams_and_in_no_file(self, tmp_path):
         trainers = [make_trainer(make_model(), policy=policy) for policy in (None, Rightwards())]
@@ -276,6 +290,10 @@ class TestAroundAPolicy:
         without.save(tmp_path / "again.pt")
         with pytest.raises(ValueError, match="policy must be given"):
             MetaTrainer.load(tmp_path / "again.pt", make_model()).learn(1)
+        # Nor with one what was learned without.
+        trainers[0].save(tmp_path / "plain.pt")
+        with pytest.raises(ValueError, match=r"was trained without one; got a Rightwards\. Leave it out"):
+            MetaTrainer.load(tmp_path / "plain.pt", make_model(), policy=Rightwards())
 
     def test_the_reference_is_around_it_too(self):
         trainers = [make_trainer(make_model(), policy=policy) for policy in (None, Rightwards())]
