@@ -36,7 +36,7 @@ def is_altered(module: nn.Module) -> bool:
 
 def names_weight_first(layer: nn.Linear) -> bool:
     """Whether a layer names its weight before its bias: after ``prune.remove``, for example, it does not."""
-    return next(iter(layer._parameters)) == "weight"
+    return next(iter(layer._parameters), None) == "weight"
 
 
 def _flatten(module: nn.Module, prefix: str) -> list[Layer] | None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Rule",
     "as_array",
+    "as_number",
     "check_choice",
     "check_fields",
     "check_flat_box",
@@ -73,6 +74,11 @@ def is_number(value: object) -> bool:
     except OverflowError:
         return False
     return True
+
+
+def as_number(value: Any) -> Any:
+    """Python's number of an array or a tensor without dimensions; all else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def check_number(what: str, value: object, rule: Rule) -> None:

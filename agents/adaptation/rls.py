@@ -5,9 +5,10 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ssm_metarl_gym.agents.adaptation.recursive import FilterState, RecursiveAdapter
-from ssm_metarl_gym.agents.layers import is_altered, names_weight_first
+from ssm_metarl_gym.agents.layers import names_weight_first
 from ssm_metarl_gym.checks import Rule, check_fields
 
 __all__ = ["LeastSquaresState", "RecursiveLeastSquares", "add_evidence", "solve_ridge"]
@@ -85,6 +86,7 @@ class RecursiveLeastSquares(RecursiveAdapter[LeastSquaresState]):
         self.forgetting = forgetting
         self.ridge = ridge
         self._head = _find_head(model)
+        self._is_known_to_be_linear = False
         check_fields(self, _RULES)
         super().__init__(model, trust_region_eps=trust_region_eps, ema_decay=ema_decay)
 
@@ -159,6 +161,15 @@ class RecursiveLeastSquares(RecursiveAdapter[LeastSquaresState]):
                 "the model must return what the layer that adapts gives, of shape (rows, targets); it applies "
                 f"{self._head} {len(seen)} times, and not last. Let an Adapter adapt it."
             )
+        layer = self._head
+        if not self._is_known_to_be_linear and not torch.equal(
+            prediction, F.linear(seen[0][0], layer.weight, layer.bias)
+        ):
+            raise ValueError(
+                f"the layer that adapts must give W x + b for least squares; what {layer} gives is something else, by "
+                "a hook or a forward of its own. Let an Adapter adapt it."
+            )
+        self._is_known_to_be_linear = True
         features = seen[0][0].double()
         return torch.cat([features, features.new_ones(len(features), self._num_inputs()[1])], dim=1)
 
@@ -202,10 +213,10 @@ def solve_ridge(information: Tensor, moment: Tensor, centre: Tensor, ridge: floa
 def _find_head(model: nn.Module) -> nn.Linear:
     adapting = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     for module in model.modules():
-        # Of exactly this type, and with nothing around it: else it may compute anything of what it is given.
-        if type(module) is not nn.Linear or is_altered(module):
+        names = [name for name, _ in module.named_parameters()]
+        if names and not set(names) <= {"weight", "bias"}:  # as where a weight is made of others
             continue
-        if adapting == {id(parameter) for parameter in module.parameters()}:
+        if isinstance(module, nn.Linear) and adapting == {id(parameter) for parameter in module.parameters()}:
             return module
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     raise ValueError(

@@ -1,13 +1,13 @@
 """The buffers of a model that learns on many tasks: every task begins with them, and they follow what the tasks do."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ssm_metarl_gym.agents.meta_learning.distributed import sum_over_processes
 
-__all__ = ["average_buffers", "changed_buffers", "copy_buffers"]
+__all__ = ["average_buffers", "changed_buffers", "copy_buffers", "write_buffers"]
 
 
 def copy_buffers(model: nn.Module) -> dict[str, Tensor]:
@@ -22,6 +22,28 @@ def changed_buffers(model: nn.Module, copies: dict[str, Tensor], buffers: dict[s
         for name, buffer in buffers.items()
         if buffer is not copies[name] or not torch.equal(buffer, model.get_buffer(name))
     }
+
+
+@torch.no_grad()
+def write_buffers(model: nn.Module, buffers: Mapping[str, Tensor | None]) -> None:
+    """Let a model have the buffers that a task made of its own: in their memory where they fit, else in their places.
+
+    Args:
+        model: The model.
+        buffers: By the names of ``named_buffers``; None where a forward dropped one.
+    """
+    places: dict[int, list[str]] = {}  # one buffer may be in several
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        places.setdefault(id(buffer), []).append(name)
+    for name, value in buffers.items():
+        own = model.get_buffer(name)
+        fits = value is not None and (value.shape, value.dtype) == (own.shape, own.dtype)
+        if value is not None and fits and own.is_contiguous():
+            own.copy_(value)
+        elif value is None or not fits or not torch.equal(value, own):
+            for place in places[id(own)]:
+                path, _, attribute = place.rpartition(".")
+                model.get_submodule(path)._buffers[attribute] = None if value is None else value.detach()
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import grad
 
 from ssm_metarl_gym.agents.losses import NO_GRADIENT
-from ssm_metarl_gym.checks import check_choice, check_integer, check_number
+from ssm_metarl_gym.checks import as_number, check_choice, check_integer, check_number
 
 __all__ = ["InnerLoop", "LearnedRates", "Weights"]
 
@@ -62,6 +62,7 @@ class InnerLoop:
         grad_clip_norm: float = math.inf,
     ) -> None:
         _check_model(model)
+        inner_lr, grad_clip_norm = as_number(inner_lr), as_number(grad_clip_norm)
         check_number("inner_lr", inner_lr, ("finite and > 0", lambda value: 0.0 < value < math.inf))
         check_number("the norm to clip at", grad_clip_norm, ("> 0", lambda value: value > 0.0))
         if learned_rates is not None:

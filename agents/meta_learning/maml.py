@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from ssm_metarl_gym.agents.meta_learning.autograd_limits import differentiable
-from ssm_metarl_gym.agents.meta_learning.buffers import average_buffers, copy_buffers
+from ssm_metarl_gym.agents.meta_learning.buffers import average_buffers, copy_buffers, write_buffers
 from ssm_metarl_gym.agents.meta_learning.inner_loop import InnerLoop, LearnedRates, Weights
 from ssm_metarl_gym.agents.meta_learning.outer_loop import OuterLoop
 from ssm_metarl_gym.agents.meta_learning.reptile import ReptileLoss
 from ssm_metarl_gym.agents.meta_learning.task_losses import BatchedTasks, QueryLosses, TaskLoss, set_loss
 from ssm_metarl_gym.agents.meta_learning.tasks import Inputs, LossFunction, MetaTask, TaskSet, check_set, check_tasks
 from ssm_metarl_gym.agents.stateless import StatelessModule, attributes_kept, copy_module
-from ssm_metarl_gym.checks import check_choice, check_integer, check_number
+from ssm_metarl_gym.checks import as_number, check_choice, check_integer, check_number
 
 __all__ = ["LossFunction", "MetaMAML", "MetaTask"]
 
@@ -108,6 +108,7 @@ class MetaMAML:
         task_chunk_size: int | None = None,
         distributed: bool = False,
     ) -> None:
+        outer_lr = as_number(outer_lr)
         check_number("outer_lr", outer_lr, ("finite and > 0", lambda value: 0.0 < value < math.inf))
         check_integer("inner_steps", inner_steps, least=0)
         check_integer("multi_step_updates", multi_step_updates, least=0)
@@ -138,10 +139,8 @@ class MetaMAML:
         optimizer = optimizer_class(parameters, **options)
         if self._inner.rates and optimizer.defaults.get("weight_decay"):
             # A decay of logarithms would pull every step size to 1.
-            rates = {"params": list(self._inner.rates.values()), "weight_decay": 0.0}
-            weights = {"params": list(self._inner.weights().values())}
-            groups: Any = [weights, rates]
-            optimizer = optimizer_class(groups, **options)
+            optimizer.param_groups[0]["params"] = list(self._inner.weights().values())
+            optimizer.add_param_group({"params": list(self._inner.rates.values()), "weight_decay": 0.0})
         self._outer = OuterLoop(
             parameters,
             optimizer,
@@ -198,9 +197,7 @@ class MetaMAML:
             with torch.no_grad():
                 for name in inner.adapted:
                     adapted.get_parameter(name).copy_(weights[name])
-            for name, buffer in buffers.items():
-                path, _, own = name.rpartition(".")
-                adapted.get_submodule(path)._buffers[own] = buffer.detach()
+            write_buffers(adapted, buffers)
         return adapted
 
     def meta_update(self, tasks: Sequence[MetaTask], loss_fn: LossFunction) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssm_metarl_gym.agents.losses import NO_GRADIENT
 from ssm_metarl_gym.agents.meta_learning.distributed import sum_over_processes
-from ssm_metarl_gym.checks import check_integer, check_number, shown
+from ssm_metarl_gym.checks import as_number, check_integer, check_number, shown
 
 __all__ = ["OuterLoop"]
 
@@ -57,6 +57,7 @@ class OuterLoop:
     ) -> None:
         if task_chunk_size is not None:
             check_integer("task_chunk_size", task_chunk_size)
+        grad_clip_norm = as_number(grad_clip_norm)
         check_number("grad_clip_norm", grad_clip_norm, ("> 0 (inf for no bound)", lambda value: value > 0.0))
         self.parameters = tuple(parameters)
         self.optimizer = optimizer
@@ -147,11 +148,24 @@ class OuterLoop:
         if own != theirs:
             raise ValueError(f"the learned rates must be of {own}; got {theirs}. Use the same learned_rates.")
         self._check_moments(state["optimizer"])
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self.optimizer.load_state_dict(self._in_groups(copy.deepcopy(state["optimizer"])))
         with torch.no_grad():
             for name, rate in self._rates.items():
                 rate.copy_(state["rates"][name])
         self.num_dropped = state["num_dropped"]
+
+    def _in_groups(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state of an optimiser in the groups of this one: older ones had weights and step sizes in one group."""
+        own, theirs = self.optimizer.param_groups, state["param_groups"]
+        if len(own) == 2 and len(theirs) == 1:
+            size = len(own[0]["params"])
+            first, second = theirs[0]["params"][:size], theirs[0]["params"][size:]
+            decay = own[1]["weight_decay"]
+            state["param_groups"] = [
+                {**theirs[0], "params": first},
+                {**theirs[0], "params": second, "weight_decay": decay},
+            ]
+        return state
 
     def _check_moments(self, state: Any) -> None:
         """What an optimiser remembers of each parameter must be of its shape."""

@@ -26,6 +26,8 @@ _WRONG_TWICE: Final = (
     (torch.layer_norm, "weight", 2, None),
     (torch.native_layer_norm, "weight", 2, None),
     (F.batch_norm, "weight", 3, None),
+    (torch.batch_norm, "weight", 1, None),
+    (torch.native_batch_norm, "weight", 1, None),
     (F.instance_norm, "weight", 3, None),
     (torch.instance_norm, "weight", 1, None),
 )

@@ -62,3 +62,5 @@ def test_a_layer_that_names_its_bias_first_is_none_of_them():
     prune.remove(layer, "weight")
     assert layers_in_sequence(layer) is None
     assert layers_in_sequence(nn.Linear(2, 3, bias=False)) is not None
+    del layer.weight, layer.bias
+    assert layers_in_sequence(layer) is None

@@ -48,12 +48,23 @@ def test_a_layer_that_names_its_bias_first_is_fitted_alike():
     torch.testing.assert_close(solution(renamed), solution(plain), rtol=0.0, atol=0.0)
 
 
-def test_a_layer_that_may_compute_anything_is_refused():
-    hooked = nn.Linear(4, 2)
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2.0 * super().forward(x)
+
+
+def test_a_layer_that_computes_something_else_is_refused_and_one_that_is_watched_is_not():
+    states, targets = (each.float() for each in stream(20))
+    batch = {"states": states, "targets": targets}
+    watched, hooked = nn.Linear(4, 2), nn.Linear(4, 2)
+    watched.register_forward_hook(lambda module, inputs, output: None)
     hooked.register_forward_hook(lambda module, inputs, output: 3.0 * output)
-    for model in (hooked, nn.utils.parametrizations.weight_norm(nn.Linear(4, 2)), type("Own", (nn.Linear,), {})(4, 2)):
-        with pytest.raises(ValueError, match="just the parameters of one"):
-            RecursiveLeastSquares(model)
+    assert math.isfinite(RecursiveLeastSquares(watched).adapt(MSE, batch))
+    for model in (hooked, Doubled(4, 2)):
+        with pytest.raises(ValueError, match=r"must give W x \+ b for least squares; what .* gives is something else"):
+            RecursiveLeastSquares(model).adapt(MSE, batch)
+    with pytest.raises(ValueError, match="just the parameters of one"):
+        RecursiveLeastSquares(nn.utils.parametrizations.weight_norm(nn.Linear(4, 2)))
 
 
 @pytest.mark.each_value

@@ -787,6 +787,28 @@ class TestBuffers:
         assert not model.mean.any()
         assert not adapted.mean.requires_grad
 
+    def test_adapt_keeps_one_that_is_in_two_places_and_drops_one_that_the_forward_drops(self):
+        class Twice(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.b = nn.Linear(2, 1), nn.Linear(2, 1)
+                shared = torch.zeros(2)
+                self.a.register_buffer("mean", shared)
+                self.b.register_buffer("mean", shared)
+                self.register_buffer("cache", torch.zeros(2))
+
+            def forward(self, x):
+                self.cache = None
+                self.a.mean.mul_(0.5).add_(x.mean(dim=0).detach())
+                return self.a(x) + self.b(x - self.b.mean)
+
+        model, (task,) = Twice(), make_tasks(1)
+        adapted = MetaMAML(model, 0.1, 0.1).adapt(*task[:2], MSE, 2)
+        assert adapted.a.mean is adapted.b.mean
+        torch.testing.assert_close(adapted.b.mean, 1.5 * task[0].mean(dim=0))
+        assert adapted.cache is None
+        assert not model.a.mean.any()
+
 
 def adapted_losses(maml, tasks, num_steps):
     """The losses of copies of the model adapted one by one, ``Float[S K]``."""
@@ -878,6 +900,23 @@ class TestState:
     def test_no_state_at_all(self, state):
         with pytest.raises(ValueError, match="the state must be"):
             MetaMAML(tanh_mlp(), 0.1, 0.1).load_state_dict(state)
+
+    def test_a_state_with_weights_and_rates_in_one_group_goes_on_too(self, look):
+        options = {"learned_rates": "tensor", "optimizer_class": torch.optim.AdamW}
+        models, tasks = [nn.Linear(2, 1), nn.Linear(2, 1)], make_tasks()
+        first, second = (MetaMAML(model, 0.1, 0.05, **options) for model in models)
+        first.meta_update(tasks, MSE)
+        state = first.state_dict()
+        groups = state["optimizer"]["param_groups"]
+        merged = {**groups[0], "params": groups[0]["params"] + groups[1]["params"]}
+        state["optimizer"]["param_groups"] = [merged]
+        models[1].load_state_dict(models[0].state_dict())
+        second.load_state_dict(state)
+        for maml in (first, second):
+            maml.meta_update(tasks, MSE)
+        assert look(models[0]) == look(models[1])
+        assert str(first.state_dict()["rates"]) == str(second.state_dict()["rates"])
+        assert second.optimizer.param_groups[1]["weight_decay"] == 0.0
 
     def test_a_state_that_is_refused_changes_nothing(self, look):
         maml = MetaMAML(model := nn.Linear(4, 3), 0.1, 0.1, learned_rates="tensor")

@@ -57,6 +57,7 @@ NORMALISATIONS = {
     "layer, by keyword": lambda x, scale: F.layer_norm(x, (4,), weight=scale),
     "layer, of torch": lambda x, scale: torch.layer_norm(x, (4,), scale),
     "batch": lambda x, scale: F.batch_norm(x, None, None, scale, training=True),
+    "batch, of torch": lambda x, scale: torch.batch_norm(x, scale, *[None] * 3, True, 0.1, 1e-5, False),
     "instance": lambda x, scale: F.instance_norm(x[None], weight=scale),
     "instance, of torch": lambda x, scale: torch.instance_norm(x[None], scale, *[None] * 3, True, 0.1, 1e-5, False),
 }
