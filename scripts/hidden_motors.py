@@ -84,6 +84,7 @@ class Options:
     tasks: int = option(24, "hidden matrices of each condition", least=1)
     delay: int = option(0, "steps that all actions come late, of which nobody is told", least=0, below=100)
     largest_delay: int = option(0, "steps that the filter reckons with at most", least=0, below=100)
+    mixed: bool = option(False, "tell the filter that motors are mixed or swapped, if anything is hidden")
     output: Path = option(
         Path("output/hidden_motors"),
         "folder of the results, and of policies that are not given",
@@ -162,6 +163,7 @@ def run(
     *,
     delay: int = 0,
     largest_delay: int = 0,
+    mixed: bool = False,
 ) -> Floats:
     """The returns of an agent in each 50 steps, ``Float[N W]``, a row for each of the hidden matrices."""
     nominal = fit()
@@ -169,7 +171,7 @@ def run(
     low, high = rows.single_action_space.low, rows.single_action_space.high  # type: ignore[attr-defined]
     envs: Any = rows
     if name == "corrected":
-        adapter = KalmanAdapter(nominal.model, largest_delay=largest_delay)
+        adapter = KalmanAdapter(nominal.model, mixed=mixed, largest_delay=largest_delay)
         envs = VectorActionCorrection(VectorOnlineAdaptation(rows, adapter))
     observations, _ = envs.reset(seed=seed)
     num_steps, task_type = num_steps_of(env_id), actuator_task_type(matrices.shape[-1])
@@ -228,11 +230,12 @@ def all_runs(agents: Sequence[SavedAgent], options: Options) -> Iterator[tuple[d
             key = {"env": env_id, "seed": seed, "condition": condition, "agent": name, "policy": policy}
             key |= {"transitions": options.transitions, "updates": options.updates, "tasks": options.tasks}
             key |= {"rule": RULE} if name == "corrected" else {}
-            late = {"delay": options.delay} | ({"largest_delay": options.largest_delay} if name == "corrected" else {})
-            key |= late
+            own = {"largest_delay": options.largest_delay, "mixed": options.mixed} if name == "corrected" else {}
+            own = {"delay": options.delay} | own
+            key |= own
             matrices = draw_matrices(env_id, condition, options.tasks, seed)
             start = int(seed_sequence(seed, "starts", env_id, condition).generate_state(1)[0]) // 2
-            yield key, partial(run, name, env_id, nominal, matrices, start, **late)
+            yield key, partial(run, name, env_id, nominal, matrices, start, **own)
 
 
 def by_agent(rows: Sequence[dict[str, Any]], env_id: str, condition: str, name: str) -> dict[str, Floats]:
