@@ -540,9 +540,10 @@ def test_a_window_remembers():
     envs = DummyVecEnv([lambda: HistoryWindow(Recall(), 5)] * 16)
     sizes = {"features_dim": 16, "hidden_dim": 16, "num_layers": 1}
     policy_kwargs = {"features_extractor_class": SSMFeaturesExtractor, "features_extractor_kwargs": sizes}
-    options = {"n_steps": 20, "batch_size": 80, "n_epochs": 4, "learning_rate": 5e-3, "seed": 0, "device": "cpu"}
-    model = PPO("MlpPolicy", envs, policy_kwargs=policy_kwargs, **options)
-    model.learn(16 * 16 * 20)
+    # So that it does not depend on the machine's rounding: of sixteen seeds, all learn it.
+    options = {"n_steps": 20, "batch_size": 80, "n_epochs": 4, "learning_rate": 2e-3, "ent_coef": 0.01}
+    model = PPO("MlpPolicy", envs, policy_kwargs=policy_kwargs, seed=0, device="cpu", **options)
+    model.learn(16 * 20 * 40)
     envs.seed(1)
     observations = envs.reset()
     right = envs.get_attr("right")
