@@ -4,7 +4,7 @@ from typing import Final, TypeAlias
 
 from torch import nn
 
-__all__ = ["Layer", "is_altered", "layers_in_sequence", "names_weight_first"]
+__all__ = ["Layer", "check_embeddings", "is_altered", "layers_in_sequence", "names_weight_first"]
 
 Layer: TypeAlias = tuple[str, nn.Module]  # the prefix of its parameters' names, and the layer
 
@@ -26,6 +26,20 @@ def layers_in_sequence(module: nn.Module, prefix: str = "") -> list[Layer] | Non
     layers = _flatten(module, prefix)
     parameters = [parameter for _, layer in layers or [] for parameter in layer.parameters()]
     return layers if len({id(parameter) for parameter in parameters}) == len(parameters) else None
+
+
+def check_embeddings(model: nn.Module) -> None:
+    """No embedding of a model may change its weights by itself, frozen or not.
+
+    Raises:
+        ValueError: One has a ``max_norm``, to which every call scales rows of its weight.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
+            raise ValueError(
+                f"an embedding, which else changes its weights by itself, must have max_norm=None; got "
+                f"{module.max_norm} in {type(module).__name__} {name!r}. Make it without max_norm."
+            )
 
 
 def is_altered(module: nn.Module) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssm_metarl_gym.agents.adaptation.flat_weights import FlatWeights
+from ssm_metarl_gym.agents.layers import check_embeddings
 
 __all__ = ["ModuleSnapshot", "ModuleState", "set_evaluation", "set_training"]
 
@@ -55,12 +56,7 @@ class ModuleState:
     def __init__(self, model: nn.Module) -> None:
         if not isinstance(model, nn.Module):
             raise ValueError(f"the model must be a torch.nn.Module; got {model!r}. Make one that calls it.")
-        for name, module in model.named_modules():
-            if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
-                raise ValueError(
-                    f"an embedding must have max_norm=None, or it changes its weights by itself; got {module.max_norm} "
-                    f"in {name!r}. Make it without."
-                )
+        check_embeddings(model)
         self.weights = FlatWeights(model)
         # Walking the tree of modules takes longer than a step of a small model, so it is done once.
         modules = dict(model.named_modules())

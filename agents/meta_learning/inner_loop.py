@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad
 
+from ssm_metarl_gym.agents.layers import check_embeddings
 from ssm_metarl_gym.agents.losses import NO_GRADIENT
 from ssm_metarl_gym.checks import as_number, check_choice, check_integer, check_number
 
@@ -204,17 +205,13 @@ def _check_model(model: Any) -> None:
                 f"a model must be of plain modules; got {type(module).__name__} {name!r}, which takes no other weights "
                 "than its own. Use the module that it was made of."
             )
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-            if module.max_norm is not None:
-                raise ValueError(
-                    f"an embedding, which else changes its weights by itself, must have max_norm=None; got "
-                    f"{module.max_norm} in {type(module).__name__} {name!r}. Make it without max_norm."
-                )
-            if module.sparse and module.weight.requires_grad:
-                raise ValueError(
-                    f"a trained embedding must have sparse=False; got True in {type(module).__name__} {name!r}. Make "
-                    "it without sparse, or freeze it."
-                )
+        is_embedding = isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+        if is_embedding and module.sparse and module.weight.requires_grad:
+            raise ValueError(
+                f"a trained embedding must have sparse=False; got True in {type(module).__name__} {name!r}. Make it "
+                "without sparse, or freeze it."
+            )
+    check_embeddings(model)
 
 
 def _gradients(loss_of: Callable[[Weights], Tensor], weights: Weights, create_graph: bool) -> Weights:
