@@ -190,6 +190,21 @@ def test_late_motors_are_runs_of_their_own(run_main):
     assert run_main() == ([], table)
 
 
+def test_a_filter_that_is_told_of_mixes_has_runs_of_its_own(run_main, motors, monkeypatch):
+    measured, _ = run_main()
+    told, plain = [], motors.run
+
+    def run(name, *arguments, **own):
+        told.append((name, own.get("mixed")))
+        return plain(name, *arguments, **own)
+
+    monkeypatch.setattr(motors, "run", run)
+    again, _ = run_main("--tasks", "2", "--mixed")
+    assert again == [line for line in measured if "corrected" in line]
+    assert told == [("corrected", True)] * 14
+    assert run_main()[0] == []
+
+
 def test_another_policy_is_run_anew(run_main, tmp_path):
     measured, table = run_main()
     (tmp_path / "model.zip").write_bytes(b"another policy")
