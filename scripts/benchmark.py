@@ -42,7 +42,7 @@ import torch
 import ssm_metarl_gym  # noqa: F401 - registers the environments
 from ssm_metarl_gym.checks import check_choice
 from ssm_metarl_gym.experiments.checks import check_output_folder, explaining
-from ssm_metarl_gym.experiments.command_line import option, parse_options, refusing
+from ssm_metarl_gym.experiments.command_line import option, parse_options, refuse, refusing
 from ssm_metarl_gym.experiments.engines import ENGINES, make_engine
 from ssm_metarl_gym.experiments.jobs import JobsFailedError
 from ssm_metarl_gym.experiments.records import Records
@@ -52,7 +52,7 @@ from ssm_metarl_gym.experiments.scoreboard.agents import AGENTS, is_own
 from ssm_metarl_gym.experiments.scoreboard.board import Board, find_maker
 from ssm_metarl_gym.experiments.scoreboard.figures import Scoreboard
 from ssm_metarl_gym.experiments.scoreboard.physics import ROBOTS, check_physics
-from ssm_metarl_gym.experiments.scoreboard.plan import all_runs, run_all
+from ssm_metarl_gym.experiments.scoreboard.plan import all_runs, can_be, run_all
 from ssm_metarl_gym.experiments.scoreboard.summary import write_report
 from ssm_metarl_gym.experiments.signals import stoppable
 
@@ -173,6 +173,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 options.dear_steps,
             )
         )
+        named = [*options.agents, *options.agent]
+        for name in scoreboard.names:
+            if left_out := [row for row in named if not can_be(row, name)]:
+                print(f"not in {name}, which they cannot be in: {', '.join(left_out)}", file=sys.stderr)
+        if not runs:
+            refuse("--agents and --families must leave a run to do; none of these agents can be in these families.")
         try:
             run_all(runs, scoreboard.board, scoreboard.records, engine, ATTEMPTS)
         except JobsFailedError as error:

@@ -27,12 +27,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from tqdm import tqdm
 
 import ssm_metarl_gym  # noqa: F401 - registers the environments
+from ssm_metarl_gym.envs.making import has_batched_form
 from ssm_metarl_gym.experiments.checks import check_env, check_output_folder
 from ssm_metarl_gym.experiments.command_line import option, parse_options, refusing
 from ssm_metarl_gym.experiments.comparison import Row, check_comparable, format_table, group_seeds, summarise
@@ -123,6 +125,20 @@ def choose_splits(options: Options, agent: SavedAgent) -> Splits:
     wanted = options.splits or tuple(split for split in present if split != "train")
     splits: Splits = {split: options.env_kwargs | present[split] for split in wanted}
     return with_warm_up(splits, env_id, env_kwargs, options.warm_up) if options.warm_up else splits
+
+
+def check_switches(agents: Sequence[SavedAgent], splits: Splits) -> None:
+    """Rows that are stepped one by one and those of a batch draw other tasks where a switch draws one."""
+    env_id, are_single = agents[0].config["env"], {agent.is_stepped_row_by_row for agent in agents}
+    for split, env_kwargs in splits.items():
+        if len(are_single) > 1 and "switch" in env_kwargs and has_batched_form(env_id):
+            env = gym.make(env_id, **{**agents[0].config["env_kwargs"], **env_kwargs})
+            env.close()
+            if env.get_wrapper_attr("family").task_type.switch_draws:
+                raise ValueError(
+                    f"--splits must leave out {split} of {env_id} where only some agents have a --wrapper, as these "
+                    "would meet other tasks after the switch; got both kinds. Evaluate them apart from each other."
+                )
 
 
 def load(agent: SavedAgent, splits: Splits) -> BaseAlgorithm:
@@ -234,6 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         agents = [read_agent(path, options) for path in options.agents]
         check_comparable(agents, options.env_kwargs)
         splits = choose_splits(options, agents[0])
+        check_switches(agents, splits)
         models = [load(agent, splits) for agent in agents]
         if options.video:
             names = [film_name(label, split) for label in group_seeds(agents) for split in splits]

@@ -60,6 +60,7 @@ AGENTS = [
 MINIBATCHES = (1, 2, 4, 8, 16, 32)
 NUM_EPOCHS = (1, 2, 4, 8, 16)
 ROLLOUT_LENGTHS = (16, 32, 64, 128, 256)
+POLICY_SEED = 1_000  # of the first policy: none of the scoreboard's, which are to be new to the settings
 TASK_SEED = 2_000_000  # of the tasks that trials are measured in, far from those of the scoreboard
 SHOWN = 10
 JOURNAL = "journal.log"
@@ -86,7 +87,12 @@ class Options:
         names = ("family", "agent", "steps", "seeds", "num_tasks", "seed")
         values = {name: getattr(self, name) for name in names}
         present = present_settings(physics_of(self.family))
-        return json.dumps({**values, "present": present, "recipe": recipe_of(self.family)})
+        return json.dumps({**values, "seed": self.policy_seed, "present": present, "recipe": recipe_of(self.family)})
+
+    @property
+    def policy_seed(self) -> int:
+        """The seed of the first policy of a trial."""
+        return POLICY_SEED + self.seed
 
 
 def load_optuna() -> Any:
@@ -237,7 +243,7 @@ def measure(settings: dict[str, Any], options: Options) -> list[float]:
     name, physics = "what is tuned", physics_of(options.family)
     PHYSICS[name] = replace(physics, **to_fields(settings, physics))
     try:
-        means = [measure_policy(name, options, seed) for seed in range(options.seed, options.seed + options.seeds)]
+        means = [measure_policy(name, options, options.policy_seed + i) for i in range(options.seeds)]
     except ValueError as error:  # as PyTorch says that parameters of a distribution are no numbers
         if "Expected parameter" not in str(error):
             raise

@@ -10,14 +10,17 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium.utils import env_checker as gymnasium_checker
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from stable_baselines3.common import env_checker as sb3_checker
+
+from ssm_metarl_gym.experiments.checks import explaining
 
 __all__ = ["check_family", "find_maker"]
 
 _Env: TypeAlias = gym.Env[Any, Any]
 _NUM_STEPS: Final = 60  # of an episode that is to show a difference
 _NUM_EPISODES: Final = 3
-_NUM_TASKS: Final = 8
+_NUM_TASKS: Final = 16  # so that a sign, drawn anew, is hardly the same in all
 _NOTE: Final = "note: "  # before what may be as it should
 
 
@@ -32,10 +35,8 @@ def find_maker(name: str) -> Callable[[], _Env]:
     """
     module_name, _, attribute = name.rpartition(":")
     if module_name:
-        try:
+        with explaining(f"{module_name} must be a module that can be imported; it cannot"):
             module = importlib.import_module(module_name)
-        except ImportError as error:
-            raise ValueError(f"{module_name} must be a module that can be imported; it cannot: {error}.") from error
         maker = getattr(module, attribute, None)
         if callable(maker):
             return maker  # type: ignore[no-any-return]
@@ -79,9 +80,15 @@ def check_family(make: Callable[[], _Env]) -> bool:
 
 
 def _pass_gymnasiums_checker(make: Callable[[], _Env]) -> Iterator[str]:
+    env = make()
+    while isinstance(
+        env, OrderEnforcing | PassiveEnvChecker | TimeLimit
+    ):  # those of gym.make, which it advises against
+        env = env.env
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its advice; what it demands it raises
-        gymnasium_checker.check_env(make().unwrapped, skip_render_check=True)
+        # It makes another one by the spec in order to close it, and many a wrapper has none.
+        gymnasium_checker.check_env(env, skip_render_check=True, skip_close_check=env is not env.unwrapped)
     yield from ()
 
 
@@ -103,16 +110,31 @@ def _tell_the_task(make: Callable[[], _Env]) -> Iterator[str]:
 
 
 def _repeat_by_seed(make: Callable[[], _Env]) -> Iterator[str]:
-    first, second = _episode(make(), seed=3), _episode(make(), seed=3)
-    if first[0] != second[0]:
-        yield f"one seed must give one task; got {first[0]} and {second[0]}. Draw it in reset, after the seed."
-    elif not _equal(first[1], second[1]):
-        yield "one seed and the same actions must give one episode; they gave two. Draw from self.np_random alone."
+    one, other = make(), make()
+    # Seeds in another order: what is drawn before the seed counts then comes from another one.
+    firsts = {seed: _episode(one, seed=seed) for seed in range(_NUM_TASKS)}
+    seconds = {seed: _episode(other, seed=seed) for seed in reversed(range(_NUM_TASKS))}
+    pairs = [(firsts[seed], seconds[seed]) for seed in range(_NUM_TASKS)]
+    if differing := [(first[0], second[0]) for first, second in pairs if first[0] != second[0]]:
+        yield "one seed must give one task; got {} and {}. Draw it in reset, after the seed.".format(*differing[0])
+    elif not all(_equal(first[1], second[1]) for first, second in pairs):
+        yield (
+            "one seed and the same actions must give one episode; they gave two. Draw from self.np_random alone, and "
+            "let reset leave nothing of the episodes before."
+        )
 
 
 def _draw_tasks(make: Callable[[], _Env]) -> Iterator[str]:
-    if not _varying(make()):
-        yield f"tasks must differ between episodes; {_NUM_TASKS} resets gave one. Draw the task in reset."
+    env = make()
+    if not _varying(env):
+        yield f"tasks must differ between seeds; {_NUM_TASKS} of them gave one. Draw the task in reset."
+    env.reset(seed=0)
+    tasks = [env.reset()[1]["task_params"] for _ in range(_NUM_TASKS)]
+    if all(task == tasks[0] for task in tasks):
+        yield (
+            f"tasks must differ between episodes; {_NUM_TASKS} resets without a seed gave one. Draw the task in every "
+            "reset, whether it has a seed or not."
+        )
 
 
 def _take_a_task(make: Callable[[], _Env]) -> Iterator[str]:

@@ -128,7 +128,10 @@ def check_switch(
 ) -> dict[str, Any]:
     """The switch that a user gave, an empty dictionary for None; with ``num_rows`` a step may be one for each row."""
     if switch is not None and not (task_type.signs or task_type.switch_draws):
-        raise ValueError(f"switch must be None, as a {task_type.__name__} has no sign to flip; got {shown(switch)}.")
+        raise ValueError(
+            f"switch must be None, as a {task_type.__name__} has no sign to flip; got {shown(switch)}. Leave it out, "
+            "or let the class of the tasks name signs, or say switch_draws = True."
+        )
     return check_steps_or_probability(switch, num_rows)
 
 

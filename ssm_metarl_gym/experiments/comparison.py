@@ -84,15 +84,26 @@ def group_seeds(agents: Sequence[SavedAgent]) -> dict[str, list[int]]:
     labelled: dict[str, list[int]] = {}
     for members in groups.values():
         agent = agents[members[0]]
-        namesakes = [other.config for other in agents if other.label == agent.label]
-        differing = [
-            f"{name}={json.dumps(value)}"
-            for name, value in agent.config.items()
-            # What the algorithm was called with follows from the other options.
-            if name != "algorithm_arguments" and any(other.get(name) != value for other in namesakes)
-        ]
-        labelled[f"{agent.label} ({', '.join(differing)})" if differing else agent.label] = members
+        namesakes = [other.config for other in agents if other.label == agent.label and other.config != agent.config]
+        differing = _differing(agent.config, namesakes)
+        # What the algorithm was called with follows from the other options, unless other versions trained it.
+        alike = [other for other in namesakes if not _differing(agent.config, [other])]
+        arguments = [other.get("algorithm_arguments") or {} for other in alike]
+        differing += _differing(agent.config.get("algorithm_arguments") or {}, arguments)
+        label = f"{agent.label} ({', '.join(differing)})" if differing else agent.label
+        labelled.setdefault(label, []).extend(members)
     return labelled
+
+
+def _differing(options: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The options that one of some others has not, or has with another value; but not the algorithm's arguments."""
+    absent = object()
+    names = dict.fromkeys(name for each in (options, *others) for name in each if name != "algorithm_arguments")
+    return [
+        f"{name}={json.dumps(options.get(name))}"
+        for name in names
+        if any(other.get(name, absent) != options.get(name, absent) for other in others)
+    ]
 
 
 def summarise(

@@ -9,7 +9,6 @@ import numpy.typing as npt
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from ssm_metarl_gym.agents.models.supervision import Policy
-from ssm_metarl_gym.envs import HiddenTask
 from ssm_metarl_gym.envs.making import has_batched_form, make_rows
 
 __all__ = [
@@ -128,7 +127,7 @@ def find_splits(env_id: str, env_kwargs: Mapping[str, Any]) -> Splits:
     """
     env = gym.make(env_id, **env_kwargs)
     env.close()
-    if not isinstance(env.unwrapped, HiddenTask):
+    if not env.has_wrapper_attr("set_family"):  # which environments and wrappers with hidden tasks have
         return {"default": {}}
     splits: Splits = {split: {"split": split} for split in ("train", "interpolation", "extrapolation")}
     half_time = (env.spec.max_episode_steps if env.spec else None) or 0
@@ -161,8 +160,9 @@ def with_warm_up(splits: Splits, env_id: str, env_kwargs: Mapping[str, Any], num
         warm[split] = {**chosen, "warm_up_steps": num_steps}
         if limit > 0:
             warm[split]["max_episode_steps"] = limit + num_steps
-        if "step" in chosen.get("switch", {}):
-            warm[split]["switch"] = {"step": chosen["switch"]["step"] + num_steps}
+        switch = {**env_kwargs, **chosen}.get("switch") or {}
+        if "step" in switch:
+            warm[split]["switch"] = {**switch, "step": switch["step"] + num_steps}
     return warm
 
 

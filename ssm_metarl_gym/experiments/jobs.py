@@ -33,11 +33,13 @@ class JobsFailedError(RuntimeError):
 
     Attributes:
         failed: Them, with what each raised last.
+        left: The jobs that were to come after them, and were not begun.
     """
 
-    def __init__(self, failed: dict[Job, Exception]) -> None:
-        self.failed = failed
+    def __init__(self, failed: dict[Job, Exception], left: Sequence[Job] = ()) -> None:
+        self.failed, self.left = failed, tuple(left)
         told = [f"{_name(job)}: {type(error).__name__}: {error}" for job, error in failed.items()]
+        told += [f"{_name(job)}: not begun, as it comes after what failed" for job in self.left]
         super().__init__("\n".join([f"{len(failed)} jobs failed; all others that could be done are done.", *told]))
 
 
@@ -111,7 +113,7 @@ def run_jobs(
             done = len(results) if total_steps is None else (engine.steps_taken() or 0)
             bar.update(done - bar.n)
     if failed:
-        raise JobsFailedError(failed)
+        raise JobsFailedError(failed, waiting)
     return {job: results[job] for job in jobs}
 
 

@@ -1,6 +1,7 @@
 """A file of results that grows by a line for each run, so that what was interrupted goes on where it was."""
 
 import json
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ class Records:
     """The lines of a file in JSON Lines, one object in each; lines that are added are written at once.
 
     What a process that was killed left of its last line is removed from the file: no other process may write to it
-    meanwhile. Where many do, one makes the records before the others start, and these use :func:`append_line`.
+    meanwhile. Where many do, one makes the records before the others start, and these use :func:`append_line`. A last
+    line that lacks nothing but its end, as some editors leave it, counts as any other.
 
     Args:
         path: The file; where there is none, there are no lines yet.
+        is_read_only: Whether the file stays as it is, for those who add nothing.
 
     Raises:
         ValueError: Another line is no object in JSON.
@@ -28,33 +31,52 @@ class Records:
         ...     records.add(agent="told", seed=3, returns=[1.0, 2.0])
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_read_only: bool = False) -> None:
         self._path = path
         self._lines: list[dict[str, Any]] = []
+        # The lines by their values of the names that were asked for: a report asks thousands of times.
+        self._groups: dict[tuple[str, ...], dict[tuple[Any, ...], list[dict[str, Any]]]] = {}
         *whole, rest = path.read_bytes().split(b"\n") if path.exists() else [b""]
+        if _parse(rest) is not None:
+            whole.append(rest)
         for number, text in enumerate(whole, start=1):
-            try:
-                line = json.loads(text)
-            except ValueError:
-                line = None
-            if not isinstance(line, dict):
+            line = _parse(text)
+            if line is None:
                 raise ValueError(
                     f"each line of {path} must be an object in JSON; line {number} is damaged. Delete that line: what "
                     "it held is measured again."
                 )
             self._lines.append(line)
-        if rest:
+        if rest and not is_read_only:
             with replacing(path) as temporary:
                 temporary.write_bytes(b"".join(text + b"\n" for text in whole))
 
     def find(self, **values: Any) -> list[dict[str, Any]]:
-        """The lines that have these values, in the order in which they were added."""
-        return [line for line in self._lines if all(line.get(name) == value for name, value in values.items())]
+        """The lines that have these values, numbers and texts, in the order in which they were added."""
+        names = tuple(values)
+        if names not in self._groups:
+            groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+            for line in self._lines:
+                key = tuple(line.get(name) for name in names)
+                if all(isinstance(value, Hashable) for value in key):  # a list is no number and no text
+                    groups.setdefault(key, []).append(line)
+            self._groups[names] = groups
+        return list(self._groups[names].get(tuple(values.values()), ()))
 
     def add(self, **line: Any) -> None:
         """Write a line at once, as :func:`append_line` does."""
         append_line(self._path, **line)
         self._lines.append(line)
+        self._groups.clear()
+
+
+def _parse(text: bytes) -> dict[str, Any] | None:
+    """A line of such a file; None if it is no object in JSON."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) else None
 
 
 def append_line(path: Path, /, **line: Any) -> None:

@@ -27,6 +27,8 @@ __all__ = [
     "register_task_types",
 ]
 
+_PATIENCE: Final = 10_000  # draws in vain after which there is hardly another task
+
 
 class Distribution:
     """What all distributions over tasks have in common."""
@@ -53,6 +55,53 @@ class Distribution:
     def sample(self, rng: np.random.Generator) -> Task:
         """Draw one task: the one that ``sample_batch(rng, 1)`` holds."""
         return self.sample_batch(rng, 1)[0]
+
+    def normalise(self, tasks: Task | TaskBatch) -> npt.NDArray[np.float32]:
+        """The parameters that vary here, scaled so that this distribution fills [-1, 1]: ``Float[C]``.
+
+        For a batch of n tasks ``Float[n C]``.
+        """
+        parameters = self.parameters
+        batch = tasks if isinstance(tasks, TaskBatch) else TaskBatch.from_tasks([tasks])
+        normalised = np.empty((len(batch), len(parameters)), dtype=np.float32)
+        for column, (name, marginal) in zip(normalised.T, parameters.items(), strict=True):
+            column[:] = marginal.normalise(batch.column(name))
+        return normalised if isinstance(tasks, TaskBatch) else normalised[0]
+
+    def split(self, *sizes: int, seed: int = 0) -> tuple["TaskSet", ...]:
+        """Draw ``sum(sizes)`` different tasks and deal them out: finite sets of which no two share a task.
+
+        Args:
+            sizes: The number of tasks of each set, e.g. ``split(100, 20)`` for 100 to train on and 20 to test on.
+            seed: Seeds the draws.
+
+        Raises:
+            ValueError: A size is not positive, or there are fewer different tasks than asked for.
+        """
+        if not sizes:
+            raise ValueError("split needs the size of at least one set; got none.")
+        for size in sizes:
+            check_integer("the size of a set", size)
+        check_integer("seed", seed, least=0)
+        available = self._num_different()
+        if available < sum(sizes):
+            raise ValueError(f"there are only {available:g} different tasks; got {sum(sizes)} to deal out.")
+        # Where nobody counted them: intervals may be so narrow that they hold only a few numbers.
+        choices = [marginal for marginal in self.parameters.values() if isinstance(marginal, Choice)]
+        patience = max(_PATIENCE, 100 * math.prod(len(choice.values) for choice in choices))
+        rng, tasks, in_vain = np.random.default_rng(seed), dict[Task, None](), 0
+        while len(tasks) < sum(sizes):
+            known = len(tasks)
+            tasks |= dict.fromkeys(self.sample_batch(rng, sum(sizes) - known))
+            in_vain = in_vain + 1 if len(tasks) == known else 0
+            if in_vain > patience:
+                raise ValueError(f"there are hardly more than {known} different tasks; got {sum(sizes)} to deal out.")
+        dealt = list(tasks)
+        return tuple(TaskSet(dealt[sum(sizes[:i]) : sum(sizes[: i + 1])]) for i in range(len(sizes)))
+
+    def _num_different(self) -> float:
+        """How many different tasks there are, infinity where nobody counted them."""
+        return math.inf
 
     def to_json(self) -> str:
         """The distribution as JSON: the exact inverse of :meth:`from_json`."""
@@ -155,49 +204,11 @@ class TaskDistribution(Distribution):
             for (name, value), default in zip(task.to_dict().items(), self.task_type().to_dict().values(), strict=True)
         )
 
-    def normalise(self, tasks: Task | TaskBatch) -> npt.NDArray[np.float32]:
-        """The parameters that vary here, scaled so that this distribution fills [-1, 1]: ``Float[C]``.
-
-        For a batch of n tasks ``Float[n C]``.
-        """
-        batch = tasks if isinstance(tasks, TaskBatch) else TaskBatch.from_tasks([tasks])
-        normalised = np.empty((len(batch), len(self._items)), dtype=np.float32)
-        for column, (name, marginal) in zip(normalised.T, self._items, strict=True):
-            column[:] = marginal.normalise(batch.column(name))
-        return normalised if isinstance(tasks, TaskBatch) else normalised[0]
-
-    def split(self, *sizes: int, seed: int = 0) -> tuple["TaskSet", ...]:
-        """Draw ``sum(sizes)`` different tasks and deal them out: finite sets of which no two share a task.
-
-        Args:
-            sizes: The number of tasks of each set, e.g. ``split(100, 20)`` for 100 to train on and 20 to test on.
-            seed: Seeds the draws.
-
-        Raises:
-            ValueError: A size is not positive, or there are fewer different tasks than asked for.
-        """
-        if not sizes:
-            raise ValueError("split needs the size of at least one set; got none.")
-        for size in sizes:
-            check_integer("the size of a set", size)
-        check_integer("seed", seed, least=0)
-        choices = [marginal for _, marginal in self._items if isinstance(marginal, Choice)]
-        points = [marginal for _, marginal in self._items if marginal.bounds[0] == marginal.bounds[1]]
-        if all(marginal in choices or marginal in points for _, marginal in self._items):
-            available = math.prod(len(set(choice.values)) for choice in choices)
-            if available < sum(sizes):
-                raise ValueError(f"there are only {available} different tasks; got {sum(sizes)} to deal out.")
-        # Intervals may be so narrow that they hold only a few numbers.
-        patience = 100 * math.prod(len(choice.values) for choice in choices)
-        rng, tasks, in_vain = np.random.default_rng(seed), dict[Task, None](), 0
-        while len(tasks) < sum(sizes):
-            known = len(tasks)
-            tasks |= dict.fromkeys(self.sample_batch(rng, sum(sizes) - known))
-            in_vain = in_vain + 1 if len(tasks) == known else 0
-            if in_vain > patience:
-                raise ValueError(f"there are hardly more than {known} different tasks; got {sum(sizes)} to deal out.")
-        dealt = list(tasks)
-        return tuple(TaskSet(dealt[sum(sizes[:i]) : sum(sizes[: i + 1])]) for i in range(len(sizes)))
+    def _num_different(self) -> float:
+        marginals = [marginal for _, marginal in self._items if marginal.bounds[0] < marginal.bounds[1]]
+        if all(isinstance(marginal, Choice) for marginal in marginals):
+            return math.prod(len(set(marginal.values)) for marginal in marginals if isinstance(marginal, Choice))
+        return math.inf
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold: the exact inverse of :meth:`from_dict`."""
@@ -248,6 +259,9 @@ class TaskSet(Distribution):
     def contains(self, task: Task) -> bool:
         """Whether ``task`` is one of the set."""
         return task in self.tasks
+
+    def _num_different(self) -> float:
+        return len(self.tasks)
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold: the exact inverse of :meth:`from_dict`."""

@@ -18,7 +18,7 @@ from ssm_metarl_gym.tasks.classic import (
     PointNavigationTask,
 )
 from ssm_metarl_gym.tasks.distributions import Distribution, TaskDistribution, TaskSet, distribution_from_dict
-from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Marginal, Uniform
+from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Marginal, Uniform, overlap
 from ssm_metarl_gym.tasks.mujoco import (
     AntDirTask,
     HalfCheetahDirTask,
@@ -149,9 +149,14 @@ def actuator_family(
         **others: The other fields of an :class:`ActuatorDistribution`, which all splits have.
 
     Raises:
-        ValueError: An argument has no valid value.
+        ValueError: An argument has no valid value, or gains of extrapolation can be drawn in training.
     """
     check_fields_of_distribution("an argument of actuator_family", others)
+    if overlap(gain, extrapolation_gain):
+        raise ValueError(
+            f"the gains of extrapolation must lie outside those of training; got {extrapolation_gain} and {gain}. Give "
+            "others as extrapolation_gain."
+        )
     return TaskFamily(
         ActuatorDistribution(num_motors, gain=gain, **others),
         ActuatorDistribution(num_motors, gain=extrapolation_gain, **others),

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ssm_metarl_gym.checks import check_choice, check_generator, is_number, shown
 
-__all__ = ["Choice", "LogUniform", "Marginal", "Uniform", "marginal_from_dict"]
+__all__ = ["Choice", "LogUniform", "Marginal", "Uniform", "marginal_from_dict", "overlap"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -80,6 +80,8 @@ class Uniform(_Intervals):
                 "Use Uniform((0, 1)) for one, or Uniform((0, 1), (2, 3)) for two."
             )
         object.__setattr__(self, "intervals", _disjoint(intervals))
+        if not math.isfinite(sum(high - low for low, high in self.intervals)):
+            raise ValueError(f"Uniform needs intervals of a finite width; got {shown(intervals)}. Use narrower ones.")
 
     def sample(self, rng: np.random.Generator, size: int) -> Floats:
         """``size`` draws, for each of which ``rng`` is called exactly once: ``Float64[size]``."""
@@ -144,7 +146,7 @@ class LogUniform(_Intervals):
 
 @dataclass(frozen=True, init=False)
 class Choice(Marginal):
-    """The uniform distribution over a few values, e.g. ``Choice(-1, 1)``."""
+    """The uniform distribution over a few values, e.g. ``Choice(-1, 1)``; what is named twice is twice as likely."""
 
     values: tuple[float, ...]
     name: ClassVar[str] = "choice"
@@ -186,6 +188,14 @@ def marginal_from_dict(name: str, data: Any) -> Marginal:
     kind, numbers = next(iter(data.items()))
     check_choice(f"the distribution of {name}", kind, list(_MARGINALS))
     return _MARGINALS[kind](*(tuple(number) if isinstance(number, list) else number for number in numbers))
+
+
+def overlap(one: Marginal, other: Marginal) -> bool:
+    """Whether draws of two distributions may be the same, other than by a chance of probability 0."""
+    values = [each.values if isinstance(each, Choice) else () for each in (one, other)]
+    intervals = [each.intervals if isinstance(each, _Intervals) else () for each in (one, other)]
+    wide = any(max(a[0], b[0]) < min(a[1], b[1]) for a in intervals[0] for b in intervals[1])
+    return wide or any(map(one.contains, values[1])) or any(map(other.contains, values[0]))
 
 
 def _disjoint(intervals: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:

@@ -6,7 +6,7 @@ from gymnasium.envs.classic_control import MountainCarEnv
 
 from ssm_metarl_gym import Task, TaskDistribution, Uniform
 from ssm_metarl_gym.commands.checking import check_family, find_maker
-from ssm_metarl_gym.envs import HiddenTask, TaskParameter
+from ssm_metarl_gym.envs import HiddenActuators, HiddenTask, TaskParameter
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,27 @@ class OneCar(Car):
         return super().reset(seed=seed, options={"task": {}})
 
 
+class CarThatDrawsTooEarly(Car):
+    """Whose task does not come from the seed."""
+
+    signs = (0.001, 0.002)
+
+    def reset(self, *, seed=None, options=None):
+        task = {"force": float(self.np_random.choice(self.signs))}
+        return super().reset(seed=seed, options={"task": task, **(options or {})})
+
+
+class CarThatDrawsWhenSeeded(Car):
+    """Whose task changes with a seed alone."""
+
+    drawn = 0.001
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.drawn = 0.001 + 1e-5 * (seed % 50)
+        return super().reset(seed=seed, options={"task": {"force": self.drawn}, **(options or {})})
+
+
 def failed(printed):
     return [line.removeprefix("FAIL  ") for line in printed.splitlines() if line.startswith("FAIL")]
 
@@ -72,16 +93,39 @@ def test_a_family_passes(capsys):
     assert [line[:6] for line in capsys.readouterr().out.splitlines()] == ["ok    "] * 7
 
 
+def test_a_family_that_a_wrapper_makes_passes(capsys):
+    assert check_family(lambda: HiddenActuators(gym.make("Pendulum-v1")))
+    assert failed(capsys.readouterr().out) == []
+
+
+class Doubling(gym.ObservationWrapper):
+    """Whose observations are not of its space."""
+
+    def observation(self, observation):
+        return [2.0 * number for number in observation]
+
+
+def test_what_is_wrong_with_a_wrapper_is_told(capsys):
+    assert not check_family(lambda: Doubling(HiddenActuators(gym.make("Pendulum-v1"))))
+    assert "Gymnasium's checker" in failed(capsys.readouterr().out)
+
+
 @pytest.mark.parametrize(
     ("env", "failures", "words"),
     [
         (MountainCarEnv, ["info tells the task"], "Subclass HiddenTask"),
         (
             CarThatKeeps,
-            ["Gymnasium's checker", "each parameter changes the physics, and back"],
+            [
+                "Gymnasium's checker",
+                "a seed gives one task and one episode",
+                "each parameter changes the physics, and back",
+            ],
             "gravity must leave nothing behind",
         ),
-        (OneCar, ["episodes differ in their tasks"], "8 resets gave one"),
+        (OneCar, ["episodes differ in their tasks"], "16 of them gave one"),
+        (CarThatDrawsTooEarly, ["a seed gives one task and one episode"], "one seed must give one task"),
+        (CarThatDrawsWhenSeeded, ["episodes differ in their tasks"], "16 resets without a seed gave one"),
     ],
 )
 def test_what_is_wrong_is_told(env, failures, words, capsys):
@@ -126,3 +170,10 @@ def test_a_module_without_what_is_named_is_named():
 def test_what_is_not_there_is_refused(name):
     with pytest.raises(ValueError, match=r"must (be|have)"):
         find_maker(name)
+
+
+def test_a_module_that_raises_is_told(tmp_path, monkeypatch):
+    (tmp_path / "module_on_fire.py").write_text("raise RuntimeError('on fire')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="module_on_fire must be a module that can be imported; it cannot: RuntimeErr"):
+        find_maker("module_on_fire:Env")

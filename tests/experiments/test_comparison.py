@@ -40,6 +40,13 @@ def test_namesakes_are_told_apart_by_what_differs(make_agent):
     assert group_seeds(agents[:2]) == {"ssm": [0, 1]}
 
 
+def test_namesakes_of_other_versions_are_told_apart_by_what_the_algorithm_was_called_with(make_agent):
+    agents = [make_agent(seed, algorithm_arguments={"gamma": 0.9, "clip": clip}) for seed, clip in enumerate((1, 2, 2))]
+    assert group_seeds(agents) == {"ssm (clip=1)": [0], "ssm (clip=2)": [1, 2]}
+    others = [make_agent(0, timesteps=20, algorithm_arguments={"gamma": 0.5})]
+    assert group_seeds(agents[:1] + others) == {"ssm (timesteps=10)": [0], "ssm (timesteps=20)": [1]}
+
+
 def test_rows_are_of_the_agents_that_differ_in_the_seed_only(make_agent):
     agents = [make_agent(0, name="mlp"), make_agent(0), make_agent(1, name="mlp")]
     returns = [{"switch": [1.0, 3.0]}, {"switch": [5.0, 6.0]}, {"switch": [2.0, 4.0]}]

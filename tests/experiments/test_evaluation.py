@@ -5,6 +5,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from ssm_metarl_gym.agents import AdaptationConfig, Adapter, DynamicsModel
+from ssm_metarl_gym.envs import HiddenActuators
 from ssm_metarl_gym.experiments.evaluation import (
     draw_tasks,
     evaluate,
@@ -157,6 +158,16 @@ def test_splits_are_those_that_the_environment_has():
     assert find_splits("ssm_metarl/CartPole-v0", {})["switch"] == {"split": "interpolation", "switch": {"step": 250}}
 
 
+def test_splits_of_motors_that_a_wrapper_hides(monkeypatch):
+    def make(**kwargs):
+        return HiddenActuators(gym.make("Pendulum-v1"), **kwargs)
+
+    spec = gym.envs.registration.EnvSpec("Motor-v0", entry_point=make, max_episode_steps=200)
+    monkeypatch.setitem(gym.registry, "Motor-v0", spec)
+    assert list(find_splits("Motor-v0", {})) == ["train", *SPLITS]
+    assert len({task["map_0_0"] for task in draw_tasks("Motor-v0", 3, 5, split="interpolation")}) == 3
+
+
 def test_held_out_splits_of_any_environment_with_a_split():
     assert held_out_splits("ssm_metarl/CartPole-v0", {"max_episode_steps": 5}) == ["interpolation", "extrapolation"]
     assert held_out_splits("CartPole-v1", {}) == []
@@ -185,6 +196,16 @@ class TestWarmUp:
         rewards = evaluate(agent, env, seed=0)
         assert [np.flatnonzero(row).tolist() for row in rewards] == [[3, 4, 5, 6, 7]] * 2
         assert [starts.all() for starts in agent.starts] == [True] + [False] * 7
+
+    def test_comes_before_a_switch_that_the_arguments_ask_for(self):
+        for env_kwargs, chosen in (({"switch": {"step": 5}}, {}), ({}, {"switch": {"step": 5}})):
+            splits = with_warm_up({"train": {"split": "train", **chosen}}, self.ENV_ID, env_kwargs, 3)
+            assert splits["train"]["switch"] == {"step": 8}
+
+    def test_comes_before_no_switch(self):
+        without = {"interpolation": {"split": "interpolation", "switch": None}}
+        splits = with_warm_up(without, "ssm_metarl/PendulumSwitch-v0", {}, 3)
+        assert splits["interpolation"]["switch"] is None
 
     def test_is_for_environments_that_have_one(self):
         with pytest.raises(ValueError, match="a warm-up is for environments that take 'warm_up_steps'; CartPole-v1"):

@@ -92,4 +92,6 @@ def test_jobs_that_go_on_failing_are_named_when_all_others_are_done(tmp_path):
     with pytest.raises(JobsFailedError, match=r"1 jobs failed; .*\nfail\(\): ValueError: it cannot be done") as error:
         run_jobs([bad, never, other], LocalEngine(1), "working", attempts=2)
     assert list(error.value.failed) == [bad]
+    assert error.value.left == (never,)
+    assert f"note({tmp_path}, never): not begun" in str(error.value)
     assert sorted(os.listdir(tmp_path)) == ["other"]

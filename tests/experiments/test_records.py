@@ -30,7 +30,7 @@ def test_lines_are_found_by_their_values_and_are_there_again(tmp_path):
     assert [json.loads(line) for line in path.read_text().splitlines()] == ROWS
 
 
-@pytest.mark.parametrize("half", ['{"env": "Rea', '{"env": "Reacher-v5"}'])
+@pytest.mark.parametrize("half", ['{"env": "Rea', '{"env": "Reacher-v5"', "3"])
 def test_half_a_last_line_is_removed_and_the_next_one_stands_by_itself(path, half):
     whole = path.read_bytes()
     with path.open("a") as file:
@@ -40,6 +40,22 @@ def test_half_a_last_line_is_removed_and_the_next_one_stands_by_itself(path, hal
     assert path.read_bytes() == whole
     records.add(seed=3)
     assert Records(path).find() == [*ROWS, {"seed": 3}]
+
+
+def test_a_last_line_without_its_end_counts_and_gets_it(path):
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))
+    records = Records(path)
+    assert records.find() == ROWS
+    records.add(seed=3)
+    assert Records(path).find() == [*ROWS, {"seed": 3}]
+
+
+def test_who_only_reads_leaves_half_a_line(path):
+    with path.open("a") as file:
+        file.write('{"env')
+    before = path.read_bytes()
+    assert Records(path, is_read_only=True).find() == ROWS
+    assert path.read_bytes() == before
 
 
 def test_a_kill_while_half_a_line_is_removed_loses_nothing(path, monkeypatch):

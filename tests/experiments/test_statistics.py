@@ -77,6 +77,27 @@ class TestHierarchicalInterval:
         low, high = hierarchical_interval(tasks, 0, statistic=mean_of_all)
         assert high - low == pytest.approx(2 * 1.96 * tasks.std() / 10, rel=0.15)
 
+    def test_what_all_seeds_have_is_not_drawn(self):
+        tasks = np.tile(np.linspace(0.0, 1.0, 20), (5, 1))
+        assert hierarchical_interval(tasks, 0, statistic=mean_of_all, draws_tasks=False) == pytest.approx((0.5, 0.5))
+        low, high = hierarchical_interval(tasks, 0, statistic=mean_of_all)
+        assert high - low > 0.1
+
+    def test_agents_are_drawn_together(self):
+        seeds = np.random.default_rng(0).normal(size=(5, 30))
+
+        def difference(values):
+            return mean_of_all(values[1] - values[0])
+
+        assert hierarchical_interval([seeds, seeds + 3.0], 0, statistic=difference) == pytest.approx((3.0, 3.0))
+
+    def test_of_five_seeds_it_is_too_narrow(self):
+        rng, num_hits = np.random.default_rng(0), 0
+        for i in range(200):
+            low, high = hierarchical_interval(rng.normal(size=(5, 1)), i, statistic=mean_of_all, draws_tasks=False)
+            num_hits += low < 0.0 < high
+        assert 0.78 < num_hits / 200 < 0.9
+
     def test_a_seed_determines_it(self):
         values = np.random.default_rng(0).normal(size=(3, 5))
         one, same, other = (hierarchical_interval(values, seed, statistic=mean_of_all) for seed in (0, 0, 1))

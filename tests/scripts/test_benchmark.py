@@ -66,6 +66,18 @@ def test_a_full_run_is_of_all_seeds_but_those_that_take_long(benchmark, tmp_path
     }
 
 
+def test_agents_that_cannot_be_in_a_family_are_named(benchmark, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "run_all", lambda *_: None)
+    asked = ["--agents", "corrected_filter", "ssm_ppo", "--processes", "1", "--output", str(tmp_path)]
+    benchmark.main(["--families", "CartPole", "PointActuators-2", *asked])
+    assert capsys.readouterr().err.count("not in CartPole, which they cannot be in: corrected_filter\n") == 1
+    asked.remove("ssm_ppo")
+    with pytest.raises(SystemExit) as exit_info:
+        benchmark.main(["--families", "CartPole", *asked])
+    assert exit_info.value.code == 2
+    assert "must leave a run to do; none of these agents can be in these families" in capsys.readouterr().err
+
+
 def known(folder):
     """What was measured, without what it took and when."""
     lines = map(json.loads, (folder / "runs.jsonl").read_text().splitlines())

@@ -9,6 +9,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from ssm_metarl_gym.agents import SSMPPO
 from ssm_metarl_gym.experiments.report import estimate
 from ssm_metarl_gym.experiments.runs import lock_run
+from ssm_metarl_gym.experiments.saved_agents import SavedAgent
 from ssm_metarl_gym.wrappers import make_sb3_env
 
 ENV_ID = "ssm_metarl/CartPolePolarity-v0"
@@ -195,3 +196,18 @@ class TestAgents:
         options = ["--algorithm", "PPO", "--env", "CartPole-v1"]
         message = refused(runs / "ssm-0", runs / "mlp-0" / "model.zip", *options)
         assert f"must be of one environment; got CartPole-v1, {ENV_ID}." in message
+
+
+def test_a_switch_that_draws_is_not_for_rows_of_both_kinds(evaluate, tmp_path):
+    def make(env_id, **more):
+        return SavedAgent(tmp_path, "agent", {"env": env_id, "env_kwargs": {}, **more}, tmp_path, None)
+
+    points, poles = "ssm_metarl/PointActuators-v0", "ssm_metarl/CartPolePolarity-v0"
+    splits = {"train": {}, "switch": {"switch": {"step": 50}}}
+    with pytest.raises(
+        ValueError, match=r"--splits must leave out switch of .*PointActuators-v0 where only some agents"
+    ):
+        evaluate.check_switches([make(points), make(points, wrapper="os:path")], splits)
+    evaluate.check_switches([make(points), make(points)], splits)
+    evaluate.check_switches([make(points), make(points, wrapper="os:path")], {"train": {}})
+    evaluate.check_switches([make(poles), make(poles, wrapper="os:path")], splits)

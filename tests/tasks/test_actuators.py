@@ -10,6 +10,7 @@ from ssm_metarl_gym.tasks import (
     ActuatorDistribution,
     ActuatorTask,
     Choice,
+    LogUniform,
     Task,
     TaskBatch,
     TaskDistribution,
@@ -214,6 +215,20 @@ def test_a_family_differs_in_its_gains_alone():
     assert family.extrapolation == ActuatorDistribution(3, permutation=True, gain=Choice(0.4, 1.7))
     with pytest.raises(ValueError, match=r"argument of actuator_family must be one of .* got 'permute'.*'permutation'"):
         actuator_family(3, permute=True)
+
+
+@pytest.mark.parametrize(
+    ("gain", "extrapolation_gain"),
+    [
+        (Uniform((0.2, 2.0)), Choice(0.4, 1.7)),
+        (Uniform((0.6, 1.4)), Uniform((0.4, 0.7))),
+        (Choice(0.5, 1.0), LogUniform((0.9, 2.0))),
+    ],
+)
+def test_gains_of_extrapolation_lie_outside(gain, extrapolation_gain):
+    with pytest.raises(ValueError, match="the gains of extrapolation must lie outside those of training; got "):
+        actuator_family(3, gain=gain, extrapolation_gain=extrapolation_gain)
+    assert actuator_family(3, gain=Uniform((0.6, 1.4)), extrapolation_gain=Uniform((0.4, 0.6), (1.4, 2.0)))
 
 
 def test_other_distributions_hold_these_tasks_too():

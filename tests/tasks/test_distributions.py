@@ -6,6 +6,7 @@ from dataclasses import FrozenInstanceError, dataclass, replace
 import numpy as np
 import pytest
 
+from ssm_metarl_gym.tasks.actuators import ActuatorDistribution
 from ssm_metarl_gym.tasks.classic import CartPoleTask, PendulumTask
 from ssm_metarl_gym.tasks.distributions import TaskDistribution, TaskSet, distribution_from_dict
 from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Marginal, Uniform
@@ -125,6 +126,12 @@ class TestTaskDistribution:
     def test_normalises_the_logarithm_where_it_is_uniform(self):
         distribution = TaskDistribution(PendulumTask, {"m": LogUniform((0.25, 4))})
         assert distribution.normalise(PendulumTask(m=2)) == pytest.approx([0.5])
+
+    def test_sets_and_maps_of_motors_normalise_too(self):
+        tasks = TaskSet([PendulumTask(m=1, l=1), PendulumTask(m=2, l=1), PendulumTask(m=3, l=1)])
+        assert tasks.normalise(TaskBatch.from_tasks(tasks.tasks)).tolist() == [[-1.0], [0.0], [1.0]]
+        maps = ActuatorDistribution(1, gain=Uniform((1, 2)))
+        assert maps.normalise(maps.task_type(map_0_0=-2.0)).tolist() == [-1.0]
 
     def test_normalises_a_point_to_zero(self):
         assert TaskDistribution(CartPoleTask, {"length": Choice(0.3)}).normalise(CartPoleTask(length=0.3)) == [0.0]
@@ -257,6 +264,21 @@ class TestSplit:
         for sizes in ((available + 1,), (available, 1)):
             with pytest.raises(ValueError, match=f"only {available} different tasks; got {available + 1} to deal out"):
                 distribution.split(*sizes)
+
+    def test_of_a_finite_set(self):
+        (tasks,) = self.distribution.split(9)
+        first, second = tasks.split(6, 3, seed=1)
+        assert set(first.tasks) | set(second.tasks) == set(tasks.tasks)
+        with pytest.raises(ValueError, match="only 9 different tasks; got 10 to deal out"):
+            tasks.split(10)
+
+    def test_of_maps_of_motors(self):
+        maps = ActuatorDistribution(2, gain=Choice(0.5, 2.0), permutation=True)
+        (tasks,) = maps.split(2 * 4**2)
+        assert len(set(tasks.tasks)) == 32
+        assert all(map(maps.contains, tasks.tasks))
+        with pytest.raises(ValueError, match="hardly more than 32 different tasks; got 33 to deal out"):
+            maps.split(30, 3)
 
     @pytest.mark.parametrize(
         ("marginal", "available"),

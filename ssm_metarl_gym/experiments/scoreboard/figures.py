@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.report import Estimate, estimate
@@ -123,11 +124,13 @@ class Scoreboard:
         return self._table(f"{name}: mean return in the worst tenth of the tasks", name, cell)
 
     def normalised(self, name: str) -> Table:
-        """Interquartile means over seeds of scores between those of the plain agent, 0, and of the told one, 1.
+        """Scores by interquartile means over seeds, between those of the plain agent, 0, and of the told one, 1.
 
-        All over the seeds that they have in common. Intervals, of five seeds at least, take these two as they are.
-        There is no score where these two are close together, in these seeds or in all that both have.
+        All over the seeds that they have in common. Intervals, of five seeds at least, draw seeds and tasks for all
+        three together. There is no score where these two are close together, in these seeds or in all that both have,
+        or may be, as far as five seeds or more can tell.
         """
+        gaps: dict[Any, bool] = {}  # known from the agents before
 
         def cell(returns: _Returns, column: str, steps: int) -> str:
             # By those with as many steps, or with the most that are known where an agent takes none.
@@ -138,11 +141,14 @@ class Scoreboard:
             else:
                 return ""
             of_both = anchors[0].keys() & anchors[1].keys()
-            for gap_seeds in (of_both, seeds):
-                low, high = (_over_seeds([lines[seed]["returns"] for seed in gap_seeds]) for lines in anchors)
-                if not high - low > _LEAST_GAP * abs(high):
+            low_and_high = [{seed: line["returns"] for seed, line in lines.items()} for lines in anchors]
+            for gap_seeds in (sorted(of_both), seeds):
+                key = (column, anchor_steps, *gap_seeds)
+                if key not in gaps:
+                    gaps[key] = self._differ(name, _stack(low_and_high, gap_seeds))
+                if not gaps[key]:
                     return "no gap"
-            return _with_interval((np.asarray([returns[seed] for seed in seeds]) - low) / (high - low), _over_seeds)
+            return self._with_interval(name, _stack([*low_and_high, returns], seeds), _score)
 
         title = f"{name}: score, 0 for plain PPO and 1 for the told one"
         return self._table(title, name, cell)
@@ -175,7 +181,7 @@ class Scoreboard:
         best = physics_of(name).best
 
         def cell(returns: _Returns, _: str, __: int) -> str:
-            return _with_interval(context_means(list(returns.values())) / best, _over_all)
+            return self._with_interval(name, np.asarray(list(returns.values())) / best, _over_all)
 
         title = f"{name}: interquartile mean of returns / {best:g} over contexts and seeds"
         return self._table(title, name, cell)
@@ -185,12 +191,13 @@ class Scoreboard:
         distances, rows = context_distances(name), []
         for label, row, steps in self.labels():
             inside = self.returns(name, row, steps, "interpolation")
-            means = context_means(self.returns(name, row, steps, "extrapolation"))
-            if inside and len(means):
+            outside = self.returns(name, row, steps, "extrapolation")
+            if inside and outside:
+                means = context_means(outside)
                 cells = [f"{estimate(inside, 0):.1f}"]
                 for low, high in _DISTANCES:
                     chosen = (low < distances) & (distances <= high)
-                    cells.append(f"{estimate(means[:, chosen], 0):.1f}" if chosen.any() else "")
+                    cells.append(f"{estimate(list(means[:, chosen]), 0):.1f}" if chosen.any() else "")
                 rows.append([label, *cells])
         header = ["distance from the training range, in its widths", "0"]
         return Table(
@@ -223,6 +230,27 @@ class Scoreboard:
                 found.append(self.around_a_change(name))
         return [table for table in [*found, self.costs()] if table.rows]
 
+    def _differ(self, name: str, low_and_high: Any) -> bool:
+        """Whether returns of two agents, ``Float[2 num_seeds num_tasks]``, are far enough apart for a score."""
+        if not _over_the_least_gap(low_and_high) > 0.0:
+            return False
+        interval = self._interval(name, low_and_high, _over_the_least_gap)
+        return interval is None or interval[0] > 0.0
+
+    def _with_interval(self, name: str, returns: Any, statistic: Callable[[Any], Any]) -> str:
+        """A statistic of returns, ``Float[... num_seeds num_tasks]``, with its interval if there are enough seeds."""
+        interval = self._interval(name, returns, statistic)
+        value = float(statistic(context_means(returns) if name in AIB else returns))
+        return f"{value:.2f}" if interval is None else f"{Estimate(value, *interval):.2f}"
+
+    def _interval(self, name: str, returns: Any, statistic: Callable[[Any], Any]) -> tuple[float, float] | None:
+        """The interval; None where there are too few seeds. AIB's contexts are the same for all, and are not drawn."""
+        if returns.shape[-2] < _SEEDS_OF_AN_INTERVAL:
+            return None
+        if name in AIB:
+            returns = context_means(returns)
+        return hierarchical_interval(returns, 0, statistic=statistic, draws_tasks=name not in AIB)
+
     def _table(
         self, title: str, name: str, cell: Callable[[_Returns, str, int], str], *, counts_seeds: bool = False
     ) -> Table:
@@ -238,10 +266,10 @@ class Scoreboard:
         return Table(title, ["", *columns, *(["seeds"] if counts_seeds else [])], rows)
 
 
-def context_means(returns: Sequence[Sequence[float]]) -> Any:
-    """The mean return of each of AIB's contexts, ``Float[num_seeds 20]``."""
-    means = [[np.mean(each[context::20]) for context in range(20)] for each in returns]
-    return np.array(means).reshape(len(means), 20)
+def context_means(returns: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """The mean return of each of AIB's contexts, ``Float[... 20]`` of returns ``Float[... num_tasks]``."""
+    values = np.asarray(returns, dtype=np.float64)
+    return np.stack([values[..., context::20].mean(axis=-1) for context in range(20)], axis=-1)
 
 
 def probability_of_improvement(returns: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> float:
@@ -255,19 +283,28 @@ def probability_of_improvement(returns: Sequence[Sequence[float]], others: Seque
     return float(np.mean(0.5 + 0.5 * np.sign(means[:, None] - other_means)))
 
 
-def _with_interval(scores: Any, statistic: Callable[[Any], Any]) -> str:
-    """A statistic of ``Float[num_seeds ...]``, with its interval where there are seeds enough for one."""
-    value = float(statistic(scores))
-    if len(scores) < _SEEDS_OF_AN_INTERVAL:
-        return f"{value:.2f}"
-    return f"{Estimate(value, *hierarchical_interval(scores, 0, statistic=statistic)):.2f}"
+def _stack(agents: Sequence[_Returns], seeds: Sequence[int]) -> Any:
+    """The returns of some seeds, ``Float[num_agents num_seeds num_tasks]``."""
+    return np.asarray([[returns[seed] for seed in seeds] for returns in agents], dtype=np.float64)
 
 
-def _over_seeds(scores: Any) -> Any:
+def _over_seeds(returns: Any) -> Any:
     """The interquartile mean over seeds of the means over tasks, ``Float[... num_seeds num_tasks]``."""
-    return interquartile_mean(np.mean(scores, axis=-1), axis=-1)
+    return interquartile_mean(np.mean(returns, axis=-1), axis=-1)
 
 
 def _over_all(means: Any) -> Any:
     """The interquartile mean over seeds and contexts, ``Float[... num_seeds 20]``."""
     return interquartile_mean(np.reshape(means, (*np.shape(means)[:-2], -1)), axis=-1)
+
+
+def _over_the_least_gap(low_and_high: Any) -> Any:
+    """By how much more than they must two agents differ, ``Float[2 ... num_seeds num_tasks]``."""
+    low, high = _over_seeds(low_and_high)
+    return high - low - _LEAST_GAP * np.abs(high)
+
+
+def _score(low_high_and_agent: Any) -> Any:
+    """Where an agent lies between two others, ``Float[3 ... num_seeds num_tasks]``."""
+    low, high, agent = _over_seeds(low_high_and_agent)
+    return (agent - low) / (high - low)

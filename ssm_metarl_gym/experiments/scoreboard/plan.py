@@ -37,7 +37,18 @@ from ssm_metarl_gym.experiments.scoreboard.meta_policies import (
 )
 from ssm_metarl_gym.experiments.scoreboard.physics import MOST_SINGLE, columns_of, physics_of
 
-__all__ = ["Run", "all_runs", "key_of", "lines_of", "num_evaluations", "plan_jobs", "run_all", "run_row", "steps_of"]
+__all__ = [
+    "Run",
+    "all_runs",
+    "can_be",
+    "key_of",
+    "lines_of",
+    "num_evaluations",
+    "plan_jobs",
+    "run_all",
+    "run_row",
+    "steps_of",
+]
 
 EVALUATION_SEED: Final = 1_000_000
 _PACKAGES: Final = ("ssm-metarl-gym", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib")

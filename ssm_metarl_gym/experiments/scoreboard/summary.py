@@ -34,9 +34,10 @@ _INTRODUCTION: Final = (
     "far as is known, is each whose difference from it has a 95 % interval that reaches zero or lies above, over three "
     "seeds or more (three tell little apart). The cheapest of all these takes the fewest steps on the family, and then "
     "the least time. PPO that is told the hidden physics is no choice.",
-    "Scores and scaled returns are interquartile means, with a bootstrap over seeds and tasks from five seeds on. "
-    "Scores are over the seeds that an agent has in common with those that are 0 and 1, which take as many steps as it "
-    "does, or the most that are known; 1 is PPO that is told what is hidden after so many steps, which may be beaten.",
+    "Scores and scaled returns are of interquartile means, with a bootstrap over seeds and tasks (of AIB's over seeds) "
+    "from five seeds on, which of so few is too sure. Scores are over the seeds that an agent has in common with those "
+    "that are 0 and 1, which take as many steps as it does, or the most that are known; 1 is PPO that is told what is "
+    "hidden after so many steps, which may be beaten.",
 )
 _AT_A_GLANCE: Final = ("interpolation", "extrapolation", "switch", "nominal")
 
@@ -51,7 +52,7 @@ def find_scoreboard(folder: Path) -> Scoreboard:
         ValueError: There is no evaluation by the present settings, or a line is damaged.
         OSError: The file cannot be read.
     """
-    records = Records(folder / "runs.jsonl")
+    records = Records(folder / "runs.jsonl", is_read_only=True)
     lines = records.find(study="returns")
     if not lines:
         raise ValueError(f"a folder must hold the runs.jsonl of a benchmark; {folder} holds no evaluation.")
