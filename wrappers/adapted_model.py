@@ -13,7 +13,7 @@ from torch import Tensor
 from ssm_metarl_gym.agents.adaptation.adapter import Adapter
 from ssm_metarl_gym.agents.adaptation.kalman import KalmanAdapter
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
-from ssm_metarl_gym.checks import check_choice, check_integer, check_number
+from ssm_metarl_gym.bundle.online import check_online_options
 
 __all__ = [
     "LatestTransition",
@@ -57,19 +57,9 @@ class OnlineOptions:
     observe_predictions: bool
 
     def __post_init__(self) -> None:
+        check_online_options(vars(self))
         for name in ("window", "every", "warmup"):
-            check_integer(name, getattr(self, name))
             object.__setattr__(self, name, int(getattr(self, name)))  # a deque's length is none of NumPy's
-        if self.warmup > self.window:
-            raise ValueError(f"warmup must be at most window ({self.window}); got {self.warmup}.")
-        check_choice("restore", self.restore, ["episode", "call", "never"])
-        check_number("clip", self.clip, ("a number > 0 (inf for no bound)", lambda value: value > 0.0))
-        check_number("leave_out", self.leave_out, ("a number in [0, 1]", lambda value: 0.0 <= value <= 1.0))
-        if self.leave_out > 0.0 and not self.observe_predictions:
-            raise ValueError(
-                f"leave_out must be 0 where no predictions are shown; got {self.leave_out!r}. Set "
-                "observe_predictions=True, or leave leave_out as it is."
-            )
 
 
 class LatestTransition(NamedTuple):

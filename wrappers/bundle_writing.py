@@ -25,10 +25,12 @@ from ssm_metarl_gym.agents.losses import is_mean_over_elements
 from ssm_metarl_gym.agents.models.description import describe_model
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.models.meta_policy import MetaPolicy
-from ssm_metarl_gym.agents.ssm.export import export_onnx
+from ssm_metarl_gym.agents.ssm.export import check_normalised, export_onnx
 from ssm_metarl_gym.agents.ssm.policies import SSMPolicy
+from ssm_metarl_gym.bundle.bundle import load_bundle
 from ssm_metarl_gym.bundle.bundle_file import write_bundle
 from ssm_metarl_gym.bundle.layers import ACTIVATIONS
+from ssm_metarl_gym.checks import shown
 from ssm_metarl_gym.wrappers.adapted_model import parse_change_ratio, parse_probes
 from ssm_metarl_gym.wrappers.correction_archive import SavedCorrection
 
@@ -94,7 +96,22 @@ def save_bundle(
         "correction": saved.correction | {"match": match},
     }
     parts = {"policy": policy_arrays, "model": arrays} | ({} if is_same else {"reference": reference_arrays})
+    _check_that_it_loads(described, parts)
     write_bundle(path, described, parts)
+
+
+def _check_that_it_loads(described: dict[str, Any], parts: dict[str, Arrays]) -> None:
+    """What a robot could not load is told here, where it can be mended."""
+    with tempfile.TemporaryDirectory() as folder:
+        aside = Path(folder) / "bundle"
+        write_bundle(aside, described, parts)
+        try:
+            load_bundle(aside)
+        except ImportError:  # of a runtime that the robot needs, not this machine
+            pass
+        except ValueError as error:
+            reason = str(error).removeprefix(f"{aside} does not fit: ")
+            raise ValueError(f"what is given cannot be a bundle: {reason}") from error
 
 
 def _describe_space(space: spaces.Space[Any]) -> dict[str, Any]:
@@ -176,15 +193,18 @@ def _describe_policy(
         policy = given.to_sb3() if isinstance(given, MetaPolicy) else given
     if not isinstance(policy, BasePolicy):
         raise ValueError(
-            "policy must be an algorithm or a policy of Stable-Baselines3, or a MetaPolicy; got "
-            f"{type(given).__name__}."
+            f"policy must be an algorithm or a policy of Stable-Baselines3, or a MetaPolicy; got {shown(given)}. Give "
+            "one that was made or loaded."
         )
     if normalizer is not None and not isinstance(normalizer, VecNormalize):
-        raise ValueError(f"normalizer must be a VecNormalize or None; got {type(normalizer).__name__}.")
+        raise ValueError(
+            f"normalizer must be a VecNormalize or None; got {shown(normalizer)}. Give what VecNormalize.load gives."
+        )
     if policy.observation_space.shape != (num_shown,) or policy.action_space != space:
         raise ValueError(
             f"the policy must take the {num_shown} numbers that the wrappers show, and act in {space}; it is for "
-            f"{policy.observation_space} and {policy.action_space}."
+            f"{policy.observation_space} and {policy.action_space}. Train it behind these wrappers, or put it behind "
+            "those that it was trained behind."
         )
     found = _plain_layers(policy)
     if found is None:
@@ -201,6 +221,7 @@ def _describe_policy(
     statistics = None
     if normalizer is not None and normalizer.norm_obs:
         moments: Any = normalizer.obs_rms
+        check_normalised(moments.mean.shape, policy.observation_space)
         statistics = {"clip": float(normalizer.clip_obs)}
         arrays["normaliser.mean"] = np.asarray(moments.mean, dtype=np.float64)
         arrays["normaliser.scale"] = np.sqrt(np.asarray(moments.var, dtype=np.float64) + normalizer.epsilon)

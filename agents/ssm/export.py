@@ -17,7 +17,7 @@ from ssm_metarl_gym.agents.onnx_file import write_onnx
 from ssm_metarl_gym.agents.ssm.policies import SSMPolicy
 from ssm_metarl_gym.agents.ssm.real import real_copy
 
-__all__ = ["export_onnx"]
+__all__ = ["check_normalised", "export_onnx"]
 
 _OBSERVATION: Final = "observation"
 
@@ -27,8 +27,9 @@ def export_onnx(model: BaseAlgorithm | BasePolicy, path: str | Path, *, normaliz
 
     The inputs are ``observation`` as in the policy's observation space, one a row (of a ``Dict`` an input for each key,
     ``observation.key``), and, of an :class:`SSMPolicy`, ``state`` ``Float[n L 2 P]`` (zeros where nothing was seen yet)
-    and ``start`` ``Bool[n]`` (true where an episode starts). The outputs are ``action``, within the bounds of the
-    action space, and ``next_state``, the ``state`` of the next step. Any number of rows will do.
+    and ``start`` ``Bool[n]`` (true where an episode starts). The outputs are ``action``, one of the action space, and
+    ``next_state``, the ``state`` of the next step. Any number of rows will do. (Of choices that do not start at 0,
+    Stable-Baselines3's ``predict`` gives the index, the file the choice.)
 
     docs/export.md tells how the file is used.
 
@@ -87,7 +88,7 @@ class _Acting(nn.Module):
             for i, key in enumerate(keys or [""]):
                 if not keys or key in (normalizer.norm_obs_keys or []):
                     own: Any = statistics[key] if keys else statistics
-                    _check_normalised(own.mean.shape, policy.observation_space, key)
+                    check_normalised(own.mean.shape, policy.observation_space, key)
                     self.normalised[str(i)] = _Normalised(own, normalizer)
         if isinstance(policy.action_space, spaces.Box):
             self.register_buffer("low", torch.as_tensor(policy.action_space.low))
@@ -109,11 +110,13 @@ class _Acting(nn.Module):
     def _to_environment(self, actions: Tensor) -> Tensor:
         space = self.policy.action_space
         actions = actions.reshape(-1, *(space.shape or ()))
+        if isinstance(space, spaces.Discrete):
+            return actions + int(space.start)
         if not isinstance(space, spaces.Box):
             return actions
         if self.policy.squash_output:
-            return self.low + 0.5 * (actions + 1.0) * (self.high - self.low)
-        return torch.clamp(actions, self.low, self.high)
+            actions = self.low + 0.5 * (actions + 1.0) * (self.high - self.low)
+        return torch.clamp(actions, self.low, self.high)  # of what is unscaled, too, which rounding carries beyond
 
 
 class _Normalised(nn.Module):
@@ -133,7 +136,7 @@ class _Normalised(nn.Module):
         return ((observation.double() - self.mean) / self.scale).clamp(-self.clip, self.clip).float()
 
 
-def _check_normalised(shape: tuple[int, ...], space: spaces.Space[Any], key: str) -> None:
+def check_normalised(shape: tuple[int, ...], space: spaces.Space[Any], key: str = "") -> None:
     """What is normalised must be what the policy sees, not what another wrapper makes something else of."""
     part = space[key] if isinstance(space, spaces.Dict) else space
     if part.shape != shape:

@@ -24,7 +24,7 @@ class ActionSpace:
         start: The first choice.
         low: The lower bounds of a box, ``Float[A]``.
         high: The upper bounds.
-        half: Half the ranges.
+        half: Half the ranges, of at least single precision.
         unit: What lengths are measured in: the same, and 1 where a range has no length.
         middle: Their middles.
         dtype: Of the numbers of an action.
@@ -36,10 +36,15 @@ class ActionSpace:
         self.start = int(described.get("start", 0))
         self.dtype = np.dtype("int64" if self.is_discrete else described["dtype"])
         if not self.is_discrete and self.dtype.kind != "f":
-            raise ValueError(f"actions of a box must be floating-point numbers; got {self.dtype}.")
+            raise ValueError(
+                f"actions of a box must be floating-point numbers; got {self.dtype}. Let the environment take floats."
+            )
         self.low, self.high = (np.array(described.get(name, []), dtype=self.dtype) for name in ("low", "high"))
         self._one_hot = np.eye(self.n, dtype=np.float32)
-        self.half, self.middle = (self.high - self.low) / 2, (self.high + self.low) / 2
+        # Halves first: the sum of two bounds may be too large a number. In half precision it soon is.
+        exact = np.result_type(self.dtype, np.float32)
+        low, high = self.low.astype(exact) / 2, self.high.astype(exact) / 2
+        self.half, self.middle = high - low, high + low
         self.unit = np.where(self.half > 0, self.half, 1)
         if self.is_discrete and self.n < 1:
             raise ValueError(f"there must be an action to choose; got {self.n}.")

@@ -18,7 +18,7 @@ from ssm_metarl_gym.bundle.model import Model
 from ssm_metarl_gym.bundle.online import Online, Transition
 from ssm_metarl_gym.bundle.policy import make_policy
 from ssm_metarl_gym.bundle.recursive import LeastSquares
-from ssm_metarl_gym.checks import as_array, shown
+from ssm_metarl_gym.checks import as_array, check_integer, shown
 
 __all__ = ["Bundle", "load_bundle"]
 
@@ -69,8 +69,10 @@ class Bundle:
         # What does not fit together is found here and not on the robot's first step.
         with np.errstate(all="ignore"):
             asked = self._policy(self._online.shown(np.zeros(self.observation_dim)))
-        if asked.shape != self._space.zero.shape or not self._space.contains(asked):
+        if asked.shape != self._space.zero.shape:
             raise ValueError(f"the policy must give an action of the shape {self._space.zero.shape}; it gave {asked}.")
+        if not self._space.contains(asked):
+            raise ValueError(f"the policy must give an action of its space; it gave {asked}.")
         self.reset(seed=0)
 
     def reset(self, *, seed: int | None = None) -> None:
@@ -79,8 +81,12 @@ class Bundle:
         Args:
             seed: Of what is random, the exploration of an action map that is known badly and which episodes are left
                 out; None goes on with the streams there are, which are those of the seed 0 at first.
+
+        Raises:
+            ValueError: The seed is no whole number >= 0.
         """
         if seed is not None:
+            check_integer("seed", seed, least=0)
             self._corrector.seed(seed)
         self._online.reset(seed)
         self._corrector.begin()
@@ -88,7 +94,7 @@ class Bundle:
         self._before: tuple[Floats, Floats] | None = None  # the last observation and the action
         self._last_seen = np.zeros(self.observation_dim)
         self._asked = self._taken = self._space.zero
-        self._is_open = False
+        self._is_open = self._was_refused = False
 
     @property
     def info(self) -> dict[str, dict[str, Any]]:
@@ -113,11 +119,17 @@ class Bundle:
             ``Int[]`` of choices, ``Float[A]`` of a box.
 
         Raises:
-            ValueError: The observation is not a vector of D numbers.
+            ValueError: The observation is not a vector of D numbers. Nothing is learned from the step that follows, as
+                nobody knows where it began.
         """
         raw = as_array(observation)
         if raw.shape != (self.observation_dim,) or raw.dtype.kind not in "biuf":
-            raise ValueError(f"observation must be {self.observation_dim} numbers; got {shown(observation)}.")
+            self._was_refused = True
+            raise ValueError(
+                f"observation must be {self.observation_dim} numbers; got {shown(observation)}. Give that of one "
+                "robot, without a dimension for rows."
+            )
+        missed, self._was_refused = missed or self._was_refused, False
         with np.errstate(all="ignore"):
             here = raw.astype(np.float32)
             self._learn(here, missed)

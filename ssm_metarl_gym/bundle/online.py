@@ -12,9 +12,9 @@ from ssm_metarl_gym.bundle.layers import Floats, clipped
 from ssm_metarl_gym.bundle.left_out import LeftOutEpisodes
 from ssm_metarl_gym.bundle.losses import make_loss
 from ssm_metarl_gym.bundle.surprises import SURPRISES_OF_A_CHANGE, Surprises
-from ssm_metarl_gym.checks import check_choice, check_integer
+from ssm_metarl_gym.checks import check_choice, check_integer, check_number
 
-__all__ = ["Learned", "Online"]
+__all__ = ["Learned", "Online", "check_online_options"]
 
 _ROW = np.array([True])
 
@@ -77,11 +77,9 @@ class Online:
         self._source = adapter.model.source
         self._expects_source = expects_source
         self._loss = make_loss(options["loss"])
+        check_online_options(options)
         self._window, self._every, self._warmup = options["window"], options["every"], options["warmup"]
-        for name in ("window", "every", "warmup"):
-            check_integer(name, options[name])
         self._restore: str = options["restore"]
-        check_choice("restore", self._restore, ["episode", "call", "never"])
         self._clip: float = options["clip"]
         probes = options["probe_actions"] if options["observe_predictions"] else []
         self._probes = np.array(probes, dtype=adapter.model.space.dtype)
@@ -188,6 +186,22 @@ class Online:
             "num_transitions": len(self._transitions),
             **self._counts,
         }
+
+
+def check_online_options(options: Mapping[str, Any]) -> None:
+    """What is adapted to, when, and how what is predicted is shown, must be as ``OnlineAdaptation`` takes it."""
+    for name in ("window", "every", "warmup"):
+        check_integer(name, options[name])
+    if options["warmup"] > options["window"]:
+        raise ValueError(f"warmup must be at most window ({options['window']}); got {options['warmup']}.")
+    check_choice("restore", options["restore"], ["episode", "call", "never"])
+    check_number("clip", options["clip"], ("a number > 0 (inf for no bound)", lambda value: value > 0.0))
+    check_number("leave_out", options["leave_out"], ("a number in [0, 1]", lambda value: 0.0 <= value <= 1.0))
+    if options["leave_out"] > 0.0 and not options["observe_predictions"]:
+        raise ValueError(
+            f"leave_out must be 0 where no predictions are shown; got {options['leave_out']!r}. Set "
+            "observe_predictions=True, or leave leave_out as it is."
+        )
 
 
 def _error(predicted: Floats, transition: Transition) -> float:

@@ -43,6 +43,10 @@ class NetworkPolicy:
         self._clip = None if described["normaliser"] is None else described["normaliser"]["clip"]
         self._output: str = described["output"]
         check_choice("output", self._output, ["argmax"] if space.is_discrete else ["clip", "squash"])
+        taken = [layer["linear"][0] for layer in described["layers"] if "linear" in layer]
+        shapes = [] if self._clip is None else [weights[f"normaliser.{name}"].shape for name in ("mean", "scale")]
+        if any(shape != (taken[0],) for shape in shapes):
+            raise ValueError(f"the normaliser must have the {taken[0]} numbers of the policy; got the shapes {shapes}.")
 
     def reset(self) -> None:
         """Begin an episode; nothing is remembered."""
@@ -75,6 +79,9 @@ class OnnxPolicy:
     def __init__(self, described: Mapping[str, Any], data: Floats, space: ActionSpace) -> None:
         self._data = data.tobytes()
         self._session = _open_session(self._data)
+        # Its input has the type of the observation space.
+        kind = self._session.get_inputs()[0].type.removeprefix("tensor(").removesuffix(")")
+        self._dtype = np.dtype({"float": "float32", "double": "float64"}.get(kind, kind))
         self._space = space
         self._state_shape: list[int] | None = described["state"]
         self.reset()
@@ -93,16 +100,28 @@ class OnnxPolicy:
             self._state = np.zeros((1, *self._state_shape), dtype=np.float32)
 
     def __call__(self, observation: Floats) -> Floats:
-        """The action: ``Float64[D]`` -> ``Int[]`` or ``Float[A]``."""
-        inputs: dict[str, Any] = {"observation": observation.astype(np.float32)[None]}
+        """The action: ``Float64[D]`` -> ``Int[]`` (``Float[]`` where that is no number) or ``Float[A]``."""
+        inputs: dict[str, Any] = {"observation": observation.astype(self._dtype)[None]}
         if self._state_shape is None:
-            (actions,) = self._session.run(None, inputs)
+            (actions,) = self._run(inputs)
         else:
             inputs |= {"state": self._state, "start": np.array([self._is_first])}
-            actions, self._state = self._session.run(None, inputs)
+            actions, state = self._run(inputs)
+            if not np.isfinite(state).all():
+                # Numbers too large for it: it remembers what was before them.
+                return np.full(actions[0].shape, np.nan)
+            self._state = state
         self._is_first = False
-        result: Floats = np.asarray(actions[0], dtype=self._space.dtype)
-        return result
+        space = self._space
+        action: Floats = np.asarray(actions[0])
+        return (action if space.is_discrete else clipped(action, space.low, space.high)).astype(space.dtype, copy=False)
+
+    def _run(self, inputs: Mapping[str, Any]) -> list[Any]:
+        try:
+            outputs: list[Any] = self._session.run(None, inputs)
+        except Exception as error:  # of types of its own
+            raise ValueError(f"the ONNX file of the policy cannot be run: {error}") from error
+        return outputs
 
 
 def make_policy(described: Mapping[str, Any], weights: Mapping[str, Floats], space: ActionSpace) -> Policy:
@@ -121,4 +140,7 @@ def _open_session(data: bytes) -> Any:
         ) from None
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of types of its own
+        raise ValueError(f"the ONNX file of the policy cannot be run: {error}") from error

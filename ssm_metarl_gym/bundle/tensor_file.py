@@ -72,6 +72,8 @@ def read_tensors(path: str | Path) -> tuple[dict[str, npt.NDArray[Any]], dict[st
 def _read_tensor(body: memoryview, *, dtype: str, shape: list[int], data_offsets: list[int]) -> npt.NDArray[Any]:
     begin, end = data_offsets
     part = body[begin:end]
+    if dtype not in _KINDS:
+        raise ValueError(f"its tensors must be of {', '.join(_KINDS)}; got {dtype}")
     kind = _KINDS[dtype]
     if not 0 <= begin <= end or len(part) != math.prod(shape) * kind.itemsize:
         raise ValueError(f"a tensor of shape {shape} has {len(part)} bytes")

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from ssm_metarl_gym.agents import SSM, SSMPPO, AdaptationConfig, Adapter, KalmanAdapter, RecursiveLeastSquares
 from ssm_metarl_gym.bundle import load_bundle
+from ssm_metarl_gym.bundle.bundle import Bundle
+from ssm_metarl_gym.bundle.bundle_file import read_bundle
 
 CARTPOLE, PENDULUM = "ssm_metarl/CartPolePolarity-v0", "ssm_metarl/PendulumPolarity-v0"
 BOUNDS = AdaptationConfig(
@@ -172,6 +174,29 @@ class Slider(gym.Env):
         return self.state.astype(np.float32), 0.0, False, False, {}
 
 
+class SliderInDouble(Slider):
+    """The same, which shows more digits."""
+
+    observation_space = spaces.Box(-9.0, 9.0, (2,), np.float64)
+
+    def reset(self, **kwargs):
+        super().reset(**kwargs)
+        return self.state, {}
+
+    def step(self, action):
+        _, *others = super().step(action)
+        return self.state, *others
+
+
+class SliderOfChoices(Slider):
+    """The same, which chooses 1 to 3."""
+
+    action_space = spaces.Discrete(3, start=1)
+
+    def step(self, action):
+        return super().step(np.array([float(action) - 2.0]))
+
+
 class SliderInVolts(Slider):
     """The same, whose motor takes 0 to 200."""
 
@@ -182,7 +207,8 @@ class SliderInVolts(Slider):
 
 
 gym.register("robots/Slider-v0", Slider, disable_env_checker=True)
-gym.register("robots/SliderInVolts-v0", SliderInVolts, disable_env_checker=True)
+for kind in (SliderInVolts, SliderInDouble, SliderOfChoices):
+    gym.register(f"robots/{kind.__name__}-v0", kind, disable_env_checker=True)
 
 
 @pytest.mark.parametrize(
@@ -306,6 +332,16 @@ class TestMissedTick:
         bundle.act([-1.0, 0.1, 2.9])
         assert bundle.info["adaptation"]["num_transitions"] == 2
 
+    def test_a_refused_observation_is_one(self, bundle):
+        bundle.reset()
+        bundle.act([1.0, 0.0, 0.5])
+        with pytest.raises(ValueError, match="Give that of one robot, without a dimension for rows"):
+            bundle.act([[0.9, 0.1, 0.4]])
+        bundle.act([-1.0, 0.0, 3.0])
+        assert bundle.info["adaptation"]["num_transitions"] == 0
+        bundle.act([-1.0, 0.1, 2.9])
+        assert bundle.info["adaptation"]["num_transitions"] == 1
+
     def test_before_the_first_step_there_is_none_to_miss(self, bundle):
         bundle.reset()
         bundle.act([1.0, 0.0, 0.5], missed=True)
@@ -332,6 +368,28 @@ def test_a_bundle_that_was_given_no_seed_has_that_of_zero(make_both, tmp_path):
             bundle.reset()
 
     assert list(courses(None)) == list(courses(None)) == list(courses(0)) != list(courses(1))
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "a"])
+def test_a_seed_is_a_whole_number(bundle, seed):
+    with pytest.raises(ValueError, match="seed must be an int >= 0; got"):
+        bundle.reset(seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("warmup", 10**6, "warmup must be at most window"),
+        ("clip", -1.0, "clip must be a number > 0"),
+        ("leave_out", 7.0, r"leave_out must be a number in \[0, 1\]"),
+    ],
+)
+def test_options_of_a_file_are_those_that_the_wrappers_take(make_both, tmp_path, name, value, message):
+    make_both(CARTPOLE, gradients)
+    described, weights = read_bundle(tmp_path / "robot.safetensors")
+    described["online"][name] = value
+    with pytest.raises(ValueError, match=message):
+        Bundle(described, weights)
 
 
 def test_numbers_that_come_back_do_not_change_by_what_is_done_to_them(bundle):
@@ -389,6 +447,61 @@ def test_other_policies_come_along(algorithm, make_both):
         np.testing.assert_allclose(bundle.info["correction"]["asked"], asked, atol=1e-5)
         observation, *_ = env.step(asked)
     assert_goes_on_alike(bundle, copy.deepcopy)
+
+
+@pytest.mark.slow
+def test_another_network_takes_numbers_of_the_type_of_the_observations(make_both):
+    env_id, elu = "robots/SliderInDouble-v0", {"activation_fn": nn.ELU}
+    policy = PPO("MlpPolicy", gym.make(env_id), seed=0, device="cpu", policy_kwargs=elu)
+    policy.policy.action_net.weight.data.mul_(100.0)
+    bundle = make_both(env_id, gradients, policy=policy)[2]
+    for observation in np.random.default_rng(0).normal(size=(9, 2)):
+        bundle.act(observation)
+        asked, _ = policy.predict(observation, deterministic=True)
+        np.testing.assert_allclose(bundle.info["correction"]["asked"], asked, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, pytest.param(nn.ELU, marks=pytest.mark.slow)])
+def test_choices_are_counted_from_the_first_one(activation, make_both):
+    env_id = "robots/SliderOfChoices-v0"
+    env = gym.make(env_id)
+    policy = PPO("MlpPolicy", env, seed=0, device="cpu", policy_kwargs={"activation_fn": activation})
+    policy.policy.action_net.weight.data.mul_(100.0)
+    bundle = make_both(env_id, gradients, policy=policy)[2]
+    asked = set()
+    for observation in 3.0 * np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32):
+        bundle.act(observation)
+        asked.add(int(bundle.info["correction"]["asked"]))
+        assert bundle.info["correction"]["asked"] == 1 + policy.predict(observation, deterministic=True)[0]
+    assert len(asked) > 1
+
+
+@pytest.mark.slow
+def test_a_policy_that_remembers_forgets_numbers_that_are_too_large(make_both):
+    policy = SSMPPO("SSMPolicy", PENDULUM, seed=0, device="cpu", policy_kwargs={"ssm_kwargs": {"hidden_dim": 8}})
+    for name, parameter in policy.policy.named_parameters():
+        if "encoder.weight" in name:
+            parameter.data.mul_(3.0)
+    bundle = make_both(PENDULUM, gradients, policy=policy, correction={"gate": np.inf})[2]
+    observations = np.random.default_rng(0).normal(size=(9, 3))
+    bundle.reset()
+    expected = [bundle.act(observation) for observation in observations]
+    bundle.reset()
+    taken = [bundle.act(observation) for observation in observations[:5]]
+    assert np.array_equal(bundle.act([3e38, -3e38, 3e38]), taken[-1])
+    taken += [bundle.act(observation) for observation in observations[5:]]
+    assert np.array_equal(taken, expected)
+    assert len({float(action[0]) for action in taken}) == 9
+
+
+@pytest.mark.slow
+def test_actions_of_a_file_of_any_network_are_within_the_bounds(make_both):
+    env = gym.make("robots/Slider-v0")
+    policy = SAC("MlpPolicy", env, seed=0, device="cpu", policy_kwargs={"activation_fn": nn.ELU})
+    policy.policy.actor.mu.weight.data.mul_(1e5)
+    env, _, bundle = make_both("robots/Slider-v0", gradients, policy=policy, correction={"gate": np.inf})
+    for observation in np.random.default_rng(0).normal(size=(60, 2)):
+        assert env.action_space.contains(bundle.act(observation))
 
 
 def test_a_robot_needs_numpy_alone(make_both, tmp_path):

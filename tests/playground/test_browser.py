@@ -180,3 +180,21 @@ def test_a_damaged_bundle_is_told(browser, address):
     page.goto(address)
     page.wait_for_selector("text=cartpole.safetensors is damaged")
     context.close()
+
+
+def test_the_first_family_may_be_missing(browser, address):
+    page = browser.new_page(reduced_motion="reduce")
+    page.route("**/cartpole.safetensors", lambda route: route.fulfill(status=404))
+    page.goto(address)
+    page.wait_for_selector("#problem:not([hidden])")
+    for name in ("step", "restart", "default"):  # there is nothing to step yet
+        page.click(f"#{name}")
+    page.keyboard.press("2")
+    page.wait_for_selector("body[data-ready=pendulum]")
+    assert page.is_hidden("#problem")
+    page.click("#pause")
+    page.wait_for_function("document.querySelector('#clock').textContent.match(/^step [1-9]/)")
+    page.keyboard.press("1")
+    page.wait_for_selector("#problem:not([hidden])")
+    assert page.is_checked("#task-pendulum")  # which goes on
+    page.close()

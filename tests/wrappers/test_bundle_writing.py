@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
@@ -72,10 +73,34 @@ def test_what_a_bundle_cannot_hold_is_named(make, message, policy, tmp_path):
 def test_a_policy_of_other_spaces_or_kind_is_refused(policy, tmp_path):
     with pytest.raises(ValueError, match="the policy must take the 12 numbers that the wrappers show"):
         make_env(observe_predictions=True).save_bundle(tmp_path / "robot", policy)
-    with pytest.raises(ValueError, match=r"policy must be an algorithm or a policy .* got function"):
+    with pytest.raises(ValueError, match=r"policy must be an algorithm or a policy .* got <function"):
         make_env().save_bundle(tmp_path / "robot", make_env)
-    with pytest.raises(ValueError, match="normalizer must be a VecNormalize or None; got int"):
+    with pytest.raises(ValueError, match="normalizer must be a VecNormalize or None; got 3"):
         make_env().save_bundle(tmp_path / "robot", policy, normalizer=3)
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_normaliser_of_other_observations_is_refused(policy, length, tmp_path):
+    rows = VecNormalize(DummyVecEnv([lambda: gym.make(CARTPOLE)]))
+    rows.obs_rms = RunningMeanStd(shape=(length,))
+    with pytest.raises(ValueError, match=r"must normalise observations of the policy's shape \(4,\); got one of"):
+        make_env().save_bundle(tmp_path / "robot", policy, normalizer=rows)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_robot_could_not_load_is_told_when_it_is_written(tmp_path):
+    class Whole(gym.Env):
+        observation_space, action_space = gym.spaces.Box(-9.0, 9.0, (2,)), gym.spaces.Box(-3, 3, (1,), np.int8)
+
+    env = Whole()
+    model = DynamicsModel(env.observation_space, env.action_space, nn.Sequential(nn.Linear(3, 4), nn.Tanh()))
+    corrected = ActionCorrection(OnlineAdaptation(env, Adapter(model, BOUNDS)), model)
+    policy = PPO("MlpPolicy", corrected, device="cpu")
+    with pytest.raises(
+        ValueError, match="cannot be a bundle: actions of a box must be floating-point numbers; got int8"
+    ):
+        corrected.save_bundle(tmp_path / "robot", policy)
+    assert not list(tmp_path.iterdir())
 
 
 def test_many_rows_write_the_same_file(policy, tmp_path):

@@ -73,6 +73,7 @@ async function chooseFamily(family) {
   } catch (error) {
     find("problem").textContent = `Something went wrong: ${error.message}`;
     find("problem").hidden = false;
+    if (page.experiment) find(`task-${page.family.name}`).checked = true; // which goes on
     throw error;
   }
 }
@@ -154,7 +155,7 @@ function setRunning(isRunning) {
 
 function applySensors() {
   const { noise, kind, share } = page.sensors;
-  Object.assign(page.experiment, { noise, corruption: { kind, share } });
+  if (page.experiment) Object.assign(page.experiment, { noise, corruption: { kind, share } });
 }
 
 /** Tell a screen reader. */
@@ -315,6 +316,7 @@ function showSensors() {
 // Starting.
 
 function step() {
+  if (!page.experiment) return;
   setRunning(false);
   stepOnce();
   draw();
@@ -324,13 +326,13 @@ const ACTIONS = {
   f: () => flip(0),
   g: () => flip(1),
   s: step,
-  r: beginEpisode,
+  r: () => page.experiment && beginEpisode(),
   " ": () => setRunning(!page.isRunning),
 };
 FAMILIES.forEach((family, i) => (ACTIONS[String(i + 1)] = () => chooseFamily(family)));
 
 function onKey(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || !page.experiment) return;
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
   const { tagName } = event.target;
   // Of a button or a list the space key is its own, and letters choose in a list.
   if (tagName === "SELECT" || (event.key === " " && ["BUTTON", "INPUT"].includes(tagName))) return;
@@ -352,6 +354,7 @@ function start() {
   find("restart").onclick = ACTIONS.r;
   find("speed").onchange = (event) => (page.speed = Number(event.target.value));
   find("default").onclick = () => {
+    if (!page.experiment) return;
     page.values = knownValues(page.family);
     applyTask();
     showFlips();
@@ -369,7 +372,8 @@ function start() {
   addEventListener("resize", redraw);
   readColours();
   if (matchMedia("(prefers-reduced-motion: reduce)").matches) setRunning(false);
-  chooseFamily(FAMILIES[0]).then(() => requestAnimationFrame(frame));
+  requestAnimationFrame(frame); // which waits for a family: the first one that can be loaded
+  chooseFamily(FAMILIES[0]);
 }
 
 start();
