@@ -13,8 +13,6 @@ from gymnasium.utils import env_checker as gymnasium_checker
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from stable_baselines3.common import env_checker as sb3_checker
 
-from ssm_metarl_gym.experiments.checks import explaining
-
 __all__ = ["check_family", "find_maker"]
 
 _Env: TypeAlias = gym.Env[Any, Any]
@@ -35,8 +33,11 @@ def find_maker(name: str) -> Callable[[], _Env]:
     """
     module_name, _, attribute = name.rpartition(":")
     if module_name:
-        with explaining(f"{module_name} must be a module that can be imported; it cannot"):
+        try:
             module = importlib.import_module(module_name)
+        except (Exception, SystemExit) as error:  # whatever a user's module raises
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{module_name} must be a module that can be imported; it cannot: {reason}.") from error
         maker = getattr(module, attribute, None)
         if callable(maker):
             return maker  # type: ignore[no-any-return]
