@@ -130,9 +130,10 @@ def choose_splits(options: Options, agent: SavedAgent) -> Splits:
 def check_switches(agents: Sequence[SavedAgent], splits: Splits) -> None:
     """Rows that are stepped one by one and those of a batch draw other tasks where a switch draws one."""
     env_id, are_single = agents[0].config["env"], {agent.is_stepped_row_by_row for agent in agents}
-    for split, env_kwargs in splits.items():
-        if len(are_single) > 1 and "switch" in env_kwargs and has_batched_form(env_id):
-            env = gym.make(env_id, **{**agents[0].config["env_kwargs"], **env_kwargs})
+    for split, chosen in splits.items():
+        env_kwargs = {**agents[0].config["env_kwargs"], **chosen}
+        if len(are_single) > 1 and env_kwargs.get("switch") and has_batched_form(env_id):
+            env = gym.make(env_id, **env_kwargs)
             env.close()
             if env.get_wrapper_attr("family").task_type.switch_draws:
                 raise ValueError(

@@ -95,8 +95,8 @@ class Corrector:
         if isinstance(action_space, spaces.Box):
             # In floating-point numbers: those of a box of small integers would overflow.
             exact = np.result_type(action_space.dtype, np.float32)
-            low, high = action_space.low.astype(exact) / 2, action_space.high.astype(exact) / 2
-            self._middle, self._half = high + low, high - low
+            low, high = action_space.low.astype(exact), action_space.high.astype(exact)
+            self._middle, self._half = (high + low) / 2, (high - low) / 2
         self.adapted_error = np.full(num_rows, np.nan)
         self.reference_error = np.full(num_rows, np.nan)
         self.effect = np.full(num_rows, np.nan)

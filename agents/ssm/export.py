@@ -27,9 +27,9 @@ def export_onnx(model: BaseAlgorithm | BasePolicy, path: str | Path, *, normaliz
 
     The inputs are ``observation`` as in the policy's observation space, one a row (of a ``Dict`` an input for each key,
     ``observation.key``), and, of an :class:`SSMPolicy`, ``state`` ``Float[n L 2 P]`` (zeros where nothing was seen yet)
-    and ``start`` ``Bool[n]`` (true where an episode starts). The outputs are ``action``, one of the action space, and
-    ``next_state``, the ``state`` of the next step. Any number of rows will do. (Of choices that do not start at 0,
-    Stable-Baselines3's ``predict`` gives the index, the file the choice.)
+    and ``start`` ``Bool[n]`` (true where an episode starts). The outputs are ``action``, within the bounds of a ``Box``
+    and counted from the ``start`` of choices (Stable-Baselines3's ``predict`` counts from 0), and ``next_state``, the
+    ``state`` of the next step. Any number of rows will do.
 
     docs/export.md tells how the file is used.
 
@@ -110,8 +110,8 @@ class _Acting(nn.Module):
     def _to_environment(self, actions: Tensor) -> Tensor:
         space = self.policy.action_space
         actions = actions.reshape(-1, *(space.shape or ()))
-        if isinstance(space, spaces.Discrete):
-            return actions + int(space.start)
+        if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+            return actions + torch.as_tensor(space.start)
         if not isinstance(space, spaces.Box):
             return actions
         if self.policy.squash_output:

@@ -41,18 +41,20 @@ class ActionSpace:
             )
         self.low, self.high = (np.array(described.get(name, []), dtype=self.dtype) for name in ("low", "high"))
         self._one_hot = np.eye(self.n, dtype=np.float32)
-        # Halves first: the sum of two bounds may be too large a number. In half precision it soon is.
         exact = np.result_type(self.dtype, np.float32)
-        low, high = self.low.astype(exact) / 2, self.high.astype(exact) / 2
-        self.half, self.middle = high - low, high + low
+        low, high = self.low.astype(exact), self.high.astype(exact)
+        with np.errstate(over="ignore"):  # what is too wide is refused below
+            width = self.high - self.low  # as a policy computes it
+            self.half, self.middle = (high - low) / 2, (high + low) / 2
         self.unit = np.where(self.half > 0, self.half, 1)
         if self.is_discrete and self.n < 1:
             raise ValueError(f"there must be an action to choose; got {self.n}.")
         if not self.is_discrete and not (
-            self.low.ndim == 1 and self.low.shape == self.high.shape and np.isfinite(self.half).all()
+            self.low.ndim == 1 and self.low.shape == self.high.shape and np.isfinite(width).all()
         ):
             raise ValueError(
-                f"bounds must be finite and of one length; got {described['low']} and {described['high']}."
+                f"bounds must be of one length, and they and their distance finite in {self.dtype}; got "
+                f"{described['low']} and {described['high']}. Let the environment take smaller actions."
             )
 
     @property

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ssm_metarl_gym.files import replacing
 
 __all__ = ["Records", "append_line"]
+
+_Groups: TypeAlias = dict[tuple[Any, ...], list[dict[str, Any]]]  # lines by some of their values
 
 
 class Records:
@@ -19,7 +21,7 @@ class Records:
 
     Args:
         path: The file; where there is none, there are no lines yet.
-        is_read_only: Whether the file stays as it is, for those who add nothing.
+        is_read_only: Whether the file stays as it is, for those who add nothing (and may not).
 
     Raises:
         ValueError: Another line is no object in JSON.
@@ -32,10 +34,10 @@ class Records:
     """
 
     def __init__(self, path: Path, *, is_read_only: bool = False) -> None:
-        self._path = path
+        self._path, self._is_read_only = path, is_read_only
         self._lines: list[dict[str, Any]] = []
         # The lines by their values of the names that were asked for: a report asks thousands of times.
-        self._groups: dict[tuple[str, ...], dict[tuple[Any, ...], list[dict[str, Any]]]] = {}
+        self._groups: dict[tuple[str, ...], _Groups] = {}
         *whole, rest = path.read_bytes().split(b"\n") if path.exists() else [b""]
         if _parse(rest) is not None:
             whole.append(rest)
@@ -55,19 +57,26 @@ class Records:
         """The lines that have these values, numbers and texts, in the order in which they were added."""
         names = tuple(values)
         if names not in self._groups:
-            groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+            self._groups[names] = {}
             for line in self._lines:
-                key = tuple(line.get(name) for name in names)
-                if all(isinstance(value, Hashable) for value in key):  # a list is no number and no text
-                    groups.setdefault(key, []).append(line)
-            self._groups[names] = groups
+                _put(line, names, self._groups[names])
         return list(self._groups[names].get(tuple(values.values()), ()))
 
     def add(self, **line: Any) -> None:
         """Write a line at once, as :func:`append_line` does."""
+        if self._is_read_only:
+            raise ValueError(f"{self._path} was opened to be read only. Make the records without is_read_only.")
         append_line(self._path, **line)
         self._lines.append(line)
-        self._groups.clear()
+        for names, groups in self._groups.items():
+            _put(line, names, groups)
+
+
+def _put(line: dict[str, Any], names: tuple[str, ...], groups: _Groups) -> None:
+    """Put a line among those that have the same values of these names."""
+    key = tuple(line.get(name) for name in names)
+    if all(isinstance(value, Hashable) for value in key):  # a list is no number and no text
+        groups.setdefault(key, []).append(line)
 
 
 def _parse(text: bytes) -> dict[str, Any] | None:

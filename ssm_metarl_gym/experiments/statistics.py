@@ -69,7 +69,8 @@ def hierarchical_interval(
         values: ``Float[... num_seeds num_tasks]``, of several agents for instance, whose seeds and tasks are the same
             ones and are drawn together.
         seed: Seeds the draws.
-        statistic: Of the draws, ``Float[... num_draws num_seeds num_tasks]``, ``Float[num_draws]``.
+        statistic: Of the draws, ``Float[... num_draws num_seeds num_tasks]``, ``Float[num_draws]``; draws of which it
+            is nan are left out.
         draws_tasks: Whether tasks are drawn; not where every seed has the same ones.
     """
     values = np.asarray(values, dtype=np.float64)
@@ -81,7 +82,7 @@ def hierarchical_interval(
         tasks = rng.integers(num_tasks, size=(_AT_ONCE, num_seeds, num_tasks)) if draws_tasks else np.arange(num_tasks)
         drawn.append(statistic(values[..., rows, tasks]))
     edge = 50.0 * (1.0 - CONFIDENCE)
-    low, high = np.percentile(np.concatenate(drawn), [edge, 100.0 - edge])
+    low, high = np.nanpercentile(np.concatenate(drawn), [edge, 100.0 - edge])
     return float(low), float(high)
 
 

@@ -85,7 +85,7 @@ class Distribution:
         check_integer("seed", seed, least=0)
         available = self._num_different()
         if available < sum(sizes):
-            raise ValueError(f"there are only {available:g} different tasks; got {sum(sizes)} to deal out.")
+            raise ValueError(f"there are only {int(available)} different tasks; got {sum(sizes)} to deal out.")
         # Where nobody counted them: intervals may be so narrow that they hold only a few numbers.
         choices = [marginal for marginal in self.parameters.values() if isinstance(marginal, Choice)]
         patience = max(_PATIENCE, 100 * math.prod(len(choice.values) for choice in choices))

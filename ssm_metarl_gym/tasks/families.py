@@ -152,15 +152,14 @@ def actuator_family(
         ValueError: An argument has no valid value, or gains of extrapolation can be drawn in training.
     """
     check_fields_of_distribution("an argument of actuator_family", others)
+    train = ActuatorDistribution(num_motors, gain=gain, **others)
+    extrapolation = ActuatorDistribution(num_motors, gain=extrapolation_gain, **others)
     if overlap(gain, extrapolation_gain):
         raise ValueError(
             f"the gains of extrapolation must lie outside those of training; got {extrapolation_gain} and {gain}. Give "
             "others as extrapolation_gain."
         )
-    return TaskFamily(
-        ActuatorDistribution(num_motors, gain=gain, **others),
-        ActuatorDistribution(num_motors, gain=extrapolation_gain, **others),
-    )
+    return TaskFamily(train, extrapolation)
 
 
 def point_actuators(dimension: int) -> TaskFamily:

@@ -192,8 +192,12 @@ def marginal_from_dict(name: str, data: Any) -> Marginal:
 
 def overlap(one: Marginal, other: Marginal) -> bool:
     """Whether draws of two distributions may be the same, other than by a chance of probability 0."""
-    values = [each.values if isinstance(each, Choice) else () for each in (one, other)]
     intervals = [each.intervals if isinstance(each, _Intervals) else () for each in (one, other)]
+    # What is drawn with a probability of its own: values, and an interval that is one.
+    values = [
+        each.values if isinstance(each, Choice) else [low for low, high in own if low == high]
+        for each, own in zip((one, other), intervals, strict=True)
+    ]
     wide = any(max(a[0], b[0]) < min(a[1], b[1]) for a in intervals[0] for b in intervals[1])
     return wide or any(map(one.contains, values[1])) or any(map(other.contains, values[0]))
 

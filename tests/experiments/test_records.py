@@ -54,8 +54,20 @@ def test_who_only_reads_leaves_half_a_line(path):
     with path.open("a") as file:
         file.write('{"env')
     before = path.read_bytes()
-    assert Records(path, is_read_only=True).find() == ROWS
+    records = Records(path, is_read_only=True)
+    assert records.find() == ROWS
+    with pytest.raises(ValueError, match="was opened to be read only"):
+        records.add(seed=3)
     assert path.read_bytes() == before
+
+
+def test_what_is_added_is_found_by_what_was_asked_for_before(path):
+    records = Records(path)
+    assert records.find(env="Reacher-v5", seed=3) == []
+    records.add(env="Reacher-v5", seed=3)
+    records.add(env="Reacher-v5", seed=[3])
+    assert records.find(env="Reacher-v5", seed=3) == [{"env": "Reacher-v5", "seed": 3}]
+    assert len(records.find(env="Reacher-v5")) == 5
 
 
 def test_a_kill_while_half_a_line_is_removed_loses_nothing(path, monkeypatch):

@@ -209,5 +209,6 @@ def test_a_switch_that_draws_is_not_for_rows_of_both_kinds(evaluate, tmp_path):
     ):
         evaluate.check_switches([make(points), make(points, wrapper="os:path")], splits)
     evaluate.check_switches([make(points), make(points)], splits)
-    evaluate.check_switches([make(points), make(points, wrapper="os:path")], {"train": {}})
+    for without in ({}, {"switch": None}):
+        evaluate.check_switches([make(points), make(points, wrapper="os:path")], {"train": without})
     evaluate.check_switches([make(poles), make(poles, wrapper="os:path")], splits)

@@ -145,6 +145,13 @@ def test_a_policy_that_cannot_be_evaluated_has_diverged(tune, monkeypatch, outco
     assert families == PHYSICS
 
 
+def test_policies_are_none_of_the_scoreboards(tune, monkeypatch):
+    learned = []
+    monkeypatch.setattr(tune, "measure_policy", lambda name, options, seed: learned.append(seed) or 1.0)
+    tune.measure(tune.present_settings(PHYSICS["PointActuators-2"]), tune.Options(seeds=3, seed=2))
+    assert learned == [1002, 1003, 1004]  # those of a benchmark are below 1,000
+
+
 def test_other_options_are_another_study(run):
     run(3)
     trials, _ = run(2, "--steps", "77")

@@ -215,6 +215,9 @@ def test_a_family_differs_in_its_gains_alone():
     assert family.extrapolation == ActuatorDistribution(3, permutation=True, gain=Choice(0.4, 1.7))
     with pytest.raises(ValueError, match=r"argument of actuator_family must be one of .* got 'permute'.*'permutation'"):
         actuator_family(3, permute=True)
+    for wrong in ({"gain": 1.0}, {"extrapolation_gain": (0.4, 1.7)}):
+        with pytest.raises(ValueError, match="gain must be a Uniform, a LogUniform or a Choice; got"):
+            actuator_family(2, **wrong)
 
 
 @pytest.mark.parametrize(
@@ -223,6 +226,7 @@ def test_a_family_differs_in_its_gains_alone():
         (Uniform((0.2, 2.0)), Choice(0.4, 1.7)),
         (Uniform((0.6, 1.4)), Uniform((0.4, 0.7))),
         (Choice(0.5, 1.0), LogUniform((0.9, 2.0))),
+        (Uniform((1.0, 1.0)), Uniform((1.0, 1.0))),
     ],
 )
 def test_gains_of_extrapolation_lie_outside(gain, extrapolation_gain):

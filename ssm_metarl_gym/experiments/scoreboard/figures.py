@@ -305,6 +305,7 @@ def _over_the_least_gap(low_and_high: Any) -> Any:
 
 
 def _score(low_high_and_agent: Any) -> Any:
-    """Where an agent lies between two others, ``Float[3 ... num_seeds num_tasks]``."""
+    """Where an agent lies between two others, ``Float[3 ... num_seeds num_tasks]``; nan where these are too close."""
     low, high, agent = _over_seeds(low_high_and_agent)
-    return (agent - low) / (high - low)
+    gap = np.where(_over_the_least_gap(low_high_and_agent[:2]) > 0.0, high - low, np.nan)
+    return (agent - low) / gap

@@ -119,6 +119,44 @@ def test_a_policy_alone_takes_its_normaliser_as_an_argument(tmp_path):
     assert largest_difference(model, tmp_path / "policy.onnx", 100) < 1e-5
 
 
+class Acting(gym.Env):
+    """Two numbers, and actions of a space."""
+
+    observation_space = spaces.Box(-9.0, 9.0, (2,))
+
+    def __init__(self, action_space):
+        self.action_space = action_space
+
+
+def actions_of_file(model, path):
+    export_onnx(model, path)
+    observations = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
+    (actions,) = session(path).run(None, {"observation": observations})
+    return actions, model.predict(observations, deterministic=True)[0]
+
+
+@pytest.mark.slow
+def test_actions_are_within_the_bounds_where_rounding_carries_predict_beyond(tmp_path):
+    space = spaces.Box(np.float32([-0.1, -0.3, -0.7]), np.float32([0.7, 1.1, 0.4]))
+    model = SAC("MlpPolicy", Acting(space), seed=0, device="cpu")
+    model.policy.actor.mu.weight.data.mul_(1e5)
+    actions, expected = actions_of_file(model, tmp_path / "policy.onnx")
+    assert not all(map(space.contains, expected))
+    assert all(map(space.contains, actions))
+    np.testing.assert_allclose(actions, expected, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("space", [spaces.Discrete(3, start=-1), spaces.MultiDiscrete([3, 2], start=[1, 5])])
+def test_choices_are_counted_from_the_start_of_their_space(space, tmp_path):
+    model = PPO("MlpPolicy", Acting(space), seed=0, device="cpu")
+    model.policy.action_net.weight.data.mul_(100.0)
+    actions, expected = actions_of_file(model, tmp_path / "policy.onnx")
+    assert all(map(space.contains, actions))
+    assert np.array_equal(actions, expected + space.start)
+    assert len(np.unique(actions, axis=0)) > 1
+
+
 def test_what_is_no_policy_is_refused(tmp_path):
     with pytest.raises(ValueError, match="algorithm of Stable-Baselines3 or a policy; got Linear"):
         export_onnx(torch.nn.Linear(1, 1), tmp_path / "policy.onnx")

@@ -83,6 +83,14 @@ def test_seeds_are_drawn_for_all_three_together(tmp_path):
     assert row_of(table, "corrected_filter")[1] == "0.50 [0.50, 0.50]"
 
 
+def test_draws_without_a_gap_are_left_out(tmp_path):
+    name, plain, told = "CartPolePolarity", [200.0, *[40.0] * 4], [200.0] * 5
+    rows = ("as_is", "domain_randomisation", "told")
+    returns = {"as_is": plain, "domain_randomisation": plain, "told": told}
+    table = make_scoreboard(tmp_path, name=name, rows=rows, returns=returns, num_seeds=5).normalised(name)
+    assert [row[1] for row in table.rows] == ["0.00 [0.00, 0.00]", "0.00 [0.00, 0.00]", "1.00 [1.00, 1.00]"]
+
+
 def test_where_the_gap_may_be_none_there_is_no_score(tmp_path):
     plain = [100.0, 100.0, 50.0, 50.0, 50.0]  # of which four or five in 9 % of draws are 100
     returns = {"as_is": plain, "corrected_filter": plain, "domain_randomisation": plain, "told": [100.0] * 5}
