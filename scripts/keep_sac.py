@@ -38,6 +38,7 @@ from ssm_metarl_gym.experiments.evaluation import Policy, evaluate, returns_of
 from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.report import estimate, format_markdown
 from ssm_metarl_gym.experiments.runs import hold_output
+from ssm_metarl_gym.experiments.scoreboard.board import rule_of
 from ssm_metarl_gym.experiments.signals import stoppable
 from ssm_metarl_gym.files import replacing
 from ssm_metarl_gym.wrappers import SB3VecEnv, VectorActionCorrection, VectorOnlineAdaptation
@@ -54,7 +55,10 @@ COLUMNS: dict[str, dict[str, float]] = {
 }
 META_UPDATES, NUM_STREAMS, INNER_STEPS = 1_500, 1_000, 3
 EVALUATION_SEED = 1_000_000
+STOPPING_SEED = 3_000_000  # of the starts that tell whether further training may end, which are not those of the rows
 INTERVAL, MOST_STEPS = 500, 5_000
+TRAINING_RULE = 2  # to be raised whenever the policy is trained further by another one
+FIRST_STEPS = 100  # before it learns anew, as the policy is: what SB3's SAC collects before its first update
 ROWS = ("as it is", "corrected", "trained further")
 
 
@@ -111,59 +115,76 @@ def prepare(seed: int, options: Options, records: Records) -> Kept:
     return Kept(policy_path, trainer, load_weights(ENV_ID, reference_path))
 
 
-def measure(policy: Policy, task: Mapping[str, float], seed: int, options: Options, kept: Kept | None) -> list[float]:
+def measure(
+    policy: Policy, task: Mapping[str, float], seed: int, options: Options, kept: Kept | None = None
+) -> list[float]:
     """The return of each episode, of actions that are corrected where there is something to correct them with."""
     envs: Any = gym.make_vec(ENV_ID, num_envs=options.num_episodes, autoreset_mode="SameStep", task=task)
     if kept is not None:
         adapter = Adapter(kept.trainer.model, kept.trainer.adaptation_config())
         envs = VectorActionCorrection(VectorOnlineAdaptation(envs, adapter), kept.reference)
-    return returns_of(evaluate(policy, SB3VecEnv(envs), seed=EVALUATION_SEED + 1_000 * seed))
+    return returns_of(evaluate(policy, SB3VecEnv(envs), seed=seed))
 
 
 def train_further(kept: Kept, task: Mapping[str, float], target: float, seed: int, options: Options) -> dict[str, Any]:
     """The returns of a policy that is trained in a task until its mean is the target, and the steps that it took."""
     model = SAC.load(kept.policy_path, env=gym.make(ENV_ID, task=task), device="cpu")
     model.set_random_seed(seed)
-    before = model.num_timesteps
+    before, gradient_steps = model.num_timesteps, model.gradient_steps
     while True:
-        returns = measure(model, task, seed, options, None)
         steps = model.num_timesteps - before
-        reached = bool(np.mean(returns) >= target)
+        reached = bool(np.mean(measure(model, task, STOPPING_SEED + 1_000 * seed, options)) >= target)
         if reached or steps >= MOST_STEPS:
+            returns = measure(model, task, EVALUATION_SEED + 1_000 * seed, options)
             return {"returns": np.round(returns, 3).tolist(), "steps": steps, "reached": reached}
-        model.learn(INTERVAL, reset_num_timesteps=False)
+        if not steps:
+            # Nothing is learned from a handful of transitions, each of them many times over.
+            model.gradient_steps = 0
+            model.learn(FIRST_STEPS, reset_num_timesteps=False)
+            model.gradient_steps = gradient_steps
+        model.learn(INTERVAL - (0 if steps else FIRST_STEPS), reset_num_timesteps=False)
+
+
+def key_of(row: str, options: Options) -> dict[str, Any]:
+    """What lines of a row have in common. As it is, the policy depends on no rule."""
+    key: dict[str, Any] = {"row": row, "timesteps": options.timesteps, "num_episodes": options.num_episodes}
+    rules = {"corrected": [rule_of("corrected_gradients")]}
+    rules["trained further"] = [*rules["corrected"], TRAINING_RULE]  # which stops where the corrected one is
+    return key | ({"rules": str(rules[row])} if row in rules else {})
 
 
 def run_row(row: str, column: str, kept: Kept, seed: int, options: Options, records: Records) -> None:
     """Measure what is not in the records yet."""
-    key = {"column": column, "seed": seed, "timesteps": options.timesteps, "num_episodes": options.num_episodes}
-    if records.find(row=row, **key):
+    key = key_of(row, options) | {"column": column, "seed": seed}
+    if records.find(**key):
         return
     started, task = time.process_time(), COLUMNS[column]
     if row == "trained further":
-        best = max(np.mean(records.find(row=name, **key)[0]["returns"]) for name in ROWS[:2])
+        others = [records.find(**key_of(name, options), column=column, seed=seed)[0] for name in ROWS[:2]]
+        best = max(np.mean(line["returns"]) for line in others)
         result = train_further(kept, task, best - 0.01 * abs(best), seed, options)
     else:
         policy = SAC.load(kept.policy_path, device="cpu")
-        returns = measure(policy, task, seed, options, kept if row == "corrected" else None)
+        starts = EVALUATION_SEED + 1_000 * seed
+        returns = measure(policy, task, starts, options, kept if row == "corrected" else None)
         result = {"returns": np.round(returns, 3).tolist(), "steps": 0, "reached": True}
-    records.add(row=row, **key, **result, cpu_seconds=time.process_time() - started)
+    records.add(**key, **result, cpu_seconds=time.process_time() - started)
     print(f"{column}, {row}, seed {seed}: {np.mean(result['returns']):.1f}", flush=True)
 
 
 def show(options: Options, records: Records) -> None:
     """Print the mean returns with 95 % intervals over seeds, and the steps of each seed in the other physics."""
-    rows, key = [], {"timesteps": options.timesteps, "num_episodes": options.num_episodes}
+    rows = []
     for row in ROWS:
         cells = []
         for column in COLUMNS:
-            lines = records.find(row=row, column=column, **key)
+            lines = records.find(**key_of(row, options), column=column)
             returns = [line["returns"] for line in lines if line["seed"] < options.seeds]
             cells.append(f"{estimate(returns, 0):.1f}" if returns else "")
         rows.append([row, *cells])
     cells = []
     for column in COLUMNS:
-        lines = records.find(row="trained further", column=column, **key)
+        lines = records.find(**key_of("trained further", options), column=column)
         lines = sorted((line for line in lines if line["seed"] < options.seeds), key=lambda line: line["seed"])
         cells.append(", ".join(f"{'' if line['reached'] else '> '}{line['steps']:,}" for line in lines))
     rows.append(["its steps, by seed", *cells])

@@ -58,7 +58,8 @@ NUM_TRAINING_ENVS, ROLLOUT_LENGTH = 64, 128
 META_UPDATES, INNER_STEPS, NUM_STREAMS = 1_500, 3, 1_000
 # To be raised whenever a default of an adapter or of the correction changes: what adapts is then evaluated again.
 RULE = 2
-# Seeds of held-out tasks, and of the training tasks on which constants are chosen.
+# Seeds of held-out tasks, and of the training tasks on which constants are chosen. (Columns of another gravity have the
+# former: no gravity was trained on, and none of those of ``constants`` is one of ``gravity``.)
 EVALUATION_SEED, TUNING_SEED = 1_000_000, 5_000_000
 HELD_OUT: dict[str, dict[str, Any]] = {
     "interpolation": {"split": "interpolation"},
@@ -181,7 +182,9 @@ class Prepared:
 
     def policy(self, name: str) -> tuple[PPO, Path]:
         """The policy, and the file of the statistics that its observations are normalised with."""
-        path = self._stem.with_name(f"{self._stem.name}-{name}.zip")
+        # What was trained on predictions is of the rule by which these adapted.
+        rule = f"-rule-{RULE}" if name == "predictions" else ""
+        path = self._stem.with_name(f"{self._stem.name}-{name}{rule}.zip")
         if not path.exists():
             self._learn_policy(path, name)
         return PPO.load(path, device="cpu"), path.with_suffix(".pkl")

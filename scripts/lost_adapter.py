@@ -32,6 +32,7 @@ from ssm_metarl_gym.experiments.command_line import option, parse_options
 from ssm_metarl_gym.experiments.dynamics_models import make_model
 from ssm_metarl_gym.experiments.evaluation import evaluate, returns_of
 from ssm_metarl_gym.experiments.report import estimate, print_markdown
+from ssm_metarl_gym.experiments.scoreboard.board import spread_seed
 from ssm_metarl_gym.experiments.signals import stoppable
 from ssm_metarl_gym.wrappers import SB3VecEnv, VectorOnlineAdaptation
 
@@ -106,7 +107,7 @@ def train(trainer: MetaTrainer, leave_out: float | None, seed: int, options: Opt
         learning_rate=LinearSchedule(3e-3, 3e-4, 1.0),
         gamma=0.98,
         ent_coef=0.01,
-        seed=seed,
+        seed=spread_seed(seed),  # far from the next one, as rows take the numbers that follow it
         device="cpu",
     )
     return model.learn(options.steps)

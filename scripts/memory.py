@@ -8,12 +8,13 @@
         memory there, all else is equal
 
 Both have the same settings of PPO. The zoo's networks are of an LSTM and what is behind it: SSMPPO has its own defaults
-and, as SSMPPO-heads, those networks of actor and critic behind its state-space model. It learns from whole rollouts of
-an environment, so that its minibatches are the multiple of a rollout's length that is nearest to RecurrentPPO's from
-above; where a rollout is long, it has more environments and shorter rollouts, of as many steps altogether. RecurrentPPO
-reads the sequences of an update in one pass, which gives what the library's own gives in a fraction of its time. Each
-run is a line of runs.jsonl in the output folder, written when it has ended, and the same command goes on with what is
-missing. Prints the mean returns of 100 episodes, with 95 % intervals over seeds.
+and, as SSMPPO-heads, those networks of actor and critic behind its state-space model. SSMPPO learns from whole rollouts
+of an environment, so that its minibatches are the multiple of a rollout's length that is nearest to RecurrentPPO's from
+above; where a rollout is long, it has more environments and shorter rollouts, of as many steps altogether, which
+RecurrentPPO has as RecurrentPPO-rollouts. RecurrentPPO reads the sequences of an update in one pass, which gives what
+the library's own gives in a fraction of its time. Each run is a line of runs.jsonl in the output folder, written when
+it has ended, and the same command goes on with what is missing. Prints the mean returns of 100 episodes, with 95 %
+intervals over seeds, and those of each seed.
 """
 
 import signal
@@ -55,9 +56,11 @@ from ssm_metarl_gym.experiments.signals import stoppable
 # By the name of a row: where its algorithm is found, and its policy.
 ALGORITHMS = {
     "RecurrentPPO": ("OnePassRecurrentPPO", "MlpLstmPolicy"),
+    "RecurrentPPO-rollouts": ("OnePassRecurrentPPO", "MlpLstmPolicy"),
     "SSMPPO": ("SSMPPO", "SSMPolicy"),
     "SSMPPO-heads": ("SSMPPO", "SSMPolicy"),
 }
+ROLLOUTS = ("num_envs", "n_steps")  # in which SSMPPO may differ
 NUM_EPISODES = 100
 SETTINGS = 3  # to be raised whenever a setting below changes: what has them is then run again
 EVALUATION_SEED = 1_000_000
@@ -172,7 +175,7 @@ class Options:
     """The command line."""
 
     problems: tuple[str, ...] = option(tuple(ZOO), "what is to be learned", choices=list(PROBLEMS))
-    algorithms: tuple[str, ...] = option(tuple(ALGORITHMS)[:2], "who learns it", choices=list(ALGORITHMS))
+    algorithms: tuple[str, ...] = option(("RecurrentPPO", "SSMPPO"), "who learns it", choices=list(ALGORITHMS))
     seeds: int = option(5, "number of seeds", least=1, below=1_000)
     percent: int = option(100, "steps, in per cent of the full ones", least=1, below=1_000)
     processes: int = option(0, "processes side by side (0: as many as there are cores)", least=0, below=1_000)
@@ -216,8 +219,10 @@ def make_model(problem: Problem, algorithm: str, seed: int) -> Any:
     """An agent that has learned nothing yet."""
     settings: dict[str, Any] = {"num_envs": problem.num_envs, **problem.settings}
     policy_kwargs: dict[str, Any] = {} if algorithm == "SSMPPO" else problem.heads
-    if algorithm == "RecurrentPPO":
+    if algorithm.startswith("RecurrentPPO"):
         settings["policy_kwargs"] = policy_kwargs | problem.lstm
+        if algorithm == "RecurrentPPO-rollouts":
+            settings |= {name: problem.of_ssm[name] for name in ROLLOUTS}
     else:
         settings |= problem.of_ssm
         settings["policy_kwargs"] = policy_kwargs | settings.get("policy_kwargs", {})
@@ -264,11 +269,13 @@ def show(options: Options, records: Records) -> None:
             found = records.find(**key)
             lines = [line for line in found if line["seed"] < options.seeds]
             if lines:
+                lines.sort(key=lambda line: int(line["seed"]))
                 mean = f"{estimate([line['returns'] for line in lines], 0):.2f}"
+                each = ", ".join(f"{np.mean(line['returns']):.2f}" for line in lines)
                 seconds = f"{np.mean([line['cpu_seconds'] for line in lines]):.0f}"
                 told = str(published) if published is not None and algorithm == "RecurrentPPO" else ""
-                rows.append([problem, algorithm, mean, told, f"{lines[0]['steps']:,}", seconds])
-    print_markdown(["problem", "algorithm", "return", "published", "steps", "CPU seconds"], rows)
+                rows.append([problem, algorithm, mean, each, told, f"{lines[0]['steps']:,}", seconds])
+    print_markdown(["problem", "algorithm", "return", "each", "published", "steps", "CPU seconds"], rows)
 
 
 @stoppable(lambda: "the same command again goes on with the runs that are missing")
@@ -282,6 +289,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(
                 "SSMPPO-heads must be on problems of the zoo, which alone have heads chosen for an LSTM; got "
                 f"{list(options.problems)}. Use SSMPPO on those of POPGym."
+            )
+        others = [name for name, problem in PROBLEMS.items() if set(ROLLOUTS) <= problem.of_ssm.keys()]
+        if "RecurrentPPO-rollouts" in options.algorithms and not set(options.problems) <= set(others):
+            raise ValueError(
+                f"RecurrentPPO-rollouts must be on problems where SSMPPO has other rollouts, {', '.join(others)}; got "
+                f"{list(options.problems)}. Leave out the others."
             )
     with hold_output(options.output):
         with refusing():

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import torch
@@ -50,6 +50,7 @@ from ssm_metarl_gym.experiments.pictures import draw_curves, film, save_film
 from ssm_metarl_gym.experiments.report import estimate, format_markdown
 from ssm_metarl_gym.experiments.runs import Stopwatch, hold_output
 from ssm_metarl_gym.experiments.sb3_training import save_agent
+from ssm_metarl_gym.experiments.scoreboard.board import rule_of
 from ssm_metarl_gym.experiments.signals import stoppable
 from ssm_metarl_gym.files import write_json
 from ssm_metarl_gym.wrappers import (
@@ -385,6 +386,7 @@ def run(options: Options) -> dict[str, Any]:
         "rows": [make_row(*key, of_tasks, options) for key, of_tasks in rewards.items()],
         "costs": make_costs(outcomes, budget),
         "budget": asdict(budget),
+        "settings": settings_of(options),
         "seconds": round(time.perf_counter() - started, 1),
     }
     write_json(options.output / "results.json", results)
@@ -392,12 +394,20 @@ def run(options: Options) -> dict[str, Any]:
 
 
 def finished_results(options: Options) -> dict[str, Any] | None:
-    """The results of a run with the same budget that has ended, None where there are none."""
+    """The results of a run with the same budget and settings that has ended, None where there are none."""
     try:
         results = json.loads((options.output / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return results if isinstance(results, dict) and results.get("budget") == asdict(choose_budget(options)) else None
+    wanted = {"budget": asdict(choose_budget(options)), "settings": settings_of(options)}
+    return results if isinstance(results, dict) and {name: results.get(name) for name in wanted} == wanted else None
+
+
+def settings_of(options: Options) -> dict[str, Any]:
+    """What else results depend on, in numbers that JSON holds."""
+    recipes = {env_id: asdict(recipe) for env_id, recipe in RECIPES.items()}
+    settings = {"seed": options.seed, "recipes": recipes, "rule": rule_of("corrected_gradients")}
+    return cast("dict[str, Any]", json.loads(json.dumps(settings)))
 
 
 @stoppable()

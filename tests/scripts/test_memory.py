@@ -28,6 +28,7 @@ def test_velocities_are_zero_and_the_rest_is_shown(memory, name, hidden):
         ("CartPoleNoVel", {"RecurrentPPO": (8, 32, 256), "SSMPPO": (8, 32, 256)}),
         # Whole rollouts in each minibatch, of which there are as many.
         ("PendulumNoVel", {"RecurrentPPO": (4, 1024, 128), "SSMPPO": (32, 128, 128)}),
+        ("PendulumNoVel", {"RecurrentPPO-rollouts": (32, 128, 128)}),
         ("MountainCarContinuousNoVel", {"RecurrentPPO": (8, 1024, 256), "SSMPPO": (32, 256, 256)}),
     ],
 )
@@ -72,6 +73,12 @@ def test_heads_of_an_lstm_are_those_of_the_zoo(memory, monkeypatch, capsys):
     assert "SSMPPO-heads must be on problems of the zoo" in capsys.readouterr().err
 
 
+def test_rollouts_of_ssmppo_are_for_problems_that_have_them(memory, capsys):
+    with pytest.raises(SystemExit):
+        memory.main(["--problems", "CartPoleNoVel", "--algorithms", "RecurrentPPO-rollouts"])
+    assert "has other rollouts, PendulumNoVel, MountainCarContinuousNoVel; got" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_table_that_goes_on_with_what_is_missing(memory, tmp_path, monkeypatch, capsys):
     def run_here(jobs, *_, on_result, **__):
@@ -88,9 +95,9 @@ def test_a_table_that_goes_on_with_what_is_missing(memory, tmp_path, monkeypatch
     assert lines.startswith(first)
     assert lines.count("\n") == 2
     header, _, *rows = capsys.readouterr().out.splitlines()[-4:]
-    assert header == "| problem | algorithm | return | published | steps | CPU seconds |"
+    assert header == "| problem | algorithm | return | each | published | steps | CPU seconds |"
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-    assert [row[:2] + row[3:5] for row in cells] == [
+    assert [row[:2] + row[4:6] for row in cells] == [
         ["CartPoleNoVel", "RecurrentPPO", "500.0", "1,024"],
         ["CartPoleNoVel", "SSMPPO", "", "1,024"],
     ]

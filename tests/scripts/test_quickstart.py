@@ -152,6 +152,7 @@ def make_results(quickstart, options):
         "rows": rows,
         "costs": quickstart.make_costs(outcomes, budget),
         "budget": quickstart.asdict(budget),
+        "settings": quickstart.settings_of(options),
         "seconds": 5.0,
     }
 
@@ -202,6 +203,9 @@ def test_a_run_of_several_seeds_goes_on_where_it_was_and_shows_their_means(quick
         assert cells[1] == f"{(i + 5) / 2:.1f} [{(i + 5) / 2 - 1.242:.1f}, {(i + 5) / 2 + 1.242:.1f}]"
     quickstart.main([*command, "--percent", "1"])  # another budget
     assert begun[4:] == [3, 4, 5]
+    monkeypatch.setattr(quickstart, "rule_of", lambda row: -1)  # another rule of adaptation
+    quickstart.main([*command, "--percent", "1"])
+    assert begun[7:] == [3, 4, 5]
 
 
 @pytest.mark.parametrize("env_id", WIDTHS)
