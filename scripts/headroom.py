@@ -9,7 +9,8 @@ from new starting states. What lies between them is the headroom: all that memor
 A search finds a lower bound of what its class of controllers can do, and the class is small: read a large headroom as
 "there is something to gain", not as the last word on how much.
 
-Prints a table, and writes it with every return as headroom.md and headroom.json into the output folder.
+Prints a table, and writes it with every return as headroom.md and headroom.json into the output folder. Each search is
+a line of headroom.jsonl there, written when it has ended, and the same command goes on with what is missing.
 """
 
 import signal
@@ -22,7 +23,6 @@ if __name__ == "__main__":
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -31,21 +31,23 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from ssm_metarl_gym.envs.making import has_batched_form
 from ssm_metarl_gym.experiments.checks import check_env, check_output_folder
-from ssm_metarl_gym.experiments.command_line import option, parse_options
+from ssm_metarl_gym.experiments.command_line import option, parse_options, refusing
+from ssm_metarl_gym.experiments.engines import LocalEngine
+from ssm_metarl_gym.experiments.jobs import Job, run_jobs
+from ssm_metarl_gym.experiments.records import Records
 from ssm_metarl_gym.experiments.report import estimate, format_markdown
 from ssm_metarl_gym.experiments.runs import hold_output
-from ssm_metarl_gym.experiments.signals import stoppable, worker_pool
+from ssm_metarl_gym.experiments.signals import stoppable
 from ssm_metarl_gym.files import replacing, write_json
 from ssm_metarl_gym.tasks.families import FAMILIES
 from ssm_metarl_gym.tasks.task import TaskBatch
 
 Floats = npt.NDArray[np.float64]
 
-FILES = ("headroom.json", "headroom.md")
+FILES = ("headroom.json", "headroom.md", "headroom.jsonl")
 # Each round of a search keeps this share of the candidates, and never stops looking around.
 KEPT, LEAST_SPREAD = 0.25, 0.05
 # The streams of tasks and starts: those that are searched on and those that are evaluated on never meet.
@@ -309,12 +311,8 @@ def compare(family: str, split: str, budget: Budget, seed: int) -> dict[str, Any
     tried = np.stack([evaluate(controllers, told, 1_000 + seed) for controllers, told in choices])  # 3 K
     final = np.stack([evaluate(controllers, told, 2_000 + seed) for controllers, told in choices])
     return {
-        "family": family,
-        "split": split,
         "fixed": final[0].tolist(),
         "informed": final[tried.argmax(axis=0), np.arange(len(tasks))].tolist(),
-        "budget": asdict(budget),
-        "seed": seed,
     }
 
 
@@ -328,22 +326,47 @@ def format_table(results: Sequence[dict[str, Any]], seed: int) -> str:
     return format_markdown(["family", "split", "best fixed controller", "informed", "headroom"], rows)
 
 
-@stoppable()
+def budget_of(family: str, options: Options) -> Budget:
+    """How much is searched and evaluated in a family."""
+    if options.quick:
+        return QUICK_BUDGET
+    return BATCHED_BUDGET if has_batched_form(f"ssm_metarl/{family}-v0") else MUJOCO_BUDGET
+
+
+def key_of(family: str, split: str, options: Options) -> dict[str, Any]:
+    """What tells a search from others, as its line says it."""
+    tasks = FAMILIES[family].distribution(split).to_json()
+    budget = asdict(budget_of(family, options))
+    return {"family": family, "split": split, "seed": options.seed, **budget, "tasks": tasks}
+
+
+@stoppable(lambda: "the same command again goes on with what is missing")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Search and evaluate every family on each of its splits."""
     options = parse_options(Options, arguments, description=__doc__, check=check_families)
     started = time.perf_counter()
     # The training tasks are drawn from the same distribution as those of interpolation.
-    jobs = [(family, split) for family in options.families for split in FAMILIES[family].splits if split != "train"]
-    with hold_output(options.output), worker_pool() as pool:
-        running = []
-        for family, split in jobs:
-            budget = BATCHED_BUDGET if has_batched_form(f"ssm_metarl/{family}-v0") else MUJOCO_BUDGET
-            budget = QUICK_BUDGET if options.quick else budget
-            running.append(pool.submit(compare, family, split, budget, options.seed))
-        for job in tqdm(as_completed(running), total=len(running), unit="split"):
-            job.result()  # raises what the job raised
-        results = [job.result() for job in running]
+    splits = [(family, split) for family in options.families for split in FAMILIES[family].splits if split != "train"]
+    with hold_output(options.output):
+        with refusing():
+            records = Records(options.output / "headroom.jsonl")
+        jobs = [
+            Job(compare, (family, split, budget_of(family, options), options.seed))
+            for family, split in splits
+            if not records.find(**key_of(family, split, options))
+        ]
+
+        def add(job: Job, result: dict[str, Any]) -> None:
+            family, split, *_ = job.arguments
+            records.add(**key_of(family, split, options), fixed=result["fixed"], informed=result["informed"])
+
+        run_jobs(jobs, LocalEngine(), "searching", on_result=add)
+        lines = [records.find(**key_of(family, split, options))[0] for family, split in splits]
+        results = [
+            {name: line[name] for name in ("family", "split", "fixed", "informed", "seed")}
+            | {"budget": asdict(budget_of(line["family"], options))}
+            for line in lines
+        ]
         table = format_table(results, options.seed)
         write_json(options.output / "headroom.json", results)
         with replacing(options.output / "headroom.md") as temporary:

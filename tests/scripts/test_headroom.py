@@ -139,6 +139,27 @@ def test_a_quick_run_writes_what_it_prints(headroom, tmp_path):
     assert all(np.isfinite([*row["fixed"], *row["informed"]]).all() for row in results)
 
 
+def test_what_was_searched_is_kept(headroom, tmp_path, monkeypatch):
+    begun = []
+
+    def run_here(jobs, *_, on_result):
+        for job in jobs:
+            begun.append(job.arguments[:2])
+            if len(begun) == 2:
+                raise KeyboardInterrupt
+            on_result(job, {"fixed": [1.0, 2.0], "informed": [2.0, 3.0]})
+
+    monkeypatch.setattr(headroom, "run_jobs", run_here)
+    command = ["--quick", "--families", "CartPole", "--output", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        headroom.main(command)
+    headroom.main(command)
+    assert begun == [("CartPole", split) for split in ("interpolation", "extrapolation", "extrapolation")]
+    assert len(json.loads((tmp_path / "headroom.json").read_text())) == 2
+    headroom.main([*command, "--seed", "1"])
+    assert len(begun) == 5
+
+
 def test_a_folder_that_another_run_uses_is_refused(headroom, tmp_path, capsys):
     with lock_run(tmp_path), pytest.raises(SystemExit) as exit_info:
         headroom.main(["--quick", "--families", "CartPole", "--output", str(tmp_path)])
