@@ -212,7 +212,7 @@ def find_policies(options: Options) -> list[SavedAgent]:
     for agent in agents:
         check_choice(f"the environment of {agent.path}", agent.config["env"], options.envs)
     for one, other in itertools.combinations(agents, 2):
-        if (one.config["env"], one.seed) == (other.config["env"], other.seed):
+        if (one.config["env"], one.seed or 0) == (other.config["env"], other.seed or 0):
             raise ValueError(
                 f"policies of one environment must differ in their seeds; got {one.path} and {other.path}, both of "
                 f"{one.config['env']} with seed {one.seed}. Give one of them."

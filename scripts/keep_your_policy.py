@@ -384,7 +384,9 @@ def run_study(study: str, options: Options, records: Records) -> None:
             continue
         if (family, seed) not in prepared:
             prepared[family, seed] = Prepared(options.output, family, seed, records)
-        prepared[family, seed].policy(policy)  # so that its training is not in the seconds
+        prepared[family, seed].policy(policy)  # so that its training is not in the seconds, nor the fit of a map
+        if any("filter" in case.corrections for case in group):
+            prepared[family, seed].map_model()
         started = time.process_time()
         returns = run_cases(group, prepared[family, seed], options.num_tasks, seed)
         seconds = (time.process_time() - started) / len(group)
