@@ -68,16 +68,18 @@ def test_training_looks_at_other_starts_than_the_table_and_begins_with_some_tran
     learner = Learner()
     looked = []
 
-    def measure(model, task, seed, options):
-        looked.append(seed)
-        return [float(model.num_timesteps - 6000), 0.0]
+    def measure(model, task, seed, options, kept=None):
+        looked.append((seed, kept))
+        return [500.0 * (kept is not None) + model.num_timesteps - 6000] * 2
 
     monkeypatch.setattr(keep_sac, "measure", measure)
     monkeypatch.setattr(keep_sac, "SAC", SimpleNamespace(load=lambda *_, **__: learner))
-    result = keep_sac.train_further(SimpleNamespace(policy_path=None), {}, 500.0, 2, keep_sac.Options())
-    assert result == {"returns": [1000.0, 0.0], "steps": 1000, "reached": True}
-    assert learner.learned == [(100, 0), (400, 1), (500, 1)]
-    assert looked == [3_002_000] * 3 + [1_002_000]
+    kept = SimpleNamespace(policy_path=None)
+    result = keep_sac.train_further(kept, {}, 2, keep_sac.Options())
+    assert result == {"returns": [500.0, 500.0], "steps": 500, "reached": True}
+    assert learner.learned == [(100, 0), (400, 1)]
+    # What it must reach is measured in the starts that tell when it has.
+    assert looked == [(3_002_000, each) for each in (None, kept, None, None)] + [(1_002_000, None)]
 
 
 @pytest.mark.slow
