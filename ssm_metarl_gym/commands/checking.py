@@ -82,9 +82,8 @@ def check_family(make: Callable[[], _Env]) -> bool:
 
 def _pass_gymnasiums_checker(make: Callable[[], _Env]) -> Iterator[str]:
     env = make()
-    while isinstance(
-        env, OrderEnforcing | PassiveEnvChecker | TimeLimit
-    ):  # those of gym.make, which it advises against
+    # It advises against the wrappers of gym.make.
+    while isinstance(env, OrderEnforcing | PassiveEnvChecker | TimeLimit):
         env = env.env
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its advice; what it demands it raises
