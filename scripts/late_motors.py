@@ -112,7 +112,7 @@ def run(row: str, nominal: Nominal, tasks: Sequence[Any], seed: int) -> npt.NDAr
     envs: Any = gym.make_vec(ENV_ID, len(tasks), dimension=dimension)
     low, high = envs.single_action_space.low, envs.single_action_space.high
     if row in nominal.filters:
-        envs = correct_by_filter(envs, nominal.filters[row])
+        envs = correct_by_filter(f"PointActuators-{dimension}", envs, nominal.filters[row])
     inverses = np.linalg.inv([task.matrix for task in tasks])
     observations, _ = envs.reset(seed=seed, options={"tasks": tasks})
     returns = np.zeros(len(tasks))

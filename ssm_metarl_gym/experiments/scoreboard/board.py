@@ -59,8 +59,6 @@ NUM_ROUNDS, STEPS_PER_ROUND = 20, 100  # of a student
 META_UPDATES, INNER_STEPS, NUM_STREAMS = 1_500, 3, 1_000
 # Where actions are mixed if anything is hidden, what they do tells of it sooner than what happens; by training tasks.
 MIXING_GATES: Final[dict[str, Any]] = {"gate": 0.0, "prior_steps": 4.0}
-# And a filter, which expects nothing of a mix that it has not seen, has to try all motors. By training tasks, too.
-MIXING_EXPLORATION: Final = 0.2
 _ADAPTING: Final = {"adapted_predictions_all": "all"}  # what adapts in the model of a row; else the last layer
 
 
@@ -119,7 +117,7 @@ def make_env(board: Board, name: str, row: str, seed: int, num_rows: int, **env_
         return make_sb3_env(physics.env_id, num_rows, observation=agent.observation, **env_kwargs)
     envs: Any = make_rows(physics.env_id, num_rows, autoreset_mode=AutoresetMode.SAME_STEP, **env_kwargs)
     if row == "corrected_filter":
-        return SB3VecEnv(correct_by_filter(envs, load_filter(board, name, seed)))
+        return SB3VecEnv(correct_by_filter(name, envs, load_filter(board, name, seed)))
     trainer = _load_trainer(board, name, seed, _ADAPTING.get(row, "last_layer"))
     if row == "corrected_rls":
         envs = VectorOnlineAdaptation(envs, RecursiveLeastSquares(trainer.model))
@@ -258,9 +256,9 @@ def load_filter(board: Board, name: str, seed: int, **options: Any) -> KalmanAda
     return KalmanAdapter(model, mixed=physics_of(name).mixes_actions, **options)
 
 
-def correct_by_filter(envs: Any, adapter: KalmanAdapter) -> VectorActionCorrection:
-    """Rows of an environment whose actions are corrected by a filter, as all of them are."""
-    options: dict[str, Any] = {"exploration": MIXING_EXPLORATION} if adapter.mixed else {}
+def correct_by_filter(name: str, envs: Any, adapter: KalmanAdapter) -> VectorActionCorrection:
+    """Rows of an environment whose actions are corrected by a filter, as all of them are in some physics."""
+    options: dict[str, Any] = {"exploration": physics_of(name).exploration} if adapter.mixed else {}
     return VectorActionCorrection(VectorOnlineAdaptation(envs, adapter), **options)
 
 

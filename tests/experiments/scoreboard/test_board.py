@@ -9,7 +9,14 @@ import pytest
 from ssm_metarl_gym.experiments.scoreboard import board as board_module
 from ssm_metarl_gym.experiments.scoreboard import plan
 from ssm_metarl_gym.experiments.scoreboard.agents import AGENTS, CORRECTED, TRAINED, adapts
-from ssm_metarl_gym.experiments.scoreboard.board import Board, fit_map_model, learn_policy, make_env, meta_train
+from ssm_metarl_gym.experiments.scoreboard.board import (
+    Board,
+    correct_by_filter,
+    fit_map_model,
+    learn_policy,
+    make_env,
+    meta_train,
+)
 from ssm_metarl_gym.experiments.scoreboard.physics import PHYSICS, columns_of
 from ssm_metarl_gym.experiments.scoreboard.plan import Run, key_of, run_row
 
@@ -56,6 +63,17 @@ def test_an_agent_sees_what_it_is_said_to_see(board):
     assert widths["told"] == (8,)
     assert widths["one_transition"] == widths["ssm_ppo"] == widths["recurrent_ppo"]
     assert len(widths["window_ssm"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [(NAMES[0], {"exploration": 0.2}), (NAMES[1], {}), (NAMES[2], {"exploration": 0.0})]
+)
+def test_a_filter_that_knows_of_mixes_explores_as_its_physics_say(monkeypatch, name, says):
+    options = []
+    monkeypatch.setattr(board_module, "VectorOnlineAdaptation", lambda envs, adapter: envs)
+    monkeypatch.setattr(board_module, "VectorActionCorrection", lambda envs, **kwargs: options.append(kwargs))
+    correct_by_filter(name, None, types.SimpleNamespace(mixed=PHYSICS[name].mixes_actions))
+    assert options == [says]
 
 
 def test_what_was_learned_with_less_is_not_taken_for_all(board):
