@@ -71,6 +71,8 @@ def masked_loss(loss_fn: Any, prediction: Any, target: Tensor, mask: Tensor) -> 
         ``Float[...]``; nan where nothing counts.
     """
     checked_loss(loss_fn, prediction, target)  # its complaints are those that the user knows
+    # What does not count may be anything, and the gradient of what is left out is 0 times that.
+    target = target.masked_fill(~mask.view(*mask.shape, *[1] * (target.ndim - mask.ndim)), 0)
     if isinstance(loss_fn, nn.Module):
         unreduced: Any = copy.copy(loss_fn)
         unreduced.reduction = "none"

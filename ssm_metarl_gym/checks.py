@@ -21,6 +21,7 @@ __all__ = [
     "check_generator",
     "check_integer",
     "check_number",
+    "has_bounds",
     "is_number",
     "shown",
 ]
@@ -106,6 +107,13 @@ def as_array(value: Any) -> npt.NDArray[Any]:
         return np.asarray(value)
     except (TypeError, ValueError, OverflowError, RecursionError):
         return np.array(None, dtype=object)
+
+
+def has_bounds(space: "spaces.Box") -> npt.NDArray[np.bool_]:
+    """Which entries of a box have bounds on both sides; bounds that are as large as a type can hold are none."""
+    largest = np.finfo(np.float32).max
+    bounded: npt.NDArray[np.bool_] = (space.low > -largest) & (space.high < largest)
+    return bounded
 
 
 def check_flat_box(what: str, space: "spaces.Space[Any]") -> "spaces.Box":

@@ -16,6 +16,7 @@ from ssm_metarl_gym.checks import (
     check_generator,
     check_integer,
     check_number,
+    has_bounds,
     is_number,
     shown,
 )
@@ -32,6 +33,18 @@ class Settings:
 
     def __post_init__(self):
         check_fields(self, {"step": POSITIVE, "decay": SHARE})
+
+
+def test_bounds_as_large_as_a_type_can_hold_are_none():
+    largest = np.finfo(np.float32).max
+    low, high = np.array([-1, -largest, -np.inf, 0]), np.array([1, largest, 1, largest])
+    assert has_bounds(spaces.Box(low.astype(np.float32), high.astype(np.float32))).tolist() == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert has_bounds(spaces.Box(-3, 3, (2,), dtype=np.int64)).all()
 
 
 def test_the_nearest_choice_is_named():

@@ -163,7 +163,7 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
             path: The file.
 
         Raises:
-            ValueError: The adapter is of a class of one's own.
+            ValueError: The adapter or a model is of a class of one's own, or a model has hooks beside its core.
         """
         self._correction.save(path)
 

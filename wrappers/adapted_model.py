@@ -14,6 +14,7 @@ from ssm_metarl_gym.agents.adaptation.adapter import Adapter
 from ssm_metarl_gym.agents.adaptation.kalman import KalmanAdapter
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.bundle.online import check_online_options
+from ssm_metarl_gym.checks import has_bounds
 
 __all__ = [
     "LatestTransition",
@@ -22,6 +23,7 @@ __all__ = [
     "encode_rows",
     "parse_change_ratio",
     "parse_probes",
+    "valid_where_ignored",
     "with_predictions",
     "within_bounds",
 ]
@@ -89,6 +91,12 @@ def within_bounds(actions: Any, space: spaces.Space[Any]) -> npt.NDArray[Any]:
     return np.clip(given, space.low, space.high) if isinstance(space, spaces.Box) else given
 
 
+def valid_where_ignored(actions: Any, space: spaces.Space[Any], going: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+    """Actions ``[N ...]``; those of rows that take no step, which may be anything, are choices that a model knows."""
+    given = np.asarray(actions)
+    return np.where(going, given, given.dtype.type(space.start)) if isinstance(space, spaces.Discrete) else given
+
+
 def check_adapted_model(
     name: str, adapter: Adapter, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
 ) -> DynamicsModel:
@@ -129,7 +137,7 @@ def parse_probes(space: spaces.Space[Any], given: Sequence[Any] | None) -> npt.N
     if given is None:
         if isinstance(space, spaces.Discrete):
             given = list(range(int(space.start), int(space.start + space.n)))
-        elif isinstance(space, spaces.Box) and space.is_bounded():
+        elif isinstance(space, spaces.Box) and has_bounds(space).all():
             given = [space.low, np.clip(np.zeros_like(space.low), space.low, space.high), space.high]
         else:
             raise ValueError(f"probe_actions must be given for the action space {space}.")

@@ -50,7 +50,7 @@ def write_correction(path: str | Path, saved: SavedCorrection) -> None:
     """Write a file that :func:`read_correction` reads, aside first; a missing folder is made.
 
     Raises:
-        ValueError: The adapter is of a class of one's own.
+        ValueError: The adapter or a model is of a class of one's own, or a model has hooks beside its core.
     """
     adapter = saved.adapter
     if type(adapter) not in _ADAPTERS.values():

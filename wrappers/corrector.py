@@ -11,7 +11,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
-from ssm_metarl_gym.checks import Rule, check_choice, check_fields
+from ssm_metarl_gym.checks import Rule, check_choice, check_fields, has_bounds
 from ssm_metarl_gym.wrappers.adapted_model import encode_rows
 
 __all__ = ["Corrector", "Index", "Predict", "PredictBoth", "solve_where_finite"]
@@ -78,7 +78,7 @@ class Corrector:
     ) -> None:
         self._is_discrete = isinstance(action_space, spaces.Discrete)
         if not self._is_discrete and not (
-            isinstance(action_space, spaces.Box) and action_space.is_bounded() and len(action_space.shape) == 1
+            isinstance(action_space, spaces.Box) and has_bounds(action_space).all() and len(action_space.shape) == 1
         ):
             raise ValueError(f"actions must be Discrete, or of a bounded one-dimensional Box; got {action_space}.")
         if match is not None:

@@ -12,10 +12,24 @@ from gymnasium.vector import AutoresetMode
 from ssm_metarl_gym.checks import shown
 from ssm_metarl_gym.envs.rows import copies_of_rows
 
-__all__ = ["VectorEpisodeObservation"]
+__all__ = ["VectorEpisodeObservation", "check_no_autoreset"]
 
 Floats = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.bool_]
+
+
+def check_no_autoreset(env: gym.Env[Any, Any]) -> None:
+    """What tells episodes apart by calls of ``reset`` must not stand around an ``Autoreset``, whose ones it never sees.
+
+    Raises:
+        ValueError: It does.
+    """
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, gym.wrappers.Autoreset):
+            raise ValueError(
+                f"env must begin its episodes by reset; got {env}. Put Autoreset around this wrapper instead."
+            )
+        env = env.env
 
 
 class VectorEpisodeObservation(gym.vector.VectorWrapper):
@@ -44,9 +58,8 @@ class VectorEpisodeObservation(gym.vector.VectorWrapper):
             )
         self._mode = mode
         self._ended = np.zeros(self.num_envs, dtype=np.bool_)
-        self._lost = np.zeros(
-            self.num_envs, dtype=np.bool_
-        )  # the rows of which nobody knows where the next step starts
+        # The rows of which nobody knows where the next step starts: all of them, where others made the last reset.
+        self._lost = np.ones(self.num_envs, dtype=np.bool_)
 
     @abstractmethod
     def _begin(self, rows: Flags, observations: Floats) -> None:
@@ -77,7 +90,6 @@ class VectorEpisodeObservation(gym.vector.VectorWrapper):
         """Step every row; one that begins an episode on this step shows nothing of the one before."""
         lost, self._lost = self._lost, np.ones_like(self._lost)  # until the step has succeeded
         observations, rewards, terminations, truncations, infos = self.env.step(actions)
-        self._lost = np.zeros_like(lost)
         ended, restarted = np.logical_or(terminations, truncations), self._restarted(infos) | lost
         if self._mode is AutoresetMode.SAME_STEP and ended.any():
             # First show where the step led, which for a row that ended is told by infos alone, then begin anew.
@@ -92,6 +104,7 @@ class VectorEpisodeObservation(gym.vector.VectorWrapper):
             if self._mode is AutoresetMode.NEXT_STEP and self._ended.any():
                 self._begin(self._ended, observations)
         self._ended = ended
+        self._lost = np.zeros_like(lost)
         return self._shown.copy(), rewards, terminations, truncations, infos
 
     def _rows_to_reset(self, options: dict[str, Any] | None) -> Flags:

@@ -26,6 +26,7 @@ from ssm_metarl_gym.wrappers.adapted_model import (
     with_predictions,
     within_bounds,
 )
+from ssm_metarl_gym.wrappers.episode_observation import check_no_autoreset
 from ssm_metarl_gym.wrappers.sent_commands import SentCommands
 
 __all__ = ["OnlineAdaptation"]
@@ -70,14 +71,14 @@ class OnlineAdaptation(
     Args:
         env: An environment with the spaces of the model.
         adapter: An adapter of a :class:`DynamicsModel`. The wrapper works on a copy, its attribute ``adapter``, in
-            evaluation mode.
+            evaluation mode, which begins at its source.
         window: Number of transitions that are kept.
         every: Number of steps between two calls of the adapter. Where they are more than ``window``, transitions that
             have left the window by then are never adapted to.
         warmup: Number of transitions that must be there before the first call.
         restore: When the adapter goes back to the source: at every reset (``"episode"``), before every call as well
             (``"call"``) or ``"never"``.
-        loss_fn: Takes predicted and true changes of the observation, normalised, and gives a scalar.
+        loss_fn: Takes predicted and true changes of the observation, normalised, the oldest first, and gives a scalar.
         observe_predictions: Whether the predictions join the observation.
         probe_actions: The actions to predict for; None for every action of a ``Discrete`` space and for the lowest, the
             zero and the highest action of a ``Box``.
@@ -104,7 +105,8 @@ class OnlineAdaptation(
         latest: The transition of the last step, ``N = 1``, its error nan where it does not count; None at first.
 
     Raises:
-        ValueError: An argument is outside its range, or the model is of another kind or of other spaces.
+        ValueError: An argument is outside its range, the model is of another kind or of other spaces, or Gymnasium's
+            ``Autoreset`` stands within.
     """
 
     def __init__(
@@ -147,11 +149,13 @@ class OnlineAdaptation(
             "error_floor": error_floor,
         }
         gym.utils.RecordConstructorArgs.__init__(self, adapter=adapter, **self.arguments)
+        check_no_autoreset(env)
         super().__init__(env)
         self.options = OnlineOptions(window, every, warmup, restore, loss_fn, clip, leave_out, observe_predictions)
         self.adapter = adapter
         name = type(self).__name__
         self.model = check_adapted_model(name, adapter, env.observation_space, env.action_space)
+        adapter.reset()
         self.model.eval()  # or what it predicts would be drawn, where it has dropout
         self.source = copy_module(adapter)
         self.source.reset()
@@ -250,7 +254,9 @@ class OnlineAdaptation(
         self, before: npt.NDArray[np.float32], action: npt.NDArray[Any], observation: npt.NDArray[np.float32]
     ) -> tuple[Tensor, Tensor]:
         """What the model encodes of the last transition, ``Float[1 F]``, and of the probes, in one pass."""
-        actions = np.concatenate([action.astype(self._probes.dtype, copy=False)[None], self._probes])
+        # Fractions stay, also of a Box of whole numbers, as they do on their way into the environment.
+        given = action if action.dtype.kind == "f" else action.astype(self._probes.dtype, copy=False)
+        actions = np.concatenate([given[None], self._probes])
         observations = np.concatenate([before[None], np.tile(observation, (len(self._probes), 1))])
         encoded = self.model.encode(observations, actions)
         return encoded[:1], encoded[1:]

@@ -26,6 +26,7 @@ class OnlineRows:
         losses: ``Float64[N]``, the loss of each row after the last step, nan where nothing was adapted.
     """
 
+    @torch.inference_mode(False)
     def __init__(self, adapter: AdapterRows | TwinRows, options: OnlineOptions) -> None:
         self._adapter = adapter
         self._options = options
@@ -71,11 +72,12 @@ class OnlineRows:
             verdict: Of which transitions to hold back, and where the physics changed.
         """
         if not self._states.shape[1]:
-            self._states = states.new_zeros((*self._filled.shape, *states.shape[1:]))
-            self._targets = targets.new_zeros((*self._filled.shape, *targets.shape[1:]))
             num_held = SURPRISES_OF_A_CHANGE - 1
-            self._held_states = states.new_zeros((len(states), num_held, *states.shape[1:]))
-            self._held_targets = targets.new_zeros((len(targets), num_held, *targets.shape[1:]))
+            with torch.inference_mode(False):  # a tensor that is made in that mode can be written in that mode alone
+                self._states = states.new_zeros((*self._filled.shape, *states.shape[1:]))
+                self._targets = targets.new_zeros((*self._filled.shape, *targets.shape[1:]))
+                self._held_states = states.new_zeros((len(states), num_held, *states.shape[1:]))
+                self._held_targets = targets.new_zeros((len(targets), num_held, *targets.shape[1:]))
         suspected = torch.as_tensor(verdict.suspicions)
         for held, new in ((self._held_states, states), (self._held_targets, targets)):
             held[suspected] = torch.cat([held[suspected, 1:], new[suspected, None]], dim=1)

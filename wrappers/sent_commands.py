@@ -27,6 +27,7 @@ class SentCommands:
         num_rows: Number of rows N.
     """
 
+    @torch.inference_mode(False)  # a tensor that is made in that mode can be written in that mode alone
     def __init__(self, adapter: Adapter, model: DynamicsModel, num_rows: int) -> None:
         self._model = model
         self._length = adapter.largest_delay if isinstance(adapter, KalmanAdapter) else 0
@@ -44,6 +45,8 @@ class SentCommands:
         """What the model encodes of the transitions of a step, ``Float[N F]``, with the commands before it behind."""
         return torch.cat([encoded, self._sent.flatten(1)], dim=1) if self._length else encoded
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def send(self, actions: npt.NDArray[Any]) -> None:
         """Remember the actions ``[N ...]`` of a step. Rows that begin an episode in it are to be forgotten."""
         if self._length:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from ssm_metarl_gym.checks import check_flat_box
-from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation
+from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation, check_no_autoreset
 
 __all__ = ["TransitionObservation", "VectorTransitionObservation"]
 
@@ -40,16 +40,17 @@ class TransitionObservation(
             ``MultiBinary`` or one-dimensional ``Box`` as action space.
 
     Raises:
-        ValueError: Another observation or action space.
+        ValueError: Another observation or action space, or Gymnasium's ``Autoreset`` within.
     """
 
     def __init__(self, env: gym.Env[npt.NDArray[np.float32], Any]) -> None:
         gym.utils.RecordConstructorArgs.__init__(self)
+        check_no_autoreset(env)
         super().__init__(env)
         self._transitions = _Transitions(self, env.observation_space, env.action_space)
         self.observation_space = self._transitions.space(env.observation_space)
         self._shown = self._transitions.nothing(1)
-        self._lost = False  # whether nobody knows where the next step starts
+        self._lost = True  # whether nobody knows where the next step starts, as where others made the last reset
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
+from ssm_metarl_gym.wrappers.adapted_model import valid_where_ignored
 from ssm_metarl_gym.wrappers.bundle_writing import BundledPolicy
 from ssm_metarl_gym.wrappers.correction import Correction, as_asked
 from ssm_metarl_gym.wrappers.correction_archive import read_correction
@@ -104,7 +105,9 @@ class VectorActionCorrection(VectorEpisodeObservation, gym.utils.RecordConstruct
         """Take the corrected actions in every row."""
         going = self._going()
         asked = as_asked(actions, self.single_action_space, going)
-        begins = np.where(self._lost[:, None], np.nan, self._shown[:, : self._dim]).astype(self._shown.dtype)
+        asked = valid_where_ignored(asked, self.single_action_space, going)
+        begins = self._shown[:, : self._dim].astype(np.result_type(self._shown.dtype, np.float32))
+        begins[self._lost] = np.nan
         taken, is_open = self._correction.act(self._online.adapter.predict, begins, asked, going)
         self._asked = asked
         self._is_open = is_open

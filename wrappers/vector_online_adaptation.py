@@ -27,6 +27,7 @@ from ssm_metarl_gym.wrappers.adapted_model import (
     encode_rows,
     parse_change_ratio,
     parse_probes,
+    valid_where_ignored,
     with_predictions,
     within_bounds,
 )
@@ -241,11 +242,12 @@ class VectorOnlineAdaptation(VectorEpisodeObservation, gym.utils.RecordConstruct
         self._show()
 
     def _advance(self, actions: Any, rewards: Any, observations: Floats, restarted: Flags) -> None:
-        executed = within_bounds(actions, self.single_action_space)
-        encoded = self._sent.behind(self.model.encode(self._observations, executed))  # N F
-        targets = self.model.targets(self._observations, observations)
         # A row that only begins its episode on this step makes no transition.
         going = ~self._ended if self._mode is AutoresetMode.NEXT_STEP else np.ones_like(self._ended)
+        executed = within_bounds(actions, self.single_action_space)
+        executed = valid_where_ignored(executed, self.single_action_space, going)
+        encoded = self._sent.behind(self.model.encode(self._observations, executed))  # N F
+        targets = self.model.targets(self._observations, observations)
         self._sent.send(executed)
         judged = going & ~restarted
         errors = self._measure(self.adapter.predict, encoded, targets)

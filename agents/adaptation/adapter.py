@@ -15,14 +15,13 @@ from ssm_metarl_gym.agents.adaptation.batch import Batch, LinAlgError, constant,
 from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig, AdapterStats, parse_stats
 from ssm_metarl_gym.agents.adaptation.draws import DrawsApart
 from ssm_metarl_gym.agents.adaptation.module_state import ModuleSnapshot, ModuleState, set_evaluation, set_training
-from ssm_metarl_gym.agents.adaptation.trust_region import moving_moments, pull_back, trust_region
+from ssm_metarl_gym.agents.adaptation.trust_region import LARGEST_TRACKED, moving_moments, pull_back, trust_region
 from ssm_metarl_gym.agents.losses import NO_GRADIENT, checked_loss
 from ssm_metarl_gym.agents.stateless import CopiesGraphs, is_out_of_memory
 from ssm_metarl_gym.budget import StepTimer, check_budget
 
 __all__ = ["Adapter", "AdapterSnapshot"]
 
-_LARGEST_TRACKED: Final = 1e150  # of the losses: their squares are still numbers
 # What torch raises, by exactly these types, where shapes, types or indices do not go together.
 _TORCH_ERRORS: Final = (RuntimeError, IndexError, NotImplementedError)
 
@@ -351,7 +350,7 @@ class Adapter:
 
     def _loss_moments(self, loss: float) -> tuple[float, float]:
         """The running mean and variance, moved towards a loss before adaptation."""
-        loss = max(-_LARGEST_TRACKED, min(loss, _LARGEST_TRACKED))
+        loss = max(-LARGEST_TRACKED, min(loss, LARGEST_TRACKED))
         if math.isnan(self._stats.loss_mean):
             return loss, self._stats.loss_variance
         return moving_moments(self._stats.loss_mean, self._stats.loss_variance, loss, self.cfg.ema_decay)

@@ -77,11 +77,12 @@ class RecursiveRows(AdapterRows):
         rows = torch.ones(self.num_rows, dtype=torch.bool) if rows is None else torch.as_tensor(rows)
         finite = mask & states.flatten(2).isfinite().all(2) & targets.flatten(2).isfinite().all(2)
         measured = rows & finite.any(dim=1)
-        before = self._measure(loss_fn, states, targets, finite, measured)
+        told = batch_dict.get("arrivals")
+        before = self._measure(loss_fn, states, targets, finite, measured, told)
         # Take in what was not there in the last call, the oldest first.
         index = torch.arange(self.num_rows)
         there = mask & rows[:, None]
-        arrivals = batch_dict.get("arrivals")
+        arrivals = told
         if arrivals is None:
             bits = row_bytes(states.flatten(0, 1), targets.flatten(0, 1)).unflatten(0, mask.shape)
             arrivals = self._windows.inferred_arrivals(bits, there)
@@ -98,14 +99,20 @@ class RecursiveRows(AdapterRows):
             getattr(stats, name).copy_(count)
         stats.distance.copy_(torch.from_numpy(self._distances(self._weights)))
         self._track(slice(None), before.numpy(), ~before.isnan().numpy())
-        return self._measure(loss_fn, states, targets, finite, measured)
+        return self._measure(loss_fn, states, targets, finite, measured, told)
 
     def _measure(
-        self, loss_fn: Callable[[Any, Tensor], Tensor], states: Tensor, targets: Tensor, mask: Tensor, rows: Tensor
+        self,
+        loss_fn: Callable[[Any, Tensor], Tensor],
+        states: Tensor,
+        targets: Tensor,
+        mask: Tensor,
+        rows: Tensor,
+        arrivals: Tensor | None,
     ) -> Tensor:
         """The loss of each row ``Float64[N]`` over the transitions of the mask, nan where it is not finite."""
         losses = torch.full((self.num_rows,), torch.nan, dtype=torch.float64)
-        for index, objective in self._objectives(loss_fn, states, targets, mask, rows.numpy()):
+        for index, objective in self._objectives(loss_fn, states, targets, mask, rows.numpy(), arrivals):
             losses[index] = objective(self._weights[index], with_gradient=False)[0].double()
         return torch.where(rows & losses.isfinite(), losses, torch.nan)
 

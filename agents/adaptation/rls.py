@@ -43,8 +43,9 @@ class RecursiveLeastSquares(RecursiveAdapter[LeastSquaresState]):
 
         argmin_W  sum_t forgetting^(T - t) |y_t - W x_t|^2 + ridge |W - W_source|^2
 
-    without a learning rate, whatever the order of magnitude of the features (Plackett 1950, "Some theorems in least
-    squares", Biometrika 37; Ljung and Soderstrom 1983, "Theory and Practice of Recursive Identification", section 2.6).
+    without a learning rate, whatever the order of magnitude of the features, as long as double precision tells the
+    ridge beside their squares; where it does not, steps are rejected (Plackett 1950, "Some theorems in least squares",
+    Biometrika 37; Ljung and Soderstrom 1983, "Theory and Practice of Recursive Identification", section 2.6).
     Only data are forgotten, the ridge is not ("stabilised forgetting", Kulhavy and Zarrop 1993, "On a general concept
     of forgetting", International Journal of Control 58): where features stay the same for long, the covariance of the
     textbook's recursion grows without a bound, here it never exceeds the prior. So instead of the covariance its

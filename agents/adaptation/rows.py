@@ -18,7 +18,7 @@ from ssm_metarl_gym.agents.adaptation.batched_network import find_network
 from ssm_metarl_gym.agents.adaptation.buffers import Buffers
 from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig
 from ssm_metarl_gym.agents.adaptation.row_layout import RowLayout
-from ssm_metarl_gym.agents.adaptation.trust_region import moving_moments
+from ssm_metarl_gym.agents.adaptation.trust_region import LARGEST_TRACKED, moving_moments
 from ssm_metarl_gym.agents.losses import MaskedLoss, checked_loss, is_mean_over_elements, masked_loss
 from ssm_metarl_gym.agents.stateless import StatelessModule, attributes_kept
 from ssm_metarl_gym.budget import StepTimer
@@ -192,8 +192,8 @@ class AdapterRows:
 
         Args:
             loss_fn: Takes the predictions and the targets of one row, gives a scalar.
-            batch_dict: ``{"states": Float[N K ...], "targets": Float[N K ...]}``; ``"arrivals"``, which
-                :class:`RecursiveRows` heeds, makes no difference to gradient steps.
+            batch_dict: ``{"states": Float[N K ...], "targets": Float[N K ...]}``; with ``"arrivals": Int[N K]`` a loss
+                of one's own is given the transitions of a row in their order, the oldest first.
             mask: ``Bool[N K]``, which of the transitions of a row there are; None for all.
             rows: ``Bool[N]``, the rows that adapt; None for all.
 
@@ -214,12 +214,19 @@ class AdapterRows:
         self.stats.empty_calls.numpy()[empty] += 1
         losses = torch.full((self.num_rows,), math.nan, dtype=torch.float64)
         with np.errstate(all="ignore"):  # what is not finite is no step
-            for index, objective in self._objectives(loss_fn, states, targets, mask, asked & ~empty):
+            arrivals = batch_dict.get("arrivals")
+            for index, objective in self._objectives(loss_fn, states, targets, mask, asked & ~empty, arrivals):
                 losses.numpy()[index] = self._descend(objective, index, (asked & ~empty)[index], timer)
         return losses
 
     def _objectives(
-        self, loss_fn: Callable[[Any, Tensor], Tensor], states: Tensor, targets: Tensor, mask: Tensor, rows: Flags
+        self,
+        loss_fn: Callable[[Any, Tensor], Tensor],
+        states: Tensor,
+        targets: Tensor,
+        mask: Tensor,
+        rows: Flags,
+        arrivals: Tensor | None,
     ) -> Iterator[tuple[Rows, Objective]]:
         """The rows that can be computed together, and their losses and gradients as a function of their weights."""
         network = self._network if states.ndim == 3 else None
@@ -231,7 +238,7 @@ class AdapterRows:
         groups: Iterator[tuple[Rows, Tensor, Tensor, Tensor | None]] = (
             _in_parts(states, targets, mask, rows, self.num_rows)
             if is_mean_over_elements(loss_fn)
-            else _by_length(states, targets, mask, rows)
+            else _by_length(states, targets, mask, rows, arrivals)
         )
         for index, x, y, counted in groups:
             yield index, functools.partial(self._differentiate, loss_fn, x, y, counted)
@@ -369,6 +376,7 @@ class AdapterRows:
 
     def _track(self, index: Rows, losses: Floats, counted: Flags) -> None:
         """Move the running mean and variance towards the losses before adaptation, where they are finite."""
+        losses = np.clip(losses, -LARGEST_TRACKED, LARGEST_TRACKED)
         means, variances = self.stats.loss_mean.numpy(), self.stats.loss_variance.numpy()
         mean, variance = means[index], variances[index]
         moved_mean, moved_variance = moving_moments(mean, variance, losses, self.cfg.ema_decay)
@@ -401,9 +409,16 @@ def _in_parts(
 
 
 def _by_length(
-    states: Tensor, targets: Tensor, mask: Tensor, rows: Flags
+    states: Tensor, targets: Tensor, mask: Tensor, rows: Flags, arrivals: Tensor | None
 ) -> Iterator[tuple[Rows, Tensor, Tensor, Tensor | None]]:
-    """The rows that have equally many transitions: which they are, their states and targets, of which all count."""
+    """The rows that have equally many transitions: which they are, their states and targets, of which all count.
+
+    The transitions of a row are in the order of their arrivals or, where nobody gave these, of their places.
+    """
+    if arrivals is not None:
+        order = arrivals.argsort(dim=1, stable=True)
+        beside = torch.arange(len(mask))[:, None]
+        states, targets, mask = states[beside, order], targets[beside, order], mask[beside, order]
     lengths = mask.sum(dim=1).numpy()
     for length in np.unique(lengths[rows]).tolist():
         (index,) = (rows & (lengths == length)).nonzero()

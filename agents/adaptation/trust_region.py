@@ -1,15 +1,16 @@
 """The arithmetic of bounded adaptation, for the weights of one model or, with leading dimensions, of many."""
 
 import math
-from typing import NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["TrustRegion", "moving_moments", "pull_back", "trust_region"]
+__all__ = ["LARGEST_TRACKED", "TrustRegion", "moving_moments", "pull_back", "trust_region"]
 
+LARGEST_TRACKED: Final = 1e150  # of the losses: their squares are still numbers
 Number = TypeVar("Number", float, Tensor, npt.NDArray[np.float64])
 
 

@@ -23,7 +23,17 @@ def describe_model(model: DynamicsModel) -> dict[str, Any]:
 
     The core is described where it is an :class:`SSM`, or an ``nn.Sequential`` of ``Linear``, ``Tanh``, ``ReLU`` and
     ``SiLU``; any other is its weights alone.
+
+    Raises:
+        ValueError: The model is of a class of one's own, or has a hook or a ``forward`` of its own beside the core:
+            what is made again would compute something else.
     """
+    if type(model) is not DynamicsModel or is_altered(model) or is_altered(model.head):
+        raise ValueError(
+            "the model must be a DynamicsModel without hooks to be saved; got one of "
+            f"{type(model).__name__}, or with hooks. Pickle the wrapper in place of it, or put what is its own "
+            "into the core."
+        )
     return {
         "adapts": model.adapts,
         "core": _describe_core(model.core),

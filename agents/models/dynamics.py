@@ -15,7 +15,7 @@ from ssm_metarl_gym.agents.layers import is_altered
 from ssm_metarl_gym.agents.models.export import export_dynamics
 from ssm_metarl_gym.agents.models.supervision import Policy, SimulatorEnv, Transitions, collect_transitions, descend
 from ssm_metarl_gym.agents.ssm.model import SSM
-from ssm_metarl_gym.checks import check_choice, check_flat_box, check_integer, check_number
+from ssm_metarl_gym.checks import check_choice, check_flat_box, check_integer, check_number, has_bounds
 from ssm_metarl_gym.seeding import seed_sequence
 
 __all__ = ["Adapts", "DynamicsModel"]
@@ -425,13 +425,9 @@ class DynamicsModel(nn.Module):
 
 
 def _half_ranges(space: spaces.Box) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The middle of a box and half its ranges, ``Float64[A]`` twice; 0 and 1 where it has no bounds.
-
-    As bounds that are as large as a type can hold are none.
-    """
+    """The middle of a box and half its ranges, ``Float64[A]`` twice; 0 and 1 where it has no bounds."""
     low, high = space.low.ravel().astype(np.float64), space.high.ravel().astype(np.float64)
-    largest = np.finfo(np.float32).max
-    bounded = (low > -largest) & (high < largest)
+    bounded = has_bounds(space).ravel()
     low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
     return (low + high) / 2.0, (high - low) / 2.0
 

@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ssm_metarl_gym.checks import has_bounds
 from ssm_metarl_gym.seeding import seed_sequence
 
 __all__ = [
@@ -113,7 +114,7 @@ def random_actions(space: spaces.Space[Any], rng: np.random.Generator, size: tup
     """
     if isinstance(space, spaces.Discrete):
         return rng.integers(space.start, space.start + space.n, size=size)
-    if isinstance(space, spaces.Box) and space.is_bounded():
+    if isinstance(space, spaces.Box) and has_bounds(space).all():
         return rng.uniform(space.low, space.high, (*size, *space.shape)).astype(_float_type(space))
     raise ValueError(f"the action space must be Discrete or a bounded Box; got {space}.")
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from ssm_metarl_gym.checks import as_array, is_number, shown
+from ssm_metarl_gym.checks import as_array, has_bounds, is_number, shown
 from ssm_metarl_gym.envs.arguments import check_steps_or_probability
 from ssm_metarl_gym.tasks.actuators import LARGEST_DELAY, ActuatorTask, actuator_task_type
 from ssm_metarl_gym.tasks.distributions import Distribution
@@ -36,7 +36,11 @@ class Actuators:
     """
 
     def __init__(self, space: Any) -> None:
-        if not isinstance(space, spaces.Box) or not space.is_bounded() or not np.issubdtype(space.dtype, np.floating):
+        if (
+            not isinstance(space, spaces.Box)
+            or not has_bounds(space).all()
+            or not np.issubdtype(space.dtype, np.floating)
+        ):
             raise ValueError(f"env must have a bounded Box of floats as action space; got {space}.")
         if not (space.low < space.high).all():
             raise ValueError(f"every motor must have a range, low < high; got {space}. Leave the others out of it.")

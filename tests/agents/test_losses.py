@@ -71,6 +71,13 @@ def test_other_losses_have_no_known_slopes(loss_fn):
     assert not has_known_slopes(loss_fn)
 
 
+def test_what_does_not_count_has_no_slope_whatever_it_is():
+    prediction = torch.zeros(1, 2, 2, requires_grad=True)
+    target = torch.tensor([[[1.0, 1.0], [torch.nan, torch.inf]]])
+    masked_loss(nn.MSELoss(), prediction, target, torch.tensor([[True, False]])).sum().backward()
+    assert prediction.grad.tolist() == [[[-1.0, -1.0], [0.0, 0.0]]]
+
+
 def test_two_shapes_are_refused():
     loss = MaskedLoss(F.mse_loss, torch.zeros(2, 3, 4), torch.ones(2, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"must have the same shape; got \(2, 3, 1\) and \(2, 3, 4\)"):

@@ -119,14 +119,15 @@ def test_many_rows_are_computed_in_parts():
         assert own == pytest.approx(dataclasses.asdict(single.stats), rel=1e-4, abs=1e-5, nan_ok=True)
 
 
-@pytest.mark.parametrize("kind", ["linear", "network"])
-def test_what_the_mask_leaves_out_may_be_anything(kind):
+@pytest.mark.parametrize("nothing", [math.nan, math.inf])
+@pytest.mark.parametrize("kind", ["linear", "network", "normalised"])
+def test_what_the_mask_leaves_out_may_be_anything(kind, nothing):
     rows = AdapterRows(Adapter(make_model(kind), BOUNDS), N)
     expected = copy.deepcopy(rows)
     batch, mask = make_batch()
     losses = expected.adapt(nn.MSELoss(), batch, mask=mask)
     for part in batch.values():
-        part[~mask] = math.nan
+        part[~mask] = nothing
     assert torch.equal(rows.adapt(nn.MSELoss(), batch, mask=mask).nan_to_num(), losses.nan_to_num())
     states = torch.randn(N, K, 3)
     assert torch.equal(rows.predict(states), expected.predict(states))
@@ -211,6 +212,17 @@ def test_no_weight_leaves_the_ball():
     assert (rows.stats.distance <= 0.01).all()
     assert (rows.stats.projected_steps > 0).all()
     assert source.isfinite().all()
+
+
+def test_losses_whose_squares_overflow_are_tracked_as_an_adapter_does():
+    adapter = Adapter(nn.Linear(1, 1).double(), BOUNDS)
+    rows = AdapterRows(adapter, 1)
+    for size in (1e100, 1.0):
+        batch = {"states": torch.ones(3, 1).double(), "targets": torch.full((3, 1), size, dtype=torch.float64)}
+        adapter.adapt(nn.MSELoss(), batch)
+        rows.adapt(nn.MSELoss(), {name: column[None] for name, column in batch.items()})
+    assert math.isfinite(rows.stats.loss_variance.item())
+    assert rows.stats.loss_variance.item() == pytest.approx(adapter.stats.loss_variance)
 
 
 def test_double_precision_stays():
