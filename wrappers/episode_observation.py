@@ -7,27 +7,38 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, VectorEnv
+from stable_baselines3.common.vec_env import VecEnv
 
 from ssm_metarl_gym.checks import shown
 from ssm_metarl_gym.envs.rows import copies_of_rows
 
-__all__ = ["VectorEpisodeObservation", "check_no_autoreset"]
+__all__ = ["VectorEpisodeObservation", "check_single"]
 
 Floats = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.bool_]
 
 
-def check_no_autoreset(env: gym.Env[Any, Any]) -> None:
-    """What tells episodes apart by calls of ``reset`` must not stand around an ``Autoreset``, whose ones it never sees.
+def check_single(name: str, env: Any) -> None:
+    """What tells episodes apart by calls of ``reset`` must stand around a single environment that waits for them.
+
+    Args:
+        name: The wrapper's.
+        env: What it was given.
 
     Raises:
-        ValueError: It does.
+        ValueError: It holds several, or an ``Autoreset``, whose resets nobody outside sees.
     """
+    if isinstance(env, VecEnv | VectorEnv):
+        raise ValueError(
+            f"{name} takes a single environment; got a {type(env).__name__}, which holds several. Wrap each "
+            f"of them, as in SB3's make_vec_env(lambda: {name}(...), 8), or put Vector{name} around "
+            "gym.make_vec(id, num_envs=8)."
+        )
     while isinstance(env, gym.Wrapper):
         if isinstance(env, gym.wrappers.Autoreset):
             raise ValueError(
-                f"env must begin its episodes by reset; got {env}. Put Autoreset around this wrapper instead."
+                f"{name} must begin its episodes by reset; got {env}. Put Autoreset around this wrapper instead."
             )
         env = env.env
 
@@ -49,6 +60,11 @@ class VectorEpisodeObservation(gym.vector.VectorWrapper):
     _shown: Floats  # n ...: what each row showed last
 
     def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any]) -> None:
+        if isinstance(env, VecEnv):
+            raise ValueError(
+                f"{type(self).__name__} takes a gymnasium.vector.VectorEnv; got a {type(env).__name__} of "
+                "Stable-Baselines3. Take gym.make_vec(id, num_envs=8), and put SB3VecEnv around the outermost wrapper."
+            )
         super().__init__(env)
         mode = env.metadata.get("autoreset_mode")
         if not isinstance(mode, AutoresetMode):

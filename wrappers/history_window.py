@@ -8,7 +8,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from ssm_metarl_gym.checks import check_flat_box, check_integer
-from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation, check_no_autoreset
+from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation, check_single
 
 __all__ = ["HistoryWindow", "VectorHistoryWindow"]
 
@@ -33,15 +33,15 @@ class HistoryWindow(
         length: Number of observations, >= 1.
 
     Raises:
-        ValueError: Another observation space, a length that is not a positive integer, or Gymnasium's ``Autoreset``
-            within.
+        ValueError: Another observation space, a length that is not a positive integer, or an environment that
+            is not single, or has an ``Autoreset`` within.
     """
 
     def __init__(self, env: gym.Env[npt.NDArray[np.float32], Any], length: int) -> None:
         check_integer("length", length)
+        check_single("HistoryWindow", env)
         length = int(length)  # one of Python, which JSON can hold
         gym.utils.RecordConstructorArgs.__init__(self, length=length)
-        check_no_autoreset(env)
         super().__init__(env)
         space = check_flat_box("the observation space", env.observation_space)
         self.observation_space = _window_space(space, length)

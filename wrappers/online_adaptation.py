@@ -26,7 +26,7 @@ from ssm_metarl_gym.wrappers.adapted_model import (
     with_predictions,
     within_bounds,
 )
-from ssm_metarl_gym.wrappers.episode_observation import check_no_autoreset
+from ssm_metarl_gym.wrappers.episode_observation import check_single
 from ssm_metarl_gym.wrappers.sent_commands import SentCommands
 
 __all__ = ["OnlineAdaptation"]
@@ -105,8 +105,8 @@ class OnlineAdaptation(
         latest: The transition of the last step, ``N = 1``, its error nan where it does not count; None at first.
 
     Raises:
-        ValueError: An argument is outside its range, the model is of another kind or of other spaces, or Gymnasium's
-            ``Autoreset`` stands within.
+        ValueError: An argument is outside its range, the model is of another kind or of other spaces, or the
+            environment is not single, or has an ``Autoreset`` within.
     """
 
     def __init__(
@@ -129,6 +129,7 @@ class OnlineAdaptation(
         error_decay: float = 0.9,
         error_floor: float = 0.001,
     ) -> None:
+        check_single("OnlineAdaptation", env)
         # One of its own: environments that shared one would adapt to each other's tasks, and the model of a trainer
         # would no longer be the one that was trained.
         adapter = copy_module(adapter)
@@ -149,7 +150,6 @@ class OnlineAdaptation(
             "error_floor": error_floor,
         }
         gym.utils.RecordConstructorArgs.__init__(self, adapter=adapter, **self.arguments)
-        check_no_autoreset(env)
         super().__init__(env)
         self.options = OnlineOptions(window, every, warmup, restore, loss_fn, clip, leave_out, observe_predictions)
         self.adapter = adapter

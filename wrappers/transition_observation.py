@@ -8,7 +8,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from ssm_metarl_gym.checks import check_flat_box
-from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation, check_no_autoreset
+from ssm_metarl_gym.wrappers.episode_observation import VectorEpisodeObservation, check_single
 
 __all__ = ["TransitionObservation", "VectorTransitionObservation"]
 
@@ -40,12 +40,13 @@ class TransitionObservation(
             ``MultiBinary`` or one-dimensional ``Box`` as action space.
 
     Raises:
-        ValueError: Another observation or action space, or Gymnasium's ``Autoreset`` within.
+        ValueError: Another observation or action space, or an environment that is not single, or has an ``Autoreset``
+            within.
     """
 
     def __init__(self, env: gym.Env[npt.NDArray[np.float32], Any]) -> None:
+        check_single("TransitionObservation", env)
         gym.utils.RecordConstructorArgs.__init__(self)
-        check_no_autoreset(env)
         super().__init__(env)
         self._transitions = _Transitions(self, env.observation_space, env.action_space)
         self.observation_space = self._transitions.space(env.observation_space)

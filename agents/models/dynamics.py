@@ -23,6 +23,7 @@ __all__ = ["Adapts", "DynamicsModel"]
 Adapts = Literal["last_layer", "all", "action_map"]
 
 _LEAST_RESIDUAL_VARIANCE: Final = 1e-6
+_HELD_OUT: Final = 8  # stretches of time, in all rows
 
 
 class DynamicsModel(nn.Module):
@@ -333,8 +334,10 @@ class DynamicsModel(nn.Module):
         check_integer("batch_size", batch_size)
         check_number("learning_rate", learning_rate, ("a finite number > 0", lambda value: 0.0 < value < np.inf))
         self.check_spaces(env)
-        # Of each way to act, the last tenth in time is held out.
-        parts = [part.split(0.9) for part in collect_transitions(env, policy, num_transitions, seed)]
+        # Of each way to act, the last tenth in time is held out; of few rows, where that would be of an episode or two,
+        # the last tenths of several stretches.
+        num_stretches = max(1, _HELD_OUT // getattr(env, "num_envs", 1))
+        parts = [part.split(0.9, num_stretches) for part in collect_transitions(env, policy, num_transitions, seed)]
         training, held_out = (Transitions.joined(column) for column in zip(*parts, strict=True))
         self.set_normalisation(training.observations, training.actions, training.next_observations)
         if self.adapts == "action_map":
@@ -385,6 +388,10 @@ class DynamicsModel(nn.Module):
         Raises:
             ValueError: They are not.
         """
+        if isinstance(env, str):
+            raise ValueError(
+                f"env must be an environment; got the name {env!r}. Give gym.make_vec({env!r}, num_envs=8)."
+            )
         if isinstance(env, gym.vector.VectorEnv):
             observations, actions = env.single_observation_space, env.single_action_space
         else:

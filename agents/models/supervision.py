@@ -63,12 +63,14 @@ class Transitions:
         """The transitions of several, one after the other."""
         return cls(*(np.concatenate(column) for column in zip(*(vars(part).values() for part in parts), strict=True)))
 
-    def split(self, share: float) -> tuple["Transitions", "Transitions"]:
-        """The first ``share`` of them, and the rest."""
-        where = int(share * len(self.actions))
+    def split(self, share: float, num_stretches: int = 1) -> tuple["Transitions", "Transitions"]:
+        """The first ``share`` of each of so many stretches of time, or of as many as are ten long, and the rest."""
+        indices = np.arange(len(self.actions))
+        stretches = np.array_split(indices, max(1, min(num_stretches, len(indices) // 10)))
+        is_first = np.concatenate([np.arange(len(each)) < int(share * len(each)) for each in stretches])
         columns = vars(self).values()
-        return Transitions(*(column[:where] for column in columns)), Transitions(
-            *(column[where:] for column in columns)
+        return Transitions(*(column[is_first] for column in columns)), Transitions(
+            *(column[~is_first] for column in columns)
         )
 
 

@@ -2,8 +2,11 @@
 
 import importlib
 import itertools
+import pickle
+import random
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
 
 import gymnasium as gym
@@ -50,7 +53,8 @@ def find_maker(name: str) -> Callable[[], _Env]:
         spec = gym.spec(attribute)
     except gym.error.Error as error:
         raise ValueError(
-            f"the environment must be module:Class or the id of a registered one; got {name}. {error}"
+            f"the environment must be module:Class or the id of a registered one; got {name}. {error}. "
+            "Write module:id where a module of yours registers it."
         ) from None
     return lambda: gym.make(spec)
 
@@ -63,6 +67,15 @@ def check_family(make: Callable[[], _Env]) -> bool:
     Args:
         make: Makes the environment, without arguments.
     """
+    try:
+        make().close()
+    except Exception as error:
+        print(f"FAIL  it can be made\n          {type(error).__name__}: {error}")
+        if isinstance(error, TypeError):
+            print("          It is made without arguments. Where it takes some, as a family, name its id (module:id),")
+            print("          or a function of yours that gives them.")
+        print("      Nothing else can be checked.")
+        return False
     is_family = True
     for name, check in _CHECKS.items():
         try:
@@ -74,7 +87,7 @@ def check_family(make: Callable[[], _Env]) -> bool:
         for problem in problems:
             print(f"          {problem.removeprefix(_NOTE)}")
         is_family &= not has_failed
-        if check is _tell_the_task and has_failed:
+        if check in _NEEDED and has_failed:
             print("      Nothing else can be checked.")
             break
     return is_family
@@ -109,8 +122,25 @@ def _tell_the_task(make: Callable[[], _Env]) -> Iterator[str]:
             yield f"the info of {where} must hold task_id and task_params; missing are {missing}. Subclass HiddenTask."
 
 
+def _keep_spaces(make: Callable[[], _Env]) -> Iterator[str]:
+    env = make()
+    for what in ("action_space", "observation_space"):
+        of_tasks = []
+        for seed in range(_NUM_TASKS):
+            env.reset(seed=seed)
+            of_tasks.append(getattr(env, what))
+        if differing := [space for space in of_tasks if space != of_tasks[0]]:
+            yield (
+                f"{what} must be the same in every task; got {of_tasks[0]} and {differing[0]}. Let the task change "
+                "what an action does, and not which there are."
+            )
+
+
 def _repeat_by_seed(make: Callable[[], _Env]) -> Iterator[str]:
     one, other = make(), make()
+    if names := _global_generators_drawn_from(one):
+        yield f"it must draw from self.np_random alone; it drew from the global generator of {' and '.join(names)}."
+        return
     # Seeds in another order: what is drawn before the seed counts then comes from another one.
     firsts = {seed: _episode(one, seed=seed) for seed in range(_NUM_TASKS)}
     seconds = {seed: _episode(other, seed=seed) for seed in reversed(range(_NUM_TASKS))}
@@ -147,8 +177,8 @@ def _take_a_task(make: Callable[[], _Env]) -> Iterator[str]:
 
 def _depend_on_each_parameter(make: Callable[[], _Env]) -> Iterator[str]:
     env = make()
-    base = _draw(env)[0]
-    for name, (low, high) in _varying(env).items():
+    base, varying, num_without = _draw(env)[0], _varying(env), 0
+    for name, (low, high) in varying.items():
         before, changed, after = (_episodes(env, base | {name: value}) for value in (low, high, low))
         if not _equal(before, after):
             yield (
@@ -156,10 +186,39 @@ def _depend_on_each_parameter(make: Callable[[], _Env]) -> Iterator[str]:
                 "quantity from the task and the default, not from its present value."
             )
         elif _equal(before, changed):
+            num_without += 1
             yield (
                 f"{_NOTE}{name} changed nothing that random actions show: {low:.3g} and {high:.3g} gave the same "
                 f"{len(before)} observations. Is all that follows from it renewed, as by a DerivedQuantity?"
             )
+    if num_without == len(varying) > 0:
+        yield "one parameter at least must change the physics; none did. Name them as TaskParameter or in _apply_task."
+
+
+def _global_generators_drawn_from(env: _Env) -> list[str]:
+    """The modules whose global generators an episode draws from."""
+    with _seeded_global_generators():
+        before = _global_states()
+        _episode(env, seed=0)
+        after = _global_states()
+    return [name for name, state in before.items() if pickle.dumps(state) != pickle.dumps(after[name])]
+
+
+def _global_states() -> dict[str, Any]:
+    return {"numpy.random": np.random.get_state(), "random": random.getstate()}  # noqa: NPY002 - others draw from it
+
+
+@contextmanager
+def _seeded_global_generators() -> Iterator[None]:
+    """Let what draws from global generators draw the same each time, and leave them as they were."""
+    before = _global_states()
+    np.random.seed(0)  # noqa: NPY002
+    random.seed(0)
+    try:
+        yield
+    finally:
+        np.random.set_state(before["numpy.random"])  # noqa: NPY002
+        random.setstate(before["random"])
 
 
 def _draw(env: _Env) -> list[dict[str, float]]:
@@ -191,7 +250,8 @@ def _episode(
 
 def _episodes(env: _Env, task: dict[str, float]) -> list[npt.NDArray[Any]]:
     """Observations and rewards of a few episodes in a task."""
-    return [row for seed in range(_NUM_EPISODES) for row in _episode(env, seed=seed, task=task)[1]]
+    with _seeded_global_generators():
+        return [row for seed in range(_NUM_EPISODES) for row in _episode(env, seed=seed, task=task)[1]]
 
 
 def _equal(one: list[npt.NDArray[Any]], other: list[npt.NDArray[Any]]) -> bool:
@@ -202,8 +262,11 @@ _CHECKS: Final[dict[str, Callable[[Callable[[], _Env]], Iterator[str]]]] = {
     "Gymnasium's checker": _pass_gymnasiums_checker,
     "Stable-Baselines3's checker": _pass_sb3s_checker,
     "info tells the task": _tell_the_task,
+    "spaces do not depend on the task": _keep_spaces,
     "a seed gives one task and one episode": _repeat_by_seed,
     "episodes differ in their tasks": _draw_tasks,
     "a task can be chosen": _take_a_task,
     "each parameter changes the physics, and back": _depend_on_each_parameter,
 }
+# Without which the others would tell of something else.
+_NEEDED: Final = (_tell_the_task, _keep_spaces)

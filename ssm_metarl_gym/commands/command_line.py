@@ -1,6 +1,7 @@
 """The words after ``python -m ssm_metarl_gym``."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -30,6 +31,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
     )
     commands.add_parser("version", help="the versions of everything, for a report of a fault")
     options = parser.parse_args(arguments)
+    try:
+        status = _do(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it has seen enough, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
+
+
+def _do(options: argparse.Namespace) -> int:
     if options.command == "list":
         show_environments()
     elif options.command == "version":

@@ -1,6 +1,8 @@
+import random
 from dataclasses import dataclass
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from gymnasium.envs.classic_control import MountainCarEnv
 
@@ -90,7 +92,7 @@ def failed(printed):
 
 def test_a_family_passes(capsys):
     assert check_family(Car)
-    assert [line[:6] for line in capsys.readouterr().out.splitlines()] == ["ok    "] * 7
+    assert [line[:6] for line in capsys.readouterr().out.splitlines()] == ["ok    "] * 8
 
 
 def test_a_family_that_a_wrapper_makes_passes(capsys):
@@ -138,6 +140,55 @@ def test_what_is_wrong_is_told(env, failures, words, capsys):
 def test_what_does_not_follow_from_the_seed_is_told(capsys):
     assert not check_family(CarOutOfTheBlue)
     assert "a seed gives one task and one episode" in failed(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("module", "draw"), [("numpy.random", np.random.normal), ("random", random.random)])
+def test_what_draws_from_a_global_generator_is_told_so_and_of_nothing_else(module, draw, capsys):
+    class CarInTheWind(Car):
+        def step(self, action):
+            self.state = (self.state[0], self.state[1] + 1e-4 * draw())
+            return super().step(action)
+
+    assert not check_family(CarInTheWind)
+    printed = capsys.readouterr().out
+    assert f"it drew from the global generator of {module}." in printed
+    assert set(failed(printed)) <= {"Gymnasium's checker", "a seed gives one task and one episode"}
+
+
+class CarWithGears(Car):
+    """Whose actions are others in each task."""
+
+    def reset(self, **kwargs):
+        observation, info = super().reset(**kwargs)
+        self.action_space = gym.spaces.Discrete(3 + round(1e6 * self.task.gravity) % 2)
+        return observation, info
+
+
+def test_spaces_that_depend_on_the_task_are_told(capsys):
+    assert not check_family(CarWithGears)
+    printed = capsys.readouterr().out
+    assert failed(printed)[-1] == "spaces do not depend on the task"
+    assert "action_space must be the same in every task; got Discrete" in printed
+
+
+class CarOfNothing(Car):
+    """Whose parameters set nothing."""
+
+    gravity, force = 0.0025, 0.001
+
+
+def test_parameters_that_change_nothing_at_all_are_no_family(capsys):
+    assert not check_family(CarOfNothing)
+    printed = capsys.readouterr().out
+    assert failed(printed) == ["each parameter changes the physics, and back"]
+    assert "one parameter at least must change the physics; none did" in printed
+
+
+def test_what_takes_arguments_is_told_how_to_be_named(capsys):
+    assert not check_family(lambda family: Car())
+    printed = capsys.readouterr().out
+    assert failed(printed) == ["it can be made"]
+    assert "name its id (module:id)" in printed
 
 
 def test_a_parameter_without_effect_is_noted(capsys):

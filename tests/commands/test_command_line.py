@@ -32,3 +32,14 @@ def test_the_package_can_be_run():
     done = subprocess.run([sys.executable, "-m", "ssm_metarl_gym", "version"], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stdout.startswith("ssm-metarl-gym")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes end in another way there")
+def test_a_reader_may_have_seen_enough():
+    running = subprocess.Popen(
+        [sys.executable, "-u", "-m", "ssm_metarl_gym", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    running.stdout.close()  # as head does after its ten lines
+    assert running.stderr.read() == b""
+    running.stderr.close()
+    assert running.wait() == 0

@@ -8,6 +8,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv
+from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from ssm_metarl_gym.agents import AdaptationConfig, Adapter, DynamicsModel, KalmanAdapter, RecursiveLeastSquares
@@ -218,3 +219,20 @@ def test_episodes_that_begin_without_a_reset_are_refused(wrap):
     with pytest.raises(ValueError, match="Put Autoreset around this wrapper"):
         wrap(gym.wrappers.TimeLimit(gym.wrappers.Autoreset(Plane()), 5))
     gym.wrappers.Autoreset(wrap(Plane())).reset()
+
+
+@pytest.mark.parametrize("make", [lambda: DummyVecEnv([Plane]), lambda: SyncVectorEnv([Plane])])
+@pytest.mark.parametrize("wrapper", [OnlineAdaptation, HistoryWindow, TransitionObservation])
+def test_single_wrappers_say_what_to_do_with_several(wrapper, make):
+    arguments = {OnlineAdaptation: (Adapter(make_model(), BOUNDS),), HistoryWindow: (3,)}.get(wrapper, ())
+    with pytest.raises(
+        ValueError, match=f"got a (DummyVecEnv|SyncVectorEnv), .* or put Vector{wrapper.__name__} around"
+    ):
+        wrapper(make(), *arguments)
+
+
+def test_vector_wrappers_say_what_to_do_with_those_of_sb3():
+    with pytest.raises(
+        ValueError, match=r"VectorTransitionObservation takes .* got a DummyVecEnv .* put SB3VecEnv around"
+    ):
+        VectorTransitionObservation(DummyVecEnv([Plane]))

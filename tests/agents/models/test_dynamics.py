@@ -356,6 +356,10 @@ class TestFit:
         model = DynamicsModel(OBSERVATIONS, ACTIONS["box"], nn.Identity())
         with pytest.raises(ValueError, match=r"must have the spaces of the model, 3 observations and Box.*; got Box"):
             model.fit(gym.make("CartPole-v1"))
+        with pytest.raises(
+            ValueError, match=r"must be an environment; got the name 'CartPole-v1'\. Give gym\.make_vec"
+        ):
+            model.fit("CartPole-v1")
 
     @pytest.mark.parametrize(
         ("options", "message"),

@@ -224,6 +224,10 @@ def test_transitions_are_split_and_joined_in_their_order():
     whole = Transitions(*columns)
     first, rest = whole.split(0.7)
     assert (first.actions.tolist(), rest.actions.tolist()) == ([0, 1, 2, 3, 4, 5, 6], [7, 8, 9])
+    first, rest = Transitions(*(np.concatenate([column] * 4) for column in columns)).split(0.9, 8)  # four of ten each
+    assert rest.actions.tolist() == [9] * 4
+    assert first.actions.tolist() == list(range(9)) * 4
+    first, rest = whole.split(0.7)
     for column, joined in zip(columns, vars(Transitions.joined([first, rest])).values(), strict=True):
         np.testing.assert_array_equal(column, joined)
 
