@@ -6,6 +6,9 @@
     constants   what half and twice each constant of the correction does, on training tasks
     rule        who should correct a pendulum whose motor, mass or both are others: a meta-learned model, the filter of
                 an action map, or both, one around the other; on training tasks
+    noise       noise on what all see that the model of the simulator does not know, in the nominal physics and where a
+                motor is reversed: corrected by a meta-learned model, by a filter, and by a filter whose model was
+                fitted to a simulator with that noise
     corruption  what is left of the gain where a share of the transitions that the model adapts to is corrupted: of the
                 corrected policy, and of one that was trained on the family to see adapted predictions
 
@@ -53,7 +56,7 @@ from ssm_metarl_gym.files import replacing
 from ssm_metarl_gym.wrappers import SB3VecEnv, VectorActionCorrection, VectorOnlineAdaptation, make_sb3_env
 
 FAMILIES = ("CartPolePolarity", "PendulumPolarity")
-STUDIES = ("main", "gravity", "constants", "rule", "corruption")
+STUDIES = ("main", "gravity", "constants", "rule", "noise", "corruption")
 NUM_TRAINING_ENVS, ROLLOUT_LENGTH = 64, 128
 META_UPDATES, INNER_STEPS, NUM_STREAMS = 1_500, 3, 1_000
 # To be raised whenever a default of an adapter or of the correction changes: what adapts is then evaluated again.
@@ -84,6 +87,7 @@ EXPLAINED: dict[str, dict[str, Any]] = {
     "train, masses": {"split": "train", "family": "Pendulum"},
     **TRAINING,
 }
+NOISES = (0.0, 0.01, 0.03, 0.1)
 # Which corrections stand around the environment, the innermost first.
 CORRECTIONS: dict[str, tuple[str, ...]] = {
     "corrected": ("model",),
@@ -143,6 +147,7 @@ class Case:
         adaptation: The options of the adaptation.
         recursive: Whether recursive least squares take the place of gradient steps.
         corrections: What corrects, the innermost first: ``"model"`` or the ``"filter"`` of an action map.
+        fitted_noise: The noise on what the filter's model was fitted to.
         corruption: How the transitions are corrupted that the model adapts to, and which share of them.
     """
 
@@ -156,6 +161,7 @@ class Case:
     adaptation: Mapping[str, Any] | None = None
     recursive: bool = False
     corrections: tuple[str, ...] = ("model",)
+    fitted_noise: float = 0.0
     corruption: tuple[Corruption, float] = ("outliers", 0.0)
 
 
@@ -189,11 +195,11 @@ class Prepared:
             self._learn_policy(path, name)
         return PPO.load(path, device="cpu"), path.with_suffix(".pkl")
 
-    def map_model(self) -> DynamicsModel:
-        """A model of the nominal physics, around the policy, that adapts an action map."""
-        path = self._stem.with_name(f"{self._stem.name}-map.pt")
+    def map_model(self, noise: float = 0.0) -> DynamicsModel:
+        """A model of the nominal physics, around the policy, that adapts an action map; of what is seen with noise."""
+        path = self._stem.with_name(f"{self._stem.name}-map{f'-noise-{noise:g}' if noise else ''}.pt")
         policy, statistics = self.policy("nominal")
-        env = VecNormalize.load(str(statistics), make_sb3_env(self.env_id, 8, task={}))
+        env = VecNormalize.load(str(statistics), make_sb3_env(self.env_id, 8, task={}, observation_noise=noise))
         env.training = env.norm_reward = False
         torch.manual_seed(self._seed)
         model = DynamicsModel(env.observation_space, env.action_space, adapts="action_map")
@@ -274,7 +280,7 @@ def run_cases(cases: Sequence[Case], prepared: Prepared, num_tasks: int, seed: i
     if case.correction is not None or case.policy == "predictions":
         for what in case.corrections:
             if what == "filter":
-                filtered = VectorOnlineAdaptation(envs, KalmanAdapter(prepared.map_model()))
+                filtered = VectorOnlineAdaptation(envs, KalmanAdapter(prepared.map_model(case.fitted_noise)))
                 envs = VectorActionCorrection(filtered, **case.correction or {})
             else:
                 envs = adapt_model(envs, cases, prepared, seed)
@@ -340,6 +346,19 @@ def rule_cases() -> Iterator[Case]:
             yield case(row, correction={}, corrections=corrections)
 
 
+def noise_cases() -> Iterator[Case]:
+    """The rows of the study ``noise``."""
+    for what, task in (("nominal", {}), ("reversed", {"polarity": -1})):
+        for noise in NOISES:
+            env_kwargs = {"task": task, "observation_noise": noise}
+            case = partial(Case, "noise", "PendulumPolarity", column=f"{what}, {noise:g}", env_kwargs=env_kwargs)
+            yield case("as it is")
+            yield case("corrected", correction={})
+            yield case("corrected by a filter", correction={}, corrections=("filter",))
+            if noise:
+                yield case("by a filter that knows it", correction={}, corrections=("filter",), fitted_noise=noise)
+
+
 def corruption_cases() -> Iterator[Case]:
     """The rows of the study ``corruption``: each kind and share, beside the policies that know of no transitions."""
     for family in FAMILIES:
@@ -359,6 +378,7 @@ CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "gravity": gravity_cases,
     "constants": constant_cases,
     "rule": rule_cases,
+    "noise": noise_cases,
     "corruption": corruption_cases,
 }
 
@@ -386,7 +406,7 @@ def run_study(study: str, options: Options, records: Records) -> None:
             prepared[family, seed] = Prepared(options.output, family, seed, records)
         prepared[family, seed].policy(policy)  # so that its training is not in the seconds, nor the fit of a map
         if any("filter" in case.corrections for case in group):
-            prepared[family, seed].map_model()
+            prepared[family, seed].map_model(group[0].fitted_noise)
         started = time.process_time()
         returns = run_cases(group, prepared[family, seed], options.num_tasks, seed)
         seconds = (time.process_time() - started) / len(group)
