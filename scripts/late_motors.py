@@ -1,7 +1,7 @@
 """What motors that are late cost a policy, as it is and corrected by a filter that knows of delays or does not.
 
-A point mass whose actions come some steps late (PointActuators), with nothing else hidden, or through a hidden map of
-the split interpolation:
+A point mass whose actions come some steps late (PointActuators), with nothing else hidden, through a hidden map of the
+split interpolation, or by motors that lag: what they do goes half of the way to the action in each step.
 
     as_is       a PPO policy of the nominal physics
     told        the same, told the map: its actions go through the inverse, and come as late
@@ -56,7 +56,8 @@ from ssm_metarl_gym.experiments.signals import stoppable
 from ssm_metarl_gym.tasks import actuator_task_type
 
 ROWS = ("as_is", "told", "corrected", "reckoning")
-HIDDEN = ("nothing", "a map")
+HIDDEN = ("nothing", "a map", "a lag")
+LAG = 0.5  # the share of what a lagging motor did before in what it does
 ENV_ID = "ssm_metarl/PointActuators-v0"
 
 
@@ -98,7 +99,7 @@ def prepare(options: Options, seed: int) -> Nominal:
 
 
 def draw_tasks(hidden: str, delay: int, dimension: int, num_tasks: int, seed: int) -> list[Any]:
-    """Tasks with a delay and nothing else, or with the maps of the split interpolation."""
+    """Tasks with a delay, and with the maps of the split interpolation or none."""
     envs = gym.make_vec(ENV_ID, num_tasks, dimension=dimension, split="interpolation")
     envs.reset(seed=seed)
     tasks = envs.unwrapped.tasks  # type: ignore[attr-defined]
@@ -106,10 +107,25 @@ def draw_tasks(hidden: str, delay: int, dimension: int, num_tasks: int, seed: in
     return [kind.from_matrix(task.matrix if hidden == "a map" else np.eye(dimension), delay=delay) for task in tasks]
 
 
-def run(row: str, nominal: Nominal, tasks: Sequence[Any], seed: int) -> npt.NDArray[np.float64]:
+class Lagging(gym.vector.VectorActionWrapper):
+    """Motors that do in each step what they did before and what they are to do, in these shares."""
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode of all rows, in which the motors rest."""
+        self._done = np.zeros(self.action_space.shape or (), dtype=np.float32)
+        return super().reset(**kwargs)
+
+    def actions(self, actions: Any) -> Any:
+        """What the motors do."""
+        self._done = LAG * self._done + (1.0 - LAG) * np.asarray(actions, dtype=np.float32)
+        return self._done
+
+
+def run(row: str, nominal: Nominal, hidden: str, tasks: Sequence[Any], seed: int) -> npt.NDArray[np.float64]:
     """The return of an agent in each task."""
     dimension = tasks[0].num_motors()
     envs: Any = gym.make_vec(ENV_ID, len(tasks), dimension=dimension)
+    envs = Lagging(envs) if hidden == "a lag" else envs
     low, high = envs.single_action_space.low, envs.single_action_space.high
     if row in nominal.filters:
         envs = correct_by_filter(f"PointActuators-{dimension}", envs, nominal.filters[row])
@@ -166,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             nominal = prepare(options, seed)
             for key, hidden, delay in missing:
                 tasks = draw_tasks(hidden, delay, options.dimension, options.num_tasks, spread_seed(seed))
-                returns = run(key["row"], nominal, tasks, spread_seed(seed) // 2)
+                returns = run(key["row"], nominal, hidden, tasks, spread_seed(seed) // 2)
                 records.add(**key, returns=returns.round(3).tolist())
                 print(*list(key.values())[:4], f"{returns.mean():.1f}", flush=True)
         print(format_table(options, records), flush=True)
