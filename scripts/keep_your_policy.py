@@ -6,9 +6,9 @@
     constants   what half and twice each constant of the correction does, on training tasks
     rule        who should correct a pendulum whose motor, mass or both are others: a meta-learned model, the filter of
                 an action map, or both, one around the other; on training tasks
-    noise       noise on what all see that the model of the simulator does not know, in the nominal physics and where a
-                motor is reversed: corrected by a meta-learned model, by a filter, and by a filter whose model was
-                fitted to a simulator with that noise
+    noise       noise on what all see that the simulator lacks, in the nominal physics and where a motor is reversed:
+                corrected by a meta-learned model, by a filter, and by a filter whose model was told of that noise, or of
+                three times as much
     corruption  what is left of the gain where a share of the transitions that the model adapts to is corrupted: of the
                 corrected policy, and of one that was trained on the family to see adapted predictions
 
@@ -147,7 +147,7 @@ class Case:
         adaptation: The options of the adaptation.
         recursive: Whether recursive least squares take the place of gradient steps.
         corrections: What corrects, the innermost first: ``"model"`` or the ``"filter"`` of an action map.
-        fitted_noise: The noise on what the filter's model was fitted to.
+        told_noise: The noise that the filter's model was told of.
         corruption: How the transitions are corrupted that the model adapts to, and which share of them.
     """
 
@@ -161,7 +161,7 @@ class Case:
     adaptation: Mapping[str, Any] | None = None
     recursive: bool = False
     corrections: tuple[str, ...] = ("model",)
-    fitted_noise: float = 0.0
+    told_noise: float = 0.0
     corruption: tuple[Corruption, float] = ("outliers", 0.0)
 
 
@@ -196,10 +196,10 @@ class Prepared:
         return PPO.load(path, device="cpu"), path.with_suffix(".pkl")
 
     def map_model(self, noise: float = 0.0) -> DynamicsModel:
-        """A model of the nominal physics, around the policy, that adapts an action map; of what is seen with noise."""
+        """A model of the nominal physics, around the policy, that adapts an action map, told of so much noise."""
         path = self._stem.with_name(f"{self._stem.name}-map{f'-noise-{noise:g}' if noise else ''}.pt")
         policy, statistics = self.policy("nominal")
-        env = VecNormalize.load(str(statistics), make_sb3_env(self.env_id, 8, task={}, observation_noise=noise))
+        env = VecNormalize.load(str(statistics), make_sb3_env(self.env_id, 8, task={}))
         env.training = env.norm_reward = False
         torch.manual_seed(self._seed)
         model = DynamicsModel(env.observation_space, env.action_space, adapts="action_map")
@@ -207,7 +207,7 @@ class Prepared:
             model.load_state_dict(torch.load(path, weights_only=True))
             return model
         started = time.process_time()
-        model.fit(env, policy, seed=self._seed)
+        model.fit(env, policy, observation_noise=noise, seed=self._seed)
         self._note("model of an action map", time.process_time() - started, 60_000)
         save_weights(model, path)
         return model
@@ -280,7 +280,7 @@ def run_cases(cases: Sequence[Case], prepared: Prepared, num_tasks: int, seed: i
     if case.correction is not None or case.policy == "predictions":
         for what in case.corrections:
             if what == "filter":
-                filtered = VectorOnlineAdaptation(envs, KalmanAdapter(prepared.map_model(case.fitted_noise)))
+                filtered = VectorOnlineAdaptation(envs, KalmanAdapter(prepared.map_model(case.told_noise)))
                 envs = VectorActionCorrection(filtered, **case.correction or {})
             else:
                 envs = adapt_model(envs, cases, prepared, seed)
@@ -356,7 +356,8 @@ def noise_cases() -> Iterator[Case]:
             yield case("corrected", correction={})
             yield case("corrected by a filter", correction={}, corrections=("filter",))
             if noise:
-                yield case("by a filter that knows it", correction={}, corrections=("filter",), fitted_noise=noise)
+                yield case("by a filter that was told", correction={}, corrections=("filter",), told_noise=noise)
+                yield case("told of thrice as much", correction={}, corrections=("filter",), told_noise=3.0 * noise)
 
 
 def corruption_cases() -> Iterator[Case]:
@@ -406,7 +407,7 @@ def run_study(study: str, options: Options, records: Records) -> None:
             prepared[family, seed] = Prepared(options.output, family, seed, records)
         prepared[family, seed].policy(policy)  # so that its training is not in the seconds, nor the fit of a map
         if any("filter" in case.corrections for case in group):
-            prepared[family, seed].map_model(group[0].fitted_noise)
+            prepared[family, seed].map_model(group[0].told_noise)
         started = time.process_time()
         returns = run_cases(group, prepared[family, seed], options.num_tasks, seed)
         seconds = (time.process_time() - started) / len(group)

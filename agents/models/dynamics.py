@@ -15,7 +15,7 @@ from ssm_metarl_gym.agents.layers import is_altered
 from ssm_metarl_gym.agents.models.export import export_dynamics
 from ssm_metarl_gym.agents.models.supervision import Policy, SimulatorEnv, Transitions, collect_transitions, descend
 from ssm_metarl_gym.agents.ssm.model import SSM
-from ssm_metarl_gym.checks import check_choice, check_flat_box, check_integer, check_number, has_bounds
+from ssm_metarl_gym.checks import as_array, check_choice, check_flat_box, check_integer, check_number, has_bounds, shown
 from ssm_metarl_gym.seeding import seed_sequence
 
 __all__ = ["Adapts", "DynamicsModel"]
@@ -296,6 +296,7 @@ class DynamicsModel(nn.Module):
         num_updates: int = 4_000,
         batch_size: int = 256,
         learning_rate: float = 1e-3,
+        observation_noise: npt.ArrayLike = 0.0,
         seed: int = 0,
     ) -> Self:
         """Learn the dynamics of one simulator by plain supervision: no family of tasks, no meta-learning.
@@ -319,6 +320,9 @@ class DynamicsModel(nn.Module):
             num_updates: Number of steps of Adam.
             batch_size: Number of transitions in a step.
             learning_rate: Step size of the first step, from which it falls linearly to zero.
+            observation_noise: Standard deviation of the noise that sensors have in the world and not in the simulator,
+                of every component or of each, ``Float[D]``, in its units. The model learns without, and what it leaves
+                unexplained is measured with it.
             seed: Seeds the environment, the actions and the batches.
 
         Returns:
@@ -326,13 +330,21 @@ class DynamicsModel(nn.Module):
 
         Raises:
             ValueError: The spaces of the environment are others than those of the model, its actions have no bounds, a
-                number is not positive, or next to no transition is between finite observations, as others are left out.
+                number is not positive, a noise is negative, or next to no transition is between finite observations, as
+                others are left out.
             FloatingPointError: The descent diverges: the weights are not finite.
         """
         check_integer("num_transitions", num_transitions, least=100)
         check_integer("num_updates", num_updates)
         check_integer("batch_size", batch_size)
         check_number("learning_rate", learning_rate, ("a finite number > 0", lambda value: 0.0 < value < np.inf))
+        noise = as_array(observation_noise)
+        has_shape = noise.dtype.kind in "iuf" and noise.shape in ((), (self.observation_dim,))
+        if not (has_shape and np.isfinite(noise).all() and (noise >= 0.0).all()):
+            raise ValueError(
+                f"observation_noise must be a finite number >= 0, or {self.observation_dim} of them, one for each "
+                f"component; got {shown(observation_noise)}."
+            )
         self.check_spaces(env)
         # Of each way to act, the last tenth in time is held out; of few rows, where that would be of an episode or two,
         # the last tenths of several stretches.
@@ -359,6 +371,8 @@ class DynamicsModel(nn.Module):
             )
         finally:
             self.prepare_to_adapt()
+        if noise.any():
+            held_out = held_out.as_seen(noise, np.random.default_rng(seed_sequence(seed, "observation noise")))
         with torch.no_grad():
             residuals = network(self.inputs(held_out.observations, held_out.actions)) - self.targets(
                 held_out.observations, held_out.next_observations

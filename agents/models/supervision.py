@@ -63,6 +63,11 @@ class Transitions:
         """The transitions of several, one after the other."""
         return cls(*(np.concatenate(column) for column in zip(*(vars(part).values() for part in parts), strict=True)))
 
+    def as_seen(self, noise: npt.NDArray[Any], rng: np.random.Generator) -> "Transitions":
+        """What sensors show of them whose noise has these standard deviations, ``Float[]`` or ``Float[D]``."""
+        seen = (one + noise * rng.normal(size=one.shape) for one in (self.observations, self.next_observations))
+        return Transitions(next(seen), self.actions, next(seen))
+
     def split(self, share: float, num_stretches: int = 1) -> tuple["Transitions", "Transitions"]:
         """The first ``share`` of each of so many stretches of time, or of as many as are ten long, and the rest."""
         indices = np.arange(len(self.actions))

@@ -346,6 +346,23 @@ class TestFit:
         assert not torch.equal(first["head.weight"], third["head.weight"])
         assert not torch.equal(first["input_shift"], third["input_shift"])
 
+    def test_noise_of_sensors_counts_in_what_is_unexplained_and_in_nothing_else(self):
+        models = [DynamicsModel(OBSERVATIONS, ACTIONS["box"], nn.Identity(), adapts="action_map") for _ in range(3)]
+        initial = copy.deepcopy(models[0].state_dict())
+        for model, noise in zip(models, (0.0, 0.2, [0.0, 0.2, 0.0]), strict=True):
+            model.load_state_dict(initial)
+            model.fit(Noisy(), **FIT, observation_noise=noise)
+        plain, all_noisy, second_noisy = (model.state_dict() for model in models)
+        for state in (all_noisy, second_noisy):
+            assert all(torch.equal(plain[name], state[name]) for name in plain if name != "residual_variance")
+        # What is shown of the second component, which does not follow from itself, ends and begins with 0.2 too much.
+        scale = models[0].target_scale[1].item()
+        for state in (all_noisy, second_noisy):
+            more = (state["residual_variance"] - plain["residual_variance"])[1].item()
+            assert more == pytest.approx(2 * (0.2 / scale) ** 2, rel=0.3)
+        assert all_noisy["residual_variance"][2] > 1e3 * plain["residual_variance"][2]
+        assert second_noisy["residual_variance"][2] == plain["residual_variance"][2]
+
     def test_discrete_actions(self):
         env = gym.make("CartPole-v1")
         model = DynamicsModel(env.observation_space, env.action_space, nn.Sequential(nn.Linear(6, 8), nn.Tanh()))
@@ -367,6 +384,9 @@ class TestFit:
             ({"num_transitions": 99}, "num_transitions must be an int >= 100; got 99"),
             ({"num_updates": 0}, "num_updates must be an int >= 1; got 0"),
             ({"batch_size": 1.5}, r"batch_size must be an int >= 1; got 1\.5"),
+            ({"observation_noise": -0.1}, r"observation_noise must be a finite number >= 0, or 3 of them.*; got -0\.1"),
+            ({"observation_noise": [0.1, 0.1]}, r"or 3 of them, one for each component; got \[0\.1, 0\.1\]"),
+            ({"observation_noise": "much"}, r"must be a finite number >= 0, or 3 of them.*; got 'much'"),
             ({"learning_rate": 0.0}, r"learning_rate must be a finite number > 0; got 0\.0"),
         ],
     )
