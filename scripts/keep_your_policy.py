@@ -7,8 +7,8 @@
     rule        who should correct a pendulum whose motor, mass or both are others: a meta-learned model, the filter of
                 an action map, or both, one around the other; on training tasks
     noise       noise on what all see that the simulator lacks, in the nominal physics and where a motor is reversed:
-                corrected by a meta-learned model, by a filter, and by a filter whose model was told of that noise, or of
-                three times as much
+                corrected by a meta-learned model, by a filter, and by a filter whose model was told of that noise, or
+                of three times as much
     corruption  what is left of the gain where a share of the transitions that the model adapts to is corrupted: of the
                 corrected policy, and of one that was trained on the family to see adapted predictions
 
