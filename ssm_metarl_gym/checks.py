@@ -111,8 +111,11 @@ def as_array(value: Any) -> npt.NDArray[Any]:
 
 def has_bounds(space: "spaces.Box") -> npt.NDArray[np.bool_]:
     """Which entries of a box have bounds on both sides; bounds that are as large as a type can hold are none."""
-    largest = np.finfo(np.float32).max
-    bounded: npt.NDArray[np.bool_] = (space.low > -largest) & (space.high < largest)
+    # Of whole numbers the box itself knows: all that a byte can hold may well be meant.
+    bounded: npt.NDArray[np.bool_] = space.bounded_below & space.bounded_above
+    if np.issubdtype(space.dtype, np.floating):
+        largest = min(float(np.finfo(np.float32).max), float(np.finfo(space.low.dtype).max))  # type: ignore[type-var]
+        bounded = bounded & (space.low > -largest) & (space.high < largest)
     return bounded
 
 

@@ -45,6 +45,9 @@ def test_bounds_as_large_as_a_type_can_hold_are_none():
         False,
     ]
     assert has_bounds(spaces.Box(-3, 3, (2,), dtype=np.int64)).all()
+    assert has_bounds(spaces.Box(0, 255, (2,), dtype=np.uint8)).all()
+    assert not has_bounds(spaces.Box(-np.inf, np.inf, (2,), dtype=np.int32)).any()
+    assert not has_bounds(spaces.Box(np.float16(-65504), np.float16(65504), (2,), dtype=np.float16)).any()
 
 
 def test_the_nearest_choice_is_named():

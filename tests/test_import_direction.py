@@ -25,7 +25,7 @@ ALLOWED = {
     "envs.making": set(),
     "": {"_version", "envs", "tasks"},
     "__main__": {"commands"},
-    "commands": {"_version", "agents", "tasks", "wrappers"},
+    "commands": {"_version", "agents", "envs", "tasks", "wrappers"},
     "agents.archive": {"files"},
     "agents.layers": set(),
     "agents.losses": set(),

@@ -17,6 +17,7 @@ from ssm_metarl_gym.wrappers.bundle_writing import BundledPolicy
 from ssm_metarl_gym.wrappers.correction import Correction, as_asked
 from ssm_metarl_gym.wrappers.correction_archive import read_correction
 from ssm_metarl_gym.wrappers.corrector import Index
+from ssm_metarl_gym.wrappers.episode_observation import check_single
 from ssm_metarl_gym.wrappers.online_adaptation import OnlineAdaptation
 
 __all__ = ["ActionCorrection"]
@@ -116,6 +117,7 @@ class ActionCorrection(gym.Wrapper[Floats, Any, Floats, Any], gym.utils.RecordCo
             "regularisation": regularisation,
             "exploration": exploration,
         }
+        check_single("ActionCorrection", env)
         gym.utils.RecordConstructorArgs.__init__(self, reference=reference, **options)
         super().__init__(env)
         if not isinstance(env, OnlineAdaptation):

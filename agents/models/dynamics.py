@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -23,7 +24,7 @@ __all__ = ["Adapts", "DynamicsModel"]
 Adapts = Literal["last_layer", "all", "action_map"]
 
 _LEAST_RESIDUAL_VARIANCE: Final = 1e-6
-_HELD_OUT: Final = 8  # stretches of time, in all rows
+_HELD_OUT: Final = 8  # stretches of time, about so many in all rows together
 
 
 class DynamicsModel(nn.Module):
@@ -303,7 +304,7 @@ class DynamicsModel(nn.Module):
 
         A third of the transitions are of random actions; the others are of the policy with noise of a standard
         deviation of .05, .2 and .5 of half the range (of a ``Discrete`` space: random actions as often), so that the
-        model knows what lies around the policy's own behaviour. Nine tenths of each are trained on and set the
+        model knows what lies around the policy's own behaviour. About nine tenths of each are trained on and set the
         normalisation, the rest measures :attr:`residual_variance`. An action map goes back to the identity. Only
         ``seed`` decides about all that is random, beside what the environment draws itself.
 
@@ -402,9 +403,9 @@ class DynamicsModel(nn.Module):
         Raises:
             ValueError: They are not.
         """
-        if isinstance(env, str):
+        if not isinstance(env, gym.Env | gym.vector.VectorEnv | VecEnv):
             raise ValueError(
-                f"env must be an environment; got the name {env!r}. Give gym.make_vec({env!r}, num_envs=8)."
+                f"env must be an environment, as gym.make_vec(id, num_envs=8) gives; got {shown(env)}. Make it first."
             )
         if isinstance(env, gym.vector.VectorEnv):
             observations, actions = env.single_observation_space, env.single_action_space

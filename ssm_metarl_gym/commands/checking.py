@@ -1,5 +1,6 @@
 """Whether an environment is a family of tasks, and what is wrong with it where it is not."""
 
+import copy
 import importlib
 import itertools
 import pickle
@@ -15,6 +16,8 @@ import numpy.typing as npt
 from gymnasium.utils import env_checker as gymnasium_checker
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from stable_baselines3.common import env_checker as sb3_checker
+
+from ssm_metarl_gym.envs.hidden_task import HiddenTask, TaskParameter
 
 __all__ = ["check_family", "find_maker"]
 
@@ -53,8 +56,8 @@ def find_maker(name: str) -> Callable[[], _Env]:
         spec = gym.spec(attribute)
     except gym.error.Error as error:
         raise ValueError(
-            f"the environment must be module:Class or the id of a registered one; got {name}. {error}. "
-            "Write module:id where a module of yours registers it."
+            f"the environment must be module:Class or the id of a registered one; got {name}. "
+            f"{str(error).rstrip('.')}. Write module:id where a module of yours registers it."
         ) from None
     return lambda: gym.make(spec)
 
@@ -71,7 +74,9 @@ def check_family(make: Callable[[], _Env]) -> bool:
         make().close()
     except Exception as error:
         print(f"FAIL  it can be made\n          {type(error).__name__}: {error}")
-        if isinstance(error, TypeError):
+        if before := _bases_before_hidden_task(make):
+            print(f"          HiddenTask must be the first of its bases; before it there is {before[0]}.")
+        elif isinstance(error, TypeError):
             print("          It is made without arguments. Where it takes some, as a family, name its id (module:id),")
             print("          or a function of yours that gives them.")
         print("      Nothing else can be checked.")
@@ -128,7 +133,7 @@ def _keep_spaces(make: Callable[[], _Env]) -> Iterator[str]:
         of_tasks = []
         for seed in range(_NUM_TASKS):
             env.reset(seed=seed)
-            of_tasks.append(getattr(env, what))
+            of_tasks.append(copy.deepcopy(getattr(env, what)))  # as a task may change it in place
         if differing := [space for space in of_tasks if space != of_tasks[0]]:
             yield (
                 f"{what} must be the same in every task; got {of_tasks[0]} and {differing[0]}. Let the task change "
@@ -191,8 +196,29 @@ def _depend_on_each_parameter(make: Callable[[], _Env]) -> Iterator[str]:
                 f"{_NOTE}{name} changed nothing that random actions show: {low:.3g} and {high:.3g} gave the same "
                 f"{len(before)} observations. Is all that follows from it renewed, as by a DerivedQuantity?"
             )
-    if num_without == len(varying) > 0:
-        yield "one parameter at least must change the physics; none did. Name them as TaskParameter or in _apply_task."
+    if num_without == len(varying) > 0 and not _brings_into_force(env.unwrapped):
+        yield (
+            "one parameter at least must change the physics; none did, none is a TaskParameter, and there is no "
+            "_apply_task. Let one of these bring them into force."
+        )
+
+
+def _bases_before_hidden_task(make: Callable[[], _Env]) -> list[str]:
+    """The environments among the bases of a class that stand before ``HiddenTask``, and never call it."""
+    if not (isinstance(make, type) and issubclass(make, HiddenTask)):
+        return []
+    before = make.__mro__[1 : make.__mro__.index(HiddenTask)]
+    return [one.__name__ for one in before if issubclass(one, gym.Env) and not issubclass(one, HiddenTask)]
+
+
+def _brings_into_force(env: _Env) -> bool:
+    """Whether something is there that lets a task change the physics, though nobody saw that it does."""
+    if not isinstance(env, HiddenTask):
+        return True
+    parameters = (getattr(type(env), name, None) for name in env.task_type.parameter_names())
+    return type(env)._apply_task is not HiddenTask._apply_task or any(
+        isinstance(each, TaskParameter) for each in parameters
+    )
 
 
 def _global_generators_drawn_from(env: _Env) -> list[str]:

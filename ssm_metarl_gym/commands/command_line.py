@@ -18,7 +18,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         arguments: The words; None for those of this process.
 
     Returns:
-        The exit status: 0, or 1 where a check failed, or 2 where there is nothing to check.
+        The exit status: 0, or 1 where a check failed or nobody read to the end, or 2 where there is nothing to check.
     """
     parser = argparse.ArgumentParser("python -m ssm_metarl_gym", description="Environments with hidden physics.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -33,10 +33,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         status = _do(options)
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read it has seen enough, as head has
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it has seen enough, as head has; how it would have ended, nobody knows
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 1
     return status
 
 

@@ -67,17 +67,6 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
 
     task_type: type[SomeTask]
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        before = cls.__mro__[1 : cls.__mro__.index(HiddenTask)]
-        if environments := [
-            one.__name__ for one in before if not issubclass(one, HiddenTask) and issubclass(one, gym.Env)
-        ]:
-            raise TypeError(
-                f"HiddenTask must be the first base of {cls.__name__}, as it calls the environment's own methods; "
-                f"before it there is {environments[0]}. Write class {cls.__name__}(HiddenTask, {environments[0]})."
-            )
-
     def __init__(
         self,
         family: Family,

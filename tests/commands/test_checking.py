@@ -160,7 +160,7 @@ class CarWithGears(Car):
 
     def reset(self, **kwargs):
         observation, info = super().reset(**kwargs)
-        self.action_space = gym.spaces.Discrete(3 + round(1e6 * self.task.gravity) % 2)
+        self.action_space.n = np.int64(3 + round(1e6 * self.task.gravity) % 2)  # in place
         return observation, info
 
 
@@ -182,6 +182,40 @@ def test_parameters_that_change_nothing_at_all_are_no_family(capsys):
     printed = capsys.readouterr().out
     assert failed(printed) == ["each parameter changes the physics, and back"]
     assert "one parameter at least must change the physics; none did" in printed
+
+
+@dataclass(frozen=True)
+class GoalTask(Task):
+    goal_position: float = 0.5
+
+
+class CarWithAGoal(HiddenTask, MountainCarEnv):
+    """Whose goal random actions do not reach."""
+
+    task_type = GoalTask
+    goal_position = TaskParameter()
+
+    def __init__(self, render_mode=None):
+        super().__init__(TaskDistribution(GoalTask, {"goal_position": Uniform((0.4, 0.5))}), render_mode=render_mode)
+
+
+def test_what_nobody_saw_is_noted_where_something_brings_it_into_force(capsys):
+    assert check_family(CarWithAGoal)
+    assert "note  each parameter changes the physics, and back" in capsys.readouterr().out
+
+
+class CarWithBasesInAnotherOrder(MountainCarEnv, HiddenTask):
+    task_type = CarTask
+
+    def __init__(self):
+        HiddenTask.__init__(self, TaskDistribution(CarTask, {"gravity": Uniform((0.002, 0.003))}))
+
+
+def test_bases_in_another_order_are_told(capsys):
+    assert not check_family(CarWithBasesInAnotherOrder)
+    printed = capsys.readouterr().out
+    assert failed(printed) == ["it can be made"]
+    assert "HiddenTask must be the first of its bases; before it there is MountainCarEnv." in printed
 
 
 def test_what_takes_arguments_is_told_how_to_be_named(capsys):

@@ -42,4 +42,4 @@ def test_a_reader_may_have_seen_enough():
     running.stdout.close()  # as head does after its ten lines
     assert running.stderr.read() == b""
     running.stderr.close()
-    assert running.wait() == 0
+    assert running.wait() == 1

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.vector import SyncVectorEnv
 from torch import nn
 
 from ssm_metarl_gym.agents import SSM, AdaptationConfig, Adapter, DynamicsModel
+from ssm_metarl_gym.agents.models.supervision import Transitions
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (3,))
 ACTIONS = {
@@ -369,14 +371,27 @@ class TestFit:
         model.fit(env, num_transitions=500, num_updates=200, learning_rate=0.01)
         assert (model.residual_variance < 0.5).all()
 
+    @pytest.mark.parametrize(("num_rows", "least"), [(1, 8), (2, 4), (8, 1)])
+    def test_of_few_rows_stretches_of_all_their_time_are_held_out(self, num_rows, least, monkeypatch):
+        times = []
+
+        def split(transitions, share, num_stretches):
+            times.append(num_stretches)
+            return whole_split(transitions, share, num_stretches)
+
+        whole_split = Transitions.split
+        monkeypatch.setattr(Transitions, "split", split)
+        model = DynamicsModel(OBSERVATIONS, ACTIONS["box"], nn.Identity(), adapts="action_map")
+        model.fit(Noisy() if num_rows == 1 else SyncVectorEnv([Noisy] * num_rows), num_transitions=200, num_updates=1)
+        assert times == [least]
+
     def test_another_environment_is_refused(self):
         model = DynamicsModel(OBSERVATIONS, ACTIONS["box"], nn.Identity())
         with pytest.raises(ValueError, match=r"must have the spaces of the model, 3 observations and Box.*; got Box"):
             model.fit(gym.make("CartPole-v1"))
-        with pytest.raises(
-            ValueError, match=r"must be an environment; got the name 'CartPole-v1'\. Give gym\.make_vec"
-        ):
-            model.fit("CartPole-v1")
+        for name in ("CartPole-v1", Noisy):
+            with pytest.raises(ValueError, match=r"must be an environment, as gym\.make_vec.*; got .*(CartPole|Noisy)"):
+                model.fit(name)
 
     @pytest.mark.parametrize(
         ("options", "message"),
