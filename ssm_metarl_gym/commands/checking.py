@@ -56,8 +56,8 @@ def find_maker(name: str) -> Callable[[], _Env]:
         spec = gym.spec(attribute)
     except gym.error.Error as error:
         raise ValueError(
-            f"the environment must be module:Class or the id of a registered one; got {name}. "
-            f"{str(error).rstrip('.')}. Write module:id where a module of yours registers it."
+            f"the environment must be module:Class or the id of a registered one; got {name} ({error}). "
+            "Write module:id where a module of yours registers it."
         ) from None
     return lambda: gym.make(spec)
 
