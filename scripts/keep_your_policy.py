@@ -7,8 +7,8 @@
     rule        who should correct a pendulum whose motor, mass or both are others: a meta-learned model, the filter of
                 an action map, or both, one around the other; on training tasks
     noise       noise on what all see that the simulator lacks, in the nominal physics and where a motor is reversed:
-                corrected by a meta-learned model, by a filter, and by a filter whose model was told of that noise, or
-                of three times as much
+                corrected by a meta-learned model, by one that was meta-trained with that noise, by a filter, and by a
+                filter whose model was told of that noise, or of three times as much
     corruption  what is left of the gain where a share of the transitions that the model adapts to is corrupted: of the
                 corrected policy, and of one that was trained on the family to see adapted predictions
 
@@ -147,7 +147,7 @@ class Case:
         adaptation: The options of the adaptation.
         recursive: Whether recursive least squares take the place of gradient steps.
         corrections: What corrects, the innermost first: ``"model"`` or the ``"filter"`` of an action map.
-        told_noise: The noise that the filter's model was told of.
+        told_noise: The noise that the filter's model was told of, or that the meta-learned one was trained with.
         corruption: How the transitions are corrupted that the model adapts to, and which share of them.
     """
 
@@ -164,6 +164,11 @@ class Case:
     told_noise: float = 0.0
     corruption: tuple[Corruption, float] = ("outliers", 0.0)
 
+    @property
+    def adapts(self) -> bool:
+        """Whether anything adapts."""
+        return self.correction is not None or self.policy == "predictions"
+
 
 class Prepared:
     """The policies and models of one family and seed, trained where they are not in the folder yet.
@@ -179,12 +184,12 @@ class Prepared:
         self.env_id = f"ssm_metarl/{family}-v0"
         self._family, self._seed, self._records = family, seed, records
         self._stem = folder / f"{family}-{seed}"
-        path, reference = (self._stem.with_name(f"{self._stem.name}-{name}.pt") for name in ("dynamics", "reference"))
-        if not (path.exists() and reference.exists()):
-            self._learn_dynamics(path, reference)
-        torch.manual_seed(seed)
-        self.trainer = MetaTrainer.load(path, make_model(self.env_id))
-        self.reference = load_weights(self.env_id, reference)
+
+    def prepare(self, case: Case) -> None:
+        """Train what is missing of what a case needs, so that it is not in the seconds of its evaluation."""
+        self.policy(case.policy)
+        for what in case.corrections if case.adapts else ():
+            self.map_model(case.told_noise) if what == "filter" else self.dynamics(case.told_noise)
 
     def policy(self, name: str) -> tuple[PPO, Path]:
         """The policy, and the file of the statistics that its observations are normalised with."""
@@ -195,9 +200,17 @@ class Prepared:
             self._learn_policy(path, name)
         return PPO.load(path, device="cpu"), path.with_suffix(".pkl")
 
+    def dynamics(self, noise: float = 0.0) -> tuple[MetaTrainer, DynamicsModel]:
+        """The meta-learned model, of environments with so much noise, and its reference."""
+        path, reference = self._model_path("dynamics", noise), self._model_path("reference", noise)
+        if not (path.exists() and reference.exists()):
+            self._learn_dynamics(path, reference, noise)
+        torch.manual_seed(self._seed)
+        return MetaTrainer.load(path, make_model(self.env_id)), load_weights(self.env_id, reference)
+
     def map_model(self, noise: float = 0.0) -> DynamicsModel:
         """A model of the nominal physics, around the policy, that adapts an action map, told of so much noise."""
-        path = self._stem.with_name(f"{self._stem.name}-map{f'-noise-{noise:g}' if noise else ''}.pt")
+        path = self._model_path("map", noise)
         policy, statistics = self.policy("nominal")
         env = VecNormalize.load(str(statistics), make_sb3_env(self.env_id, 8, task={}))
         env.training = env.norm_reward = False
@@ -212,11 +225,19 @@ class Prepared:
         save_weights(model, path)
         return model
 
-    def _learn_dynamics(self, path: Path, reference_path: Path) -> None:
+    def _model_path(self, name: str, noise: float) -> Path:
+        return self._stem.with_name(f"{self._stem.name}-{name}{f'-noise-{noise:g}' if noise else ''}.pt")
+
+    def _learn_dynamics(self, path: Path, reference_path: Path, noise: float) -> None:
         started = time.process_time()
         torch.manual_seed(self._seed)
         trainer = MetaTrainer(
-            self.env_id, make_model(self.env_id), seed=self._seed, num_streams=NUM_STREAMS, inner_steps=INNER_STEPS
+            self.env_id,
+            make_model(self.env_id),
+            env_kwargs={"observation_noise": noise} if noise else None,
+            seed=self._seed,
+            num_streams=NUM_STREAMS,
+            inner_steps=INNER_STEPS,
         ).learn(META_UPDATES)
         save_weights(trainer.reference(), reference_path)
         trainer.save(path)
@@ -228,7 +249,8 @@ class Prepared:
             # As in quickstart.py, half as many steps.
             recipe = replace(recipe, timesteps=recipe.timesteps // 2, rollout_length=32, num_epochs=8)
             envs = make_rows(self.env_id, NUM_TRAINING_ENVS, autoreset_mode=AutoresetMode.SAME_STEP, split="train")
-            adapter = Adapter(self.trainer.model, self.trainer.adaptation_config())
+            trainer, _ = self.dynamics()
+            adapter = Adapter(trainer.model, trainer.adaptation_config())
             rows = SB3VecEnv(VectorOnlineAdaptation(envs, adapter, observe_predictions=True))
         else:
             # The family without the hidden sign: masses and lengths alone.
@@ -262,14 +284,15 @@ class Prepared:
 
 def adapt_model(envs: Any, cases: Sequence[Case], prepared: Prepared, seed: int) -> Any:
     """Let the meta-learned model adapt to what environments do, and correct actions or show what it predicts."""
-    case, model = cases[0], prepared.trainer.model
+    case = cases[0]
+    trainer, reference = prepared.dynamics(case.told_noise)
+    model = trainer.model
     if len(cases) > 1:
         model = CorruptedModel(model, envs.single_observation_space, [one.corruption for one in cases], seed=seed)
-    bounds = prepared.trainer.adaptation_config()
-    adapter = RecursiveLeastSquares(model) if case.recursive else Adapter(model, bounds)
+    adapter = RecursiveLeastSquares(model) if case.recursive else Adapter(model, trainer.adaptation_config())
     shows = {"observe_predictions": case.policy == "predictions"}
     envs = VectorOnlineAdaptation(envs, adapter, **shows, **case.adaptation or {})
-    return envs if case.correction is None else VectorActionCorrection(envs, prepared.reference, **case.correction)
+    return envs if case.correction is None else VectorActionCorrection(envs, reference, **case.correction)
 
 
 def run_cases(cases: Sequence[Case], prepared: Prepared, num_tasks: int, seed: int) -> list[list[float]]:
@@ -277,7 +300,7 @@ def run_cases(cases: Sequence[Case], prepared: Prepared, num_tasks: int, seed: i
     case, num_rows = cases[0], len(cases) * num_tasks
     make = partial(gym.make_vec, prepared.env_id, autoreset_mode="SameStep", **case.env_kwargs)
     envs, start = make(num_envs=num_rows), make(num_envs=num_tasks)
-    if case.correction is not None or case.policy == "predictions":
+    if case.adapts:
         for what in case.corrections:
             if what == "filter":
                 filtered = VectorOnlineAdaptation(envs, KalmanAdapter(prepared.map_model(case.told_noise)))
@@ -356,6 +379,7 @@ def noise_cases() -> Iterator[Case]:
             yield case("corrected", correction={})
             yield case("corrected by a filter", correction={}, corrections=("filter",))
             if noise:
+                yield case("by a model that was trained with it", correction={}, told_noise=noise)
                 yield case("by a filter that was told", correction={}, corrections=("filter",), told_noise=noise)
                 yield case("told of thrice as much", correction={}, corrections=("filter",), told_noise=3.0 * noise)
 
@@ -398,16 +422,14 @@ def run_study(study: str, options: Options, records: Records) -> None:
     for case in cases:
         groups.setdefault(repr(replace(case, row="", corruption=("outliers", 0.0))), []).append(case)
     for group, seed in itertools.product(groups.values(), range(options.seeds)):
-        family, column, policy = group[0].family, group[0].column, group[0].policy
+        family, column = group[0].family, group[0].column
         key = {"study": study, "family": family, "column": column, "seed": seed, "num_tasks": options.num_tasks}
         known = [bool(records.find(**key, row=case.row, **rule_of(case.row))) for case in group]
         if all(known):
             continue
         if (family, seed) not in prepared:
             prepared[family, seed] = Prepared(options.output, family, seed, records)
-        prepared[family, seed].policy(policy)  # so that its training is not in the seconds, nor the fit of a map
-        if any("filter" in case.corrections for case in group):
-            prepared[family, seed].map_model(group[0].told_noise)
+        prepared[family, seed].prepare(group[0])
         started = time.process_time()
         returns = run_cases(group, prepared[family, seed], options.num_tasks, seed)
         seconds = (time.process_time() - started) / len(group)

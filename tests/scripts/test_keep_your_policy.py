@@ -35,13 +35,16 @@ def test_the_rule_is_chosen_on_training_tasks_among_all_orders_of_the_correction
     assert len(cases) == 4 * (1 + len(orders))
 
 
-def test_noise_is_met_with_and_without_a_reversed_motor_by_filters_that_were_told_or_not(keep_your_policy):
+def test_noise_is_met_with_and_without_a_reversed_motor_by_what_was_told_of_it_or_not(keep_your_policy):
     cases = list(keep_your_policy.noise_cases())
     of_filters = [case for case in cases if case.corrections == ("filter",)]
     assert {case.env_kwargs["task"].get("polarity", 1) for case in cases} == {1, -1}
     for noise in keep_your_policy.NOISES[1:]:
         told = [case.told_noise for case in of_filters if case.env_kwargs["observation_noise"] == noise]
         assert told == [0.0, noise, 3.0 * noise] * 2
+        models = [case for case in cases if case.adapts and case.corrections == ("model",)]
+        trained = [case.told_noise for case in models if case.env_kwargs["observation_noise"] == noise]
+        assert trained == [0.0, noise] * 2
 
 
 def test_the_table_is_of_the_seeds_of_the_command_line(keep_your_policy, tmp_path, capsys):
@@ -88,7 +91,7 @@ def test_what_was_only_partly_written_is_completed_and_another_rule_measured_aga
     keep_your_policy, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(keep_your_policy, "FAMILIES", ("PendulumPolarity",))
-    monkeypatch.setattr(keep_your_policy, "Prepared", lambda *_: SimpleNamespace(policy=lambda _: None))
+    monkeypatch.setattr(keep_your_policy, "Prepared", lambda *_: SimpleNamespace(prepare=lambda _: None))
     monkeypatch.setattr(keep_your_policy, "run_cases", lambda cases, *_: [[1.0, 2.0]] * len(cases))
     options, path = keep_your_policy.Options(seeds=1, num_tasks=2), tmp_path / "runs.jsonl"
     keep_your_policy.run_study("corruption", options, Records(path))
