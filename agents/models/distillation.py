@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
@@ -102,7 +103,9 @@ def distill(
             batch, _ = policy.obs_to_tensor(pair.scaled(all_seen[rows]))
             # A squashed distribution is over [-1, 1], whatever the bounds of the environment's actions.
             answers = policy.scale_action(all_said[rows]) if policy.squash_output else all_said[rows]
-            targets = torch.as_tensor(answers, device=policy.device)
+            # Of an action of several axes a distribution knows the numbers side by side.
+            flat = answers.reshape(batch_size, -1) if isinstance(policy.action_space, spaces.Box) else answers
+            targets = torch.as_tensor(flat, device=policy.device)
             loss = -policy.get_distribution(batch).log_prob(targets).mean()
             optimizer.zero_grad()
             loss.backward()
@@ -111,6 +114,7 @@ def distill(
             total += loss.item()
         policy.set_training_mode(False)
         losses.append(total / updates_per_round)
+    student._last_obs = None  # the environments are elsewhere now: what learns on begins with a reset
     return losses
 
 

@@ -24,6 +24,7 @@ __all__ = ["Adapts", "DynamicsModel"]
 Adapts = Literal["last_layer", "all", "action_map"]
 
 _LEAST_RESIDUAL_VARIANCE: Final = 1e-6
+_LEAST_SCALE: Final = 1e-9  # of a deviation: of numbers about zero even that is rounding
 _HELD_OUT: Final = 8  # stretches of time, about so many in all rows together
 
 
@@ -128,13 +129,19 @@ class DynamicsModel(nn.Module):
     def set_normalisation(
         self, observations: npt.NDArray[Any], actions: npt.NDArray[Any], next_observations: npt.NDArray[Any]
     ) -> None:
-        """Normalise inputs and targets by the statistics of a data set of transitions, one a row."""
+        """Normalise inputs and targets by the statistics of a data set of transitions, one a row.
+
+        A column counts as constant, and keeps its unit, where no more than rounding tells its values apart: of inputs
+        in single precision, and of changes in that of the observations that they are differences of.
+        """
         inputs = self._join(observations, actions)
-        # Rounded to the type of the observations, single precision at least, before their statistics are taken.
-        changes = _differences(next_observations, observations).astype(np.result_type(observations, np.float32))
-        self.input_shift.copy_(torch.from_numpy(inputs.mean(axis=0)))
-        self.input_scale.copy_(torch.from_numpy(_scale(inputs)))
-        self.target_scale.copy_(torch.from_numpy(_scale(changes)))
+        sizes = np.abs(inputs).max(axis=0)
+        # In double precision: of many rows single precision gives a constant column a deviation.
+        self.input_shift.copy_(torch.from_numpy(inputs.mean(axis=0, dtype=np.float64)))
+        self.input_scale.copy_(torch.from_numpy(_scale(inputs, np.finfo(np.float32).eps * sizes)))
+        changes = _differences(next_observations, observations)
+        rounding = np.finfo(np.result_type(observations, np.float32)).eps * sizes[: self.observation_dim]
+        self.target_scale.copy_(torch.from_numpy(_scale(changes, rounding)))
 
     def inputs(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
         """The input of the core: ``Float[B D]`` and ``Int[B]`` or ``Float[B A]`` -> ``Float[B in]``, normalised."""
@@ -440,7 +447,13 @@ class DynamicsModel(nn.Module):
 
     def _join(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         if isinstance(self.action_space, spaces.Discrete):
-            encoded = np.eye(int(self.action_space.n), dtype=np.float32)[np.asarray(actions) - self.action_space.start]
+            choices = np.asarray(actions) - self.action_space.start
+            if (wrong := (choices < 0) | (choices >= self.action_space.n)).any():
+                raise ValueError(
+                    f"actions must be choices of {self.action_space}; got {np.asarray(actions)[wrong].ravel()[0]}. "
+                    "Count them from the start of the space."
+                )
+            encoded = np.eye(int(self.action_space.n), dtype=np.float32)[choices]
         else:
             encoded = np.asarray(actions, dtype=np.float32).reshape(len(observations), -1)
         return np.concatenate([np.asarray(observations, dtype=np.float32), encoded], axis=1)
@@ -471,7 +484,7 @@ def _differences(ends: npt.NDArray[Any], starts: npt.NDArray[Any]) -> npt.NDArra
     return differences
 
 
-def _scale(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The standard deviation of each column, 1 where a column is constant."""
-    scale = values.std(axis=0)
-    return np.where(scale > 1e-6, scale, 1.0)
+def _scale(values: npt.NDArray[Any], rounding: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """The standard deviation of each column, 1 where it is about as small as rounding is."""
+    scale = values.std(axis=0, dtype=np.float64)
+    return np.where(scale > np.maximum(4.0 * rounding, _LEAST_SCALE), scale, 1.0)

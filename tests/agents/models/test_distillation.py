@@ -65,6 +65,27 @@ class Drifting(gym.Env):
         return self.np_random.uniform(-1.0, 1.0, 2).astype(np.float32), 0.0, False, False, {}
 
 
+class Matrix(Drifting):
+    """The same, with actions of two axes."""
+
+    action_space = spaces.Box(-1.0, 1.0, (2, 2))
+
+
+class Counting(Drifting):
+    """Shows how many steps it has taken since the reset, of ten."""
+
+    observation_space = spaces.Box(0.0, 10.0, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        gym.Env.reset(self, seed=seed)
+        self.count = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.count += 1
+        return np.full(1, self.count, np.float32), 0.0, False, self.count == 10, {}
+
+
 class Linear:
     """Acts in proportion to the first number, within the bounds of the actions."""
 
@@ -80,6 +101,29 @@ def test_a_student_that_squashes_its_actions_learns_those_of_the_environment():
     shown = np.random.default_rng(0).uniform(-1.0, 1.0, (200, 2)).astype(np.float32)
     actions, _ = student.predict(shown, deterministic=True)
     assert np.abs(actions - Linear().predict(shown)[0]).mean() < 0.5
+
+
+def test_actions_of_several_axes_are_learned():
+    env, teacher_env = (DummyVecEnv([Matrix] * 4) for _ in range(2))
+    student = PPO("MlpPolicy", env, n_steps=8, batch_size=16, seed=0, device="cpu")
+
+    class Teacher:
+        def predict(self, observation, state=None, **_):
+            return np.tile(np.array([[0.5, -0.5], [0.2, -0.2]], np.float32), (len(observation), 1, 1)), state
+
+    distill(Teacher(), student, teacher_env, **SHORT)
+    action, _ = student.predict(np.zeros((1, 2), np.float32), deterministic=True)
+    np.testing.assert_allclose(action[0], [[0.5, -0.5], [0.2, -0.2]], atol=0.3)
+
+
+def test_a_student_that_learns_on_begins_with_an_episode():
+    env, teacher_env = (DummyVecEnv([Counting] * 2) for _ in range(2))
+    student = PPO("MlpPolicy", env, n_steps=8, batch_size=16, n_epochs=1, seed=0, device="cpu").learn(16)
+    distill(Linear(), student, teacher_env, **TINY | {"steps_per_round": 3})
+    student.learn(16, reset_num_timesteps=False)
+    buffer = student.rollout_buffer
+    assert buffer.observations.reshape(2, 8).tolist() == [list(range(8))] * 2
+    assert buffer.episode_starts[0].tolist() == [1.0, 1.0]
 
 
 def test_one_seed_gives_one_student_and_another_another():

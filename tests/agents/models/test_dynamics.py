@@ -60,6 +60,44 @@ class TestInputs:
         assert targets.dtype == torch.float32
         assert targets.tolist() == [[1.0, 2.0, -1.0]]
 
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_of_many_rows_a_constant_column_stays_constant(self, dtype):
+        rng, size = np.random.default_rng(0), 60_000
+        # Two constants, and a clock, whose equal steps rounding makes unequal.
+        observations = np.stack([np.full(size, 0.1), np.full(size, 1000.1), rng.uniform(0.0, 50.0, size)], axis=1)
+        observations = observations.astype(dtype)
+        after = observations + np.array([0.0, 0.0, 0.02], dtype)
+        model = DynamicsModel(OBSERVATIONS, ACTIONS["discrete"])
+        model.set_normalisation(observations, rng.integers(2, size=size), after)
+        assert model.input_scale[:2].tolist() == model.target_scale[:2].tolist() == [1.0, 1.0]
+        shifted = model.inputs(observations[:1] + np.array([[0.1, 0.0, 0.0]], dtype), np.array([0]))[0, :2]
+        np.testing.assert_allclose(shifted, [0.1, 0.0], atol=1e-7)
+        assert model.target_scale[2] == 1.0
+        np.testing.assert_allclose(model.targets(observations[:9], after[:9])[:, 2], 0.02, atol=1e-5)
+
+    def test_what_is_far_from_zero_is_normalised_as_what_is_near(self):
+        rng, size = np.random.default_rng(0), 60_000
+        observations = (5e5 + 10.0 * rng.normal(size=(size, 3))).astype(np.float32)
+        model = DynamicsModel(OBSERVATIONS, ACTIONS["discrete"])
+        model.set_normalisation(observations, np.zeros(size, int), observations + np.float32(1.0))
+        inputs = model.inputs(observations, np.zeros(size, int))[:, :3]
+        np.testing.assert_allclose(inputs.mean(0), np.zeros(3), atol=5e-3)
+        np.testing.assert_allclose(inputs.std(0), np.ones(3), rtol=2e-3)
+
+    def test_small_changes_of_small_things_are_changes(self):
+        rng = np.random.default_rng(0)
+        observations = 1e-3 * rng.normal(size=(500, 3))
+        after = observations + 5e-7 * rng.normal(size=(500, 3))
+        model = DynamicsModel(OBSERVATIONS, ACTIONS["discrete"])
+        model.set_normalisation(observations, np.zeros(500, int), after)
+        np.testing.assert_allclose(model.targets(observations, after).std(0), np.ones(3), rtol=2e-3)
+
+    @pytest.mark.parametrize("action", [-2, 2])
+    def test_what_is_no_choice_is_refused(self, action):
+        model = DynamicsModel(OBSERVATIONS, ACTIONS["shifted"])
+        with pytest.raises(ValueError, match=rf"must be choices of Discrete\(3, start=-1\); got {action}\."):
+            model.inputs(np.zeros((2, 3)), np.array([0, action]))
+
     @pytest.mark.parametrize(
         ("dtype", "starts", "changes"),
         [
