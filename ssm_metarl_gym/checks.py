@@ -89,6 +89,12 @@ def check_number(what: str, value: object, rule: Rule) -> None:
         raise ValueError(f"{what} must be {words}; got {shown(value)}.")
 
 
+def check_flag(what: str, value: object) -> None:
+    """``value`` must be True or False: in a condition any text would count as True."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{what} must be True or False; got {shown(value)}.")
+
+
 def check_fields(record: object, rules: Mapping[str, Rule]) -> None:
     """The attributes of ``record`` must be real numbers that keep their rules; the message names all that do not."""
     faults = []

@@ -12,6 +12,7 @@ from ssm_metarl_gym.checks import (
     as_array,
     check_choice,
     check_fields,
+    check_flag,
     check_flat_box,
     check_generator,
     check_integer,
@@ -48,6 +49,14 @@ def test_bounds_as_large_as_a_type_can_hold_are_none():
     assert has_bounds(spaces.Box(0, 255, (2,), dtype=np.uint8)).all()
     assert not has_bounds(spaces.Box(-np.inf, np.inf, (2,), dtype=np.int32)).any()
     assert not has_bounds(spaces.Box(np.float16(-65504), np.float16(65504), (2,), dtype=np.float16)).any()
+
+
+def test_a_flag_is_no_text_and_no_number():
+    for flag in (True, False, np.bool_(True)):
+        check_flag("first_order", flag)
+    for value in ("False", 1, None):
+        with pytest.raises(ValueError, match=rf"^first_order must be True or False; got {value!r}\.$"):
+            check_flag("first_order", value)
 
 
 def test_the_nearest_choice_is_named():

@@ -14,7 +14,7 @@ from ssm_metarl_gym.agents.adaptation.kalman_steps import (
     whiten,
 )
 from ssm_metarl_gym.agents.adaptation.recursive import FilterState, RecursiveAdapter
-from ssm_metarl_gym.checks import Rule, check_fields, check_integer
+from ssm_metarl_gym.checks import Rule, check_fields, check_flag, check_integer
 
 __all__ = ["FilteredModel", "KalmanAdapter", "KalmanState"]
 
@@ -164,8 +164,7 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         self.mixed = mixed
         check_integer("largest_delay", largest_delay, least=0)
         self.largest_delay = int(largest_delay)
-        if not isinstance(mixed, bool):
-            raise ValueError(f"mixed must be True or False; got {mixed!r}.")
+        check_flag("mixed", mixed)
         _check_model(model)
         if mixed and not (hasattr(model, "mixed_hypotheses") and hasattr(model, "mixed_means")):
             raise ValueError(

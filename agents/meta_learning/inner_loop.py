@@ -11,7 +11,7 @@ from torch.func import grad
 
 from ssm_metarl_gym.agents.layers import check_embeddings
 from ssm_metarl_gym.agents.losses import NO_GRADIENT
-from ssm_metarl_gym.checks import as_number, check_choice, check_integer, check_number
+from ssm_metarl_gym.checks import as_number, check_choice, check_flag, check_integer, check_number
 
 __all__ = ["InnerLoop", "LearnedRates", "Weights"]
 
@@ -69,6 +69,7 @@ class InnerLoop:
         if learned_rates is not None:
             check_choice("learned_rates", learned_rates, get_args(LearnedRates))
         check_integer("num_steps", num_steps, least=0)
+        check_flag("first_order", first_order)
         self.model = model
         self.inner_lr = inner_lr
         self.first_order = first_order

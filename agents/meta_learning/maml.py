@@ -15,7 +15,7 @@ from ssm_metarl_gym.agents.meta_learning.reptile import ReptileLoss
 from ssm_metarl_gym.agents.meta_learning.task_losses import BatchedTasks, QueryLosses, TaskLoss, set_loss
 from ssm_metarl_gym.agents.meta_learning.tasks import Inputs, LossFunction, MetaTask, TaskSet, check_set, check_tasks
 from ssm_metarl_gym.agents.stateless import StatelessModule, attributes_kept, copy_module
-from ssm_metarl_gym.checks import as_number, check_choice, check_integer, check_number
+from ssm_metarl_gym.checks import as_number, check_choice, check_flag, check_integer, check_number
 
 __all__ = ["LossFunction", "MetaMAML", "MetaTask"]
 
@@ -112,6 +112,7 @@ class MetaMAML:
         check_number("outer_lr", outer_lr, ("finite and > 0", lambda value: 0.0 < value < math.inf))
         check_integer("inner_steps", inner_steps, least=0)
         check_integer("multi_step_updates", multi_step_updates, least=0)
+        check_flag("distributed", distributed)
         check_choice("algorithm", algorithm, get_args(_Algorithm))
         if algorithm == "reptile" and (learned_rates is not None or multi_step_updates or inner_steps == 0):
             raise ValueError(

@@ -173,8 +173,8 @@ class PolicyObjective:
         """The outer update of this index.
 
         Returns:
-            The loss in its first epoch, the mean return after each inner step, and the number of tasks that were left
-            out because they were not finite, on the mean over the epochs.
+            The loss in its first epoch, the mean return after each inner step, the number of tasks that were left out
+            because they were not finite, on the mean over the epochs, and the steps of the environments.
 
         Raises:
             FloatingPointError: No task of an epoch is finite; the model is as it was before the update.
@@ -193,7 +193,7 @@ class PolicyObjective:
         num_dropped = self._outer.num_dropped
         num_epochs = self._options.num_epochs
         # The policies act and adapt, in all tasks.
-        samples, returns = self._sample(index)
+        samples, returns, num_steps = self._sample(index)
         # Each process differentiates its share of the tasks.
         num_tasks = self._options.meta_batch_size
         share = own_share(num_tasks) if self._distributed else range(num_tasks)
@@ -209,10 +209,11 @@ class PolicyObjective:
             "loss": losses[0],
             **{f"return_after_{steps}_steps": mean for steps, mean in enumerate(returns)},
             "dropped_tasks": (self._outer.num_dropped - num_dropped) / num_epochs,
+            "steps": num_steps,
         }
 
-    def _sample(self, index: int) -> tuple[list[Sample], list[float]]:
-        """A sample before each inner step and one after the last, and the mean return in each."""
+    def _sample(self, index: int) -> tuple[list[Sample], list[float], int]:
+        """A sample before each inner step and one after the last, the mean return in each, and the steps of all."""
         options = self._options
         tasks = self._envs.draw_tasks("train", options.meta_batch_size, seed_sequence(self._seed, _TASKS, index))
         if not self.model.is_normalised:
@@ -220,13 +221,15 @@ class PolicyObjective:
         weights = self._promp.initial_weights(len(tasks))
         samples: list[Sample] = []
         returns: list[float] = []
+        num_steps = 0
         for step in range(options.inner_steps + 1):
             if step:
                 weights = self._promp.adapt(weights, samples[-1], step - 1)
             trajectories = self._collect(weights, tasks, seed_sequence(self._seed, _TRAJECTORIES, index, step))
             samples.append(self._to_sample(trajectories))
             returns.append(trajectories.returns().mean().item())
-        return samples, returns
+            num_steps += int(trajectories.valid.sum())
+        return samples, returns, num_steps
 
     def evaluate(
         self, split: str, num_steps: Sequence[int], *, num_tasks: int, seed: int

@@ -24,7 +24,7 @@ from ssm_metarl_gym.agents.meta_training.reference import fit_reference
 from ssm_metarl_gym.agents.models.dynamics import DynamicsModel
 from ssm_metarl_gym.agents.models.meta_policy import MetaPolicy
 from ssm_metarl_gym.agents.models.supervision import Policy
-from ssm_metarl_gym.checks import check_choice, check_integer
+from ssm_metarl_gym.checks import as_number, check_choice, check_integer
 from ssm_metarl_gym.tasks.task import Task
 
 __all__ = ["MetaTrainer"]
@@ -62,6 +62,8 @@ class MetaTrainer:
     Attributes:
         model: The model.
         num_updates: Number of updates so far.
+        num_timesteps: Steps of the environments that a policy has learned from so far, until its episodes ended; 0 for
+            ``"dynamics"``, whose streams have all been taken before the first update.
         env_id: The id of the environment.
         env_kwargs: Its arguments.
         seed: The seed.
@@ -108,8 +110,9 @@ class MetaTrainer:
         self.env_kwargs = dict(env_kwargs or {})
         self.seed = int(seed)
         self.objective = objective
-        self.options = kind.options(**options)
-        self.num_updates = 0
+        # Python's numbers, as a file can hold them.
+        self.options = kind.options(**{name: as_number(value) for name, value in options.items()})
+        self.num_updates = self.num_timesteps = 0
         if self.options.meta_batch_size < world_size():
             raise ValueError(
                 f"meta_batch_size must be at least the number of processes; got {self.options.meta_batch_size} for "
@@ -190,6 +193,7 @@ class MetaTrainer:
             for _ in range(total_updates):
                 metrics = self._objective.update(self.num_updates)
                 self.num_updates += 1
+                self.num_timesteps += int(metrics.pop("steps", 0))
                 if rank() == 0:
                     evaluates = eval_interval is not None and self.num_updates % eval_interval == 0
                     self._log(metrics, speed, num_eval_tasks if evaluates else 0, log_interval)
@@ -214,6 +218,8 @@ class MetaTrainer:
             for steps, values in self.evaluate(num_tasks=num_eval_tasks).items():
                 self._logger.record(f"eval/interpolation_after_{steps}_steps", float(np.mean(values)))
         self._logger.record("time/updates", self.num_updates)
+        if self.num_timesteps:
+            self._logger.record("time/total_timesteps", self.num_timesteps)
         self._logger.record("time/updates_per_second", speed.read(self.num_updates))
         self._logger.dump(step=self.num_updates)
 
@@ -352,6 +358,7 @@ class MetaTrainer:
             "num_updates": self.num_updates,
             "model": self.model.state_dict(),
             "state": self._objective.state_dict(),
+            "num_timesteps": self.num_timesteps,
             "unlogged": list(self._unlogged),
             "with_policy": self._needs_policy,
         }
@@ -401,12 +408,23 @@ class MetaTrainer:
             )
         given = {"objective": objective, "env_kwargs": env_kwargs, "seed": seed, "policy": policy}
         trainer = cls(env_id, model, **given, **state["options"])
+        given_types, stored_types = (
+            {name: tensor.dtype for name, tensor in each.items()}
+            for each in (trainer.model.state_dict(), state["model"])
+        )
+        for name in given_types.keys() & stored_types.keys():
+            if given_types[name] != stored_types[name]:  # it would be rounded without a word
+                raise ValueError(
+                    f"the model must be built like the one in {source}: its {name} is of {stored_types[name]}, that of "
+                    f"the model of {given_types[name]}. Give MetaTrainer.load(path, model) one of the same precision."
+                )
         try:
             trainer.model.load_state_dict(state["model"])
             trainer._objective.load_state_dict(state["state"])
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"the model must be built like the one in {source}: {error}") from None
         trainer.num_updates = state["num_updates"]
+        trainer.num_timesteps = state.get("num_timesteps", 0)  # which older files do not hold
         trainer._needs_policy |= state.get("with_policy", False)  # which older files do not hold, nor the next
         trainer._unlogged = list(state.get("unlogged", []))
         return trainer

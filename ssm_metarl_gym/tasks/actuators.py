@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ssm_metarl_gym.checks import as_array, check_choice, check_generator, check_integer, shown
+from ssm_metarl_gym.checks import as_array, check_choice, check_flag, check_generator, check_integer, shown
 from ssm_metarl_gym.tasks.distributions import Distribution, register_kind, register_task_types
 from ssm_metarl_gym.tasks.marginals import Choice, LogUniform, Marginal, Uniform, marginal_from_dict
 from ssm_metarl_gym.tasks.task import Task, TaskBatch
@@ -173,8 +173,7 @@ class ActuatorDistribution(Distribution):
         if self.dead > self.num_motors:
             raise ValueError(f"dead must be at most the number of motors, {self.num_motors}; got {self.dead}.")
         for name in ("sign", "permutation", "rotation"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False; got {shown(getattr(self, name))}.")
+            check_flag(name, getattr(self, name))
         for name, marginal in (("gain", self.gain), ("offset", self.offset)):
             if not isinstance(marginal, Uniform | LogUniform | Choice) and not (name == "offset" and marginal is None):
                 raise ValueError(f"{name} must be a Uniform, a LogUniform or a Choice; got {shown(marginal)}.")

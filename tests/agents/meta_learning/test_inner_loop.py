@@ -217,6 +217,10 @@ class TestErrors:
         ):
             inner.step(lambda w: w["2.bias"].square().sum(), inner.weights())
 
+    def test_first_order_is_a_flag(self):
+        with pytest.raises(ValueError, match="first_order must be True or False; got 'False'"):
+            scalar(3.0, first_order="False")
+
     @pytest.mark.parametrize("inner_lr", [0.0, -1.0, math.nan, math.inf, None])
     def test_step_size(self, inner_lr):
         with pytest.raises(ValueError, match=f"inner_lr must be finite and > 0; got {inner_lr}"):

@@ -15,6 +15,7 @@ from torch import nn
 
 from ssm_metarl_gym import CartPoleTask, TaskDistribution, TaskFamily, TaskSet, Uniform
 from ssm_metarl_gym.agents import DynamicsModel, MetaTrainer
+from ssm_metarl_gym.agents.meta_training import policy_objective
 from ssm_metarl_gym.agents.meta_training import trainer as meta_trainer
 from ssm_metarl_gym.agents.meta_training.dynamics_objective import DynamicsOptions
 from ssm_metarl_gym.experiments.logs import make_logger
@@ -125,6 +126,22 @@ class TestLearn:
         assert len(learn(trainer, 2)) == 2
         assert trainer.num_updates == 5
 
+    def test_the_steps_of_a_policy_are_counted_until_its_episodes_ended(self, monkeypatch):
+        collected = []
+        collect = policy_objective.collect_trajectories
+
+        def count(*args, **kwargs):
+            collected.append(collect(*args, **kwargs))
+            return collected[-1]
+
+        monkeypatch.setattr(policy_objective, "collect_trajectories", count)
+        sizes = {"meta_batch_size": 2, "trajectories_per_task": 2, "width": 4, "num_epochs": 1}
+        trainer = MetaTrainer("ssm_metarl/CartPole-v0", objective="policy", **sizes).learn(2)
+        assert not all(part.valid.all() for part in collected)  # poles fall one after the other
+        # The first of all sets the normalisation.
+        assert trainer.num_timesteps == sum(int(part.valid.sum()) for part in collected[1:])
+        assert make_trainer().learn(1).num_timesteps == 0
+
     def test_a_callback_of_sb3_is_refused_before_any_update(self):
         trainer = make_trainer()
         with pytest.raises(ValueError, match=r"function of the trainer and the loss, or None; got a StopTraining"):
@@ -203,12 +220,16 @@ class TestLog:
             return losses, list(csv.DictReader(file))
 
     def test_a_row_is_a_mean_over_an_interval(self, make_any, tmp_path):
-        losses, rows = self.rows(make_any(), tmp_path, 5, log_interval=2)
+        trainer = make_any()
+        losses, rows = self.rows(trainer, tmp_path, 5, log_interval=2)
         assert [row["time/updates"] for row in rows] == ["2", "4"]
         for row, start in zip(rows, (0, 2), strict=True):
             assert float(row["train/loss"]) == pytest.approx(np.mean(losses[start : start + 2]))
             assert float(row["train/dropped_tasks"]) == 0
             assert float(row["time/updates_per_second"]) > 0
+            assert row.get("time/total_timesteps", "0") == (
+                "0" if trainer.objective == "dynamics" else str(24 * (start + 2))
+            )
         assert not any(name.startswith("eval/") for name in rows[0])
 
     def test_evaluations_come_at_their_own_interval_and_change_nothing(self, make_any, tmp_path, look):
@@ -343,6 +364,14 @@ class TestFiles:
         assert look(loaded.model) == look(trainer.model)
         assert loaded.num_updates == num_updates + 2
 
+    def test_steps_are_counted_on(self, make_any, tmp_path):
+        trainer = make_any().learn(1)
+        trainer.save(tmp_path / "trainer.pt")
+        loaded = MetaTrainer.load(tmp_path / "trainer.pt")
+        # Episodes of three steps: two of each of two tasks, before the inner step and after it.
+        assert loaded.num_timesteps == trainer.num_timesteps == (24 if trainer.objective == "policy" else 0)
+        assert loaded.learn(1).num_timesteps == 2 * trainer.num_timesteps
+
     def test_a_model_in_double_precision_is_loaded_in_it(self, make_any, look, tmp_path):
         trainer = make_any()
         trainer.model.double()
@@ -352,6 +381,22 @@ class TestFiles:
         assert {weight.dtype for weight in loaded.model.parameters()} == {torch.float64}
         assert look(loaded.model) == look(trainer.model)
         assert learn(loaded, 1) == learn(trainer, 1)
+
+    @pytest.mark.parametrize("is_given", [False, True])
+    def test_what_would_be_rounded_is_refused(self, tmp_path, is_given):
+        trainer = make_trainer()
+        trainer.model.head.double()  # half of it in double precision
+        trainer.save(tmp_path / "trainer.pt")
+        shell = make_trainer().model if is_given else None
+        with pytest.raises(
+            ValueError, match=r"its head\.\w+ is of torch\.float64, that of the model of torch\.float32"
+        ):
+            MetaTrainer.load(tmp_path / "trainer.pt", shell)
+
+    def test_options_may_be_arrays_of_one_number(self, tmp_path):
+        trainer = make_trainer(inner_lr=torch.tensor(0.25), outer_lr=np.float32(0.5), window=np.array(4))
+        trainer.save(tmp_path / "trainer.pt")
+        assert MetaTrainer.load(tmp_path / "trainer.pt").options == make_trainer(inner_lr=0.25, outer_lr=0.5).options
 
     def test_any_objective_goes_on_with_all_that_it_learned(self, make_any, look, tmp_path):
         options = {"learned_rates": "tensor", "inner_steps": 2, "outer_lr": 0.1}
