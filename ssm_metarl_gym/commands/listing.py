@@ -3,6 +3,7 @@
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
+from ssm_metarl_gym.tasks.actuators import ActuatorDistribution
 from ssm_metarl_gym.tasks.families import FAMILIES
 from ssm_metarl_gym.tasks.marginals import Choice, Marginal
 
@@ -25,6 +26,9 @@ def _describe(spec: EnvSpec) -> list[str]:
     if name not in FAMILIES:
         return _describe_drawn(spec)
     family = FAMILIES[name]
+    if isinstance(family.train, ActuatorDistribution):
+        known = {"motors": family.train, "extrapolation": family.extrapolation}
+        return [_describe_motors(what, of) for what, of in known.items() if isinstance(of, ActuatorDistribution)]
     train = family.train.parameters
     outside = {} if family.extrapolation is None else family.extrapolation.parameters
     switches = ["the sign switches during the episode"] if spec.kwargs.get("switch") else []
@@ -34,6 +38,18 @@ def _describe(spec: EnvSpec) -> list[str]:
 def _describe_parameter(name: str, train: Marginal, extrapolation: Marginal | None) -> str:
     beyond = "" if extrapolation is None or extrapolation == train else f"; extrapolation {_show(extrapolation)}"
     return f"{name}: {_show(train)}{beyond}"
+
+
+def _describe_motors(what: str, motors: ActuatorDistribution) -> str:
+    """What may be the matter with motors: the parameters of their tasks are entries of a matrix."""
+    told = [f"{motors.num_motors} with gains of {_show(motors.gain)}"]
+    told += ["reversed or not"] if motors.sign else []
+    told += ["in any order"] if motors.permutation else []
+    told += ["mixed by a rotation"] if motors.rotation else []
+    told += [f"{motors.dead} dead"] if motors.dead else []
+    told += [f"offsets of {_show(motors.offset)}"] if motors.offset is not None else []
+    told += [f"{' or '.join(map(str, motors.delay))} steps late"] if motors.delay != (0,) else []
+    return f"{what}: {', '.join(told)}"
 
 
 def _show(marginal: Marginal) -> str:

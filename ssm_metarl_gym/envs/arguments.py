@@ -62,7 +62,10 @@ def parse_tasks(
     chosen = np.arange(num_rows) if mask is None else np.where(mask, np.arange(num_rows), mask.argmax())
     if isinstance(tasks, Mapping):
         columns = {name: as_array(column) for name, column in tasks.items()} if mask is not None else {}
-        of_rows = {name: column[chosen] for name, column in columns.items() if column.shape == (num_rows,)}
+        # Of numbers again: what is left out may have been none, and made the column one of objects.
+        of_rows = {
+            name: np.array(column[chosen].tolist()) for name, column in columns.items() if column.shape == (num_rows,)
+        }
         return TaskBatch(task_type, {**tasks, **of_rows}, num_rows)
     if not isinstance(tasks, Sequence) or isinstance(tasks, str | bytes) or len(tasks) != num_rows:
         raise ValueError(f"there must be one task for each of the {num_rows} rows; got {shown(tasks)}.")

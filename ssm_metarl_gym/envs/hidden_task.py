@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
+from gymnasium.utils import EzPickle
 
 from ssm_metarl_gym.checks import check_choice, shown
 from ssm_metarl_gym.envs.arguments import Family, SomeTask, check_reset_options, check_switch, parse_task
@@ -91,10 +92,34 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
         # Gymnasium's constructor sets every parameter to its default, so the task comes into force after it.
         self._constructed = False
         self.task = self.task_type()
+        given = {name: vars(self)[name] for name in _GIVEN}
         super().__init__(**kwargs)
+        self._check_names(given)
         self._constructed = True
         self.task = self._fixed_task or self.task_type()
         self.observation_space = observable_space(self.observation_space, self._context)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for base in cls.__mro__:
+            if not issubclass(base, HiddenTask) and (taken := sorted(_own_names() & vars(base).keys())):
+                raise ValueError(
+                    f"{base.__name__} must not have {', '.join(taken)}, as HiddenTask has for itself. Rename it there."
+                )
+
+    def _check_names(self, given: Mapping[str, Any]) -> None:
+        """The environment's own constructor must have left alone what HiddenTask has for itself."""
+        taken = {name for name in given if vars(self).get(name) is not given[name]}
+        taken |= (_own_names() - {"_varying"}) & vars(self).keys()
+        if not isinstance(self._task, self.task_type):
+            taken.add("_task")
+        elif (self._task_id, self._parameters) != (self._task.task_id, self._task.to_dict()):
+            taken |= {"_task_id", "_parameters"}
+        if taken:
+            raise ValueError(
+                f"{type(self).__name__} must not set {', '.join(sorted(taken))}, as HiddenTask has for itself. Rename "
+                "it in the environment."
+            )
 
     @classmethod
     def _check_parameters(cls, kwargs: Mapping[str, Any]) -> None:
@@ -250,12 +275,47 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
         return frozenset(self._distribution.parameters)
 
     def __getstate__(self) -> dict[str, Any]:
+        of_base = _method_of_base(self, "__getstate__")
+        state = self.__dict__ if of_base is None else of_base()
+        if not isinstance(state, dict):
+            raise ValueError(
+                f"the __getstate__ of an environment with hidden tasks must give a dictionary; that of "
+                f"{type(self).__name__} gave {shown(state)}."
+            )
+        ours = {name: self.__dict__[name] for name in _OURS if name in self.__dict__}
         # Pygame's surfaces can be neither copied nor pickled; the next render makes new ones.
-        return self.__dict__ | {name: None for name in ("screen", "clock", "surf") if name in self.__dict__}
+        return ours | {name: None if _is_of_pygame(value) else value for name, value in state.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Gymnasium's EzPickle would call the environment's own constructor instead, without the family.
         self.__dict__.update(state)
+        if (of_base := _method_of_base(self, "__setstate__")) is not None:
+            of_base(state)
+
+
+# What HiddenTask keeps: what it was given, and what the course of an episode changes.
+_GIVEN: Final = ("_family", "_distribution", "_split", "_switch", "_fixed_task", "_context")
+_CHANGING: Final = ("_task_rng", "_switch_rng", "_steps_to_switch", "_constructed")
+_OURS: Final = (*_GIVEN, *_CHANGING, "_task", "_task_id", "_parameters", "_shown")
+
+
+@functools.cache
+def _own_names() -> frozenset[str]:
+    """What a class behind HiddenTask cannot have, as HiddenTask's would take its place."""
+    names = {name for name in vars(HiddenTask) if not name.startswith("__")}
+    return frozenset(names - {"reset", "step", "render"})
+
+
+def _method_of_base(env: HiddenTask[Any], name: str) -> Callable[..., Any] | None:
+    """A method of the first class behind HiddenTask that has one of its own; EzPickle's does not count."""
+    for base in type(env).__mro__:
+        if name in vars(base) and base not in (object, EzPickle) and not issubclass(base, HiddenTask):
+            return cast("Callable[..., Any]", vars(base)[name].__get__(env))
+    return None
+
+
+def _is_of_pygame(value: object) -> bool:
+    return type(value).__module__.partition(".")[0] == "pygame"
 
 
 # Where the caption of a picture is, from the left and from the top.

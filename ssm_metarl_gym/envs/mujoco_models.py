@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -37,7 +36,8 @@ def model_parameters(model: Any) -> dict[str, tuple[str, Any]]:
     * ``mass``, ``inertia``, ``damping``, ``friction`` and ``gear``, those of all parts at once;
     * ``gravity``.
 
-    Of names that end in ``_joint`` or ``_geom`` that is left out. What is zero in the model is no parameter.
+    Of names that end in ``_joint`` or ``_geom`` that is left out. Parts that have one name then, as two motors of a
+    joint, have one multiplier. What is zero in the model is no parameter.
 
     Args:
         model: A ``mujoco.MjModel``, such as ``env.unwrapped.model``.
@@ -45,23 +45,25 @@ def model_parameters(model: Any) -> dict[str, tuple[str, Any]]:
     places: dict[str, tuple[str, Any]] = {"gravity": ("gravity", slice(None))}
     for quantity, (field, kind) in _QUANTITIES.items():
         places[quantity] = (field, slice(None))
-        places |= {f"{part}_{quantity}": (field, index) for part, index in _parts(model, kind)}
+        places |= {f"{part}_{quantity}": (field, index) for part, index in _parts(model, kind).items()}
     return {name: (field, index) for name, (field, index) in places.items() if np.any(_array(model, field)[index])}
 
 
-def _parts(model: Any, kind: str) -> Iterator[tuple[str, Any]]:
-    """The named parts of a kind, and where each is in the arrays of its kind."""
+def _parts(model: Any, kind: str) -> dict[str, list[int]]:
+    """The names of parts of a kind, and where what has this name is in the arrays of its kind."""
+    parts: dict[str, list[int]] = {}
     count = {"body": model.nbody, "joint": model.njnt, "geom": model.ngeom, "actuator": model.nu}[kind]
     for i in range(count):
         name = getattr(model, kind)(i).name
-        index: Any = i
+        index = [i]
         if kind == "actuator" and not name and model.actuator_trntype[i] == mujoco.mjtTrn.mjTRN_JOINT:
             name = model.joint(model.actuator_trnid[i, 0]).name
         if kind == "joint":
             start = model.jnt_dofadr[i]
-            index = slice(start, start + len(model.joint(i).damping))
+            index = list(range(start, start + len(model.joint(i).damping)))
         if name:
-            yield name.removesuffix("_joint").removesuffix("_geom"), index
+            parts.setdefault(name.removesuffix("_joint").removesuffix("_geom"), []).extend(index)
+    return parts
 
 
 def _array(model: Any, field: str) -> Floats:

@@ -91,5 +91,6 @@ class TaskPendulumVectorEnv(HiddenTaskVectorEnv):
         return observations.T
 
     def _prepare_painter(self, row: int) -> None:
-        # No torque has acted yet where the episode has only begun.
-        self._single.last_u = float(self._torque[row]) if self._elapsed[row] else None
+        # No torque has acted yet where the episode has only begun, or begun anew after the warm-up.
+        has_acted = self._elapsed[row] not in (0, self._warm_up_steps)
+        self._single.last_u = float(self._torque[row]) if has_acted else None

@@ -12,6 +12,11 @@ def test_each_environment_is_listed_with_what_it_hides(capsys):
     polarity = printed.partition("ssm_metarl/CartPolePolarity-v0 (batched)\n")[2].splitlines()[:4]
     assert polarity[0] == "    force_mag: [5, 15]; extrapolation [1, 5] and [15, 20]"
     assert polarity[3] == "    polarity: -1 or 1"
+    motors = printed.partition("ssm_metarl/ReacherActuators-v0\n")[2].splitlines()[:2]
+    assert motors == [
+        "    motors: 2 with gains of [0.6, 1.4], reversed or not, in any order",
+        "    extrapolation: 2 with gains of 0.4 or 1.7, reversed or not, in any order",
+    ]
     assert "ssm_metarl/RepeatObservation-v0 (batched)\n    hides nothing" in printed
 
 

@@ -1,6 +1,7 @@
 import json
 import math
 import pickle
+import threading
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
@@ -740,6 +741,78 @@ def test_copies_keep_the_family_and_the_episode_whatever_gymnasium_would_do(copy
     twin = copy(env)
     assert (twin.task, list(twin.state), twin.goal_velocity) == (env.task, list(env.state), 0.01)
     assert rollout(twin, 250) == rollout(env, 250)
+
+
+class WithHandle(MountainCarEnv):
+    """Counts seconds in `clock`, and holds what cannot be copied, which it makes anew."""
+
+    def __init__(self, render_mode=None):
+        super().__init__(render_mode)
+        self.shove, self.clock, self.lock = 0.0, 0.0, threading.Lock()
+
+    def step(self, action):
+        self.clock += 0.1
+        return super().step(action)
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name != "lock"}
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self.lock = threading.Lock()
+
+
+class TaskWithHandleEnv(HiddenTask[ShoveTask], WithHandle):
+    task_type = ShoveTask
+    shove = TaskParameter()
+
+
+@pytest.mark.parametrize("copy", [deepcopy, lambda env: pickle.loads(pickle.dumps(env))])  # noqa: S301
+def test_copies_go_through_what_the_environment_has_for_it(copy, rollout):
+    env = TaskWithHandleEnv(SHOVES)
+    rollout(env, 5, seed=0)
+    twin = copy(env)
+    assert (twin.task, twin.clock) == (env.task, env.clock)
+    assert twin.clock > 0.0
+    assert twin.lock is not env.lock
+    assert rollout(twin, 250) == rollout(env, 250)
+
+
+def test_a_state_that_is_no_dictionary_is_refused():
+    class Odd(MountainCarEnv):
+        def __getstate__(self):
+            return [1, 2]
+
+    class TaskOdd(HiddenTask[ShoveTask], Odd):
+        task_type = ShoveTask
+
+    with pytest.raises(
+        ValueError, match=r"__getstate__ of an environment .* a dictionary; that of TaskOdd gave \[1, 2\]"
+    ):
+        deepcopy(TaskOdd(SHOVES))
+
+
+@pytest.mark.parametrize("name", ["_info", "task", "set_family"])
+def test_what_hidden_task_has_for_itself_is_no_name_of_a_method(name):
+    theirs = type("Maze", (MountainCarEnv,), {name: lambda self: {}})
+    with pytest.raises(ValueError, match=f"Maze must not have {name}, as HiddenTask has for itself. Rename it there"):
+        type("TaskMaze", (HiddenTask, theirs), {})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("_start", np.ones(2)), ("_switch", False), ("_task", "north"), ("_parameters", {"goal": 1.0})]
+)
+def test_nor_of_what_the_environment_sets(name, value):
+    class Maze(MountainCarEnv):
+        def __init__(self):
+            super().__init__()
+            setattr(self, name, value)
+
+    class TaskMaze(HiddenTask[ShoveTask], Maze):
+        task_type = ShoveTask
+
+    with pytest.raises(ValueError, match=f"TaskMaze must not set .*{name}.*, as HiddenTask has for itself"):
+        TaskMaze(SHOVES)
 
 
 def test_a_parameter_of_the_task_is_given_by_the_task_alone():

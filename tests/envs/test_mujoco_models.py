@@ -74,8 +74,8 @@ class TestNames:
     def test_suffixes_are_left_out_and_motors_without_a_name_have_that_of_their_joint(self):
         model = class_of("Hopper")().model
         places = model_parameters(model)
-        assert places["foot_gear"] == ("actuator_gear", 2)
-        assert places["foot_friction"] == ("geom_friction", model.geom("foot_geom").id)
+        assert places["foot_gear"] == ("actuator_gear", [2])
+        assert places["foot_friction"] == ("geom_friction", [model.geom("foot_geom").id])
         assert model.dof_damping[places["foot_damping"][1]] == model.joint("foot_joint").damping
 
     def test_what_is_zero_is_no_parameter(self):
@@ -85,7 +85,26 @@ class TestNames:
 
     def test_all_degrees_of_freedom_of_a_joint_are_damped_together(self):
         field, place = model_parameters(class_of("Humanoid")().model)["abdomen_z_damping"]
-        assert (field, place.stop - place.start) == ("dof_damping", 1)
+        assert (field, len(place)) == ("dof_damping", 1)
+
+    def test_parts_of_one_name_are_multiplied_together(self):
+        model = mujoco.MjModel.from_xml_string("""
+            <mujoco><worldbody><body name="arm">
+                <joint name="hinge" type="hinge" axis="0 1 0"/>
+                <geom name="foot" size="0.1"/><geom name="foot_geom" size="0.1"/>
+            </body></worldbody><actuator>
+                <position joint="hinge" kp="50"/><velocity joint="hinge" kv="5"/><motor name="own" joint="hinge"/>
+            </actuator></mujoco>""")
+        places = model_parameters(model)
+        assert places["hinge_gear"] == ("actuator_gear", [0, 1])
+        assert places["own_gear"] == ("actuator_gear", [2])
+        assert places["foot_friction"] == ("geom_friction", [0, 1])
+
+    def test_all_of_them_are_changed(self):
+        env = make("Swimmer", task_type_of("motor1_rot_gear", "gear"))
+        env._places[0] = ("actuator_gear", [0, 1])
+        env.reset(seed=0, options={"task": {"motor1_rot_gear": 0.5, "gear": 1.0}})
+        assert env.model.actuator_gear[:, 0].tolist() == [75.0, 75.0]
 
     def test_the_nearest_name_is_told(self):
         with pytest.raises(ValueError, match=r"a parameter of the model must be one of .*Did you mean 'torso_mass'"):

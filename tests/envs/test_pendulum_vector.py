@@ -159,3 +159,15 @@ def test_a_picture_of_a_new_episode_shows_no_torque(dtype):
     assert np.array_equal(before[0], after_a_reset[0])
     assert np.array_equal(after_a_step[1], after_a_reset[1])
     env.close()
+
+
+def test_a_picture_after_the_warm_up_is_that_of_the_single_environment():
+    env = make(1, render_mode="rgb_array", warm_up_steps=2)
+    single = gym.make("ssm_metarl/Pendulum-v0", render_mode="rgb_array", warm_up_steps=2)
+    env.reset(seed=0, options={"tasks": {}})
+    single.reset(seed=0, options={"task": {}})
+    for _ in range(4):
+        env.step(np.array([[0.7]]))
+        single.step(np.array([0.7]))
+        single.unwrapped.state = env.unwrapped.state[0]
+        assert np.array_equal(env.render()[0], single.render())
