@@ -53,7 +53,7 @@ from ssm_metarl_gym.experiments.scoreboard.board import Board, find_maker
 from ssm_metarl_gym.experiments.scoreboard.figures import Scoreboard
 from ssm_metarl_gym.experiments.scoreboard.physics import ROBOTS, check_physics
 from ssm_metarl_gym.experiments.scoreboard.plan import all_runs, can_be, run_all
-from ssm_metarl_gym.experiments.scoreboard.summary import write_report
+from ssm_metarl_gym.experiments.scoreboard.summary import find_scoreboard, write_report
 from ssm_metarl_gym.experiments.signals import stoppable
 
 FAMILIES = (
@@ -183,11 +183,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run_all(runs, scoreboard.board, scoreboard.records, engine, ATTEMPTS)
         except JobsFailedError as error:
             failed = error
-        for table in map(scoreboard.mean_returns, scoreboard.names):
-            if table.rows:
-                print(f"\n{table.title}\n\n{format_markdown(table.header, table.rows)}")
-        written = write_report(scoreboard, f"python scripts/report.py {options.output}")
-    print(f"\nthe report is {written[0]}")
+        tables = [table for table in map(scoreboard.mean_returns, scoreboard.names) if table.rows]
+        for table in tables:
+            print(f"\n{table.title}\n\n{format_markdown(table.header, table.rows)}")
+        if tables:  # the page is of all that the folder holds, of earlier commands too
+            everything = find_scoreboard(options.output, (scoreboard.board.num_tasks, scoreboard.board.percent))
+            written = write_report(everything, f"python scripts/report.py {options.output}")
+            print(f"\nthe report is {written[0]}")
     if failed is not None:
         sys.exit(f"{failed}\nthe same command again tries them anew")
 

@@ -133,6 +133,22 @@ def test_runs_that_fail_are_named_and_all_others_are_done(benchmark, tmp_path, m
     assert "| as_is | 1.0 [1.0, 1.0] |" in capsys.readouterr().out
 
 
+def test_the_page_is_of_all_that_the_folder_holds(benchmark, tmp_path, monkeypatch, capsys):
+    def evaluate(_, run, columns):
+        return [{**plan.key_of(board.Board(tmp_path, 20, 1), run, column), "returns": [1.0] * 20} for column in columns]
+
+    monkeypatch.setattr(plan, "run_jobs", run_here)
+    monkeypatch.setattr(plan, "learn_policy", lambda *_: [])
+    monkeypatch.setattr(plan, "run_row", evaluate)
+    folder = ["--output", str(tmp_path)]
+    benchmark.main([*TINY, "--agents", "as_is", "--seeds", "2", *folder])
+    benchmark.main([*TINY, "--families", "CartPole", "--agents", "told", *folder])
+    assert "as_is" not in capsys.readouterr().out.rpartition("CartPole: mean return")[2]
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert {"PointActuators-2", "CartPole"} <= {line[3:] for line in page.splitlines() if line.startswith("## ")}
+    assert "| as_is | 1.0 [1.0, 1.0] |" in page
+
+
 def run_here(jobs, engine, description, *, on_result, **_):
     """All jobs in this process."""
     failed = {}
@@ -141,4 +157,5 @@ def run_here(jobs, engine, description, *, on_result, **_):
             on_result(job, job.work(*job.arguments))
         except RuntimeError as error:
             failed[job] = error
-    raise JobsFailedError(failed)
+    if failed:
+        raise JobsFailedError(failed)

@@ -14,7 +14,7 @@ from ssm_metarl_gym.experiments.scoreboard.figures import TOLD, Scoreboard, Tabl
 __all__ = ["LEAST_SEEDS", "Cost", "best_agents", "cost_of", "decision_tables", "greatest_losses"]
 
 _Lines = dict[int, dict[str, Any]]  # of an agent in a column, by seed
-LEAST_SEEDS: Final = 3  # of an interval that can tell two agents apart
+LEAST_SEEDS: Final = 5  # of an agent that is compared with others: of fewer an interval is so wide that all are alike
 
 
 class Cost(NamedTuple):
@@ -38,8 +38,9 @@ def best_agents(scoreboard: Scoreboard) -> Table:
     """Of each family and column the cheapest among the best agent and all that may be as good, and who these are.
 
     The best one is above the most others, in the tasks of the seeds that both have; as good are those whose difference
-    from it has no interval, over at least three seeds, that lies below zero. Those that are told what is hidden are
-    left out: that is no way of coping.
+    from it has an interval that does not lie below zero. That is so of whatever varies enough: so an agent that is
+    cheaper than the cheapest of these, and not below it on the mean, takes its place. Those that are told what is
+    hidden are left out, as that is no way of coping, and those of fewer than five seeds.
     """
     rows = []
     agents = {label: (row, steps) for label, row, steps in scoreboard.labels() if row != TOLD}
@@ -49,7 +50,7 @@ def best_agents(scoreboard: Scoreboard) -> Table:
             known = {label: scoreboard.lines(name, *agent, column) for label, agent in agents.items()}
             found = {label: lines for label, lines in known.items() if len(lines) >= LEAST_SEEDS}
             if good := _best_of(found):
-                best, cheapest = good[0], min(good, key=lambda label: costs[label] or (math.inf, math.inf))
+                best, cheapest = good[0], _cheapest_of(good, found, costs)
                 returns = estimate([line["returns"] for line in found[cheapest].values()], 0)
                 others = "; ".join(label for label in good if label not in (best, cheapest))
                 rows.append([name, column, cheapest, f"{returns:.1f}", *_cells(costs[cheapest]), best, others])
@@ -79,6 +80,18 @@ def _best_of(found: Mapping[str, _Lines]) -> list[str]:
         best,
         *(label for label, each in differences.items() if label != best and (each is None or each.high >= 0.0)),
     ]
+
+
+def _cheapest_of(good: list[str], found: Mapping[str, _Lines], costs: Mapping[str, Cost | None]) -> str:
+    """The label of the cheapest of the best agents, or of a cheaper one that is not below it on the mean."""
+
+    def cost_in_order(label: str) -> tuple[float, float]:
+        return costs[label] or (math.inf, math.inf)
+
+    cheapest = min(good, key=cost_in_order)
+    differences = {label: _difference(lines, found[cheapest], LEAST_SEEDS) for label, lines in found.items()}
+    level = [label for label, each in differences.items() if each is not None and each.mean >= 0.0]
+    return min([cheapest, *level], key=cost_in_order)
 
 
 def greatest_losses(scoreboard: Scoreboard) -> Table:

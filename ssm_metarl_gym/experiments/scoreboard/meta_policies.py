@@ -25,7 +25,7 @@ def learn_meta_policy(board: Board, name: str, seed: int, steps: int) -> list[Li
         name: The physics.
         seed: That of the policy.
         steps: Steps of the environments, those of the episodes before the inner steps included, rounded up to whole
-            updates. (Where episodes end early it takes fewer.)
+            updates.
     """
     path = _path(board, name, seed, steps)
     if path.exists():
@@ -40,10 +40,9 @@ def learn_meta_policy(board: Board, name: str, seed: int, steps: int) -> list[Li
         trajectories_per_task=EPISODES_BEFORE,
         gamma=physics.gamma,
     )
-    steps_of_an_update = 2 * NUM_TASKS * EPISODES_BEFORE * physics.length
-    num_updates = -(-steps // steps_of_an_update)
-    trainer.learn(num_updates)
-    costs = note_costs(path, board, name, "policy, meta_policy", seed, started, num_updates * steps_of_an_update)
+    while trainer.num_timesteps < steps:
+        trainer.learn(1)
+    costs = note_costs(path, board, name, "policy, meta_policy", seed, started, trainer.num_timesteps)
     trainer.save(path)
     return costs
 

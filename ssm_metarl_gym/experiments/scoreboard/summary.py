@@ -42,11 +42,14 @@ _INTRODUCTION: Final = (
 _AT_A_GLANCE: Final = ("interpolation", "extrapolation", "switch", "nominal")
 
 
-def find_scoreboard(folder: Path) -> Scoreboard:
+def find_scoreboard(folder: Path, kind: tuple[int, int] | None = None) -> Scoreboard:
     """The scoreboard that the lines of a folder are of: of all physics, agents and seeds that they name.
 
-    Where they are of several numbers of tasks or budgets, it is of those of which there are most. Lines of other
-    settings than the present ones do not count: they are measured anew by the command that wrote them.
+    Lines of other settings than the present ones do not count: they are measured anew by the command that wrote them.
+
+    Args:
+        folder: The folder.
+        kind: The number of tasks and the per cent of the budget that the lines are of; None for that of most lines.
 
     Raises:
         ValueError: There is no evaluation by the present settings, or a line is damaged.
@@ -65,8 +68,7 @@ def find_scoreboard(folder: Path) -> Scoreboard:
             f"the evaluations in {folder} must be by the present settings of the families and rules of adaptation; all "
             "got there by other ones. Run the benchmark again."
         )
-    kinds = Counter((line["num_tasks"], line["percent"]) for line in lines)
-    num_tasks, percent = kinds.most_common(1)[0][0]
+    num_tasks, percent = kind or Counter((line["num_tasks"], line["percent"]) for line in lines).most_common(1)[0][0]
     lines = [line for line in lines if (line["num_tasks"], line["percent"]) == (num_tasks, percent)]
     # In the order of what is known here, what is a user's behind it.
     names, agents = (

@@ -27,6 +27,12 @@ def test_a_folder_says_what_it_is_of(tmp_path):
     assert (tuple(scoreboard.rows), scoreboard.steps, scoreboard.num_seeds) == (ROWS, [100], 2)
 
 
+def test_what_the_scoreboard_is_of_can_be_said(tmp_path):
+    write_lines(tmp_path)
+    write_lines(tmp_path, percent=10, num_seeds=1)
+    assert find_scoreboard(tmp_path, (20, 10)).num_seeds == 1
+
+
 def test_a_folder_without_an_evaluation_is_named(tmp_path):
     (tmp_path / "runs.jsonl").write_text('{"study": "prepared"}\n')
     with pytest.raises(ValueError, match=f"a folder must hold the runs.jsonl .*; {tmp_path} holds no evaluation"):
@@ -41,7 +47,7 @@ def test_the_page_needs_no_other_file_and_shows_every_table(tmp_path):
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "&lt;folder&gt;" in page
     assert (
-        "Up to 2 seeds of policies, models and tasks, 20 tasks each. The best agents are told from 3 seeds on." in page
+        "Up to 2 seeds of policies, models and tasks, 20 tasks each. The best agents are told from 5 seeds on." in page
     )
     assert page.count('src="data:image/png;base64,') == 2
     for word in ("http://", "https://", 'src="/', ".png"):
@@ -57,11 +63,11 @@ def test_the_page_needs_no_other_file_and_shows_every_table(tmp_path):
 
 
 def test_a_report_says_how_much_less_was_done(tmp_path):
-    write_lines(tmp_path, percent=40, num_seeds=3)
+    write_lines(tmp_path, percent=40, num_seeds=5)
     write_report(find_scoreboard(tmp_path), "command")
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert (
-        "- Up to 3 seeds of policies, models and tasks, 20 tasks each. Policies of the nominal physics and models "
+        "- Up to 5 seeds of policies, models and tasks, 20 tasks each. Policies of the nominal physics and models "
         in (markdown)
     )
     assert "learned for 40 % of the steps" in markdown
