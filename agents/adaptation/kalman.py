@@ -161,7 +161,7 @@ class KalmanAdapter(RecursiveAdapter[KalmanState]):
         self.process_noise = process_noise
         self.noise_scale = noise_scale
         self.surprise = surprise
-        self.mixed = mixed
+        self.mixed = bool(mixed)
         check_integer("largest_delay", largest_delay, least=0)
         self.largest_delay = int(largest_delay)
         check_flag("mixed", mixed)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from stable_baselines3.common.logger import Logger
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ssm_metarl_gym.agents.adaptation.config import AdaptationConfig
@@ -408,15 +408,14 @@ class MetaTrainer:
             )
         given = {"objective": objective, "env_kwargs": env_kwargs, "seed": seed, "policy": policy}
         trainer = cls(env_id, model, **given, **state["options"])
-        given_types, stored_types = (
-            {name: tensor.dtype for name, tensor in each.items()}
-            for each in (trainer.model.state_dict(), state["model"])
-        )
-        for name in given_types.keys() & stored_types.keys():
-            if given_types[name] != stored_types[name]:  # it would be rounded without a word
+        own = trainer.model.state_dict()
+        for name, stored in state["model"].items():
+            if not (isinstance(stored, Tensor) and isinstance(own.get(name), Tensor)):
+                continue
+            if torch.promote_types(stored.dtype, own[name].dtype) != own[name].dtype:  # it would be rounded
                 raise ValueError(
-                    f"the model must be built like the one in {source}: its {name} is of {stored_types[name]}, that of "
-                    f"the model of {given_types[name]}. Give MetaTrainer.load(path, model) one of the same precision."
+                    f"the model must be built like the one in {source}, whose {name} is of {stored.dtype}; got one of "
+                    f"{own[name].dtype}. Give MetaTrainer.load(path, model) a model of the same precision."
                 )
         try:
             trainer.model.load_state_dict(state["model"])

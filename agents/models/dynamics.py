@@ -135,13 +135,11 @@ class DynamicsModel(nn.Module):
         in single precision, and of changes in that of the observations that they are differences of.
         """
         inputs = self._join(observations, actions)
-        sizes = np.abs(inputs).max(axis=0)
         # In double precision: of many rows single precision gives a constant column a deviation.
         self.input_shift.copy_(torch.from_numpy(inputs.mean(axis=0, dtype=np.float64)))
-        self.input_scale.copy_(torch.from_numpy(_scale(inputs, np.finfo(np.float32).eps * sizes)))
+        self.input_scale.copy_(torch.from_numpy(_scale(inputs, _rounding(inputs))))
         changes = _differences(next_observations, observations)
-        rounding = np.finfo(np.result_type(observations, np.float32)).eps * sizes[: self.observation_dim]
-        self.target_scale.copy_(torch.from_numpy(_scale(changes, rounding)))
+        self.target_scale.copy_(torch.from_numpy(_scale(changes, _rounding(observations, next_observations))))
 
     def inputs(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Tensor:
         """The input of the core: ``Float[B D]`` and ``Int[B]`` or ``Float[B A]`` -> ``Float[B in]``, normalised."""
@@ -484,7 +482,20 @@ def _differences(ends: npt.NDArray[Any], starts: npt.NDArray[Any]) -> npt.NDArra
     return differences
 
 
-def _scale(values: npt.NDArray[Any], rounding: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """The standard deviation of each column, 1 where it is about as small as rounding is."""
+def _rounding(*parts: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """For each column more than the deviation that rounding gives to differences of its values, about twice as much.
+
+    Numbers in double precision may have been rounded to single precision before.
+    """
+    values = np.concatenate(parts)
+    eps = np.finfo(values.dtype).eps if values.dtype.kind == "f" else 0.0
+    rounded = (values == values.astype(np.float32)).all(axis=0)
+    sizes = np.sqrt(np.square(values, dtype=np.float64).mean(axis=0))
+    rounding: npt.NDArray[np.float64] = np.where(rounded, np.maximum(eps, np.finfo(np.float32).eps), eps) * sizes
+    return rounding
+
+
+def _scale(values: npt.NDArray[Any], rounding: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The standard deviation of each column, 1 where rounding alone explains it."""
     scale = values.std(axis=0, dtype=np.float64)
-    return np.where(scale > np.maximum(4.0 * rounding, _LEAST_SCALE), scale, 1.0)
+    return np.where(scale > np.maximum(rounding, _LEAST_SCALE), scale, 1.0)

@@ -174,6 +174,7 @@ class ActuatorDistribution(Distribution):
             raise ValueError(f"dead must be at most the number of motors, {self.num_motors}; got {self.dead}.")
         for name in ("sign", "permutation", "rotation"):
             check_flag(name, getattr(self, name))
+            object.__setattr__(self, name, bool(getattr(self, name)))
         for name, marginal in (("gain", self.gain), ("offset", self.offset)):
             if not isinstance(marginal, Uniform | LogUniform | Choice) and not (name == "offset" and marginal is None):
                 raise ValueError(f"{name} must be a Uniform, a LogUniform or a Choice; got {shown(marginal)}.")

@@ -115,6 +115,8 @@ class TestDistribution:
         assert ActuatorDistribution.from_json(distribution.to_json()) == distribution
         family = TaskFamily(distribution, distribution)
         assert TaskFamily.from_dict(json.loads(json.dumps(family.to_dict())), actuator_task_type(3)) == family
+        flags = dict.fromkeys(("sign", "permutation", "rotation"), np.bool_(True))
+        assert json.loads(json.dumps(ActuatorDistribution(2, **flags).to_dict()))
 
     def test_numbers_of_numpy_are_json_too(self):
         one, two = np.array([1, 2])

@@ -388,10 +388,14 @@ class TestFiles:
         trainer.model.head.double()  # half of it in double precision
         trainer.save(tmp_path / "trainer.pt")
         shell = make_trainer().model if is_given else None
-        with pytest.raises(
-            ValueError, match=r"its head\.\w+ is of torch\.float64, that of the model of torch\.float32"
-        ):
+        with pytest.raises(ValueError, match=r"whose head\.\w+ is of torch\.float64; got one of torch\.float32\. Give"):
             MetaTrainer.load(tmp_path / "trainer.pt", shell)
+
+    def test_nothing_is_rounded_where_the_model_has_more_precision(self, look, tmp_path):
+        trainer = make_trainer()
+        trainer.save(tmp_path / "trainer.pt")
+        loaded = MetaTrainer.load(tmp_path / "trainer.pt", make_trainer(seed=1).model.double())
+        assert look(loaded.model.float()) == look(trainer.model)
 
     def test_options_may_be_arrays_of_one_number(self, tmp_path):
         trainer = make_trainer(inner_lr=torch.tensor(0.25), outer_lr=np.float32(0.5), window=np.array(4))

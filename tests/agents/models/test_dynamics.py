@@ -60,13 +60,17 @@ class TestInputs:
         assert targets.dtype == torch.float32
         assert targets.tolist() == [[1.0, 2.0, -1.0]]
 
-    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64, "single in double"])
     def test_of_many_rows_a_constant_column_stays_constant(self, dtype):
         rng, size = np.random.default_rng(0), 60_000
         # Two constants, and a clock, whose equal steps rounding makes unequal.
         observations = np.stack([np.full(size, 0.1), np.full(size, 1000.1), rng.uniform(0.0, 50.0, size)], axis=1)
+        is_rounded = dtype == "single in double"
+        dtype = np.float32 if is_rounded else dtype
         observations = observations.astype(dtype)
         after = observations + np.array([0.0, 0.0, 0.02], dtype)
+        if is_rounded:
+            observations, after = observations.astype(np.float64), after.astype(np.float64)
         model = DynamicsModel(OBSERVATIONS, ACTIONS["discrete"])
         model.set_normalisation(observations, rng.integers(2, size=size), after)
         assert model.input_scale[:2].tolist() == model.target_scale[:2].tolist() == [1.0, 1.0]
@@ -83,6 +87,17 @@ class TestInputs:
         inputs = model.inputs(observations, np.zeros(size, int))[:, :3]
         np.testing.assert_allclose(inputs.mean(0), np.zeros(3), atol=5e-3)
         np.testing.assert_allclose(inputs.std(0), np.ones(3), rtol=2e-3)
+
+    def test_changes_that_rounding_does_not_explain_are_changes(self):
+        rng, size = np.random.default_rng(0), 20_000
+        # Far from zero; over a wide range; with a single value that is far away.
+        starts = [5e5 + 50.0 * rng.normal(size=size), rng.uniform(0.0, 1e3, size), rng.uniform(-1.0, 1.0, size)]
+        starts[2][0] = 1e6
+        observations = np.stack(starts, axis=1).astype(np.float32)
+        after = (observations + [0.1, 4e-4, 0.1] * rng.normal(size=(size, 3))).astype(np.float32)
+        model = DynamicsModel(OBSERVATIONS, ACTIONS["discrete"])
+        model.set_normalisation(observations, np.zeros(size, int), after)
+        np.testing.assert_allclose(model.target_scale, [0.1, 4e-4, 0.1], rtol=0.03)
 
     def test_small_changes_of_small_things_are_changes(self):
         rng = np.random.default_rng(0)
