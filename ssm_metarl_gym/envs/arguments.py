@@ -61,12 +61,9 @@ def parse_tasks(
         tasks = tasks.tasks
     chosen = np.arange(num_rows) if mask is None else np.where(mask, np.arange(num_rows), mask.argmax())
     if isinstance(tasks, Mapping):
-        columns = {name: as_array(column) for name, column in tasks.items()} if mask is not None else {}
-        # Of numbers again: what is left out may have been none, and made the column one of objects.
-        of_rows = {
-            name: np.array(column[chosen].tolist()) for name, column in columns.items() if column.shape == (num_rows,)
-        }
-        return TaskBatch(task_type, {**tasks, **of_rows}, num_rows)
+        if mask is not None:
+            tasks = {name: _of_rows(column, num_rows, chosen) for name, column in tasks.items()}
+        return TaskBatch(task_type, tasks, num_rows)
     if not isinstance(tasks, Sequence) or isinstance(tasks, str | bytes) or len(tasks) != num_rows:
         raise ValueError(f"there must be one task for each of the {num_rows} rows; got {shown(tasks)}.")
     if mask is not None:
@@ -77,6 +74,13 @@ def parse_tasks(
     if batch.task_type is not task_type:
         raise ValueError(f"tasks must be {task_type.__name__}s; got {batch.task_type.__name__}s.")
     return batch
+
+
+def _of_rows(column: Any, num_rows: int, chosen: npt.NDArray[np.intp]) -> Any:
+    """Of a column with a value for each row those of some rows, whatever the others are; all else as it is."""
+    values = column.tolist() if isinstance(column, np.ndarray) else column
+    has_rows = isinstance(values, Sequence) and not isinstance(values, str | bytes) and len(values) == num_rows
+    return [values[row] for row in chosen.tolist()] if has_rows else column
 
 
 def check_reset_options(options: Any, valid: tuple[str, ...] | None = None) -> Mapping[str, Any]:

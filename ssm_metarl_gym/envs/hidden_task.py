@@ -1,7 +1,7 @@
 """What the environments with a hidden task share: drawing it, switching it, observing it and showing it."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Generic, NamedTuple, cast
 
@@ -101,8 +101,8 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for base in cls.__mro__:
-            if not issubclass(base, HiddenTask) and (taken := sorted(_own_names() & vars(base).keys())):
+        for base in _behind(cls):
+            if taken := sorted(_own_names() & vars(base).keys()):
                 raise ValueError(
                     f"{base.__name__} must not have {', '.join(taken)}, as HiddenTask has for itself. Rename it there."
                 )
@@ -275,22 +275,17 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
         return frozenset(self._distribution.parameters)
 
     def __getstate__(self) -> dict[str, Any]:
-        of_base = _method_of_base(self, "__getstate__")
-        state = self.__dict__ if of_base is None else of_base()
-        if not isinstance(state, dict):
-            raise ValueError(
-                f"the __getstate__ of an environment with hidden tasks must give a dictionary; that of "
-                f"{type(self).__name__} gave {shown(state)}."
-            )
-        ours = {name: self.__dict__[name] for name in _OURS if name in self.__dict__}
+        state = _state_of_base(self) or self.__dict__
         # Pygame's surfaces can be neither copied nor pickled; the next render makes new ones.
-        return ours | {name: None if _is_of_pygame(value) else value for name, value in state.items()}
+        return {name: None if _is_picture(value) else value for name, value in state.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Gymnasium's EzPickle would call the environment's own constructor instead, without the family.
         self.__dict__.update(state)
-        if (of_base := _method_of_base(self, "__setstate__")) is not None:
+        of_base = _method_of_base(self, "__setstate__")
+        if of_base is not None and _state_of_base(self) is not None:
             of_base(state)
+            self.__dict__.update({name: state[name] for name in (*_OURS, "observation_space") if name in state})
 
 
 # What HiddenTask keeps: what it was given, and what the course of an episode changes.
@@ -306,16 +301,35 @@ def _own_names() -> frozenset[str]:
     return frozenset(names - {"reset", "step", "render"})
 
 
+def _behind(env_type: type) -> Iterator[type]:
+    """The classes behind HiddenTask that are none of its subclasses: what it would hide the methods of."""
+    order = env_type.__mro__
+    return (base for base in order[order.index(HiddenTask) :] if not issubclass(base, HiddenTask))
+
+
 def _method_of_base(env: HiddenTask[Any], name: str) -> Callable[..., Any] | None:
     """A method of the first class behind HiddenTask that has one of its own; EzPickle's does not count."""
-    for base in type(env).__mro__:
-        if name in vars(base) and base not in (object, EzPickle) and not issubclass(base, HiddenTask):
+    for base in _behind(type(env)):
+        if name in vars(base) and base not in (object, EzPickle):
             return cast("Callable[..., Any]", vars(base)[name].__get__(env))
     return None
 
 
-def _is_of_pygame(value: object) -> bool:
-    return type(value).__module__.partition(".")[0] == "pygame"
+def _state_of_base(env: HiddenTask[Any]) -> dict[str, Any] | None:
+    """The attributes, without those that a base leaves out as it makes them anew; None where none does so.
+
+    A base that keeps something else, as the arguments of its constructor, knows nothing of the task.
+    """
+    if (of_base := _method_of_base(env, "__getstate__")) is None:
+        return None
+    state = of_base()
+    is_of_attributes = isinstance(state, dict) and state.keys() >= {name for name in _OURS if name in vars(env)}
+    return state if is_of_attributes else None
+
+
+def _is_picture(value: object) -> bool:
+    kind = type(value)
+    return kind.__module__.partition(".")[0] == "pygame" and kind.__name__ in ("Surface", "Clock", "Font")
 
 
 # Where the caption of a picture is, from the left and from the top.

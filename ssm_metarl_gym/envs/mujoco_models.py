@@ -132,8 +132,7 @@ class MujocoHiddenModel(MujocoHiddenTask[SomeTask]):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        del state["_scratch"]
-        return state
+        return {name: value for name, value in state.items() if name != "_scratch"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

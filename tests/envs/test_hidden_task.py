@@ -778,18 +778,71 @@ def test_copies_go_through_what_the_environment_has_for_it(copy, rollout):
     assert rollout(twin, 250) == rollout(env, 250)
 
 
-def test_a_state_that_is_no_dictionary_is_refused():
-    class Odd(MountainCarEnv):
+class KeepsArguments(MountainCarEnv):
+    def __getstate__(self):
+        return {"goal_velocity": self.goal_velocity}
+
+    def __setstate__(self, state):
+        KeepsArguments.__init__(self, **state)
+
+
+class AddsToArguments(PickledByArguments):
+    def __getstate__(self):
+        return super().__getstate__() | {"extra": 1}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self.extra = state["extra"]
+
+
+class MakesItselfAnew(MountainCarEnv):
+    def __getstate__(self):
+        return dict(vars(self))
+
+    def __setstate__(self, state):
+        MakesItselfAnew.__init__(self)
+
+
+@pytest.mark.parametrize("base", [KeepsArguments, AddsToArguments, MakesItselfAnew])
+def test_copies_keep_the_task_whatever_the_environment_keeps(base):
+    env_type = type("TaskEnv", (HiddenTask, base), {"task_type": ShoveTask, "shove": TaskParameter()})
+    env = env_type(SHOVES, context="visible")
+    env.reset(seed=0)
+    twin = deepcopy(env)
+    assert (twin.task, twin.observation_space) == (env.task, env.observation_space)
+    assert twin.step(1)[0].tolist() == env.step(1)[0].tolist() or base is MakesItselfAnew  # elsewhere
+    assert twin.reset(seed=1)[0].tolist() == env.reset(seed=1)[0].tolist()
+
+
+def test_copies_keep_what_is_of_pygame_and_no_picture():
+    pygame = pytest.importorskip("pygame")
+    env = TaskWithHandleEnv(SHOVES)
+    env.place, env.surf = pygame.Vector2(1, 2), pygame.Surface((2, 2))
+    twin = deepcopy(env)
+    assert (twin.place, twin.surf) == (env.place, None)
+
+
+def test_a_mixin_in_front_may_have_the_same_names():
+    class InFront:
+        def _apply_task(self):
+            self.applied = self.task
+            super()._apply_task()
+
         def __getstate__(self):
-            return [1, 2]
+            return super().__getstate__() | {"copied": True}
 
-    class TaskOdd(HiddenTask[ShoveTask], Odd):
+        def __setstate__(self, state):
+            super().__setstate__(state)
+
+    class TaskEnv(InFront, HiddenTask[ShoveTask], MountainCarEnv):
         task_type = ShoveTask
+        shove = TaskParameter()
 
-    with pytest.raises(
-        ValueError, match=r"__getstate__ of an environment .* a dictionary; that of TaskOdd gave \[1, 2\]"
-    ):
-        deepcopy(TaskOdd(SHOVES))
+    env = TaskEnv(SHOVES)
+    env.reset(seed=0)
+    assert env.applied == env.task
+    twin = deepcopy(env)
+    assert (twin.task, twin.copied) == (env.task, True)
 
 
 @pytest.mark.parametrize("name", ["_info", "task", "set_family"])

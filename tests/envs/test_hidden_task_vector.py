@@ -462,7 +462,7 @@ class TestResetOptions:
             assert env.unwrapped.tasks[1].polarity == -1
             assert env.step(actions)[3].tolist() == [False, True, False]
 
-    @pytest.mark.parametrize("columns", [None, [np.nan, 0.7, -1.0], [None, 0.7, "long"]])
+    @pytest.mark.parametrize("columns", [None, np.array([np.nan, 0.7, -1.0]), [None, 0.7, "long"], [1.0, 0.7, [2, 3]]])
     def test_what_was_given_to_other_rows_need_not_be_valid(self, columns):
         env = make("CartPole", 3)
         env.reset(seed=0)
