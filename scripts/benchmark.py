@@ -147,6 +147,16 @@ class Options:
         return None if self.agents or self.steps else DEAR_STEPS
 
 
+def whole_of(scoreboard: Scoreboard) -> Scoreboard:
+    """The scoreboard of all that its folder holds, of earlier commands too; itself where that cannot be read."""
+    board = scoreboard.board
+    try:
+        return find_scoreboard(board.folder, (board.num_tasks, board.percent))
+    except ValueError as error:
+        print(f"the report is of this command alone: {error}", file=sys.stderr)
+        return scoreboard
+
+
 @stoppable(lambda: "the same command again goes on with the runs that are missing")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing, and write the report."""
@@ -186,10 +196,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tables = [table for table in map(scoreboard.mean_returns, scoreboard.names) if table.rows]
         for table in tables:
             print(f"\n{table.title}\n\n{format_markdown(table.header, table.rows)}")
-        if tables:  # the page is of all that the folder holds, of earlier commands too
-            everything = find_scoreboard(options.output, (scoreboard.board.num_tasks, scoreboard.board.percent))
-            written = write_report(everything, f"python scripts/report.py {options.output}")
-            print(f"\nthe report is {written[0]}")
+        if tables:
+            command = f"python scripts/report.py {options.output}"
+            print(f"\nthe report is {write_report(whole_of(scoreboard), command)[0]}")
     if failed is not None:
         sys.exit(f"{failed}\nthe same command again tries them anew")
 

@@ -147,6 +147,13 @@ def test_the_page_is_of_all_that_the_folder_holds(benchmark, tmp_path, monkeypat
     page = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert {"PointActuators-2", "CartPole"} <= {line[3:] for line in page.splitlines() if line.startswith("## ")}
     assert "| as_is | 1.0 [1.0, 1.0] |" in page
+    # What is of a family that cannot be made any more is left out, with a word.
+    line = json.loads((tmp_path / "runs.jsonl").read_text().splitlines()[0]) | {"physics": "gone:FAMILY"}
+    with (tmp_path / "runs.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    benchmark.main([*TINY, "--families", "CartPole", "--agents", "told", *folder])
+    assert "the report is of this command alone: the family gone:FAMILY cannot" in capsys.readouterr().err
+    assert "as_is" not in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def run_here(jobs, engine, description, *, on_result, **_):

@@ -31,9 +31,10 @@ _INTRODUCTION: Final = (
     "At a glance, an agent that was trained for several numbers of steps stands with the one of most seeds, and of "
     "several of these with the greatest. It has a star where it has fewer seeds than others.",
     "What to use when: the best agent is above the most others in the tasks of the seeds that both have. As good, as "
-    "far as is known, is each whose difference from it has a 95 % interval that reaches zero or lies above, over three "
-    "seeds or more (three tell little apart). The cheapest of all these takes the fewest steps on the family, and then "
-    "the least time. PPO that is told the hidden physics is no choice.",
+    f"far as is known, is each whose difference from it has a 95 % interval that reaches zero or lies above. The "
+    "cheapest of all these takes the fewest steps on the family, and then the least time; what varies much is not told "
+    "from anything, so one that is cheaper still, and not below that one on the mean, takes its place. All this over "
+    f"{LEAST_SEEDS} seeds or more. PPO that is told the hidden physics is no choice.",
     "Scores and scaled returns are of interquartile means, with a bootstrap over seeds and tasks (of AIB's over seeds) "
     "from five seeds on, which of so few is too sure. Scores are over the seeds that an agent has in common with those "
     "that are 0 and 1, which take as many steps as it does, or the most that are known; 1 is PPO that is told what is "
