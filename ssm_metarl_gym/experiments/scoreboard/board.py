@@ -330,15 +330,16 @@ def _costs(board: Board, name: str, what: str, seed: int, started: float, steps:
     return key | {"cpu_seconds": round(time.process_time() - started, 1), "steps": steps}
 
 
-def note_costs(path: Path, *costs: Any) -> list[Line]:
+def note_costs(path: Path, *costs: Any, **more: Any) -> list[Line]:
     """What something took, kept beside the file that is written next: whoever finds that one there knows it.
 
     Args:
         path: The file of what was made.
         *costs: The scoreboard, the physics, what it is, its seed, when it was begun (``time.process_time()``), and its
             steps.
+        **more: What else the line says.
     """
-    line = _costs(*costs)
+    line = _costs(*costs) | more
     write_json(path.with_suffix(".json"), line)
     return [line]
 

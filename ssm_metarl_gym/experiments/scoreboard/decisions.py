@@ -120,14 +120,15 @@ def cost_of(scoreboard: Scoreboard, name: str, row: str, steps: int) -> Cost | N
     total, seconds = 0, 0.0
     for what, least, is_on_family in _parts(row, steps, scoreboard.board.nominal_steps(name)):
         lines = [line for line in scoreboard.costs_of(name) if line["row"] == what]
-        # Steps are rounded up to whole rollouts: of several budgets it is the first that is large enough. An agent of a
-        # user's that does not learn takes none.
+        # Steps are rounded up to whole rollouts: of several budgets it is the first that is large enough, where no line
+        # says what was asked for. An agent of a user's that does not learn takes none.
         enough = [line["steps"] for line in lines if line["steps"] >= least or (is_own(row) and not line["steps"])]
-        taken = min(enough, default=None)
-        if taken is None:
+        if not enough:
             return None
-        total += taken * is_on_family
-        seconds += float(np.mean([line["cpu_seconds"] for line in lines if line["steps"] == taken]))
+        of_budget = [line for line in lines if line.get("budget") == least]
+        taken = of_budget or [line for line in lines if line["steps"] == min(enough)]
+        total += round(np.mean([line["steps"] for line in taken])) * is_on_family
+        seconds += float(np.mean([line["cpu_seconds"] for line in taken]))
     return Cost(total, seconds)
 
 

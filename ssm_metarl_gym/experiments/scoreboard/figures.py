@@ -212,10 +212,12 @@ class Scoreboard:
         """What policies and models took, the mean over seeds."""
         rows = []
         for name in self.names:
-            lines = self.costs_of(name)
-            for what, steps in dict.fromkeys((line["row"], line["steps"]) for line in lines):
-                seconds = [line["cpu_seconds"] for line in lines if (line["row"], line["steps"]) == (what, steps)]
-                rows.append([name, what, f"{steps:,}", f"{np.mean(seconds):.1f}"])
+            of_budgets: dict[tuple[str, int], list[dict[str, Any]]] = {}
+            for line in self.costs_of(name):
+                of_budgets.setdefault((line["row"], line.get("budget", line["steps"])), []).append(line)
+            for (what, _), lines in of_budgets.items():
+                steps, seconds = (np.mean([line[of] for line in lines]) for of in ("steps", "cpu_seconds"))
+                rows.append([name, what, f"{steps:,.0f}", f"{seconds:.1f}"])
         return Table("Costs", ["", "what", "environment steps", "CPU seconds"], rows)
 
     def tables(self) -> list[Table]:

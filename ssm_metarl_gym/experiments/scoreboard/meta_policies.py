@@ -42,7 +42,9 @@ def learn_meta_policy(board: Board, name: str, seed: int, steps: int) -> list[Li
     )
     while trainer.num_timesteps < steps:
         trainer.learn(1)
-    costs = note_costs(path, board, name, "policy, meta_policy", seed, started, trainer.num_timesteps)
+    # Where episodes end early seeds take different numbers of steps.
+    what = (board, name, "policy, meta_policy", seed, started, trainer.num_timesteps)
+    costs = note_costs(path, *what, budget=steps)
     trainer.save(path)
     return costs
 

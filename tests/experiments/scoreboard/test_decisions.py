@@ -136,6 +136,17 @@ def test_of_several_budgets_it_is_the_first_that_is_large_enough(scoreboard):
     assert cost_of(scoreboard, NAME, "told", 200_000) == (200_704, 2.0)
 
 
+def test_seeds_may_take_different_numbers_of_steps_for_one_budget(scoreboard):
+    for seed, (steps, budget) in enumerate(((120_000, 100_000), (110_000, 100_000), (101_000, 50_000))):
+        line = {"study": "prepared", "physics": NAME, "row": "policy, meta_policy", "seed": seed, "budget": budget}
+        line |= scoreboard.board.settings_of(NAME)
+        scoreboard.records.add(**line, steps=steps, cpu_seconds=steps / 1e4)
+    assert cost_of(scoreboard, NAME, "meta_policy", 100_000) == (115_000, 11.5)
+    assert cost_of(scoreboard, NAME, "meta_policy", 50_000) == (101_000, 10.1)
+    costs = [row[2:] for row in scoreboard.costs().rows if row[1] == "policy, meta_policy"]
+    assert costs == [["115,000", "11.5"], ["101,000", "10.1"]]
+
+
 def test_what_a_cost_is_not_known_of_comes_last(scoreboard):
     for what in ("policy, told", "policy, student"):
         line = {"study": "prepared", "physics": "CartPole", "row": what} | scoreboard.board.settings_of("CartPole")
