@@ -16,7 +16,7 @@ __all__ = ["Page", "write_markdown", "write_page"]
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --strong: #2563eb; --tint: #16a34a; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 0 auto; padding: 1rem 1rem 4rem; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 88rem; margin: 0 auto; padding: 1rem 1rem 4rem; }
 h1 { font-size: 1.7rem; margin: 1rem 0 .3rem; }
 h2 { font-size: 1.35rem; margin: 2.6rem 0 .5rem; border-top: 1px solid var(--line); padding-top: 1rem; }
 h3 { font-size: 1rem; margin: 1.5rem 0 .4rem; }
