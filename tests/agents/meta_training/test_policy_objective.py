@@ -144,7 +144,7 @@ def test_an_update_depends_on_nothing_but_the_state_the_seed_and_its_number(lear
 def test_what_an_update_reports():
     report = make(inner_steps=2).update(0)
     assert list(report) == [
-        "loss", "return_after_0_steps", "return_after_1_steps", "return_after_2_steps", "dropped_tasks",
+        "loss", "return_after_0_steps", "return_after_1_steps", "return_after_2_steps", "dropped_tasks", "steps",
     ]  # fmt: skip
     assert all(math.isfinite(value) for value in report.values())
 
