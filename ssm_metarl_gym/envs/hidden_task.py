@@ -275,15 +275,17 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
         return frozenset(self._distribution.parameters)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = _state_of_base(self) or self.__dict__
+        of_base = _state_of_base(self)
+        state = self.__dict__ if of_base is None else of_base | {_IS_OF_BASE: True}
         # Pygame's surfaces can be neither copied nor pickled; the next render makes new ones.
         return {name: None if _is_picture(value) else value for name, value in state.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        is_of_base = state.pop(_IS_OF_BASE, False)
         # Gymnasium's EzPickle would call the environment's own constructor instead, without the family.
         self.__dict__.update(state)
-        of_base = _method_of_base(self, "__setstate__")
-        if of_base is not None and _state_of_base(self) is not None:
+        if is_of_base and (of_base := _method_of_base(self, "__setstate__")) is not None:
             of_base(state)
             self.__dict__.update({name: state[name] for name in (*_OURS, "observation_space") if name in state})
 
@@ -292,6 +294,7 @@ class HiddenTask(gym.Env[npt.NDArray[Any], Any], Generic[SomeTask]):
 _GIVEN: Final = ("_family", "_distribution", "_split", "_switch", "_fixed_task", "_context")
 _CHANGING: Final = ("_task_rng", "_switch_rng", "_steps_to_switch", "_constructed")
 _OURS: Final = (*_GIVEN, *_CHANGING, "_task", "_task_id", "_parameters", "_shown")
+_IS_OF_BASE: Final = "_is_of_base"  # in a state: whether it is what the base gave
 
 
 @functools.cache

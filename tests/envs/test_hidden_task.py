@@ -755,7 +755,9 @@ class WithHandle(MountainCarEnv):
         return super().step(action)
 
     def __getstate__(self):
-        return {name: value for name, value in vars(self).items() if name != "lock"}
+        state = vars(self).copy()
+        del state["lock"]  # as is customary: a copy that has none yet cannot be asked for its state
+        return state
 
     def __setstate__(self, state):
         vars(self).update(state)
